@@ -1,0 +1,224 @@
+//! AVX-512: f32 in 16 lanes, and BF16 pairs where the CPU has `vdpbf16ps`.
+
+use std::arch::x86_64::*;
+
+use super::vector::{Vector, dot_kernel, epilogues, gemm_kernel};
+use crate::{
+    contract::{DotKernel, GemmKernel},
+    cpu::Isa,
+};
+
+/// Sixteen 32-bit lanes.
+#[derive(Clone, Copy)]
+pub(crate) struct V(__m512);
+
+// SAFETY: each method is the intrinsic that does what the trait says; loads and stores touch exactly 16 lanes.
+unsafe impl Vector for V {
+    const LANES: usize = 16;
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        // SAFETY: AVX-512F, by the trait's contract; so in every method below.
+        unsafe { V(_mm512_setzero_ps()) }
+    }
+    #[inline(always)]
+    unsafe fn splat(p: *const u32) -> Self {
+        // SAFETY: 4 readable bytes, by the caller's promise.
+        unsafe { V(_mm512_set1_ps(f32::from_bits(p.read_unaligned()))) }
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const u32) -> Self {
+        // SAFETY: 16 readable lanes, by the caller's promise.
+        unsafe { V(_mm512_loadu_ps(p.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn load_part(p: *const u32, n: usize) -> Self {
+        // SAFETY: masked-off lanes are not read; `n < 16` lanes are readable by the caller's promise.
+        unsafe { V(_mm512_maskz_loadu_ps((1u16 << n) - 1, p.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut u32) {
+        // SAFETY: 16 writable lanes, by the caller's promise.
+        unsafe { _mm512_storeu_ps(p.cast(), self.0) }
+    }
+    #[inline(always)]
+    unsafe fn widen_bf16(p: *const u16) -> Self {
+        // SAFETY: 16 readable u16, by the caller's promise.
+        unsafe {
+            let w = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
+            V(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(w)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn widen_f16(p: *const u16) -> Self {
+        // SAFETY: 16 readable u16, by the caller's promise.
+        unsafe { V(_mm512_cvtph_ps(_mm256_loadu_si256(p.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn narrow_bf16(self, p: *mut u16) {
+        // SAFETY: 16 writable u16, by the caller's promise.
+        unsafe {
+            let x = _mm512_castps_si512(self.0);
+            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(x), _mm512_set1_epi32(1));
+            let r = _mm512_add_epi32(x, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(self.0, self.0);
+            let r = _mm512_mask_or_epi32(r, nan, x, _mm512_set1_epi32(0x0040_0000));
+            _mm256_storeu_si256(p.cast(), _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(r)));
+        }
+    }
+    #[inline(always)]
+    unsafe fn fma(self, b: Self, c: Self) -> Self {
+        // SAFETY: AVX-512F.
+        unsafe { V(_mm512_fmadd_ps(self.0, b.0, c.0)) }
+    }
+    #[inline(always)]
+    unsafe fn add(self, b: Self) -> Self {
+        // SAFETY: AVX-512F.
+        unsafe { V(_mm512_add_ps(self.0, b.0)) }
+    }
+    #[inline(always)]
+    unsafe fn mul(self, b: Self) -> Self {
+        // SAFETY: AVX-512F.
+        unsafe { V(_mm512_mul_ps(self.0, b.0)) }
+    }
+    #[inline(always)]
+    unsafe fn div(self, b: Self) -> Self {
+        // SAFETY: AVX-512F.
+        unsafe { V(_mm512_div_ps(self.0, b.0)) }
+    }
+    #[inline(always)]
+    unsafe fn clamp(self, lo: f32, hi: f32) -> Self {
+        // SAFETY: AVX-512F. The second operand of max/min is returned if either is NaN.
+        unsafe { V(_mm512_min_ps(_mm512_set1_ps(hi), _mm512_max_ps(_mm512_set1_ps(lo), self.0))) }
+    }
+    #[inline(always)]
+    unsafe fn round(self) -> Self {
+        // SAFETY: AVX-512F.
+        unsafe { V(_mm512_roundscale_ps::<8>(self.0)) }
+    }
+    #[inline(always)]
+    unsafe fn pow2(self) -> Self {
+        // SAFETY: AVX-512F.
+        unsafe { V(_mm512_scalef_ps(_mm512_set1_ps(1.0), self.0)) }
+    }
+    #[inline(always)]
+    unsafe fn splat_f32(x: f32) -> Self {
+        // SAFETY: AVX-512F.
+        unsafe { V(_mm512_set1_ps(x)) }
+    }
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        // SAFETY: AVX-512F.
+        unsafe { _mm512_reduce_add_ps(self.0) }
+    }
+    #[inline(always)]
+    unsafe fn transpose(b: &mut [Self; 16]) {
+        // SAFETY: AVX-512F. Pairs of rows, then quads, then 128-bit lanes, as for a 4x4 transpose of 4x4 blocks.
+        unsafe {
+            let mut t = [_mm512_setzero_ps(); 16];
+            for i in 0..8 {
+                t[2 * i] = _mm512_unpacklo_ps(b[2 * i].0, b[2 * i + 1].0);
+                t[2 * i + 1] = _mm512_unpackhi_ps(b[2 * i].0, b[2 * i + 1].0);
+            }
+            let mut q = t;
+            for i in 0..4 {
+                let d: [__m512d; 4] = std::array::from_fn(|j| _mm512_castps_pd(t[4 * i + j]));
+                q[4 * i] = _mm512_castpd_ps(_mm512_unpacklo_pd(d[0], d[2]));
+                q[4 * i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(d[0], d[2]));
+                q[4 * i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(d[1], d[3]));
+                q[4 * i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(d[1], d[3]));
+            }
+            for j in 0..4 {
+                let (r0, r1, r2, r3) = (q[j], q[4 + j], q[8 + j], q[12 + j]);
+                let lo01 = _mm512_shuffle_f32x4::<0x88>(r0, r1);
+                let hi01 = _mm512_shuffle_f32x4::<0xdd>(r0, r1);
+                let lo23 = _mm512_shuffle_f32x4::<0x88>(r2, r3);
+                let hi23 = _mm512_shuffle_f32x4::<0xdd>(r2, r3);
+                b[j] = V(_mm512_shuffle_f32x4::<0x88>(lo01, lo23));
+                b[4 + j] = V(_mm512_shuffle_f32x4::<0x88>(hi01, hi23));
+                b[8 + j] = V(_mm512_shuffle_f32x4::<0xdd>(lo01, lo23));
+                b[12 + j] = V(_mm512_shuffle_f32x4::<0xdd>(hi01, hi23));
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_bf16(self, a: Self, b: Self) -> Self {
+        // SAFETY: only called in functions with avx512bf16; all three types are 512 bits of any content.
+        unsafe {
+            V(_mm512_dpbf16_ps(
+                self.0,
+                std::mem::transmute::<__m512, __m512bh>(a.0),
+                std::mem::transmute::<__m512, __m512bh>(b.0),
+            ))
+        }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        // SAFETY: a prefetch of any address is harmless.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch_once(p: *const u8) {
+        // SAFETY: a prefetch of any address is harmless.
+        unsafe { _mm_prefetch::<_MM_HINT_NTA>(p.cast()) }
+    }
+}
+
+gemm_kernel!(f32_32x12, Isa::Avx512, [target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")], V, F32, 2 x 12, "gemm_f32xf32_f32_32x12_avx512");
+gemm_kernel!(f32_16x24, Isa::Avx512, [target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")], V, F32, 1 x 24, "gemm_f32xf32_f32_16x24_avx512");
+gemm_kernel!(f32_48x8, Isa::Avx512, [target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")], V, F32, 3 x 8, "gemm_f32xf32_f32_48x8_avx512");
+
+gemm_kernel!(bf16_32x12, Isa::Avx512Bf16, [target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl,avx512dq")], V, Bf16, 2 x 12, "gemm_bf16xbf16_f32_32x12_avx512bf16");
+gemm_kernel!(bf16_16x24, Isa::Avx512Bf16, [target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl,avx512dq")], V, Bf16, 1 x 24, "gemm_bf16xbf16_f32_16x24_avx512bf16");
+gemm_kernel!(bf16_48x8, Isa::Avx512Bf16, [target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl,avx512dq")], V, Bf16, 3 x 8, "gemm_bf16xbf16_f32_48x8_avx512bf16");
+
+dot_kernel!(
+    dot_f32,
+    Isa::Avx512,
+    [target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")],
+    V,
+    F32xF32,
+    MacF32,
+    "dot_f32xf32_f32_avx512",
+    f32 as F32,
+    f32 as F32
+);
+dot_kernel!(
+    dot_f16,
+    Isa::Avx512,
+    [target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")],
+    V,
+    F32xF16,
+    MacF32,
+    "dot_f32xf16_f32_avx512",
+    f32 as F32,
+    u16 as F16
+);
+dot_kernel!(
+    dot_bf16,
+    Isa::Avx512,
+    [target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")],
+    V,
+    F32xBf16,
+    MacF32,
+    "dot_f32xbf16_f32_avx512",
+    f32 as F32,
+    u16 as Bf16
+);
+dot_kernel!(
+    dot_bf16_bf16,
+    Isa::Avx512Bf16,
+    [target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl,avx512dq")],
+    V,
+    Bf16xBf16,
+    MacBf16,
+    "dot_bf16xbf16_f32_avx512bf16",
+    u16 as Bf16Pair,
+    u16 as Bf16Pair
+);
+
+epilogues!([target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")], V);
+
+pub(crate) const GEMM: &[GemmKernel] = &[f32_32x12::KERNEL, f32_16x24::KERNEL, f32_48x8::KERNEL];
+pub(crate) const DOT: &[DotKernel] = &[dot_f32::KERNEL, dot_f16::KERNEL, dot_bf16::KERNEL];
+pub(crate) const GEMM_BF16: &[GemmKernel] = &[bf16_32x12::KERNEL, bf16_16x24::KERNEL, bf16_48x8::KERNEL];
+pub(crate) const DOT_BF16: &[DotKernel] = &[dot_bf16_bf16::KERNEL];

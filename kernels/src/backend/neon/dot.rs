@@ -1,0 +1,123 @@
+//! Few-row kernels: four rows of W at a time by one or two of x.
+//!
+//! A vector is 16 bytes and a multiply-add takes four cycles: one row of W would keep one or two chains of them busy and
+//! stop at a quarter of what memory delivers. Four rows make eight chains and read x once for all four. The hardware
+//! prefetches four streams by itself.
+
+use super::V;
+use crate::{
+    backend::vector::{Bf16, Bf16Pair, F16, F32, Load, Mac, MacBf16, MacF32, Vector, stamp},
+    contract::{DotFn, DotKernel},
+    cpu::Isa,
+};
+
+/// Rows of x in a block.
+const MR: usize = 2;
+/// Rows of W in a block.
+const NR: usize = 4;
+
+/// `contract::Dot`.
+///
+/// # Safety
+/// As `contract::Dot`.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+unsafe fn dot<M: Mac<V>, X: Load<V>, W: Load<V>>(
+    k: usize,
+    x: *const X::T,
+    x_stride: usize,
+    rows: usize,
+    w: *const W::T,
+    w_stride: usize,
+    n: usize,
+    out: *mut f32,
+    out_stride: usize,
+) {
+    // SAFETY: blocks are of rows of x below `rows` and of W below `n` alone.
+    unsafe {
+        let mut j = 0;
+        while j < n {
+            let wj = w.add(j * w_stride);
+            let whole = n - j >= NR;
+            let mut i = 0;
+            while i < rows {
+                let (x, out) = (x.add(i * x_stride), out.add(i * out_stride + j));
+                i += match (whole, rows - i) {
+                    (true, MR..) => block::<M, X, W, MR, NR>(k, x, x_stride, wj, w_stride, out, out_stride),
+                    (true, _) => block::<M, X, W, 1, NR>(k, x, x_stride, wj, w_stride, out, out_stride),
+                    (false, _) => block::<M, X, W, 1, 1>(k, x, x_stride, wj, w_stride, out, out_stride),
+                };
+            }
+            j += if whole { NR } else { 1 };
+        }
+    }
+}
+
+/// `out[m][n] = x[m] . w[n]` for `R` rows of x and `C` of W; returns `R`.
+///
+/// # Safety
+/// `x` is readable for R rows, `w` for C rows of `k` elements; `out` is writable at `m * out_stride + n` of them.
+#[inline(always)]
+unsafe fn block<M: Mac<V>, X: Load<V>, W: Load<V>, const R: usize, const C: usize>(
+    k: usize,
+    x: *const X::T,
+    x_stride: usize,
+    w: *const W::T,
+    w_stride: usize,
+    out: *mut f32,
+    out_stride: usize,
+) -> usize {
+    let per_vec = V::LANES * X::PER_LANE;
+    // SAFETY: elements `< k` of each row are read, by the caller's promise; the tail by `load_part`.
+    unsafe {
+        let mut c = [[V::zero(); C]; R];
+        let mut at = 0;
+        while at + per_vec <= k {
+            let ws: [V; C] = std::array::from_fn(|n| W::load(w.add(n * w_stride + at)));
+            for (m, c) in c.iter_mut().enumerate() {
+                let x = X::load(x.add(m * x_stride + at));
+                for n in 0..C {
+                    c[n] = M::mac(c[n], x, ws[n]);
+                }
+            }
+            at += per_vec;
+        }
+        if at < k {
+            let ws: [V; C] = std::array::from_fn(|n| W::load_part(w.add(n * w_stride + at), k - at));
+            for (m, c) in c.iter_mut().enumerate() {
+                let x = X::load_part(x.add(m * x_stride + at), k - at);
+                for n in 0..C {
+                    c[n] = M::mac(c[n], x, ws[n]);
+                }
+            }
+        }
+        for (m, c) in c.iter().enumerate() {
+            for (n, c) in c.iter().enumerate() {
+                *out.add(m * out_stride + n) = c.sum();
+            }
+        }
+    }
+    R
+}
+
+stamp!([], f32_f32: "`contract::Dot`",
+    (k: usize, x: *const f32, x_stride: usize, rows: usize, w: *const f32, w_stride: usize, n: usize, out: *mut f32, out_stride: usize)
+    => dot::<MacF32, F32, F32>);
+stamp!([], f32_f16: "`contract::Dot`",
+    (k: usize, x: *const f32, x_stride: usize, rows: usize, w: *const u16, w_stride: usize, n: usize, out: *mut f32, out_stride: usize)
+    => dot::<MacF32, F32, F16>);
+stamp!([], f32_bf16: "`contract::Dot`",
+    (k: usize, x: *const f32, x_stride: usize, rows: usize, w: *const u16, w_stride: usize, n: usize, out: *mut f32, out_stride: usize)
+    => dot::<MacF32, F32, Bf16>);
+stamp!([target_feature(enable = "neon,bf16")], bf16_bf16: "`contract::Dot`",
+    (k: usize, x: *const u16, x_stride: usize, rows: usize, w: *const u16, w_stride: usize, n: usize, out: *mut f32, out_stride: usize)
+    => dot::<MacBf16, Bf16Pair, Bf16Pair>);
+
+pub(super) const NEON: &[DotKernel] = &[
+    DotKernel { name: "dot_f32xf32_f32_2x4_neon", isa: Isa::Neon, fun: DotFn::F32xF32(f32_f32) },
+    DotKernel { name: "dot_f32xf16_f32_2x4_neon", isa: Isa::Neon, fun: DotFn::F32xF16(f32_f16) },
+    DotKernel { name: "dot_f32xbf16_f32_2x4_neon", isa: Isa::Neon, fun: DotFn::F32xBf16(f32_bf16) },
+];
+
+pub(super) const BF16: &[DotKernel] =
+    &[DotKernel { name: "dot_bf16xbf16_f32_2x4_neonbf16", isa: Isa::NeonBf16, fun: DotFn::Bf16xBf16(bf16_bf16) }];

@@ -1,0 +1,211 @@
+//! AArch64 Advanced SIMD, the baseline of every 64-bit Arm CPU, and the BF16 products of Armv8.6 (Apple M2 on).
+//!
+//! The epilogues are the generic ones of [`super::vector`] on pairs of registers. The tiles are their own: NEON multiplies
+//! by a lane of a register, so a tile is `[k][12]` and one load brings four broadcasts ([`fmla`]); BFMMLA multiplies 2x4 by
+//! 4x2 blocks, so both operands hold pairs of rows ([`bfmmla`]). So are the few-row kernels ([`dot`]).
+//!
+//! F16 weights are widened (`FCVTL`) and multiplied in f32. `FMLAL` would save nothing: it too yields four sums per
+//! instruction, and it would round the activations to F16, 11 bits and 65504 at most.
+
+mod bfmmla;
+mod dot;
+mod fmla;
+
+use std::arch::{aarch64::*, asm};
+
+pub(crate) use bfmmla::bfmmla;
+
+use super::vector::{Vector, epilogues};
+use crate::contract::{DotKernel, GemmKernel};
+
+/// Rows of x in a panel: two registers of f32, four BFMMLA pairs.
+const MR: usize = 8;
+/// Rows of W in a tile: with [`MR`], 24 of the 32 registers accumulate, 6 times the 4 cycles of latency of 4 pipes.
+const NR: usize = 12;
+
+/// Eight 32-bit lanes in two registers.
+#[derive(Clone, Copy)]
+pub(crate) struct V([float32x4_t; 2]);
+
+impl V {
+    #[inline(always)]
+    fn zip(self, b: V, f: impl Fn(float32x4_t, float32x4_t) -> float32x4_t) -> V {
+        V([f(self.0[0], b.0[0]), f(self.0[1], b.0[1])])
+    }
+}
+
+/// Transposes a 4x4 block.
+///
+/// # Safety
+/// None beyond NEON, which every AArch64 CPU of Rust's targets has.
+#[inline(always)]
+unsafe fn transpose4(r: [float32x4_t; 4]) -> [float32x4_t; 4] {
+    // SAFETY: NEON alone.
+    unsafe {
+        let d = |x| vreinterpretq_f64_f32(x);
+        let (a, b) = (vtrn1q_f32(r[0], r[1]), vtrn2q_f32(r[0], r[1]));
+        let (c, e) = (vtrn1q_f32(r[2], r[3]), vtrn2q_f32(r[2], r[3]));
+        [
+            vreinterpretq_f32_f64(vtrn1q_f64(d(a), d(c))),
+            vreinterpretq_f32_f64(vtrn1q_f64(d(b), d(e))),
+            vreinterpretq_f32_f64(vtrn2q_f64(d(a), d(c))),
+            vreinterpretq_f32_f64(vtrn2q_f64(d(b), d(e))),
+        ]
+    }
+}
+
+/// Prefetches the line `offset` bytes behind `p`; any address will do.
+#[inline(always)]
+fn prefetch(p: *const u8, offset: usize) {
+    // SAFETY: a prefetch reads no memory that the program sees, and faults on no address.
+    unsafe {
+        asm!("prfm pldl1keep, [{p}, {offset}]", p = in(reg) p, offset = in(reg) offset,
+            options(nostack, readonly, preserves_flags));
+    }
+}
+
+// SAFETY: each method is the intrinsics that do what the trait says; loads and stores touch exactly 8 lanes.
+unsafe impl Vector for V {
+    const LANES: usize = 8;
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        // SAFETY: NEON; so in every method below.
+        unsafe { V([vdupq_n_f32(0.0); 2]) }
+    }
+    #[inline(always)]
+    unsafe fn splat(p: *const u32) -> Self {
+        // SAFETY: 4 readable bytes, by the caller's promise.
+        unsafe { V([vdupq_n_f32(f32::from_bits(p.read_unaligned())); 2]) }
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const u32) -> Self {
+        // SAFETY: 8 readable lanes, by the caller's promise.
+        unsafe { V([vld1q_f32(p.cast()), vld1q_f32(p.add(4).cast())]) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut u32) {
+        // SAFETY: 8 writable lanes, by the caller's promise.
+        unsafe {
+            vst1q_f32(p.cast(), self.0[0]);
+            vst1q_f32(p.add(4).cast(), self.0[1]);
+        }
+    }
+    #[inline(always)]
+    unsafe fn widen_bf16(p: *const u16) -> Self {
+        // SAFETY: 8 readable u16, by the caller's promise.
+        unsafe {
+            let w = vld1q_u16(p);
+            V([
+                vreinterpretq_f32_u32(vshll_n_u16::<16>(vget_low_u16(w))),
+                vreinterpretq_f32_u32(vshll_high_n_u16::<16>(w)),
+            ])
+        }
+    }
+    #[inline(always)]
+    unsafe fn widen_f16(p: *const u16) -> Self {
+        // SAFETY: 8 readable u16, by the caller's promise.
+        unsafe {
+            let w = vreinterpretq_f16_u16(vld1q_u16(p));
+            V([vcvt_f32_f16(vget_low_f16(w)), vcvt_high_f32_f16(w)])
+        }
+    }
+    #[inline(always)]
+    unsafe fn narrow_bf16(self, p: *mut u16) {
+        // SAFETY: 8 writable u16, by the caller's promise.
+        unsafe {
+            let half = |x: float32x4_t| {
+                let bits = vreinterpretq_u32_f32(x);
+                let odd = vandq_u32(vshrq_n_u32::<16>(bits), vdupq_n_u32(1));
+                let rounded = vaddq_u32(bits, vaddq_u32(odd, vdupq_n_u32(0x7fff)));
+                let quiet = vorrq_u32(bits, vdupq_n_u32(0x0040_0000));
+                vbslq_u32(vceqq_f32(x, x), rounded, quiet)
+            };
+            let low = vshrn_n_u32::<16>(half(self.0[0]));
+            vst1q_u16(p, vshrn_high_n_u32::<16>(low, half(self.0[1])));
+        }
+    }
+    #[inline(always)]
+    unsafe fn fma(self, b: Self, c: Self) -> Self {
+        // SAFETY: NEON.
+        unsafe { V([vfmaq_f32(c.0[0], self.0[0], b.0[0]), vfmaq_f32(c.0[1], self.0[1], b.0[1])]) }
+    }
+    #[inline(always)]
+    unsafe fn add(self, b: Self) -> Self {
+        // SAFETY: NEON.
+        self.zip(b, |a, b| unsafe { vaddq_f32(a, b) })
+    }
+    #[inline(always)]
+    unsafe fn mul(self, b: Self) -> Self {
+        // SAFETY: NEON.
+        self.zip(b, |a, b| unsafe { vmulq_f32(a, b) })
+    }
+    #[inline(always)]
+    unsafe fn div(self, b: Self) -> Self {
+        // SAFETY: NEON.
+        self.zip(b, |a, b| unsafe { vdivq_f32(a, b) })
+    }
+    #[inline(always)]
+    unsafe fn clamp(self, lo: f32, hi: f32) -> Self {
+        // SAFETY: NEON. FMAX and FMIN return NaN if either operand is.
+        unsafe { V(self.0.map(|x| vminq_f32(vmaxq_f32(x, vdupq_n_f32(lo)), vdupq_n_f32(hi)))) }
+    }
+    #[inline(always)]
+    unsafe fn round(self) -> Self {
+        // SAFETY: NEON.
+        unsafe { V(self.0.map(|x| vrndnq_f32(x))) }
+    }
+    #[inline(always)]
+    unsafe fn pow2(self) -> Self {
+        // SAFETY: NEON.
+        unsafe {
+            V(self.0.map(|n| {
+                let exponent = vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127));
+                vreinterpretq_f32_s32(vshlq_n_s32::<23>(exponent))
+            }))
+        }
+    }
+    #[inline(always)]
+    unsafe fn splat_f32(x: f32) -> Self {
+        // SAFETY: NEON.
+        unsafe { V([vdupq_n_f32(x); 2]) }
+    }
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        // SAFETY: NEON.
+        unsafe { vaddvq_f32(vaddq_f32(self.0[0], self.0[1])) }
+    }
+    #[inline(always)]
+    unsafe fn transpose(block: &mut [Self; 16]) {
+        let rows = *block;
+        for (g, h) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+            // SAFETY: NEON.
+            let t = unsafe { transpose4(std::array::from_fn(|i| rows[4 * g + i].0[h])) };
+            for (i, t) in t.into_iter().enumerate() {
+                block[4 * h + i].0[g] = t;
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_bf16(self, a: Self, b: Self) -> Self {
+        let dot = |mut c: float32x4_t, a: float32x4_t, b: float32x4_t| {
+            // SAFETY: only called in functions with the bf16 feature; the instruction touches registers alone.
+            unsafe {
+                asm!(
+                    ".arch_extension bf16",
+                    "bfdot {c:v}.4s, {a:v}.8h, {b:v}.8h",
+                    c = inout(vreg) c, a = in(vreg) a, b = in(vreg) b,
+                    options(pure, nomem, nostack, preserves_flags),
+                );
+            }
+            c
+        };
+        V([dot(self.0[0], a.0[0], b.0[0]), dot(self.0[1], a.0[1], b.0[1])])
+    }
+}
+
+epilogues!([], V);
+
+pub(crate) const GEMM: &[GemmKernel] = &[fmla::KERNEL];
+pub(crate) const DOT: &[DotKernel] = dot::NEON;
+pub(crate) const GEMM_BF16: &[GemmKernel] = &[bfmmla::KERNEL];
+pub(crate) const DOT_BF16: &[DotKernel] = dot::BF16;

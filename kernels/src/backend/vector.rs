@@ -1,0 +1,790 @@
+//! The algorithms of every lane-broadcast kernel, written once over a small vector trait.
+//!
+//! Each ISA implements [`Vector`] and stamps out its kernels with [`gemm_kernel`]: the generic bodies are inlined into
+//! functions that carry the ISA's target features.
+
+use crate::{
+    contract::{Ahead, Copier, ForWeight, GemmKernel, Mul, PackX},
+    cpu::Isa,
+};
+
+/// A vector of 32-bit lanes, read as f32 or as pairs of BF16.
+///
+/// # Safety
+/// Implementors promise that the methods do what they say for any input the method's own Safety section allows. Every
+/// method may use the ISA's instructions: callers run inside a function with its target features.
+pub(crate) unsafe trait Vector: Copy {
+    /// Lanes, at most 16.
+    const LANES: usize;
+
+    /// All lanes zero.
+    unsafe fn zero() -> Self;
+    /// All lanes the 32 bits at `p`.
+    ///
+    /// # Safety
+    /// `p` is readable for 4 bytes.
+    unsafe fn splat(p: *const u32) -> Self;
+    /// # Safety
+    /// `p` is readable for `LANES` lanes.
+    unsafe fn load(p: *const u32) -> Self;
+    /// The first `n < LANES` lanes; the rest are zero.
+    ///
+    /// # Safety
+    /// `p` is readable for `n` lanes.
+    unsafe fn load_part(p: *const u32, n: usize) -> Self {
+        let mut t = [0u32; 16];
+        // SAFETY: `n < LANES <= 16` lanes are readable at `p`; `t` holds 16.
+        unsafe {
+            std::ptr::copy_nonoverlapping(p, t.as_mut_ptr(), n);
+            Self::load(t.as_ptr())
+        }
+    }
+    /// # Safety
+    /// `p` is writable for `LANES` lanes.
+    unsafe fn store(self, p: *mut u32);
+    /// `LANES` BF16 as f32.
+    ///
+    /// # Safety
+    /// `p` is readable for `LANES` u16.
+    unsafe fn widen_bf16(p: *const u16) -> Self;
+    /// `LANES` F16 as f32.
+    ///
+    /// # Safety
+    /// `p` is readable for `LANES` u16.
+    unsafe fn widen_f16(p: *const u16) -> Self;
+    /// `LANES` f32, rounded to nearest even, as BF16.
+    ///
+    /// # Safety
+    /// `p` is writable for `LANES` u16.
+    unsafe fn narrow_bf16(self, p: *mut u16);
+    /// `self * b + c` in f32.
+    unsafe fn fma(self, b: Self, c: Self) -> Self;
+    unsafe fn add(self, b: Self) -> Self;
+    unsafe fn mul(self, b: Self) -> Self;
+    unsafe fn div(self, b: Self) -> Self;
+    /// Lane-wise bounds; NaN stays.
+    unsafe fn clamp(self, lo: f32, hi: f32) -> Self;
+    /// To the nearest integer.
+    unsafe fn round(self) -> Self;
+    /// `2^self` for integers in -126..=127.
+    unsafe fn pow2(self) -> Self;
+    /// `e^self`, within 2 ulp for -87.3..=88.3 (the Cephes reduction and polynomial); constant beyond.
+    #[inline(always)]
+    unsafe fn exp(self) -> Self {
+        // SAFETY: the caller runs with the ISA's features; the clamp keeps `n` in the range of `pow2`.
+        unsafe {
+            let x = self.clamp(-87.3, 88.3);
+            let n = x.mul(Self::splat_f32(std::f32::consts::LOG2_E)).round();
+            let r = n.fma(Self::splat_f32(-0.693_359_4), x);
+            let r = n.fma(Self::splat_f32(2.121_944_4e-4), r);
+            let mut p = Self::splat_f32(1.987_569_1e-4);
+            for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
+                p = p.fma(r, Self::splat_f32(c));
+            }
+            let one_r = r.add(Self::splat_f32(1.0));
+            p.fma(r.mul(r), one_r).mul(n.pow2())
+        }
+    }
+    unsafe fn splat_f32(x: f32) -> Self;
+    /// Sum of the lanes.
+    unsafe fn sum(self) -> f32;
+    /// Transposes the `LANES x LANES` block in the first `LANES` vectors.
+    unsafe fn transpose(block: &mut [Self; 16]);
+    /// `acc + a . b` lane by lane: the BF16 pair product. Only for ISAs that have it.
+    unsafe fn dot_bf16(self, _a: Self, _b: Self) -> Self {
+        unreachable!("this ISA multiplies in f32")
+    }
+    /// Prefetches the line at `p`; any address will do.
+    unsafe fn prefetch(_p: *const u8) {}
+    /// Prefetches the line at `p`, which will be read once; any address will do.
+    unsafe fn prefetch_once(_p: *const u8) {}
+}
+
+/// The multiply-add of a kernel: both operands are vectors of 32-bit lanes.
+pub(crate) trait Mac<V: Vector> {
+    /// # Safety
+    /// As for [`Vector`]'s methods.
+    unsafe fn mac(acc: V, x: V, w: V) -> V;
+}
+
+pub(crate) struct MacF32;
+impl<V: Vector> Mac<V> for MacF32 {
+    #[inline(always)]
+    unsafe fn mac(acc: V, x: V, w: V) -> V {
+        // SAFETY: the caller runs with the ISA's features.
+        unsafe { x.fma(w, acc) }
+    }
+}
+
+pub(crate) struct MacBf16;
+impl<V: Vector> Mac<V> for MacBf16 {
+    #[inline(always)]
+    unsafe fn mac(acc: V, x: V, w: V) -> V {
+        // SAFETY: the caller runs with the ISA's features.
+        unsafe { acc.dot_bf16(x, w) }
+    }
+}
+
+/// K steps (32-bit columns) of one tile row.
+pub(crate) const STEPS: usize = 512;
+/// Bytes from one tile row to the next: a line more than a row, so that rows do not share cache sets.
+pub(crate) const TILE_STRIDE: usize = STEPS * 4 + 64;
+
+/// Steps of one turn of the micro-kernel's loop.
+pub(crate) const UNROLL: usize = 4;
+
+/// Bytes ahead of the copy that are prefetched.
+const COPY_AHEAD: usize = 4096;
+
+/// Copies one vector of the queue, which is not empty.
+///
+/// # Safety
+/// As for the queue of `contract::Micro`.
+#[inline(always)]
+unsafe fn copy_one<V: Vector, L: Load<V>>(q: &mut Copier) {
+    // SAFETY: `in_chunk` vectors from `src` are readable and from `dst` writable, as the driver listed them.
+    unsafe {
+        V::prefetch(q.src.wrapping_add(COPY_AHEAD));
+        L::load(q.src.cast()).store(q.dst.cast());
+        q.src = q.src.add(V::LANES * L::PER_LANE * size_of::<L::T>());
+        q.dst = q.dst.add(V::LANES * 4);
+        q.in_chunk -= 1;
+        if q.in_chunk == 0 {
+            next_chunk(q);
+        }
+    }
+}
+
+/// Moves on to the next chunk, row or unit; leaves `in_chunk` 0 after the last.
+///
+/// # Safety
+/// `q.unit` points to `q.units_left` units.
+#[inline(always)]
+unsafe fn next_chunk(q: &mut Copier) {
+    // SAFETY: the caller's promise; pointers move only while chunks, rows or units are left.
+    unsafe {
+        q.chunks_left -= 1;
+        if q.chunks_left > 0 {
+            q.chunk_dst = q.chunk_dst.add(q.shape.chunk_stride);
+            q.dst = q.chunk_dst;
+            q.in_chunk = if q.chunks_left > 1 { q.shape.vecs } else { q.shape.last_vecs };
+            return;
+        }
+        q.rows_left -= 1;
+        if q.rows_left > 0 {
+            q.row_src = q.row_src.add(q.shape.src_stride);
+            q.row_dst = q.row_dst.add(TILE_STRIDE);
+        } else {
+            q.units_left -= 1;
+            if q.units_left == 0 {
+                return;
+            }
+            q.unit = q.unit.add(1);
+            (q.rows_left, q.row_src, q.row_dst) = ((*q.unit).rows, (*q.unit).src, (*q.unit).dst);
+        }
+        q.start_row();
+    }
+}
+
+/// `contract::Drain`.
+///
+/// # Safety
+/// As `contract::Drain`.
+#[inline(always)]
+pub(crate) unsafe fn drain<V: Vector, L: Load<V>>(queue: &mut Copier) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        while queue.in_chunk > 0 {
+            copy_one::<V, L>(queue);
+        }
+    }
+}
+
+/// `contract::Micro` for `MV` vectors of rows of x and `NR` rows of W.
+///
+/// # Safety
+/// As `contract::Micro`.
+#[inline(always)]
+pub(crate) unsafe fn micro<V: Vector, M: Mac<V>, L: Load<V>, const MV: usize, const NR: usize>(
+    steps: usize,
+    panel: *const u8,
+    tile: *const u8,
+    acc: *mut f32,
+    accumulate: bool,
+    ahead: &mut Ahead,
+) {
+    let mut x = panel.cast::<u32>();
+    let mut w = tile;
+    let acc = acc.cast::<u32>();
+    // SAFETY: `acc` holds NR * MV * LANES lanes; `panel` `steps` rows of MV * LANES lanes; `tile` NR rows of `steps` lanes,
+    // TILE_STRIDE bytes apart; the queue is sound: the caller's promise.
+    unsafe {
+        let mut c = [[V::zero(); MV]; NR];
+        if accumulate {
+            for (r, c) in c.iter_mut().enumerate() {
+                for (v, c) in c.iter_mut().enumerate() {
+                    *c = V::load(acc.add((r * MV + v) * V::LANES));
+                }
+            }
+        }
+        macro_rules! step {
+            ($u:expr) => {
+                let xs: [V; MV] = std::array::from_fn(|v| V::load(x.add(($u * MV + v) * V::LANES)));
+                for r in 0..NR {
+                    let b = V::splat(w.add(r * TILE_STRIDE + $u * 4).cast());
+                    for v in 0..MV {
+                        c[r][v] = M::mac(c[r][v], xs[v], b);
+                    }
+                }
+            };
+        }
+        let turns = steps / UNROLL;
+        let mut turn = 0;
+        // Two loops: the second is the plain one, for when nothing is left to copy.
+        if ahead.queue.in_chunk > 0 {
+            let mut q = ahead.queue;
+            while turn < turns && q.in_chunk > 0 {
+                for _ in 0..q.per_turn {
+                    copy_one::<V, L>(&mut q);
+                    if q.in_chunk == 0 {
+                        break;
+                    }
+                }
+                for u in 0..UNROLL {
+                    step!(u);
+                }
+                x = x.add(UNROLL * MV * V::LANES);
+                w = w.add(UNROLL * 4);
+                turn += 1;
+            }
+            ahead.queue = q;
+        }
+        while turn < turns {
+            for u in 0..UNROLL {
+                step!(u);
+            }
+            x = x.add(UNROLL * MV * V::LANES);
+            w = w.add(UNROLL * 4);
+            turn += 1;
+        }
+        for _ in 0..steps % UNROLL {
+            step!(0);
+            x = x.add(MV * V::LANES);
+            w = w.add(4);
+        }
+        for (r, c) in c.iter().enumerate() {
+            for (v, c) in c.iter().enumerate() {
+                c.store(acc.add((r * MV + v) * V::LANES));
+            }
+        }
+    }
+}
+
+/// How to read 32-bit lanes from memory of one element type.
+pub(crate) trait Load<V: Vector> {
+    /// Stored elements of one lane.
+    const PER_LANE: usize;
+    type T: Copy;
+    /// # Safety
+    /// `p` is readable for `V::LANES * PER_LANE` elements.
+    unsafe fn load(p: *const Self::T) -> V;
+    /// The first `n` elements, fewer than a vector's; the rest are zero.
+    ///
+    /// # Safety
+    /// `p` is readable for `n` elements.
+    unsafe fn load_part(p: *const Self::T, n: usize) -> V;
+}
+
+pub(crate) struct F32;
+impl<V: Vector> Load<V> for F32 {
+    const PER_LANE: usize = 1;
+    type T = f32;
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> V {
+        // SAFETY: the caller's promise.
+        unsafe { V::load(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn load_part(p: *const f32, n: usize) -> V {
+        // SAFETY: the caller's promise.
+        unsafe { V::load_part(p.cast(), n) }
+    }
+}
+
+/// Copies the `n <= 32` u16 at `p` into a zeroed buffer.
+///
+/// # Safety
+/// `p` is readable for `n` u16.
+#[inline(always)]
+unsafe fn part16(p: *const u16, n: usize) -> [u16; 32] {
+    let mut t = [0; 32];
+    assert!(n <= 32);
+    // SAFETY: `n <= 32` elements are readable by the caller's promise, and `t` holds 32.
+    unsafe { std::ptr::copy_nonoverlapping(p, t.as_mut_ptr(), n) };
+    t
+}
+
+macro_rules! load_u16 {
+    ($(#[$doc:meta])* $name:ident, $per_lane:expr, $p:ident => $load:expr) => {
+        $(#[$doc])*
+        pub(crate) struct $name;
+        impl<V: Vector> Load<V> for $name {
+            const PER_LANE: usize = $per_lane;
+            type T = u16;
+            #[inline(always)]
+            unsafe fn load($p: *const u16) -> V {
+                // SAFETY: the caller's promise.
+                unsafe { $load }
+            }
+            #[inline(always)]
+            unsafe fn load_part(p: *const u16, n: usize) -> V {
+                // SAFETY: the caller's promise for the copy; the copy holds LANES * PER_LANE <= 32 elements.
+                unsafe {
+                    let t = part16(p, n);
+                    <Self as Load<V>>::load(t.as_ptr())
+                }
+            }
+        }
+    };
+}
+load_u16!(
+    /// BF16 widened to f32.
+    Bf16, 1, p => V::widen_bf16(p));
+load_u16!(
+    /// F16 widened to f32.
+    F16, 1, p => V::widen_f16(p));
+load_u16!(
+    /// Pairs of BF16, as they are.
+    Bf16Pair, 2, p => V::load(p.cast()));
+
+/// `contract::PackX`: rows to a panel of `MV` vectors.
+///
+/// # Safety
+/// As `contract::PackX`.
+#[inline(always)]
+pub(crate) unsafe fn pack_x<V: Vector, L: Load<V>, const MV: usize>(
+    src: *const L::T,
+    stride: usize,
+    rows: usize,
+    k: usize,
+    dst: *mut u8,
+) {
+    let dst = dst.cast::<u32>();
+    let (lanes, per_vec) = (V::LANES, V::LANES * L::PER_LANE);
+    let steps = k.div_ceil(L::PER_LANE);
+    // SAFETY: row `m < rows` is read at elements `< k` only (`load_part` at the end); `dst` is written at
+    // `step * MV * LANES + lane` for `step < steps`: the caller's promise.
+    unsafe {
+        for v in 0..MV {
+            let mut at = 0;
+            while at < k {
+                let mut block = [V::zero(); 16];
+                for (l, b) in block.iter_mut().enumerate().take(lanes) {
+                    let m = v * lanes + l;
+                    if m < rows {
+                        let p = src.add(m * stride + at);
+                        *b = if at + per_vec <= k { L::load(p) } else { L::load_part(p, k - at) };
+                    }
+                }
+                V::transpose(&mut block);
+                let first = at / L::PER_LANE;
+                for (s, b) in block.iter().enumerate().take(lanes.min(steps - first)) {
+                    b.store(dst.add(((first + s) * MV + v) * lanes));
+                }
+                at += per_vec;
+            }
+        }
+    }
+}
+
+/// `contract::PackW`: rows to a tile of `NR` rows, `TILE_STRIDE` bytes apart.
+///
+/// # Safety
+/// As `contract::PackW`.
+#[inline(always)]
+pub(crate) unsafe fn pack_w<V: Vector, L: Load<V>, const NR: usize>(
+    src: *const L::T,
+    stride: usize,
+    rows: usize,
+    k: usize,
+    dst: *mut u8,
+) {
+    let per_vec = V::LANES * L::PER_LANE;
+    // SAFETY: row `r < rows` is read at elements `< k` only (`load_part` at the end). A tile row holds STEPS lanes and one
+    // line more, so the whole vector that the last, partial load fills stays inside it.
+    unsafe {
+        for r in 0..NR {
+            let d = dst.add(r * TILE_STRIDE).cast::<u32>();
+            let p = src.add(if r < rows { r * stride } else { 0 });
+            let mut at = 0;
+            while at < k {
+                let v = if r >= rows {
+                    V::zero()
+                } else if at + per_vec <= k {
+                    L::load(p.add(at))
+                } else {
+                    L::load_part(p.add(at), k - at)
+                };
+                v.store(d.add(at / L::PER_LANE));
+                at += per_vec;
+            }
+        }
+    }
+}
+
+/// `contract::Dot`: one row of W at a time, from end to end as memory likes it, by up to 8 rows of x. A row that more
+/// than 8 rows of x share is read again from the first-level cache.
+///
+/// # Safety
+/// As `contract::Dot`.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+pub(crate) unsafe fn dot<V: Vector, M: Mac<V>, X: Load<V>, W: Load<V>>(
+    k: usize,
+    x: *const X::T,
+    x_stride: usize,
+    rows: usize,
+    w: *const W::T,
+    w_stride: usize,
+    n: usize,
+    out: *mut f32,
+    out_stride: usize,
+) {
+    // SAFETY: rows of x below `rows` and of W below `n` are read, `out[m][n]` is written for those alone.
+    unsafe {
+        for j in 0..n {
+            let w = w.add(j * w_stride);
+            let mut i = 0;
+            while i < rows {
+                let (x, out) = (x.add(i * x_stride), out.add(i * out_stride + j));
+                i += match rows - i {
+                    8.. => dot_rows::<V, M, X, W, 8>(k, x, x_stride, w, out, out_stride),
+                    4.. => dot_rows::<V, M, X, W, 4>(k, x, x_stride, w, out, out_stride),
+                    2.. => dot_rows::<V, M, X, W, 2>(k, x, x_stride, w, out, out_stride),
+                    _ => dot_rows::<V, M, X, W, 1>(k, x, x_stride, w, out, out_stride),
+                };
+            }
+        }
+    }
+}
+
+/// Bytes ahead that [`dot`] prefetches, without displacing what the second-level cache holds.
+const DOT_AHEAD: usize = 2048;
+
+/// `out[m] = x[m] . w` for MR rows of x; returns MR.
+///
+/// # Safety
+/// `x` is readable for MR rows, `w` for one row of `k` elements; `out` is writable at `m * out_stride`.
+#[inline(always)]
+unsafe fn dot_rows<V: Vector, M: Mac<V>, X: Load<V>, W: Load<V>, const MR: usize>(
+    k: usize,
+    x: *const X::T,
+    x_stride: usize,
+    w: *const W::T,
+    out: *mut f32,
+    out_stride: usize,
+) -> usize {
+    let per_vec = V::LANES * X::PER_LANE;
+    // SAFETY: elements `< k` of each row are read, by the caller's promise; the tail by `load_part`.
+    unsafe {
+        let mut c = [V::zero(); MR];
+        let mut at = 0;
+        while at + per_vec <= k {
+            V::prefetch_once(w.add(at).cast::<u8>().wrapping_add(DOT_AHEAD));
+            let wv = W::load(w.add(at));
+            for (i, c) in c.iter_mut().enumerate() {
+                *c = M::mac(*c, X::load(x.add(i * x_stride + at)), wv);
+            }
+            at += per_vec;
+        }
+        if at < k {
+            let wv = W::load_part(w.add(at), k - at);
+            for (i, c) in c.iter_mut().enumerate() {
+                *c = M::mac(*c, X::load_part(x.add(i * x_stride + at), k - at), wv);
+            }
+        }
+        for (i, c) in c.iter().enumerate() {
+            *out.add(i * out_stride) = c.sum();
+        }
+    }
+    MR
+}
+
+/// Where unpacked values go.
+pub(crate) trait Put<V: Vector> {
+    type T;
+    /// # Safety
+    /// `p` is valid for `V::LANES` elements.
+    unsafe fn put(v: V, p: *mut Self::T);
+    /// # Safety
+    /// `p` is valid for one element.
+    unsafe fn put1(x: f32, p: *mut Self::T);
+}
+
+pub(crate) struct Store;
+impl<V: Vector> Put<V> for Store {
+    type T = f32;
+    #[inline(always)]
+    unsafe fn put(v: V, p: *mut f32) {
+        // SAFETY: the caller's promise.
+        unsafe { v.store(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn put1(x: f32, p: *mut f32) {
+        // SAFETY: the caller's promise.
+        unsafe { *p = x }
+    }
+}
+
+pub(crate) struct Add;
+impl<V: Vector> Put<V> for Add {
+    type T = f32;
+    #[inline(always)]
+    unsafe fn put(v: V, p: *mut f32) {
+        // SAFETY: the caller's promise.
+        unsafe { v.add(V::load(p.cast())).store(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn put1(x: f32, p: *mut f32) {
+        // SAFETY: the caller's promise.
+        unsafe { *p += x }
+    }
+}
+
+pub(crate) struct StoreBf16;
+impl<V: Vector> Put<V> for StoreBf16 {
+    type T = u16;
+    #[inline(always)]
+    unsafe fn put(v: V, p: *mut u16) {
+        // SAFETY: the caller's promise.
+        unsafe { v.narrow_bf16(p) }
+    }
+    #[inline(always)]
+    unsafe fn put1(x: f32, p: *mut u16) {
+        // SAFETY: the caller's promise.
+        unsafe { *p = half::bf16::from_f32(x).to_bits() }
+    }
+}
+
+/// `contract::Unpack`.
+///
+/// # Safety
+/// As `contract::Unpack`.
+#[inline(always)]
+pub(crate) unsafe fn unpack<V: Vector, P: Put<V>>(
+    src: *const f32,
+    src_stride: usize,
+    rows: usize,
+    cols: usize,
+    dst: *mut P::T,
+    dst_stride: usize,
+) {
+    let l = V::LANES;
+    let (full_n, full_m) = (rows / l * l, cols / l * l);
+    // SAFETY: blocks cover `n < full_n`, `m < full_m`; the loops after them the rest: all inside what the caller promised.
+    unsafe {
+        for m in (0..full_m).step_by(l) {
+            for n in (0..full_n).step_by(l) {
+                let mut block = [V::zero(); 16];
+                for (i, b) in block.iter_mut().enumerate().take(l) {
+                    *b = V::load(src.add((n + i) * src_stride + m).cast());
+                }
+                V::transpose(&mut block);
+                for (i, b) in block.iter().enumerate().take(l) {
+                    P::put(*b, dst.add((m + i) * dst_stride + n));
+                }
+            }
+        }
+        for m in 0..cols {
+            for n in if m < full_m { full_n } else { 0 }..rows {
+                P::put1(*src.add(n * src_stride + m), dst.add(m * dst_stride + n));
+            }
+        }
+    }
+}
+
+/// `x / (1 + e^-x) * y`.
+///
+/// # Safety
+/// As for [`Vector`]'s methods.
+#[inline(always)]
+unsafe fn silu<V: Vector>(x: V, y: V) -> V {
+    // SAFETY: the caller runs with the ISA's features.
+    unsafe { x.mul(y).div(x.mul(V::splat_f32(-1.0)).exp().add(V::splat_f32(1.0))) }
+}
+
+/// `contract::SiluMul`.
+///
+/// # Safety
+/// As `contract::SiluMul`.
+#[inline(always)]
+pub(crate) unsafe fn silu_mul<V: Vector>(len: usize, a: *mut f32, b: *const f32) {
+    // SAFETY: whole vectors below `len`, then a part that goes through a buffer of 16 lanes.
+    unsafe {
+        let full = len / V::LANES * V::LANES;
+        for i in (0..full).step_by(V::LANES) {
+            silu::<V>(V::load(a.add(i).cast()), V::load(b.add(i).cast())).store(a.add(i).cast());
+        }
+        if full < len {
+            let n = len - full;
+            let r = silu::<V>(V::load_part(a.add(full).cast(), n), V::load_part(b.add(full).cast(), n));
+            let mut t = [0u32; 16];
+            r.store(t.as_mut_ptr());
+            std::ptr::copy_nonoverlapping(t.as_ptr(), a.add(full).cast::<u32>(), n);
+        }
+    }
+}
+
+/// Defines `$name`: a generic body inlined into a function with the ISA's target features.
+macro_rules! stamp {
+    ([$($attr:meta)?], $name:ident: $doc:literal, ($($arg:ident: $ty:ty),*) => $body:expr) => {
+        #[doc = $doc]
+        ///
+        /// # Safety
+        #[doc = concat!("As ", $doc, ".")]
+        $(#[$attr])?
+        #[allow(clippy::too_many_arguments)]
+        unsafe fn $name($($arg: $ty),*) {
+            // SAFETY: the same promise, passed on; the ISA is part of it.
+            unsafe { $body($($arg),*) }
+        }
+    };
+}
+pub(crate) use stamp;
+
+/// A tile's functions for one type of weights, in a module of its own.
+macro_rules! for_weight {
+    ($module:ident, $attr:tt, $v:ty, $mac:ident, $load:ident as $t:ty, $mv:literal x $nr:literal) => {
+        mod $module {
+            use super::*;
+
+            vk::stamp!($attr, micro: "`contract::Micro`",
+                (steps: usize, panel: *const u8, tile: *const u8, acc: *mut f32, accumulate: bool, ahead: &mut ct::Ahead)
+                => vk::micro::<$v, vk::$mac, vk::$load, $mv, $nr>);
+            vk::stamp!($attr, drain: "`contract::Drain`", (queue: &mut ct::Copier) => vk::drain::<$v, vk::$load>);
+            vk::stamp!($attr, pack: "`contract::PackW`",
+                (src: *const $t, stride: usize, rows: usize, k: usize, dst: *mut u8) => vk::pack_w::<$v, vk::$load, $nr>);
+
+            pub const FNS: ct::ForWeight<$t> = ct::ForWeight { micro, pack, drain: Some(drain) };
+        }
+    };
+}
+pub(crate) use for_weight;
+
+/// A module with one tile's functions and its registry row, `KERNEL`. `F32` tiles take every element type and multiply
+/// in f32; `Bf16` tiles take BF16 alone.
+macro_rules! gemm_kernel {
+    ($module:ident, $isa:expr, $attr:tt, $v:ty, F32, $mv:literal x $nr:literal, $name:literal) => {
+        pub(super) mod $module {
+            use super::*;
+            use $crate::{backend::vector as vk, contract as ct};
+
+            vk::stamp!($attr, pack_x_f32: "`contract::PackX`",
+                (src: *const f32, stride: usize, rows: usize, k: usize, dst: *mut u8) => vk::pack_x::<$v, vk::F32, $mv>);
+            vk::stamp!($attr, pack_x_bf16: "`contract::PackX`",
+                (src: *const u16, stride: usize, rows: usize, k: usize, dst: *mut u8) => vk::pack_x::<$v, vk::Bf16, $mv>);
+            vk::for_weight!(w_f32, $attr, $v, MacF32, F32 as f32, $mv x $nr);
+            vk::for_weight!(w_f16, $attr, $v, MacF32, F16 as u16, $mv x $nr);
+            vk::for_weight!(w_bf16, $attr, $v, MacF32, Bf16 as u16, $mv x $nr);
+
+            pub const KERNEL: ct::GemmKernel = ct::GemmKernel {
+                pack_x_f32: Some(pack_x_f32),
+                w_f32: Some(w_f32::FNS),
+                w_f16: Some(w_f16::FNS),
+                ..vk::row::<$v>($name, $isa, ct::Mul::F32, $mv, $nr, pack_x_bf16, w_bf16::FNS)
+            };
+        }
+    };
+    ($module:ident, $isa:expr, $attr:tt, $v:ty, Bf16, $mv:literal x $nr:literal, $name:literal) => {
+        pub(super) mod $module {
+            use super::*;
+            use $crate::{backend::vector as vk, contract as ct};
+
+            vk::stamp!($attr, pack_x: "`contract::PackX`",
+                (src: *const u16, stride: usize, rows: usize, k: usize, dst: *mut u8) => vk::pack_x::<$v, vk::Bf16Pair, $mv>);
+            vk::for_weight!(w_bf16, $attr, $v, MacBf16, Bf16Pair as u16, $mv x $nr);
+
+            pub const KERNEL: ct::GemmKernel =
+                vk::row::<$v>($name, $isa, ct::Mul::Bf16, $mv, $nr, pack_x, w_bf16::FNS);
+        }
+    };
+}
+pub(crate) use gemm_kernel;
+
+/// A registry row that takes BF16 operands alone.
+pub(crate) const fn row<V: Vector>(
+    name: &'static str,
+    isa: Isa,
+    mul: Mul,
+    mv: usize,
+    nr: usize,
+    pack_x_bf16: PackX<u16>,
+    w_bf16: ForWeight<u16>,
+) -> GemmKernel {
+    let ku = match mul {
+        Mul::F32 => 1,
+        Mul::Bf16 => 2,
+    };
+    GemmKernel {
+        name,
+        isa,
+        mul,
+        mr: mv * V::LANES,
+        nr,
+        ku,
+        kc: STEPS * ku,
+        tile_bytes: nr * TILE_STRIDE,
+        lanes: V::LANES,
+        pack_x_f32: None,
+        pack_x_bf16,
+        w_f32: None,
+        w_f16: None,
+        w_bf16,
+    }
+}
+
+/// A module with one few-row kernel and its registry row.
+macro_rules! dot_kernel {
+    ($module:ident, $isa:expr, $attr:tt, $v:ty, $variant:ident, $mac:ident, $name:literal,
+     $xt:ty as $x:ident, $wt:ty as $w:ident) => {
+        pub(super) mod $module {
+            use super::*;
+            use $crate::{
+                backend::vector::{self as vk, stamp},
+                contract::{DotFn, DotKernel},
+            };
+
+            stamp!($attr, dot: "`contract::Dot`",
+                (k: usize, x: *const $xt, x_stride: usize, rows: usize, w: *const $wt, w_stride: usize, n: usize, out: *mut f32, out_stride: usize)
+                => vk::dot::<$v, vk::$mac, vk::$x, vk::$w>);
+            pub const KERNEL: DotKernel = DotKernel { name: $name, isa: $isa, fun: DotFn::$variant(dot) };
+        }
+    };
+}
+pub(crate) use dot_kernel;
+
+/// The epilogues of an ISA, as `EPILOGUES`.
+macro_rules! epilogues {
+    ($attr:tt, $v:ty) => {
+        mod epilogues {
+            use super::*;
+            use $crate::{
+                backend::vector::{self as vk, stamp},
+                contract::Epilogues,
+            };
+
+            stamp!($attr, store: "`contract::Unpack`",
+                (src: *const f32, ss: usize, rows: usize, cols: usize, dst: *mut f32, ds: usize) => vk::unpack::<$v, vk::Store>);
+            stamp!($attr, add: "`contract::Unpack`",
+                (src: *const f32, ss: usize, rows: usize, cols: usize, dst: *mut f32, ds: usize) => vk::unpack::<$v, vk::Add>);
+            stamp!($attr, store_bf16: "`contract::Unpack`",
+                (src: *const f32, ss: usize, rows: usize, cols: usize, dst: *mut u16, ds: usize) => vk::unpack::<$v, vk::StoreBf16>);
+            stamp!($attr, silu_mul: "`contract::SiluMul`",
+                (len: usize, a: *mut f32, b: *const f32) => vk::silu_mul::<$v>);
+
+            pub const TABLE: Epilogues = Epilogues { store, add, store_bf16, silu_mul };
+        }
+        pub(crate) use epilogues::TABLE as EPILOGUES;
+    };
+}
+pub(crate) use epilogues;

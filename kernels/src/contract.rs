@@ -1,0 +1,274 @@
+//! What a GEMM micro-kernel is. A kernel is one row of [`crate::registry`]; the loops that call it know no ISA.
+//!
+//! `y[M,N] = x[M,K] W[N,K]^T`. Both operands are read along K. The activations are the *vector* side: a panel holds
+//! `mr` rows of x, interleaved so that one load takes the same K step of many rows. The weights are the *broadcast*
+//! side: a tile holds `nr` rows of W, converted to the multiply type if need be, but not transposed, so that packing
+//! is a row copy. The accumulator is N-major, `[nr][mr]`: no kernel has tails; epilogues do.
+
+use crate::{cpu::Isa, view::DType};
+
+/// What the multiply instruction eats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mul {
+    /// f32 fused multiply-add.
+    F32,
+    /// Pairs of BF16, accumulated in f32.
+    Bf16,
+}
+
+/// Packs `rows <= mr` rows of `k <= kc` elements into one panel `[k.div_ceil(ku)][mr][ku]` of the multiply type; missing
+/// rows and the rest of the last K step are zero.
+///
+/// # Safety
+/// `src` is readable for `rows` rows of `k` elements, `stride` elements apart; `dst` is writable for
+/// [`GemmKernel::panel_bytes`]; the CPU has the kernel's ISA.
+pub(crate) type PackX<T> = unsafe fn(src: *const T, stride: usize, rows: usize, k: usize, dst: *mut u8);
+
+/// Packs `rows <= nr` rows of weights of `k <= kc` elements into one tile in the kernel's own layout; missing rows and
+/// the rest of the last K step are zero. Reads nothing past the last element of any row.
+///
+/// # Safety
+/// As [`PackX`], with `tile_bytes` for `dst`.
+pub(crate) type PackW<T> = unsafe fn(src: *const T, stride: usize, rows: usize, k: usize, dst: *mut u8);
+
+/// Rows of weights to be packed, over their whole K, into one tile for each chunk of K.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Unit {
+    /// First element of the first row.
+    pub src: *const u8,
+    /// Rows, at least 1.
+    pub rows: usize,
+    /// The tile of the first chunk; those of the next chunks follow it.
+    pub dst: *mut u8,
+}
+
+/// What all units of a queue share.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct UnitShape {
+    /// Bytes between rows of the source.
+    pub src_stride: usize,
+    /// Chunks of K.
+    pub chunks: usize,
+    /// Whole vectors of a row in every chunk but the last.
+    pub vecs: usize,
+    /// Whole vectors of a row in the last chunk.
+    pub last_vecs: usize,
+    /// Bytes between the tiles of two chunks.
+    pub chunk_stride: usize,
+}
+
+/// A queue of [`Unit`]s that micro-kernels work off, a few vectors in each turn of their loop: the row copies that make
+/// up packing run in the shadow of the multiply-adds. Rows are read from end to end, one after the other, as memory
+/// likes it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Copier {
+    /// Vectors to copy in each turn of the kernel's loop.
+    pub per_turn: usize,
+    /// Vectors left of the current row in the current chunk; 0 when all is done.
+    pub in_chunk: usize,
+    pub chunks_left: usize,
+    pub rows_left: usize,
+    pub units_left: usize,
+    pub src: *const u8,
+    pub dst: *mut u8,
+    pub chunk_dst: *mut u8,
+    pub row_src: *const u8,
+    pub row_dst: *mut u8,
+    pub unit: *const Unit,
+    pub shape: UnitShape,
+}
+
+impl Copier {
+    /// Works off `units`, in about `turns` turns of a kernel's loop. `units` must outlive the use of the queue.
+    pub fn new(units: &[Unit], shape: UnitShape, turns: usize) -> Copier {
+        let row = (shape.chunks - 1) * shape.vecs + shape.last_vecs;
+        let vecs: usize = units.iter().map(|u| u.rows * row).sum();
+        let mut q = Copier {
+            per_turn: vecs.div_ceil(turns.max(1)),
+            in_chunk: 0,
+            chunks_left: 0,
+            rows_left: 0,
+            units_left: units.len(),
+            src: std::ptr::null(),
+            dst: std::ptr::null_mut(),
+            chunk_dst: std::ptr::null_mut(),
+            row_src: std::ptr::null(),
+            row_dst: std::ptr::null_mut(),
+            unit: units.as_ptr(),
+            shape,
+        };
+        if let Some(u) = units.first() {
+            (q.rows_left, q.row_src, q.row_dst) = (u.rows, u.src, u.dst);
+            q.start_row();
+        }
+        q
+    }
+
+    /// Begins the row at `row_src`.
+    #[inline(always)]
+    pub fn start_row(&mut self) {
+        (self.src, self.dst, self.chunk_dst) = (self.row_src, self.row_dst, self.row_dst);
+        self.chunks_left = self.shape.chunks;
+        self.in_chunk = if self.shape.chunks > 1 { self.shape.vecs } else { self.shape.last_vecs };
+    }
+}
+
+/// What a micro-kernel does for the next block of weights in the shadow of its multiply-adds.
+#[derive(Debug)]
+pub(crate) struct Ahead {
+    /// Packing, for kernels whose tiles are copies of rows.
+    pub queue: Copier,
+    /// For the others: an address to prefetch from, one line each K step, never read; it moves on by `step` bytes.
+    #[cfg_attr(not(target_arch = "aarch64"), allow(dead_code))]
+    pub prefetch: *const u8,
+    /// Bytes between prefetches.
+    #[cfg_attr(not(target_arch = "aarch64"), allow(dead_code))]
+    pub step: usize,
+}
+
+impl Ahead {
+    /// Nothing to pack and nothing to prefetch.
+    pub fn nothing() -> Ahead {
+        let shape = UnitShape { src_stride: 0, chunks: 1, vecs: 0, last_vecs: 0, chunk_stride: 0 };
+        Ahead { queue: Copier::new(&[], shape, 1), prefetch: std::ptr::null(), step: 0 }
+    }
+}
+
+/// `acc[nr][mr] (+)= tile x panel` over `steps` K steps, and some of what is `ahead`. `acc` is overwritten if `accumulate`
+/// is false.
+///
+/// # Safety
+/// `panel` and `tile` were packed by this kernel for `steps = k.div_ceil(ku)`, `k <= kc`; `acc` is valid for `nr * mr` f32;
+/// all three are 64-byte aligned; the queue's units are readable weights of this function's type and writable tiles of
+/// this kernel, other than `tile`; the CPU has the kernel's ISA.
+pub(crate) type Micro =
+    unsafe fn(steps: usize, panel: *const u8, tile: *const u8, acc: *mut f32, accumulate: bool, ahead: &mut Ahead);
+
+/// Works off what is left in the queue.
+///
+/// # Safety
+/// As for the queue of [`Micro`].
+pub(crate) type Drain = unsafe fn(queue: &mut Copier);
+
+/// A kernel's functions for one type of weights. `T` is f32, or u16 for the bits of a 16-bit float.
+#[derive(Debug)]
+pub(crate) struct ForWeight<T> {
+    pub micro: Micro,
+    pub pack: PackW<T>,
+    /// `None` if the kernel's tiles are no row copies: it leaves the queue alone and prefetches.
+    pub drain: Option<Drain>,
+}
+
+/// `out[m][n] = x[m] . w[n]` for a few rows of f32 or BF16 activations: no packing, weights read once, in place.
+/// `rows` rows of x against `n` consecutive rows of W.
+///
+/// # Safety
+/// `x` is readable for `rows` rows of `k` elements `x_stride` apart, `w` for `n` rows of `k` elements `w_stride` apart;
+/// `out` is writable at `m * out_stride + n`; the CPU has the kernel's ISA.
+pub(crate) type Dot<X, W> = unsafe fn(
+    k: usize,
+    x: *const X,
+    x_stride: usize,
+    rows: usize,
+    w: *const W,
+    w_stride: usize,
+    n: usize,
+    out: *mut f32,
+    out_stride: usize,
+);
+
+/// One GEMM micro-kernel with its packing: a row of the registry.
+#[derive(Debug)]
+pub struct GemmKernel {
+    /// `gemm_<x>x<w>_f32_<mr>x<nr>_<isa>`; `<x>`, `<w>` are the packed types.
+    pub name: &'static str,
+    /// The instruction set it needs.
+    pub isa: Isa,
+    /// The multiply type of the packed operands.
+    pub mul: Mul,
+    /// Rows of x in a panel.
+    pub mr: usize,
+    /// Rows of W in a tile.
+    pub nr: usize,
+    /// K elements of one step: packed K is a multiple of it.
+    pub ku: usize,
+    /// Longest K of one call.
+    pub kc: usize,
+    /// Bytes of a packed tile, whatever its K.
+    pub(crate) tile_bytes: usize,
+    /// Lanes of a vector: the queue of row copies moves `lanes * ku` weights at a time.
+    pub(crate) lanes: usize,
+    pub(crate) pack_x_f32: Option<PackX<f32>>,
+    pub(crate) pack_x_bf16: PackX<u16>,
+    pub(crate) w_f32: Option<ForWeight<f32>>,
+    pub(crate) w_f16: Option<ForWeight<u16>>,
+    pub(crate) w_bf16: ForWeight<u16>,
+}
+
+impl GemmKernel {
+    const fn mul_size(&self) -> usize {
+        match self.mul {
+            Mul::F32 => 4,
+            Mul::Bf16 => 2,
+        }
+    }
+
+    /// Bytes of a packed panel for `k` elements.
+    pub const fn panel_bytes(&self, k: usize) -> usize {
+        k.next_multiple_of(self.ku) * self.mr * self.mul_size()
+    }
+}
+
+/// A kernel for one or few rows of activations: a row of the registry.
+#[derive(Debug)]
+pub struct DotKernel {
+    /// `dot_<x>x<w>_f32_<isa>`.
+    pub name: &'static str,
+    /// The instruction set it needs.
+    pub isa: Isa,
+    pub(crate) fun: DotFn,
+}
+
+/// The typed entry of a [`DotKernel`]. 16-bit floats travel as their bits.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum DotFn {
+    F32xF32(Dot<f32, f32>),
+    F32xF16(Dot<f32, u16>),
+    F32xBf16(Dot<f32, u16>),
+    Bf16xBf16(Dot<u16, u16>),
+}
+
+impl DotKernel {
+    /// Types of x and W.
+    pub const fn dtypes(&self) -> (DType, DType) {
+        match self.fun {
+            DotFn::F32xF32(_) => (DType::F32, DType::F32),
+            DotFn::F32xF16(_) => (DType::F32, DType::F16),
+            DotFn::F32xBf16(_) => (DType::F32, DType::BF16),
+            DotFn::Bf16xBf16(_) => (DType::BF16, DType::BF16),
+        }
+    }
+}
+
+/// Moves an N-major accumulator block to row-major output: `dst[m][n] = src[n][m]` for `n < rows`, `m < cols`; adds to
+/// `dst` if the function says so, or rounds to BF16.
+///
+/// # Safety
+/// `src` is readable at `n * src_stride + m`, `dst` writable at `m * dst_stride + n`; the CPU has the ISA.
+pub(crate) type Unpack<T> =
+    unsafe fn(src: *const f32, src_stride: usize, rows: usize, cols: usize, dst: *mut T, dst_stride: usize);
+
+/// `a[i] = silu(a[i]) * b[i]`.
+///
+/// # Safety
+/// Both are valid for `len` elements; the CPU has the ISA.
+pub(crate) type SiluMul = unsafe fn(len: usize, a: *mut f32, b: *const f32);
+
+/// What the GEMM driver needs of an ISA besides micro-kernels.
+#[derive(Debug)]
+pub(crate) struct Epilogues {
+    pub store: Unpack<f32>,
+    pub add: Unpack<f32>,
+    pub store_bf16: Unpack<u16>,
+    pub silu_mul: SiluMul,
+}

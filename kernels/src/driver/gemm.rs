@@ -1,0 +1,389 @@
+//! `y = x W^T`: packing, blocking and threads around the micro-kernels of [`crate::contract`].
+//!
+//! x is packed once into panels that all threads share. W is cut into blocks of tiles; a thread takes a block and runs
+//! every panel of x against it, while the micro-kernel packs the thread's next block (a row copy) between its
+//! multiply-adds. So weights are read from memory exactly once, and packing costs next to nothing at any M.
+
+use std::{
+    ops::Range,
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+};
+
+use half::{bf16, slice::HalfFloatSliceExt};
+
+use super::{SharedMut, dot, gemm_crate};
+use crate::{
+    backend::vector::UNROLL,
+    contract::{Ahead, Copier, Drain, Epilogues, GemmKernel, Micro, Mul, Unit, UnitShape},
+    engine::{Backend, Engine, Output},
+    registry, tuning,
+    view::{DType, Element, Mat, Weight, with_weight},
+};
+
+/// Which rows of W one task computes: `n` output features from `n0`, in a second matrix half `F` rows below too for SwiGLU.
+pub(super) struct Split {
+    /// Output features.
+    pub n: usize,
+    /// Row distance of the second half, if there is one.
+    pub second: Option<usize>,
+}
+
+impl Split {
+    pub fn of<A>(n: usize, out: &Output<'_, A>) -> Split {
+        match out {
+            Output::SwiGlu(_) => Split { n: n / 2, second: Some(n / 2) },
+            _ => Split { n, second: None },
+        }
+    }
+
+    pub fn halves(&self) -> usize {
+        1 + usize::from(self.second.is_some())
+    }
+}
+
+/// `y`, shared by the threads of a region: each writes other columns.
+#[derive(Clone, Copy)]
+pub(super) enum Target<'a> {
+    Store(SharedMut<f32>, Option<&'a [f32]>),
+    Add(SharedMut<f32>),
+    SwiGluF32(SharedMut<f32>),
+    SwiGluBf16(SharedMut<u16>),
+}
+
+impl<'a> Target<'a> {
+    /// The target and its row stride.
+    pub fn of<A: Element>(out: &'a mut Output<'_, A>) -> (Target<'a>, usize) {
+        match out {
+            Output::Store(y) => (Target::Store(SharedMut::new(y.data_mut()), None), y.stride()),
+            Output::Bias(y, b) => (Target::Store(SharedMut::new(y.data_mut()), Some(b)), y.stride()),
+            Output::Add(y) => (Target::Add(SharedMut::new(y.data_mut())), y.stride()),
+            Output::SwiGlu(y) => {
+                let stride = y.stride();
+                match A::DTYPE {
+                    DType::BF16 => (Target::SwiGluBf16(SharedMut::new(bytemuck::cast_slice_mut(y.data_mut()))), stride),
+                    _ => (Target::SwiGluF32(SharedMut::new(bytemuck::cast_slice_mut(y.data_mut()))), stride),
+                }
+            }
+        }
+    }
+}
+
+pub fn linear<A: Element>(e: &Engine, x: Mat<'_, A>, w: Weight<'_>, out: Output<'_, A>) {
+    if w.k() == 0 {
+        return gemm_crate::linear(e, x, w, out);
+    }
+    match e.backend {
+        Backend::Gemm => gemm_crate::linear(e, x, w, out),
+        Backend::Ours => match e.forced.filter(|k| accepts(k, A::DTYPE, w.dtype())) {
+            Some(k) => blocked(e, k, x, w, out),
+            None if x.rows() <= tuning::dot_rows(e.isa, A::DTYPE, w.dtype()) => dot::linear(e, x, w, out),
+            None => blocked(e, choose(e, x.rows(), A::DTYPE, w.dtype()), x, w, out),
+        },
+    }
+}
+
+/// Whether a kernel can pack these types.
+pub(super) fn accepts(k: &GemmKernel, x: DType, w: DType) -> bool {
+    match k.mul {
+        Mul::F32 => true,
+        Mul::Bf16 => x == DType::BF16 && w == DType::BF16,
+    }
+}
+
+/// The kernel of the strongest level that can serve these types, with the least padded work for `m` rows.
+fn choose(e: &Engine, m: usize, x: DType, w: DType) -> &'static GemmKernel {
+    let able: Vec<_> = registry::kernels_of(e.isa).into_iter().filter(|k| accepts(k, x, w)).collect();
+    let isa = able[0].isa;
+    let cost = |k: &GemmKernel| m.next_multiple_of(k.mr) as f64 * tuning::tile_cost(k);
+    able.into_iter()
+        .filter(|k| k.isa == isa)
+        .min_by(|a, b| cost(a).total_cmp(&cost(b)))
+        .expect("every level has a kernel for every type: the portable one")
+}
+
+/// Calls the typed packing function of `k`.
+///
+/// # Safety
+/// As `contract::PackX`, `src` taken from `x` at element `at` of row `m`.
+unsafe fn pack_x<A: Element>(
+    k: &GemmKernel,
+    x: &Mat<'_, A>,
+    m: usize,
+    rows: usize,
+    at: usize,
+    len: usize,
+    dst: *mut u8,
+) {
+    let src = x.data()[m * x.stride() + at..].as_ptr();
+    // SAFETY: the caller's promise; `A` is f32 or bf16 (sealed), the latter a transparent u16.
+    unsafe {
+        match (A::DTYPE, k.pack_x_f32) {
+            (DType::BF16, _) => (k.pack_x_bf16)(src.cast(), x.stride(), rows, len, dst),
+            (_, Some(pack)) => pack(src.cast(), x.stride(), rows, len, dst),
+            (_, None) => unreachable!("accepts() lets only BF16 reach a BF16 kernel"),
+        }
+    }
+}
+
+/// A kernel's functions for the type of W, and where W's elements are.
+struct Source<'a> {
+    micro: Micro,
+    drain: Option<Drain>,
+    w: Weight<'a>,
+    k: &'static GemmKernel,
+}
+
+impl<'a> Source<'a> {
+    fn new(k: &'static GemmKernel, w: Weight<'a>) -> Source<'a> {
+        let (micro, drain) = match (&w, &k.w_f32, &k.w_f16) {
+            (Weight::BF16(_), ..) => (k.w_bf16.micro, k.w_bf16.drain),
+            (Weight::F32(_), Some(f), _) => (f.micro, f.drain),
+            (Weight::F16(_), _, Some(f)) => (f.micro, f.drain),
+            _ => unreachable!("accepts() lets only BF16 reach a BF16 kernel"),
+        };
+        Source { micro, drain, w, k }
+    }
+
+    /// Address of row `n`, after checking that `rows` rows from there are inside W.
+    fn rows(&self, n: usize, rows: usize) -> *const u8 {
+        with_weight!(self.w, t => {
+            assert!(rows > 0 && rows <= self.k.nr && n + rows <= t.rows());
+            t.data()[n * t.stride()..].as_ptr().cast()
+        })
+    }
+
+    /// Bytes between two rows.
+    fn stride_bytes(&self) -> usize {
+        with_weight!(self.w, t => t.stride()) * self.w.dtype().size()
+    }
+
+    /// Address and bytes of whole rows, to prefetch.
+    fn span(&self, n: usize, rows: usize) -> (*const u8, usize) {
+        with_weight!(self.w, t => {
+            let s = &t.data()[n * t.stride()..(n + rows - 1) * t.stride() + t.cols()];
+            (s.as_ptr().cast(), size_of_val(s))
+        })
+    }
+
+    /// Packs rows `n..n + rows`, elements `at..at + len`.
+    ///
+    /// # Safety
+    /// `dst` is writable for `tile_bytes`, 64-byte aligned; the CPU has the kernel's ISA.
+    unsafe fn pack(&self, n: usize, rows: usize, at: usize, len: usize, dst: *mut u8) {
+        assert!(len <= self.k.kc && at + len <= self.w.k());
+        let size = self.w.dtype().size();
+        let (src, stride) = (self.rows(n, rows).wrapping_add(at * size), self.stride_bytes() / size);
+        // SAFETY: `rows` checked the source; half's types are transparent u16.
+        unsafe {
+            match (&self.w, &self.k.w_f32, &self.k.w_f16) {
+                (Weight::BF16(_), ..) => (self.k.w_bf16.pack)(src.cast(), stride, rows, len, dst),
+                (Weight::F32(_), Some(f), _) => (f.pack)(src.cast(), stride, rows, len, dst),
+                (Weight::F16(_), _, Some(f)) => (f.pack)(src.cast(), stride, rows, len, dst),
+                _ => unreachable!("accepts() lets only BF16 reach a BF16 kernel"),
+            }
+        }
+    }
+}
+
+fn blocked<A: Element>(e: &Engine, k: &'static GemmKernel, x: Mat<'_, A>, w: Weight<'_>, mut out: Output<'_, A>) {
+    e.used.note(k.name);
+    let (m, kk) = (x.rows(), w.k());
+    let split = Split::of(w.n(), &out);
+    let (target, y_stride) = Target::of(&mut out);
+    let epilogues = &registry::row(e.isa).epilogues;
+
+    let chunks = kk.div_ceil(k.kc);
+    let chunk_len = |c: usize| (kk - c * k.kc).min(k.kc);
+    let panels = m.div_ceil(k.mr);
+    let chunk_bytes = k.panel_bytes(k.kc);
+    let panel_bytes = chunk_bytes * chunks;
+
+    // Pack x: one task for each panel and chunk.
+    let mut shared = e.scratch.shared();
+    let packed = SharedMut::new(shared.get(panels * panel_bytes));
+    e.pool.for_each(panels * chunks, |t, _| {
+        let (p, c) = (t / chunks, t % chunks);
+        let rows = k.mr.min(m - p * k.mr);
+        // SAFETY: each (panel, chunk) is one task and has its own place; rows and columns lie inside x; the engine
+        // checked the ISA, and `registry::kernels_of` gives kernels of that level or below.
+        unsafe {
+            let dst = packed.slice(p * panel_bytes + c * chunk_bytes, chunk_bytes);
+            pack_x(k, &x, p * k.mr, rows, c * k.kc, chunk_len(c), dst.as_mut_ptr());
+        }
+    });
+
+    // Blocks of W: up to `most` tiles of each half, two of them in a thread's buffer: one computed, one being packed.
+    let src = Source::new(k, w);
+    let halves = split.halves();
+    let all_tiles = split.n.div_ceil(k.nr);
+    let most = (tuning::BLOCK_BYTES / (chunks * k.tile_bytes * halves)).clamp(1, all_tiles);
+    let block_bytes = halves * most * chunks * k.tile_bytes;
+    let half_acc = most * k.nr * k.mr;
+    // The queue moves whole vectors; rows that end in part of one are packed between blocks.
+    let per_vec = k.lanes * k.ku;
+    let drain = src.drain.filter(|_| kk.is_multiple_of(per_vec));
+    let shape = UnitShape {
+        src_stride: src.stride_bytes(),
+        chunks,
+        vecs: k.kc / per_vec,
+        last_vecs: chunk_len(chunks - 1) / per_vec,
+        chunk_stride: k.tile_bytes,
+    };
+
+    let next = AtomicUsize::new(0);
+    // A thread starts with one tile, since nothing hides its packing, and shrinks its claims near the end.
+    let claim = |first: bool| {
+        let left = all_tiles.saturating_sub(next.load(Relaxed));
+        let want = if first { 1 } else { (left / (2 * e.threads())).clamp(1, most) };
+        let t0 = next.fetch_add(want, Relaxed);
+        (t0 < all_tiles).then(|| t0..(t0 + want).min(all_tiles))
+    };
+
+    e.pool.run(|thread| {
+        let mut scratch = e.scratch.thread(thread);
+        let bytes = scratch.get(2 * block_bytes + halves * half_acc * 4);
+        let (w_pack, acc) = bytes.split_at_mut(2 * block_bytes);
+        let (acc, w_pack) = (acc.as_mut_ptr().cast::<f32>(), w_pack.as_mut_ptr());
+        // SAFETY: both halves of the buffer are `block_bytes` long.
+        let mut buffers = [w_pack, unsafe { w_pack.add(block_bytes) }];
+        let tile_at = |h: usize, t: usize, c: usize| ((h * most + t) * chunks + c) * k.tile_bytes;
+        let mut units: Vec<Unit> = Vec::with_capacity(halves * most * chunks);
+
+        // The rows of tile t of a block that starts at tile t0: first row of W and count.
+        let rows_of = |h: usize, t: usize| {
+            let n = t * k.nr;
+            (h * split.second.unwrap_or(0) + n, k.nr.min(split.n - n))
+        };
+        let pack_block = |block: &Range<usize>, buffer: *mut u8| {
+            for (i, t) in block.clone().enumerate() {
+                for h in 0..halves {
+                    for c in 0..chunks {
+                        let (n, rows) = rows_of(h, t);
+                        // SAFETY: the tile's place lies inside this thread's buffer.
+                        unsafe { src.pack(n, rows, c * k.kc, chunk_len(c), buffer.add(tile_at(h, i, c))) };
+                    }
+                }
+            }
+        };
+
+        let Some(mut block) = claim(true) else { return };
+        pack_block(&block, buffers[0]);
+        loop {
+            let next_block = claim(false);
+            units.clear();
+            let turns = panels
+                * block.len()
+                * halves
+                * (0..chunks).map(|c| chunk_len(c).div_ceil(k.ku) / UNROLL).sum::<usize>();
+            if let (Some(next), Some(_)) = (&next_block, drain) {
+                for (i, t) in next.clone().enumerate() {
+                    for h in 0..halves {
+                        let (n, rows) = rows_of(h, t);
+                        // SAFETY: inside the other half of the buffer.
+                        let dst = unsafe { buffers[1].add(tile_at(h, i, 0)) };
+                        units.push(Unit { src: src.rows(n, rows), rows, dst });
+                    }
+                }
+            }
+            let (prefetch, bytes) = match (&next_block, drain) {
+                (Some(next), None) => src.span(next.start * k.nr, (next.len() * k.nr).min(split.n - next.start * k.nr)),
+                _ => (std::ptr::null(), 0),
+            };
+            let step = bytes.div_ceil((turns * UNROLL).max(1)).min(64);
+            let mut ahead = Ahead { queue: Copier::new(&units, shape, turns), prefetch, step };
+
+            let (n0, rows) = (block.start * k.nr, (block.len() * k.nr).min(split.n - block.start * k.nr));
+            for p in 0..panels {
+                if let Target::Store(_, Some(bias)) = target {
+                    for (i, b) in bias[n0..n0 + rows].iter().enumerate() {
+                        // SAFETY: `rows * mr` accumulators are inside the buffer.
+                        unsafe { std::slice::from_raw_parts_mut(acc.add(i * k.mr), k.mr) }.fill(*b);
+                    }
+                }
+                for c in 0..chunks {
+                    let steps = chunk_len(c).div_ceil(k.ku);
+                    let accumulate = c > 0 || matches!(target, Target::Store(_, Some(_)));
+                    for h in 0..halves {
+                        for t in 0..block.len() {
+                            // SAFETY: panel and tile were packed by this kernel for this chunk's length; the accumulator
+                            // tile is inside the buffer; no thread writes `packed` any more; the queue's units were
+                            // checked by `Source::rows` and lie in the other half of the buffer.
+                            unsafe {
+                                let panel = packed.slice(p * panel_bytes + c * chunk_bytes, chunk_bytes).as_ptr();
+                                let tile = buffers[0].add(tile_at(h, t, c));
+                                let acc = acc.add(h * half_acc + t * k.nr * k.mr);
+                                (src.micro)(steps, panel, tile, acc, accumulate, &mut ahead);
+                            }
+                        }
+                    }
+                }
+                let (m0, cols) = (p * k.mr, k.mr.min(m - p * k.mr));
+                // SAFETY: the accumulators of `rows` features by `cols` rows are computed; blocks of columns are disjoint.
+                unsafe { finish(epilogues, target, acc, half_acc, k.mr, rows, cols, m0, n0, y_stride) };
+            }
+            let Some(next) = next_block else { break };
+            match drain {
+                // SAFETY: as for the kernel's queue above.
+                Some(drain) => unsafe { drain(&mut ahead.queue) },
+                None => pack_block(&next, buffers[1]),
+            }
+            buffers.swap(0, 1);
+            block = next;
+        }
+    });
+}
+
+/// Moves accumulators `[rows][mr]` (and the second half behind them) to `y[m0..m0 + cols][n0..n0 + rows]`.
+///
+/// # Safety
+/// `acc` holds them; no other thread touches these elements of y; the CPU has the ISA of `e`.
+#[allow(clippy::too_many_arguments)]
+unsafe fn finish(
+    e: &Epilogues,
+    target: Target<'_>,
+    acc: *mut f32,
+    half_acc: usize,
+    mr: usize,
+    rows: usize,
+    cols: usize,
+    m0: usize,
+    n0: usize,
+    stride: usize,
+) {
+    let len = (cols - 1) * stride + rows;
+    // SAFETY: `slice_ptr` checks that the last element is inside y; the rest is the caller's promise.
+    unsafe {
+        match target {
+            Target::Store(y, _) => (e.store)(acc, mr, rows, cols, y.ptr(m0 * stride + n0, len), stride),
+            Target::Add(y) => (e.add)(acc, mr, rows, cols, y.ptr(m0 * stride + n0, len), stride),
+            Target::SwiGluF32(y) => {
+                (e.silu_mul)(rows * mr, acc, acc.add(half_acc));
+                (e.store)(acc, mr, rows, cols, y.ptr(m0 * stride + n0, len), stride);
+            }
+            Target::SwiGluBf16(y) => {
+                (e.silu_mul)(rows * mr, acc, acc.add(half_acc));
+                (e.store_bf16)(acc, mr, rows, cols, y.ptr(m0 * stride + n0, len), stride);
+            }
+        }
+    }
+}
+
+/// The rows of x as f32, in `buffer` if they are not already.
+pub(super) fn widen<'a, A: Element>(x: Mat<'a, A>, buffer: &'a mut [u8]) -> Mat<'a, f32> {
+    if let Some(x) = x.cast_f32() {
+        return x;
+    }
+    let buffer: &mut [f32] = &mut bytemuck::cast_slice_mut(buffer)[..x.rows() * x.cols()];
+    for (r, y) in buffer.chunks_exact_mut(x.cols().max(1)).enumerate() {
+        widen_row(x.row(r), y);
+    }
+    Mat::new(buffer, x.rows(), x.cols())
+}
+
+/// One row as f32.
+pub(super) fn widen_row<A: Element>(x: &[A], y: &mut [f32]) {
+    match A::DTYPE {
+        DType::BF16 => HalfFloatSliceExt::convert_to_f32_slice(bytemuck::cast_slice::<A, bf16>(x), y),
+        _ => y.copy_from_slice(bytemuck::cast_slice(x)),
+    }
+}

@@ -1,0 +1,12 @@
+//! Loops, packing and threads: everything about an operation that no instruction set changes.
+
+pub mod attention;
+mod dot;
+pub mod gemm;
+mod gemm_crate;
+pub mod rope;
+pub mod rowwise;
+mod scratch;
+
+pub use scratch::Scratch;
+pub(crate) use scratch::SharedMut;

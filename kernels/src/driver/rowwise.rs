@@ -1,0 +1,356 @@
+//! Row-wise operations.
+
+use super::{SharedMut, rope::RopeTable};
+use crate::{
+    engine::{Engine, HeadNorm, HeadsOut},
+    simd::{self, Kernel, Vector, dispatch, kernel_name, load, store},
+    view::{Element, Mat, MatMut, Weight},
+};
+
+/// Elements below which a fork-join (a microsecond or two) costs more than it saves: 32 Ki elements take some 10 us.
+const WORTH_SHARING: usize = 32 * 1024;
+
+/// Chunks for each thread: enough to even out cores of different speed.
+const CHUNKS: usize = 4;
+
+/// Calls `f` with ranges that cover `0..rows`, on the pool if `rows * cols * cost` is worth it. `cost` weighs an element
+/// against a plain load and store.
+fn each_range(e: &Engine, rows: usize, cols: usize, cost: usize, f: impl Fn(std::ops::Range<usize>) + Sync) {
+    if rows == 0 {
+        return;
+    }
+    if rows == 1 || e.threads() == 1 || rows * cols * cost < WORTH_SHARING {
+        return f(0..rows);
+    }
+    let chunk = rows.div_ceil(e.threads() * CHUNKS).max((WORTH_SHARING / 8).div_ceil(cols * cost));
+    e.pool.for_each(rows.div_ceil(chunk), |i, _| f(i * chunk..rows.min((i + 1) * chunk)));
+}
+
+/// The rows of a matrix, for threads that each write their own.
+struct RowsMut<T> {
+    data: SharedMut<T>,
+    stride: usize,
+    cols: usize,
+}
+
+impl<T> RowsMut<T> {
+    fn new(m: &mut MatMut<'_, T>) -> Self {
+        let (stride, cols) = (m.stride(), m.cols());
+        RowsMut { data: SharedMut::new(m.data_mut()), stride, cols }
+    }
+
+    /// Row `r`.
+    ///
+    /// # Safety
+    /// No other slice of this row is alive, and the matrix is still borrowed.
+    #[allow(clippy::mut_from_ref)]
+    #[inline(always)]
+    unsafe fn row(&self, r: usize) -> &mut [T] {
+        // SAFETY: rows do not overlap (`stride >= cols` in every view); the rest is the caller's promise.
+        unsafe { self.data.slice(r * self.stride, self.cols) }
+    }
+}
+
+/// A kernel from row `r` of `x` to a row of the output.
+trait RowKernel<X, Y>: Copy + Sync {
+    fn row<V: Vector>(self, v: V, x: &[X], y: &mut [Y]);
+}
+
+struct Rows<'a, K, X, Y> {
+    k: K,
+    x: Mat<'a, X>,
+    y: &'a RowsMut<Y>,
+    range: std::ops::Range<usize>,
+}
+
+impl<X, Y, K: RowKernel<X, Y>> Kernel for Rows<'_, K, X, Y> {
+    type Output = ();
+    #[inline(always)]
+    fn run<V: Vector>(self, v: V) {
+        for r in self.range {
+            // SAFETY: `map_rows` hands each row to one thread, and borrows the output throughout.
+            self.k.row(v, self.x.row(r), unsafe { self.y.row(r) });
+        }
+    }
+}
+
+/// `k` over all rows of `x` and `y`.
+fn map_rows<X: Copy + Sync, Y: Send>(
+    e: &Engine,
+    x: Mat<'_, X>,
+    mut y: MatMut<'_, Y>,
+    cost: usize,
+    k: impl RowKernel<X, Y>,
+) {
+    let (rows, cols) = (x.rows(), x.cols().max(1));
+    let y = RowsMut::new(&mut y);
+    each_range(e, rows, cols, cost, |range| dispatch(e.isa(), Rows { k, x, y: &y, range }));
+}
+
+#[derive(Clone, Copy)]
+struct Convert;
+
+impl<X: Element, Y: Element> RowKernel<X, Y> for Convert {
+    #[inline(always)]
+    fn row<V: Vector>(self, v: V, x: &[X], y: &mut [Y]) {
+        for (x, y) in x.chunks(V::F32_LANES).zip(y.chunks_mut(V::F32_LANES)) {
+            store(v, y, load(v, x));
+        }
+    }
+}
+
+pub fn convert<A: Element>(e: &Engine, x: Mat<'_, f32>, out: MatMut<'_, A>) {
+    e.used.note(kernel_name!(e.isa(), A, "convert_f32"));
+    map_rows(e, x, out, 1, Convert);
+}
+
+struct Embed<'a, T> {
+    table: Mat<'a, T>,
+    ids: &'a [u32],
+    y: &'a RowsMut<f32>,
+    range: std::ops::Range<usize>,
+}
+
+impl<T: Element> Kernel for Embed<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn run<V: Vector>(self, v: V) {
+        for r in self.range {
+            // SAFETY: each row goes to one thread (`embed`), which borrows the output throughout.
+            Convert.row(v, self.table.row(self.ids[r] as usize), unsafe { self.y.row(r) });
+        }
+    }
+}
+
+pub fn embed(e: &Engine, table: Weight<'_>, ids: &[u32], mut out: MatMut<'_, f32>) {
+    let cols = table.k().max(1);
+    let y = &RowsMut::new(&mut out);
+    let isa = e.isa();
+    match table {
+        Weight::F32(table) => {
+            e.used.note(kernel_name!(isa, "embed_f32_f32"));
+            each_range(e, ids.len(), cols, 1, |range| dispatch(isa, Embed { table, ids, y, range }));
+        }
+        Weight::BF16(table) => {
+            e.used.note(kernel_name!(isa, "embed_bf16_f32"));
+            each_range(e, ids.len(), cols, 1, |range| dispatch(isa, Embed { table, ids, y, range }));
+        }
+        Weight::F16(table) => each_range(e, ids.len(), cols, 1, |range| {
+            for r in range {
+                // SAFETY: as in `Embed`.
+                let y = unsafe { y.row(r) };
+                half::slice::HalfFloatSliceExt::convert_to_f32_slice(table.row(ids[r] as usize), y);
+            }
+        }),
+    }
+}
+
+#[derive(Clone, Copy)]
+struct RmsNorm<'a> {
+    w: &'a [f32],
+    eps: f32,
+}
+
+/// 1 / sqrt(mean(x^2) + eps).
+#[inline(always)]
+fn inverse_rms<V: Vector>(v: V, x: &[f32], eps: f32) -> f32 {
+    1.0 / (simd::sum_squares(v, x) / x.len() as f32 + eps).sqrt()
+}
+
+impl<A: Element> RowKernel<f32, A> for RmsNorm<'_> {
+    #[inline(always)]
+    fn row<V: Vector>(self, v: V, x: &[f32], y: &mut [A]) {
+        let s = v.splat_f32s(inverse_rms(v, x, self.eps));
+        let chunks = x.chunks(V::F32_LANES).zip(self.w.chunks(V::F32_LANES)).zip(y.chunks_mut(V::F32_LANES));
+        for ((x, w), y) in chunks {
+            store(v, y, v.mul_f32s(v.mul_f32s(load(v, x), s), load(v, w)));
+        }
+    }
+}
+
+pub fn rms_norm<A: Element>(e: &Engine, x: Mat<'_, f32>, w: &[f32], eps: f32, out: MatMut<'_, A>) {
+    e.used.note(kernel_name!(e.isa(), A, "rms_norm_f32"));
+    map_rows(e, x, out, 2, RmsNorm { w, eps });
+}
+
+/// Where head `h` of source row `r` goes: `start + (r / n) * batch + (r % n) * row + h * head`.
+#[derive(Clone, Copy)]
+struct Place {
+    start: usize,
+    batch: usize,
+    row: usize,
+    head: usize,
+}
+
+struct Heads<'a, A> {
+    src: Mat<'a, f32>,
+    n: usize,
+    d: usize,
+    weight: HeadNorm<'a>,
+    eps: f32,
+    rope: Option<(&'a RopeTable, usize)>,
+    out: &'a SharedMut<A>,
+    place: Place,
+    range: std::ops::Range<usize>,
+}
+
+/// Features `at` of a head, normed by `norm`'s weight, if it has one, and inverse RMS.
+#[inline(always)]
+fn normed<V: Vector>(v: V, x: &[f32], (w, scale): (HeadNorm<'_>, V::f32s), at: std::ops::Range<usize>) -> V::f32s {
+    let y = load(v, &x[at.clone()]);
+    match w {
+        Some(w) => v.mul_f32s(v.mul_f32s(y, scale), load(v, &w[at])),
+        None => y,
+    }
+}
+
+impl<A: Element> Heads<'_, A> {
+    /// One head: norm, rotation at `angles` and conversion in one pass, in registers.
+    #[inline(always)]
+    fn head<V: Vector>(&self, v: V, x: &[f32], angles: Option<(&[f32], &[f32])>, y: &mut [A]) {
+        let scale = v.splat_f32s(if self.weight.is_some() { inverse_rms(v, x, self.eps) } else { 1.0 });
+        let norm = (self.weight, scale);
+        let (step, half) = (V::F32_LANES, self.d / 2);
+        let Some((cos, sin)) = angles else {
+            for j in (0..self.d).step_by(step) {
+                let at = j..(j + step).min(self.d);
+                store(v, &mut y[at.clone()], normed(v, x, norm, at));
+            }
+            return;
+        };
+        let (ylo, yhi) = y.split_at_mut(half);
+        for j in (0..half).step_by(step) {
+            let end = (j + step).min(half);
+            let (lo, hi) = (normed(v, x, norm, j..end), normed(v, x, norm, half + j..half + end));
+            let (c, s) = (load(v, &cos[j..end]), load(v, &sin[j..end]));
+            store(v, &mut ylo[j..end], v.sub_f32s(v.mul_f32s(lo, c), v.mul_f32s(hi, s)));
+            store(v, &mut yhi[j..end], v.mul_add_e_f32s(hi, c, v.mul_f32s(lo, s)));
+        }
+    }
+}
+
+impl<A: Element> Kernel for Heads<'_, A> {
+    type Output = ();
+    #[inline(always)]
+    fn run<V: Vector>(self, v: V) {
+        for r in self.range.clone() {
+            let (b, i) = (r / self.n, r % self.n);
+            let angles = self.rope.map(|(t, start)| t.at(start + i));
+            let p = self.place;
+            for (h, x) in self.src.row(r).chunks_exact(self.d).enumerate() {
+                // SAFETY: (batch, position, head) names one place, each row goes to one thread (`heads`), which borrows
+                // the output throughout.
+                let y = unsafe { self.out.slice(p.start + b * p.batch + i * p.row + h * p.head, self.d) };
+                self.head(v, x, angles, y);
+            }
+        }
+    }
+}
+
+#[allow(clippy::too_many_arguments)]
+pub fn heads<A: Element>(
+    e: &Engine,
+    src: Mat<'_, f32>,
+    batch: usize,
+    d: usize,
+    weight: HeadNorm<'_>,
+    eps: f32,
+    rope: Option<(&RopeTable, usize)>,
+    mut out: HeadsOut<'_, A>,
+) {
+    e.used.note(kernel_name!(e.isa(), A, "heads_f32"));
+    let n = src.rows() / batch;
+    let (out, place) = match &mut out {
+        HeadsOut::Rows(y) => {
+            let row = y.stride();
+            (SharedMut::new(y.data_mut()), Place { start: 0, batch: n * row, row, head: d })
+        }
+        HeadsOut::Cache(c, start) => {
+            let head = c.capacity() * d;
+            let place = Place { start: *start * d, batch: c.heads() * head, row: d, head };
+            (SharedMut::new(c.data_mut()), place)
+        }
+    };
+    each_range(e, src.rows(), src.cols().max(1), 2, |range| {
+        dispatch(e.isa(), Heads { src, n, d, weight, eps, rope, out: &out, place, range });
+    });
+}
+
+#[derive(Clone, Copy)]
+struct SiluMul;
+
+impl<A: Element> RowKernel<f32, A> for SiluMul {
+    #[inline(always)]
+    fn row<V: Vector>(self, v: V, ab: &[f32], y: &mut [A]) {
+        let (a, b) = ab.split_at(y.len());
+        let chunks = a.chunks(V::F32_LANES).zip(b.chunks(V::F32_LANES)).zip(y.chunks_mut(V::F32_LANES));
+        for ((a, b), y) in chunks {
+            store(v, y, simd::silu_mul(v, load(v, a), load(v, b)));
+        }
+    }
+}
+
+pub fn silu_mul<A: Element>(e: &Engine, ab: Mat<'_, f32>, out: MatMut<'_, A>) {
+    e.used.note(kernel_name!(e.isa(), A, "silu_mul_f32"));
+    map_rows(e, ab, out, 4, SiluMul);
+}
+
+struct Softmax<'a> {
+    x: &'a RowsMut<f32>,
+    range: std::ops::Range<usize>,
+}
+
+impl Kernel for Softmax<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<V: Vector>(self, v: V) {
+        for r in self.range {
+            // SAFETY: each row goes to one thread (`softmax`), which borrows the matrix throughout.
+            let x = unsafe { self.x.row(r) };
+            let max = v.splat_f32s(simd::max(v, x));
+            for x in x.chunks_mut(V::F32_LANES) {
+                let e = simd::exp_nonpos(v, v.sub_f32s(load(v, x), max));
+                store(v, x, e);
+            }
+            let scale = v.splat_f32s(1.0 / simd::sum(v, x));
+            for x in x.chunks_mut(V::F32_LANES) {
+                let y = v.mul_f32s(load(v, x), scale);
+                store(v, x, y);
+            }
+        }
+    }
+}
+
+pub fn softmax(e: &Engine, mut x: MatMut<'_, f32>) {
+    e.used.note(kernel_name!(e.isa(), "softmax_f32_f32"));
+    let (rows, cols) = (x.rows(), x.cols().max(1));
+    let x = RowsMut::new(&mut x);
+    each_range(e, rows, cols, 6, |range| dispatch(e.isa(), Softmax { x: &x, range }));
+}
+
+#[derive(Clone, Copy)]
+struct Argmax;
+
+impl RowKernel<f32, u32> for Argmax {
+    #[inline(always)]
+    fn row<V: Vector>(self, v: V, x: &[f32], y: &mut [u32]) {
+        // The maximum of each block, then a plain search in the first block that holds the largest.
+        const BLOCK: usize = 512;
+        let (mut best, mut at) = (f32::NEG_INFINITY, 0);
+        for (i, x) in x.chunks(BLOCK).enumerate() {
+            let m = simd::max(v, x);
+            if m > best {
+                (best, at) = (m, i * BLOCK);
+            }
+        }
+        // -inf is found from the start on; a row of NaN alone has no largest, and its first element stands for it.
+        let found = x[at..].iter().position(|x| *x == best);
+        y[0] = (at + found.unwrap_or(0)) as u32;
+    }
+}
+
+pub fn argmax(e: &Engine, x: Mat<'_, f32>, out: &mut [u32]) {
+    e.used.note(kernel_name!(e.isa(), "argmax_f32_u32"));
+    let rows = out.len();
+    map_rows(e, x, MatMut::new(out, rows, 1), 1, Argmax);
+}

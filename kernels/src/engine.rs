@@ -1,0 +1,318 @@
+//! The safe front of the crate: shapes are checked here, kernels are called behind it.
+
+use crate::{
+    contract::GemmKernel,
+    cpu::{self, Isa},
+    driver::{self, rope::RopeTable},
+    error::{Error, Result, expect},
+    pool::Pool,
+    registry,
+    view::{Element, HeadCache, Mat, MatMut, Weight},
+};
+
+/// Who computes `y = x W^T`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Backend {
+    /// The kernels of this crate.
+    #[default]
+    Ours,
+    /// The `gemm` crate, on f32 (16-bit weights are widened slab by slab).
+    Gemm,
+}
+
+impl Backend {
+    /// The name that `--backend` takes.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Backend::Ours => "ttft",
+            Backend::Gemm => "gemm",
+        }
+    }
+}
+
+/// How to build an [`Engine`].
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// The ISA to use; `None` is the strongest of this CPU.
+    pub isa: Option<Isa>,
+    /// Threads; `None` is one for each physical performance core.
+    pub threads: Option<usize>,
+    /// Who computes the projections.
+    pub backend: Backend,
+    /// A GEMM kernel by name, for every shape that it can serve; `None` lets the dispatcher choose.
+    pub gemm_kernel: Option<String>,
+}
+
+/// Where [`Engine::linear`] puts `x W^T` (`[M, N]`).
+#[derive(Debug)]
+pub enum Output<'a, A> {
+    /// `y = x W^T`.
+    Store(MatMut<'a, f32>),
+    /// `y = x W^T + bias`, bias `[N]`.
+    Bias(MatMut<'a, f32>, &'a [f32]),
+    /// `y += x W^T`.
+    Add(MatMut<'a, f32>),
+    /// W stacks `[Wa; Wb]`, N = 2F; `y[M, F] = silu(x Wa^T) * (x Wb^T)`.
+    SwiGlu(MatMut<'a, A>),
+}
+
+/// Per-head RMSNorm (weight `[head_dim]`, eps) of [`Engine::heads`].
+pub type HeadNorm<'a> = Option<&'a [f32]>;
+
+/// Where [`Engine::heads`] puts the heads.
+#[derive(Debug)]
+pub enum HeadsOut<'a, A> {
+    /// `[B*n, heads*d]`, as the source.
+    Rows(MatMut<'a, A>),
+    /// Positions `start..start + n` of every head of a cache.
+    Cache(&'a mut HeadCache<A>, usize),
+}
+
+/// Which positions [`Engine::attention`] computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttnShape {
+    /// Sequences.
+    pub batch: usize,
+    /// Queries of each sequence: the last `n` positions.
+    pub n: usize,
+    /// Positions in the cache before the first query; the cache holds `past + n`.
+    pub past: usize,
+}
+
+/// Kernels of one ISA, and the threads that run them.
+#[derive(Debug)]
+pub struct Engine {
+    pub(crate) isa: Isa,
+    pub(crate) backend: Backend,
+    pub(crate) pool: Pool,
+    pub(crate) forced: Option<&'static GemmKernel>,
+    pub(crate) scratch: driver::Scratch,
+    pub(crate) used: registry::Used,
+}
+
+impl Engine {
+    /// Builds an engine.
+    ///
+    /// # Errors
+    /// An ISA that this CPU lacks, an unknown kernel name, a thread count of 0 or above 1024.
+    pub fn new(o: &Options) -> Result<Engine> {
+        let isa = o.isa.unwrap_or_else(Isa::best).check()?;
+        let threads = o.threads.unwrap_or_else(cpu::topology::performance_cores);
+        if !(1..=1024).contains(&threads) {
+            return Err(Error::Threads(threads));
+        }
+        let forced = o.gemm_kernel.as_deref().map(|name| registry::find(isa, name)).transpose()?;
+        let pool = Pool::new(threads);
+        Ok(Engine {
+            isa,
+            backend: o.backend,
+            scratch: driver::Scratch::new(threads),
+            pool,
+            forced,
+            used: Default::default(),
+        })
+    }
+
+    /// The ISA in force.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// The GEMM backend.
+    pub fn backend(&self) -> Backend {
+        self.backend
+    }
+
+    /// Threads.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    /// The pool, for other data-parallel work.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// Names of the kernels that have run since the last call, sorted.
+    pub fn take_used(&self) -> Vec<&'static str> {
+        self.used.take()
+    }
+
+    /// `x[M,K] W[N,K]^T` into `out`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`].
+    pub fn linear<A: Element>(&self, x: Mat<'_, A>, w: Weight<'_>, out: Output<'_, A>) -> Result<()> {
+        const OP: &str = "linear";
+        expect(OP, "columns of x (K)", w.k(), x.cols())?;
+        let (rows, cols, n) = match &out {
+            Output::Store(y) | Output::Add(y) => (y.rows(), y.cols(), w.n()),
+            Output::Bias(y, b) => {
+                expect(OP, "length of the bias (N)", w.n(), b.len())?;
+                (y.rows(), y.cols(), w.n())
+            }
+            Output::SwiGlu(y) => {
+                expect(OP, "rows of W modulo 2 (SwiGLU)", 0, w.n() % 2)?;
+                (y.rows(), y.cols(), w.n() / 2)
+            }
+        };
+        expect(OP, "rows of y (M)", x.rows(), rows)?;
+        expect(OP, "columns of y (N)", n, cols)?;
+        if x.rows() > 0 && n > 0 {
+            driver::gemm::linear(self, x, w, out);
+        }
+        Ok(())
+    }
+
+    /// Rows `ids` of an embedding table `[V, D]`, as f32 `[ids.len(), D]`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`], [`Error::TokenId`].
+    pub fn embed(&self, table: Weight<'_>, ids: &[u32], out: MatMut<'_, f32>) -> Result<()> {
+        expect("embed", "rows of the output", ids.len(), out.rows())?;
+        expect("embed", "columns of the output (D)", table.k(), out.cols())?;
+        if let Some((row, &id)) = ids.iter().enumerate().find(|(_, id)| **id as usize >= table.n()) {
+            return Err(Error::TokenId { id, row, vocab: table.n() });
+        }
+        driver::rowwise::embed(self, table, ids, out);
+        Ok(())
+    }
+
+    /// `x / sqrt(mean(x^2) + eps) * w` for each row.
+    ///
+    /// # Errors
+    /// [`Error::Shape`].
+    pub fn rms_norm<A: Element>(&self, x: Mat<'_, f32>, w: &[f32], eps: f32, out: MatMut<'_, A>) -> Result<()> {
+        expect("rms_norm", "length of the weight", x.cols(), w.len())?;
+        expect("rms_norm", "rows of the output", x.rows(), out.rows())?;
+        expect("rms_norm", "columns of the output", x.cols(), out.cols())?;
+        driver::rowwise::rms_norm(self, x, w, eps, out);
+        Ok(())
+    }
+
+    /// Heads of `batch` sequences, `src` = `[batch*n, heads*d]`: an optional RMSNorm over each head (weight `[d]`), then
+    /// optional RoPE (half-split) at positions `start..start + n`, then the conversion to `A`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`].
+    #[allow(clippy::too_many_arguments)]
+    pub fn heads<A: Element>(
+        &self,
+        src: Mat<'_, f32>,
+        batch: usize,
+        head_dim: usize,
+        norm: HeadNorm<'_>,
+        eps: f32,
+        rope: Option<(&RopeTable, usize)>,
+        out: HeadsOut<'_, A>,
+    ) -> Result<()> {
+        const OP: &str = "heads";
+        if batch == 0 || head_dim == 0 {
+            return expect(OP, "batch and head_dim of at least", 1, 0);
+        }
+        expect(OP, "rows modulo batch", 0, src.rows() % batch)?;
+        expect(OP, "columns modulo head_dim", 0, src.cols() % head_dim)?;
+        let n = src.rows() / batch;
+        if let Some(w) = norm {
+            expect(OP, "length of the norm weight", head_dim, w.len())?;
+        }
+        if let Some((t, start)) = rope {
+            expect(OP, "head_dim of the RoPE table", head_dim, t.head_dim())?;
+            if start + n > t.positions() {
+                return expect(OP, "positions of the RoPE table", start + n, t.positions());
+            }
+        }
+        match &out {
+            HeadsOut::Rows(y) => {
+                expect(OP, "rows of the output", src.rows(), y.rows())?;
+                expect(OP, "columns of the output", src.cols(), y.cols())?;
+            }
+            HeadsOut::Cache(c, start) => {
+                expect(OP, "batch of the cache", batch, c.batch())?;
+                expect(OP, "heads of the cache", src.cols() / head_dim, c.heads())?;
+                expect(OP, "head_dim of the cache", head_dim, c.head_dim())?;
+                if start + n > c.capacity() {
+                    return expect(OP, "capacity of the cache", start + n, c.capacity());
+                }
+            }
+        }
+        driver::rowwise::heads(self, src, batch, head_dim, norm, eps, rope, out);
+        Ok(())
+    }
+
+    /// Causal attention with grouped heads: `softmax(q k^T / sqrt(d)) v`. Query head h reads KV head `h / (H / K)`; the
+    /// query at position p sees positions `0..=p`. q and out are `[batch*n, H*d]`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`].
+    pub fn attention<A: Element>(
+        &self,
+        q: Mat<'_, A>,
+        k: &HeadCache<A>,
+        v: &HeadCache<A>,
+        shape: AttnShape,
+        out: MatMut<'_, A>,
+    ) -> Result<()> {
+        const OP: &str = "attention";
+        let (d, total) = (k.head_dim(), shape.past + shape.n);
+        if d == 0 || k.heads() == 0 {
+            return expect(OP, "heads and head_dim of at least", 1, 0);
+        }
+        expect(OP, "rows of q", shape.batch * shape.n, q.rows())?;
+        expect(OP, "columns of q modulo kv_heads*head_dim", 0, q.cols() % (k.heads() * d))?;
+        expect(OP, "rows of the output", q.rows(), out.rows())?;
+        expect(OP, "columns of the output", q.cols(), out.cols())?;
+        for c in [k, v] {
+            expect(OP, "batch of the cache", shape.batch, c.batch())?;
+            expect(OP, "heads of the cache", k.heads(), c.heads())?;
+            expect(OP, "head_dim of the cache", d, c.head_dim())?;
+            if total > c.capacity() {
+                return expect(OP, "capacity of the cache", total, c.capacity());
+            }
+        }
+        if q.rows() > 0 && q.cols() > 0 {
+            driver::attention::attention(self, q, k, v, shape, out);
+        }
+        Ok(())
+    }
+
+    /// `silu(a) * b` for rows `[a, b]`: `[M, 2F]` to `[M, F]`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`].
+    pub fn silu_mul<A: Element>(&self, ab: Mat<'_, f32>, out: MatMut<'_, A>) -> Result<()> {
+        expect("silu_mul", "columns of the input", 2 * out.cols(), ab.cols())?;
+        expect("silu_mul", "rows of the output", ab.rows(), out.rows())?;
+        driver::rowwise::silu_mul(self, ab, out);
+        Ok(())
+    }
+
+    /// Softmax of each row, in place.
+    pub fn softmax(&self, x: MatMut<'_, f32>) {
+        driver::rowwise::softmax(self, x);
+    }
+
+    /// Index of the largest value of each row; the first of equals. NaN counts as smaller than anything.
+    ///
+    /// # Errors
+    /// [`Error::Shape`]: a row has no columns, or `out` is not one per row.
+    pub fn argmax(&self, x: Mat<'_, f32>, out: &mut [u32]) -> Result<()> {
+        expect("argmax", "length of the output", x.rows(), out.len())?;
+        if x.cols() == 0 && x.rows() > 0 {
+            return expect("argmax", "columns of at least", 1, 0);
+        }
+        driver::rowwise::argmax(self, x, out);
+        Ok(())
+    }
+
+    /// Converts rows to the activation type.
+    ///
+    /// # Errors
+    /// [`Error::Shape`].
+    pub fn convert<A: Element>(&self, x: Mat<'_, f32>, out: MatMut<'_, A>) -> Result<()> {
+        expect("convert", "rows of the output", x.rows(), out.rows())?;
+        expect("convert", "columns of the output", x.cols(), out.cols())?;
+        driver::rowwise::convert(self, x, out);
+        Ok(())
+    }
+}

@@ -1,0 +1,32 @@
+//! SIMD kernels for transformer inference on CPUs: GEMM on row-major weights, fused causal attention and row-wise
+//! operations, chosen at run time for the CPU at hand.
+//!
+//! [`Engine`] is the entry point. It owns a persistent thread pool and the kernels of one instruction set ([`Isa`]);
+//! every method checks shapes, so callers write no `unsafe`. Matrices are row-major ([`Mat`], [`MatMut`], [`Weight`]).
+//!
+//! Numerics: products accumulate in f32. Activations are f32 or BF16 ([`Element`]); weights F32, F16 or BF16.
+
+mod backend;
+mod contract;
+pub mod cpu;
+mod driver;
+mod engine;
+mod error;
+#[cfg(feature = "guard")]
+pub mod guard;
+pub mod peak;
+mod pool;
+pub mod reference;
+mod registry;
+mod simd;
+mod tuning;
+mod view;
+
+pub use contract::{GemmKernel, Mul};
+pub use cpu::Isa;
+pub use driver::rope::RopeTable;
+pub use engine::{AttnShape, Backend, Engine, HeadNorm, HeadsOut, Options, Output};
+pub use error::{Error, Result};
+pub use pool::Pool;
+pub use registry::{IsaRow, isas, kernels_of};
+pub use view::{DType, Element, HeadCache, Mat, MatMut, Weight};

@@ -1,0 +1,271 @@
+//! What this machine can do at most, measured in this process.
+
+use std::{
+    hint::black_box,
+    sync::Mutex,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    cpu::Isa,
+    engine::Engine,
+    simd::{Kernel, Vector, dispatch},
+    view::DType,
+};
+
+/// Measured limits of the engine's ISA and threads.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Limits {
+    /// GFLOP/s (multiply and add counted) of register-only multiply-adds, for each multiply type of the ISA.
+    pub gflops: Vec<(DType, f64)>,
+    /// GB/s (1e9 bytes) of reading memory larger than the last-level cache.
+    pub read_gb_s: f64,
+}
+
+impl Limits {
+    /// Measures both: `rounds` rounds of about `millis` ms for each multiply type, `rounds` reads of `buffer`, which
+    /// should be several times the last-level cache and already written.
+    pub fn measure(e: &Engine, buffer: &[u8], rounds: usize, millis: u64) -> Limits {
+        let types = match e.isa() {
+            Isa::Avx512Bf16 | Isa::NeonBf16 => &[DType::F32, DType::BF16][..],
+            _ => &[DType::F32],
+        };
+        Limits {
+            gflops: types.iter().map(|&t| (t, gflops(e, t, rounds, millis))).collect(),
+            read_gb_s: read_gb_s(e, buffer, rounds),
+        }
+    }
+}
+
+/// GFLOP/s of register-only multiply-adds with operands of `dtype` on the engine's threads, the median of `rounds`
+/// rounds of about `millis` ms; the type the ISA really multiplies in (BF16 weights are widened to F32 without
+/// `vdpbf16ps` or `BFMMLA`, F16 weights always).
+pub fn gflops(e: &Engine, dtype: DType, rounds: usize, millis: u64) -> f64 {
+    let spin: fn(Isa, u64) -> u64 = match (e.isa(), dtype) {
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx512Bf16, DType::BF16) => |_, steps| x86::dot_bf16(steps),
+        #[cfg(target_arch = "aarch64")]
+        (Isa::NeonBf16, DType::BF16) => |_, steps| aarch64::mmla_bf16(steps),
+        _ => |isa, steps| dispatch(isa, MulAdd(steps)),
+    };
+    // One round: the time of `steps` steps on every thread at once, and the flops they did.
+    let round = |steps: u64| {
+        let flops = Mutex::new(0);
+        let start = Instant::now();
+        e.pool().run(|_| {
+            let f = spin(e.isa(), steps);
+            *flops.lock().unwrap_or_else(std::sync::PoisonError::into_inner) += f;
+        });
+        (start.elapsed(), flops.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner))
+    };
+    let target = Duration::from_millis(millis.max(1));
+    let mut steps = 1 << 10;
+    // Long enough to be timed, then to the target by proportion. This also brings the clock up.
+    let mut took = round(steps).0;
+    while took < target / 4 {
+        steps *= 2;
+        took = round(steps).0;
+    }
+    let steps = ((steps as f64 * target.as_secs_f64() / took.as_secs_f64()) as u64).max(1);
+    median(rounds, || {
+        let (time, flops) = round(steps);
+        flops as f64 / time.as_secs_f64() / 1e9
+    })
+}
+
+/// GB/s of reading `buffer` once on the engine's threads, the median of `rounds`.
+pub fn read_gb_s(e: &Engine, buffer: &[u8], rounds: usize) -> f64 {
+    // Pieces handed out one by one, as a kernel's tasks are.
+    const PIECE: usize = 1 << 20;
+    median(rounds, || {
+        let start = Instant::now();
+        e.pool().for_each(buffer.len().div_ceil(PIECE), |i, _| {
+            let end = buffer.len().min((i + 1) * PIECE);
+            black_box(dispatch(e.isa(), Read(&buffer[i * PIECE..end])));
+        });
+        buffer.len() as f64 / start.elapsed().as_secs_f64() / 1e9
+    })
+}
+
+/// The median of `rounds` (at least one) measurements.
+fn median(rounds: usize, mut f: impl FnMut() -> f64) -> f64 {
+    let mut x: Vec<f64> = (0..rounds.max(1)).map(|_| f()).collect();
+    x.sort_by(f64::total_cmp);
+    let m = x.len() / 2;
+    if x.len() % 2 == 1 { x[m] } else { (x[m - 1] + x[m]) / 2.0 }
+}
+
+/// Steps of independent multiply-adds in registers; the flops they did.
+struct MulAdd(u64);
+
+impl Kernel for MulAdd {
+    type Output = u64;
+    #[inline(always)]
+    fn run<V: Vector>(self, v: V) -> u64 {
+        // Enough chains to cover the latency of the multiply-add on two (x86) or four (AArch64) pipes, few enough to
+        // leave registers for the two constants.
+        match (V::IS_SCALAR, V::REGISTER_COUNT) {
+            (true, _) => spin::<V, 32>(v, self.0),
+            (_, 32) => spin::<V, 24>(v, self.0),
+            _ => spin::<V, 12>(v, self.0),
+        }
+    }
+}
+
+#[inline(always)]
+fn spin<V: Vector, const CHAINS: usize>(v: V, steps: u64) -> u64 {
+    // a <- a * 0.5 + 1 tends to 2: ordinary numbers all along.
+    let (m, c) = (v.splat_f32s(black_box(0.5)), v.splat_f32s(black_box(1.0)));
+    let mut a = [v.splat_f32s(black_box(1.0)); CHAINS];
+    for _ in 0..steps {
+        for a in &mut a {
+            *a = v.mul_add_e_f32s(*a, m, c);
+        }
+    }
+    black_box(a.iter().fold(0.0, |s, &a| s + v.reduce_sum_f32s(a)));
+    steps * (CHAINS * V::F32_LANES * 2) as u64
+}
+
+/// Bytes ahead of the reading that are prefetched: without, one core does not keep memory busy.
+const AHEAD: usize = 2048;
+
+/// Prefetches the line at `p`, which will be read once; any address will do.
+#[inline(always)]
+fn prefetch(p: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch reads nothing that the program sees, and faults on no address; SSE is x86-64's baseline.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_NTA }>(p.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
+}
+
+/// Reads every byte once.
+struct Read<'a>(&'a [u8]);
+
+impl Kernel for Read<'_> {
+    type Output = u64;
+    #[inline(always)]
+    fn run<V: Vector>(self, v: V) -> u64 {
+        let (head, words, tail) = bytemuck::pod_align_to::<u8, u64>(self.0);
+        let (vectors, words) = V::as_simd_u64s(words);
+        let mut acc = [v.splat_u64s(0); 8];
+        let (blocks, rest) = vectors.as_chunks::<8>();
+        for b in blocks {
+            for line in (0..size_of_val(b)).step_by(64) {
+                prefetch(b.as_ptr().cast::<u8>().wrapping_add(AHEAD + line));
+            }
+            for (a, &x) in acc.iter_mut().zip(b) {
+                *a = v.xor_u64s(*a, x);
+            }
+        }
+        for &x in rest {
+            acc[0] = v.xor_u64s(acc[0], x);
+        }
+        let lanes = bytemuck::cast_slice::<V::u64s, u64>(&acc).iter().chain(words).fold(0, |s, x| s ^ x);
+        head.iter().chain(tail).fold(lanes, |s, &x| s ^ u64::from(x))
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::{arch::x86_64::*, hint::black_box, mem::transmute};
+
+    use crate::cpu::Isa;
+
+    /// As [`super::spin`] with `vdpbf16ps`, 512 bits wide.
+    pub fn dot_bf16(steps: u64) -> u64 {
+        assert!(Isa::Avx512Bf16.available());
+        // SAFETY: the CPU has the instructions, as just checked.
+        unsafe { spin(steps) }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    fn spin(steps: u64) -> u64 {
+        const CHAINS: usize = 16;
+        // Pairs of (0.5, 0.5): each step adds 0.5, and a sum of 2^24 / 2 stays there.
+        // SAFETY: both types are 64 bytes without invalid values.
+        let half: __m512bh = unsafe { transmute(_mm512_set1_epi32(black_box(0x3f00_3f00))) };
+        let mut a = [_mm512_set1_ps(black_box(0.0)); CHAINS];
+        for _ in 0..steps {
+            for a in &mut a {
+                *a = _mm512_dpbf16_ps(*a, half, half);
+            }
+        }
+        black_box(a.iter().fold(0.0, |s, &a| s + _mm512_reduce_add_ps(a)));
+        steps * (CHAINS * 16 * 4) as u64
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+mod aarch64 {
+    use std::{arch::aarch64::*, hint::black_box};
+
+    use crate::{backend::neon::bfmmla, cpu::Isa};
+
+    /// As [`super::spin`] with `BFMMLA`.
+    pub fn mmla_bf16(steps: u64) -> u64 {
+        assert!(Isa::NeonBf16.available());
+        // SAFETY: the CPU has the instructions, as just checked.
+        unsafe { spin(steps) }
+    }
+
+    /// # Safety
+    /// The CPU has BF16.
+    #[target_feature(enable = "neon,bf16")]
+    unsafe fn spin(steps: u64) -> u64 {
+        const CHAINS: usize = 24;
+        // Each step adds four times 0.25, and a sum of 2^24 stays there.
+        let half = vdupq_n_u16(black_box(0x3f00));
+        let mut a = [vdupq_n_f32(black_box(0.0)); CHAINS];
+        for _ in 0..steps {
+            for a in &mut a {
+                // SAFETY: the caller's promise.
+                *a = unsafe { bfmmla(*a, half, half) };
+            }
+        }
+        black_box(a.iter().fold(0.0, |s, &a| s + vaddvq_f32(a)));
+        steps * (CHAINS * 2 * 2 * 4 * 2) as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Options;
+
+    #[test]
+    fn limits_are_positive_for_every_isa() {
+        let buffer = vec![1; (1 << 21) + 13];
+        for isa in Isa::detected() {
+            let e = Engine::new(&Options { isa: Some(isa), threads: Some(2), ..Options::default() }).unwrap();
+            let l = Limits::measure(&e, &buffer, 2, 1);
+            assert_eq!(l.gflops[0].0, DType::F32);
+            for x in l.gflops.iter().map(|g| g.1).chain([l.read_gb_s, gflops(&e, DType::BF16, 1, 1)]) {
+                assert!(x.is_finite() && x > 0.0, "{isa}: {l:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn reading_touches_every_byte() {
+        let mut x = vec![0; 1000];
+        for isa in Isa::detected() {
+            for at in [0, 1, 63, 500, 999] {
+                x[at] = 1;
+                let y = dispatch(isa, Read(&x));
+                assert_eq!(y.count_ones(), 1, "{isa}: byte {at}");
+                x[at] = 0;
+            }
+        }
+    }
+
+    #[test]
+    fn median_of_one_two_and_three() {
+        for (x, m) in [(vec![3.0], 3.0), (vec![3.0, 1.0], 2.0), (vec![9.0, 1.0, 2.0], 2.0)] {
+            let mut i = x.iter();
+            assert_eq!(median(x.len(), || *i.next().unwrap()), m);
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! A persistent thread pool for kernels: fork-join regions, no queues.
+//!
+//! Workers spin for a while after a region, so that the next one (microseconds later, in a forward pass) starts at
+//! once, then park. Work inside a region is handed out by an atomic counter: cores of different speed, or with a noisy
+//! neighbour, take what they can.
+
+use std::{
+    any::Any,
+    cell::UnsafeCell,
+    hint,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering::*},
+    },
+    thread::{self, JoinHandle, Thread},
+};
+
+use crate::cpu::prefer_fast_cores;
+
+/// Spins before a thread parks: about 100 microseconds, far above the gap between two regions of a forward pass.
+const SPINS: usize = 20_000;
+
+type Job = *const (dyn Fn(usize) + Sync);
+
+struct Shared {
+    /// Counts regions; a change is the signal to start.
+    epoch: AtomicUsize,
+    /// Workers that have not finished the current region.
+    pending: AtomicUsize,
+    /// The region's body. Written only while `pending == 0`, before `epoch` changes.
+    job: UnsafeCell<Job>,
+    caller: UnsafeCell<Option<Thread>>,
+    quit: AtomicBool,
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
+}
+
+// SAFETY: `job` and `caller` are written by the one caller that holds `Pool::region`, only while no worker is in a
+// region (`pending == 0`), and read by workers only after they have seen the new `epoch` (Release/Acquire). The job is
+// `Sync`, so calling it from many threads is sound.
+unsafe impl Sync for Shared {}
+// SAFETY: as above; the raw job pointer is only used between the two synchronisation points of a region.
+unsafe impl Send for Shared {}
+
+/// Persistent worker threads; the calling thread is worker 0.
+pub struct Pool {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+    region: Mutex<()>,
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pool").field("threads", &self.threads()).finish()
+    }
+}
+
+impl Pool {
+    /// A pool of `threads` threads in all, the caller included (at least 1).
+    pub fn new(threads: usize) -> Pool {
+        prefer_fast_cores();
+        let shared = Arc::new(Shared {
+            epoch: AtomicUsize::new(0),
+            pending: AtomicUsize::new(0),
+            job: UnsafeCell::new(&|_| {}),
+            caller: UnsafeCell::new(None),
+            quit: AtomicBool::new(false),
+            panic: Mutex::new(None),
+        });
+        let workers = (1..threads.max(1))
+            .map(|id| {
+                let shared = Arc::clone(&shared);
+                thread::Builder::new()
+                    .name(format!("ttft-{id}"))
+                    .spawn(move || worker(&shared, id))
+                    .expect("the operating system gives a thread")
+            })
+            .collect();
+        Pool { shared, workers, region: Mutex::new(()) }
+    }
+
+    /// Threads that work in a region.
+    pub fn threads(&self) -> usize {
+        self.workers.len() + 1
+    }
+
+    /// Runs `body(thread)` once on every thread and returns when all are done. A panic in `body` is passed on.
+    pub fn run(&self, body: impl Fn(usize) + Sync) {
+        if self.workers.is_empty() {
+            return body(0);
+        }
+        let _region = self.region.lock().unwrap_or_else(PoisonError::into_inner);
+        let job: &(dyn Fn(usize) + Sync) = &body;
+        let s = &*self.shared;
+        // SAFETY: we hold `region` and `pending` is 0, so no worker reads these now. The lifetime of `job` is erased, but
+        // this function does not return (nor unwind) before every worker has left the region.
+        unsafe {
+            *s.job.get() = std::mem::transmute::<&(dyn Fn(usize) + Sync), Job>(job);
+            *s.caller.get() = Some(thread::current());
+        }
+        s.pending.store(self.workers.len(), Relaxed);
+        s.epoch.fetch_add(1, SeqCst);
+        for w in &self.workers {
+            w.thread().unpark();
+        }
+        let own = catch_unwind(AssertUnwindSafe(|| body(0)));
+        let mut spins = 0;
+        while s.pending.load(Acquire) != 0 {
+            spins += 1;
+            if spins < SPINS { hint::spin_loop() } else { thread::park() }
+        }
+        if let Err(p) = own {
+            resume_unwind(p);
+        }
+        if let Some(p) = s.panic.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            resume_unwind(p);
+        }
+    }
+
+    /// Runs `body(task, thread)` for every task in `0..tasks`, handed out one by one.
+    pub fn for_each(&self, tasks: usize, body: impl Fn(usize, usize) + Sync) {
+        if tasks <= 1 || self.workers.is_empty() {
+            return (0..tasks).for_each(|t| body(t, 0));
+        }
+        let next = AtomicUsize::new(0);
+        self.run(|thread| {
+            loop {
+                let t = next.fetch_add(1, Relaxed);
+                if t >= tasks {
+                    break;
+                }
+                body(t, thread);
+            }
+        });
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.quit.store(true, Release);
+        self.shared.epoch.fetch_add(1, SeqCst);
+        for w in self.workers.drain(..) {
+            w.thread().unpark();
+            // A worker catches what its jobs panic with; nothing is left to report here.
+            let _ = w.join();
+        }
+    }
+}
+
+fn worker(s: &Shared, id: usize) {
+    prefer_fast_cores();
+    let mut seen = 0;
+    loop {
+        let mut spins = 0;
+        loop {
+            let e = s.epoch.load(Acquire);
+            if e != seen {
+                seen = e;
+                break;
+            }
+            spins += 1;
+            if spins < SPINS { hint::spin_loop() } else { thread::park() }
+        }
+        if s.quit.load(Acquire) {
+            return;
+        }
+        // SAFETY: the new epoch was seen with Acquire, so the writes before it are visible; the caller waits for us
+        // (`pending`) before it returns, so the job is alive, and writes neither cell until then.
+        let (job, caller) = unsafe { (&**s.job.get(), (*s.caller.get()).clone()) };
+        if let Err(p) = catch_unwind(AssertUnwindSafe(|| job(id))) {
+            *s.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(p);
+        }
+        if s.pending.fetch_sub(1, AcqRel) == 1
+            && let Some(c) = caller
+        {
+            c.unpark();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_task_runs_once_on_any_thread_count() {
+        for threads in [1, 2, 3, 7] {
+            let pool = Pool::new(threads);
+            assert_eq!(pool.threads(), threads);
+            for tasks in [0, 1, 2, 5, 1000] {
+                let hits: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
+                pool.for_each(tasks, |t, thread| {
+                    assert!(thread < threads);
+                    hits[t].fetch_add(1, Relaxed);
+                });
+                assert!(hits.iter().all(|h| h.load(Relaxed) == 1), "{threads} threads, {tasks} tasks");
+            }
+        }
+    }
+
+    #[test]
+    fn a_panic_reaches_the_caller_and_the_pool_lives_on() {
+        let pool = Pool::new(3);
+        for bad in 0..3 {
+            let r = catch_unwind(AssertUnwindSafe(|| pool.run(|t| assert!(t != bad, "thread {bad}"))));
+            assert!(r.is_err());
+        }
+        let n = AtomicUsize::new(0);
+        pool.run(|_| {
+            n.fetch_add(1, Relaxed);
+        });
+        assert_eq!(n.into_inner(), 3);
+    }
+
+    #[test]
+    fn parked_workers_wake_up() {
+        let pool = Pool::new(2);
+        for _ in 0..3 {
+            thread::sleep(std::time::Duration::from_millis(20));
+            let n = AtomicUsize::new(0);
+            pool.run(|_| {
+                n.fetch_add(1, Relaxed);
+            });
+            assert_eq!(n.into_inner(), 2);
+        }
+    }
+}

@@ -1,0 +1,350 @@
+//! Views of row-major matrices, and the head-major cache that attention reads.
+
+use half::{bf16, f16};
+
+/// Storage type of a tensor's elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum DType {
+    /// IEEE 754 binary32.
+    F32,
+    /// IEEE 754 binary16.
+    F16,
+    /// bfloat16: the upper half of a binary32.
+    BF16,
+}
+
+impl DType {
+    /// Bytes of one element.
+    pub const fn size(self) -> usize {
+        match self {
+            DType::F32 => 4,
+            DType::F16 | DType::BF16 => 2,
+        }
+    }
+
+    /// Lower-case name, as in kernel names and on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            DType::F32 => "f32",
+            DType::F16 => "f16",
+            DType::BF16 => "bf16",
+        }
+    }
+}
+
+impl std::fmt::Display for DType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for f32 {}
+    impl Sealed for half::bf16 {}
+}
+
+/// Element type of activations and caches: `f32` or `bf16`.
+pub trait Element:
+    sealed::Sealed + bytemuck::Pod + Default + Send + Sync + std::fmt::Debug + PartialEq + 'static
+{
+    /// The storage type.
+    const DTYPE: DType;
+    /// Rounds to nearest, ties to even.
+    fn from_f32(x: f32) -> Self;
+    /// Exact.
+    fn to_f32(self) -> f32;
+}
+
+impl Element for f32 {
+    const DTYPE: DType = DType::F32;
+    #[inline(always)]
+    fn from_f32(x: f32) -> Self {
+        x
+    }
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self
+    }
+}
+
+impl Element for bf16 {
+    const DTYPE: DType = DType::BF16;
+    #[inline(always)]
+    fn from_f32(x: f32) -> Self {
+        bf16::from_f32(x)
+    }
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        bf16::to_f32(self)
+    }
+}
+
+/// A row-major matrix `[rows, cols]` whose rows start `stride` elements apart.
+#[derive(Clone, Copy, Debug)]
+pub struct Mat<'a, T> {
+    data: &'a [T],
+    rows: usize,
+    cols: usize,
+    stride: usize,
+}
+
+impl<'a, T> Mat<'a, T> {
+    /// A dense matrix.
+    ///
+    /// # Panics
+    /// If `data` is not exactly `rows * cols` long.
+    pub fn new(data: &'a [T], rows: usize, cols: usize) -> Self {
+        assert_eq!(Some(data.len()), rows.checked_mul(cols), "Mat::new: data does not fill [{rows}, {cols}]");
+        Mat { data, rows, cols, stride: cols }
+    }
+
+    /// Columns `start..start + cols` of every row.
+    ///
+    /// # Panics
+    /// If the columns lie outside the matrix.
+    pub fn cols_at(self, start: usize, cols: usize) -> Self {
+        assert!(start + cols <= self.cols, "Mat::cols_at: {start}+{cols} > {}", self.cols);
+        let data = if self.rows == 0 { self.data } else { &self.data[start..] };
+        Mat { data, rows: self.rows, cols, stride: self.stride }
+    }
+
+    /// Every `step`-th row from `start`, `rows` of them.
+    ///
+    /// # Panics
+    /// If the rows lie outside the matrix.
+    pub fn rows_step(self, start: usize, rows: usize, step: usize) -> Self {
+        assert!(rows == 0 || start + (rows - 1) * step < self.rows, "Mat::rows_step: outside {} rows", self.rows);
+        let data = if rows == 0 { &self.data[..0] } else { &self.data[start * self.stride..] };
+        Mat { data, rows, cols: self.cols, stride: self.stride * step }
+    }
+
+    /// Rows `start..start + rows`.
+    pub fn rows_at(self, start: usize, rows: usize) -> Self {
+        self.rows_step(start, rows, 1)
+    }
+
+    /// Row `i`.
+    #[inline]
+    pub fn row(&self, i: usize) -> &'a [T] {
+        assert!(i < self.rows);
+        &self.data[i * self.stride..][..self.cols]
+    }
+
+    /// Number of rows.
+    #[inline]
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of columns.
+    #[inline]
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Elements from one row's start to the next's.
+    #[inline]
+    pub fn stride(&self) -> usize {
+        self.stride
+    }
+
+    /// The elements from the first of row 0 on.
+    #[inline]
+    pub(crate) fn data(&self) -> &'a [T] {
+        self.data
+    }
+}
+
+impl<'a, A: Element> Mat<'a, A> {
+    /// The same matrix, if its elements are f32.
+    pub(crate) fn cast_f32(self) -> Option<Mat<'a, f32>> {
+        let data = (A::DTYPE == DType::F32).then(|| bytemuck::cast_slice(self.data))?;
+        Some(Mat { data, rows: self.rows, cols: self.cols, stride: self.stride })
+    }
+}
+
+/// A mutable row-major matrix.
+#[derive(Debug)]
+pub struct MatMut<'a, T> {
+    data: &'a mut [T],
+    rows: usize,
+    cols: usize,
+    stride: usize,
+}
+
+impl<'a, T> MatMut<'a, T> {
+    /// A dense matrix.
+    ///
+    /// # Panics
+    /// If `data` is not exactly `rows * cols` long.
+    pub fn new(data: &'a mut [T], rows: usize, cols: usize) -> Self {
+        assert_eq!(Some(data.len()), rows.checked_mul(cols), "MatMut::new: data does not fill [{rows}, {cols}]");
+        MatMut { data, rows, cols, stride: cols }
+    }
+
+    /// Columns `start..start + cols` of every row.
+    ///
+    /// # Panics
+    /// If the columns lie outside the matrix.
+    pub fn cols_at(self, start: usize, cols: usize) -> Self {
+        assert!(start + cols <= self.cols, "MatMut::cols_at: {start}+{cols} > {}", self.cols);
+        let data = if self.rows == 0 { self.data } else { &mut self.data[start..] };
+        MatMut { data, rows: self.rows, cols, stride: self.stride }
+    }
+
+    /// The same matrix, read-only.
+    pub fn as_ref(&self) -> Mat<'_, T> {
+        Mat { data: self.data, rows: self.rows, cols: self.cols, stride: self.stride }
+    }
+
+    /// A shorter borrow.
+    pub fn reborrow(&mut self) -> MatMut<'_, T> {
+        MatMut { data: self.data, rows: self.rows, cols: self.cols, stride: self.stride }
+    }
+
+    /// Row `i`.
+    #[inline]
+    pub fn row_mut(&mut self, i: usize) -> &mut [T] {
+        assert!(i < self.rows);
+        &mut self.data[i * self.stride..][..self.cols]
+    }
+
+    /// Number of rows.
+    #[inline]
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of columns.
+    #[inline]
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Elements from one row's start to the next's.
+    #[inline]
+    pub fn stride(&self) -> usize {
+        self.stride
+    }
+
+    /// The elements from the first of row 0 on.
+    #[inline]
+    pub(crate) fn data_mut(&mut self) -> &mut [T] {
+        self.data
+    }
+}
+
+/// A weight matrix `[N, K]`, row-major and dense, in the type of its file: `y = x W^T`.
+#[derive(Clone, Copy, Debug)]
+pub enum Weight<'a> {
+    /// F32 elements.
+    F32(Mat<'a, f32>),
+    /// F16 elements.
+    F16(Mat<'a, f16>),
+    /// BF16 elements.
+    BF16(Mat<'a, bf16>),
+}
+
+/// Runs `$e` with `$m` bound to the typed matrix inside a [`Weight`].
+macro_rules! with_weight {
+    ($w:expr, $m:ident => $e:expr) => {
+        match $w {
+            $crate::view::Weight::F32($m) => $e,
+            $crate::view::Weight::F16($m) => $e,
+            $crate::view::Weight::BF16($m) => $e,
+        }
+    };
+}
+pub(crate) use with_weight;
+
+impl<'a> Weight<'a> {
+    /// Output features N.
+    pub fn n(&self) -> usize {
+        with_weight!(self, m => m.rows())
+    }
+
+    /// Input features K.
+    pub fn k(&self) -> usize {
+        with_weight!(self, m => m.cols())
+    }
+
+    /// Storage type.
+    pub fn dtype(&self) -> DType {
+        match self {
+            Weight::F32(_) => DType::F32,
+            Weight::F16(_) => DType::F16,
+            Weight::BF16(_) => DType::BF16,
+        }
+    }
+
+    /// Output features `start..start + n`.
+    pub fn rows_at(self, start: usize, n: usize) -> Weight<'a> {
+        match self {
+            Weight::F32(m) => Weight::F32(m.rows_at(start, n)),
+            Weight::F16(m) => Weight::F16(m.rows_at(start, n)),
+            Weight::BF16(m) => Weight::BF16(m.rows_at(start, n)),
+        }
+    }
+}
+
+/// Keys or values of one layer: `[batch, heads, capacity, head_dim]`, the positions of one head contiguous.
+#[derive(Clone, Debug)]
+pub struct HeadCache<A> {
+    data: Vec<A>,
+    batch: usize,
+    heads: usize,
+    capacity: usize,
+    head_dim: usize,
+}
+
+impl<A: Element> HeadCache<A> {
+    /// A zeroed cache.
+    pub fn new(batch: usize, heads: usize, capacity: usize, head_dim: usize) -> Self {
+        HeadCache { data: vec![A::default(); batch * heads * capacity * head_dim], batch, heads, capacity, head_dim }
+    }
+
+    /// Sequences.
+    pub fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// Key/value heads.
+    pub fn heads(&self) -> usize {
+        self.heads
+    }
+
+    /// Positions that fit.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Features of a head.
+    pub fn head_dim(&self) -> usize {
+        self.head_dim
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.data.len() * size_of::<A>()
+    }
+
+    /// All positions of one head: `[capacity, head_dim]`.
+    pub fn head(&self, b: usize, h: usize) -> Mat<'_, A> {
+        assert!(b < self.batch && h < self.heads);
+        let n = self.capacity * self.head_dim;
+        Mat::new(&self.data[(b * self.heads + h) * n..][..n], self.capacity, self.head_dim)
+    }
+
+    /// All positions of one head, mutable.
+    pub fn head_mut(&mut self, b: usize, h: usize) -> MatMut<'_, A> {
+        assert!(b < self.batch && h < self.heads);
+        let n = self.capacity * self.head_dim;
+        MatMut::new(&mut self.data[(b * self.heads + h) * n..][..n], self.capacity, self.head_dim)
+    }
+
+    /// Every element, in `[batch, heads, capacity, head_dim]` order.
+    pub(crate) fn data_mut(&mut self) -> &mut [A] {
+        &mut self.data
+    }
+}
