@@ -1,0 +1,89 @@
+//! Key/value caches.
+
+use ttft_kernels::{Element, HeadCache, RopeTable};
+
+/// Keys and values of one layer, as its attention reads them: keys after k_norm and RoPE, values as projected; each
+/// `[batch, kv_heads, capacity, head_dim]`.
+#[derive(Clone, Debug)]
+pub struct LayerCache<A> {
+    /// Keys.
+    pub k: HeadCache<A>,
+    /// Values.
+    pub v: HeadCache<A>,
+}
+
+impl<A: Element> LayerCache<A> {
+    /// A zeroed cache.
+    pub fn new(batch: usize, kv_heads: usize, capacity: usize, head_dim: usize) -> Self {
+        let zero = HeadCache::new(batch, kv_heads, capacity, head_dim);
+        LayerCache { k: zero.clone(), v: zero }
+    }
+
+    /// The first `len` positions as `{name}.k` and `{name}.v`, `[batch, kv_heads, len, head_dim]` in f32, keys with RoPE
+    /// undone.
+    pub fn dump(&self, name: &str, len: usize, rope: &RopeTable) -> [NamedTensor; 2] {
+        let mut k = gather(format!("{name}.k"), &self.k, len);
+        for (i, head) in k.data.chunks_exact_mut(self.k.head_dim()).enumerate() {
+            rope.unrotate(i % len, head);
+        }
+        [k, gather(format!("{name}.v"), &self.v, len)]
+    }
+}
+
+/// A tensor on its way out: a cache, or logits.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NamedTensor {
+    /// Such as `kvp_cache.0.k`.
+    pub name: String,
+    /// Dimensions.
+    pub shape: Vec<usize>,
+    /// Row-major elements.
+    pub data: Vec<f32>,
+}
+
+fn gather<A: Element>(name: String, c: &HeadCache<A>, len: usize) -> NamedTensor {
+    let mut data = Vec::with_capacity(c.batch() * c.heads() * len * c.head_dim());
+    for b in 0..c.batch() {
+        for h in 0..c.heads() {
+            let head = c.head(b, h);
+            for p in 0..len {
+                data.extend(head.row(p).iter().map(|x| x.to_f32()));
+            }
+        }
+    }
+    NamedTensor { name, shape: vec![c.batch(), c.heads(), len, c.head_dim()], data }
+}
+
+/// Keys and values of one auxiliary layer as the predictor reads them: before k_norm, without RoPE, heads merged;
+/// `[batch * len, kv_heads * head_dim]` each.
+#[derive(Clone, Debug)]
+pub struct RawKv<A> {
+    /// Keys.
+    pub k: Vec<A>,
+    /// Values.
+    pub v: Vec<A>,
+    /// `kv_heads * head_dim`.
+    pub width: usize,
+}
+
+impl<A: Element> RawKv<A> {
+    /// Zeroed, for `rows = batch * len`.
+    pub fn new(rows: usize, width: usize) -> Self {
+        RawKv { k: vec![A::default(); rows * width], v: vec![A::default(); rows * width], width }
+    }
+}
+
+/// Rows `[batch * len, heads * d]` as `[batch, heads, len, d]`.
+pub(crate) fn heads_first<A: Element>(name: String, rows: &[A], batch: usize, heads: usize, d: usize) -> NamedTensor {
+    let len = rows.len() / (batch * heads * d);
+    let mut data = Vec::with_capacity(rows.len());
+    for b in 0..batch {
+        for h in 0..heads {
+            for p in 0..len {
+                let at = ((b * len + p) * heads + h) * d;
+                data.extend(rows[at..at + d].iter().map(|x| x.to_f32()));
+            }
+        }
+    }
+    NamedTensor { name, shape: vec![batch, heads, len, d], data }
+}

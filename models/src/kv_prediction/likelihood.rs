@@ -1,0 +1,54 @@
+//! The likelihood path: how the reference scores given text, and trains. The base sees predicted keys and values at
+//! every position, its own at none.
+
+use ttft_kernels::{Element, Engine};
+
+use super::KvPrediction;
+use crate::{
+    Result,
+    arch::openelm::{Activations, Kv, Want, zeroed},
+    cache::{LayerCache, RawKv},
+    prompts,
+};
+
+/// Logits at every position.
+#[derive(Clone, Debug)]
+pub struct Likelihood {
+    /// The base's, `[batch, n, V]`.
+    pub logits: Vec<f32>,
+    /// The auxiliary's, `[batch, n, V_aux]`.
+    pub aux_logits: Vec<f32>,
+}
+
+/// Runs the auxiliary on all of `ids` (`[batch * n]`), predicts the base's cache for all of them, and runs the base on
+/// all of them against the prediction alone.
+///
+/// # Errors
+/// Those of [`prompts::check`], [`crate::Error::Memory`], [`crate::Error::Kernel`].
+pub fn likelihood<A: Element>(s: &KvPrediction, e: &Engine, ids: &[u32], batch: usize) -> Result<Likelihood> {
+    let (b, a) = (s.base.config(), s.aux.config());
+    let n = prompts::check_batch(ids, batch, b.vocab.min(a.vocab))?;
+    let rows = batch * n;
+
+    let rope = s.aux.rope(n);
+    let mut act = Activations::<A>::new(a, rows)?;
+    s.aux.embed(e, ids, batch, 0, &mut act)?;
+    let mut raw: Vec<RawKv<A>> = (0..a.layers.len()).map(|j| RawKv::new(rows, a.kv_dim(j))).collect();
+    for (j, raw) in raw.iter_mut().enumerate() {
+        let mut cache = LayerCache::new(batch, a.layers[j].kv_heads, n, a.head_dim);
+        s.aux.layer(e, j, &mut act, &rope, Kv::AppendAndKeep(&mut cache, raw), Want::All)?;
+    }
+    let aux_logits = s.aux.all_logits(e, &mut act)?;
+
+    let rope = s.base.rope(n);
+    let mut act = Activations::<A>::new(b, rows)?;
+    s.base.embed(e, ids, batch, 0, &mut act)?;
+    for i in 0..b.layers.len() {
+        let mut cache = LayerCache::new(batch, b.layers[i].kv_heads, n, b.head_dim);
+        let mut buffer = zeroed((rows * b.kv_dim(i)) as u64)?;
+        let raw = &raw[s.predictor.layer_map()[i]];
+        s.predictor.predict(e, i, &s.base, raw, (batch, n), &mut buffer, &rope, &mut cache, None)?;
+        s.base.layer(e, i, &mut act, &rope, Kv::Given(&cache), Want::All)?;
+    }
+    Ok(Likelihood { logits: s.base.all_logits(e, &mut act)?, aux_logits })
+}

@@ -1,0 +1,70 @@
+//! KV prediction: an auxiliary network reads the prompt, a predictor maps its cache to the base's, and the base reads
+//! the last token alone.
+
+pub mod likelihood;
+pub(crate) mod pipeline;
+pub mod predictor;
+pub mod zoo;
+
+use std::{path::Path, sync::Arc};
+
+use predictor::Predictor;
+
+use crate::{Extent, Network, OpenElmConfig, Result, arch::openelm::Names, weights::Tensors};
+
+/// Base, auxiliary and predictor that belong together.
+#[derive(Clone, Debug)]
+pub struct KvPrediction {
+    /// The network that answers.
+    pub base: Arc<Network>,
+    /// The network that reads the prompt.
+    pub aux: Arc<Network>,
+    /// From the one's cache to the other's.
+    pub predictor: Arc<Predictor>,
+}
+
+impl KvPrediction {
+    /// Three folders.
+    ///
+    /// # Errors
+    /// Those of [`Network::load`] and [`Predictor::load`].
+    pub fn load(base: &Path, aux: &Path, predictor: &Path) -> Result<KvPrediction> {
+        let (base, aux) = (Network::load(base)?, Network::load(aux)?);
+        let predictor = Predictor::load(predictor, &base, &aux)?;
+        Ok(KvPrediction { base: Arc::new(base), aux: Arc::new(aux), predictor: Arc::new(predictor) })
+    }
+
+    /// One file under the reference's own names: `base.`, `auxiliary.`, `predicter.auxkv_to_basekv.`. `layer_map[i]` is the
+    /// auxiliary layer that base layer i is predicted from.
+    ///
+    /// # Errors
+    /// Those of [`Network::from_tensors`] and [`Predictor::from_tensors`].
+    pub fn load_corenet(
+        file: &Path,
+        base: OpenElmConfig,
+        aux: OpenElmConfig,
+        layer_map: &[usize],
+    ) -> Result<KvPrediction> {
+        let t = Tensors::file(file)?;
+        let predictor = Predictor::from_tensors(&t, predictor::CORENET_PREFIX, &base, &aux, layer_map)?;
+        let base = Network::from_tensors(&t, base, Names::CORENET_BASE)?;
+        let aux = Network::from_tensors(&t, aux, Names::CORENET_AUXILIARY)?;
+        Ok(KvPrediction { base: Arc::new(base), aux: Arc::new(aux), predictor: Arc::new(predictor) })
+    }
+}
+
+/// Layers of an auxiliary of `layers` layers that a run goes through: up to the last that the predictor reads, or all.
+pub(crate) fn auxiliary_layers(map: &[usize], layers: usize, extent: Extent) -> usize {
+    match extent {
+        Extent::FirstToken => map.iter().max().map_or(0, |j| j + 1),
+        Extent::FullNetwork => layers,
+    }
+}
+
+/// Layers of an auxiliary that give the shapes of the caches its own attention needs, of the `layers` that run: one cache
+/// per distinct count of heads, as only one layer runs at a time.
+pub(crate) fn auxiliary_cache_layers(aux: &OpenElmConfig, layers: usize, extent: Extent) -> Vec<usize> {
+    let attending = layers - usize::from(extent == Extent::FirstToken);
+    let heads = |j: usize| aux.layers[j].kv_heads;
+    (0..attending).filter(|&j| (0..j).all(|i| heads(i) != heads(j))).collect()
+}

@@ -1,0 +1,195 @@
+//! The predictor: for each base layer, one linear map with bias for keys and one for values, from the merged heads of
+//! one auxiliary layer.
+
+use std::path::Path;
+
+use ttft_kernels::{DType, Element, Engine, HeadsOut, Mat, MatMut, Output, RopeTable};
+
+use crate::{
+    Error, Network, OpenElmConfig, Result,
+    arch::openelm::EPS,
+    cache::{LayerCache, RawKv},
+    config::{Role, TensorSpec},
+    weights::{Matrix, Tensors},
+};
+
+/// Before the predictor's names inside a checkpoint of the reference, which spells it so.
+pub const CORENET_PREFIX: &str = "predicter.auxkv_to_basekv.";
+
+/// A loaded predictor.
+#[derive(Debug)]
+pub struct Predictor {
+    layer_map: Vec<usize>,
+    layers: Vec<LayerMap>,
+}
+
+#[derive(Debug)]
+struct LayerMap {
+    k: Linear,
+    v: Linear,
+}
+
+#[derive(Debug)]
+struct Linear {
+    weight: Matrix,
+    bias: Vec<f32>,
+}
+
+impl Predictor {
+    /// A folder with `predictor.safetensors` and `config.json`, whose `aux_layer_for_base_layer` is the layer map.
+    ///
+    /// # Errors
+    /// [`Error::Json`], [`Error::Pair`]: the map does not fit the networks; and those of [`Predictor::from_tensors`].
+    pub fn load(dir: &Path, base: &Network, aux: &Network) -> Result<Predictor> {
+        #[derive(serde::Deserialize)]
+        struct Config {
+            aux_layer_for_base_layer: Vec<usize>,
+            base_num_layers: Option<usize>,
+            aux_num_layers: Option<usize>,
+        }
+        let path = dir.join("config.json");
+        let text = std::fs::read(&path).map_err(Error::io(&path, "read"))?;
+        let c: Config = serde_json::from_slice(&text).map_err(Error::json(&path))?;
+        let (base, aux) = (base.config(), aux.config());
+        for (what, stated, network) in [
+            ("base_num_layers", c.base_num_layers, base.layers.len()),
+            ("aux_num_layers", c.aux_num_layers, aux.layers.len()),
+        ] {
+            if let Some(stated) = stated
+                && stated != network
+            {
+                return Err(Error::Pair {
+                    path,
+                    what: what.into(),
+                    expected: format!("{network}, the layers of the network"),
+                    found: stated.to_string(),
+                });
+            }
+        }
+        check_map(&path, &c.aux_layer_for_base_layer, base, aux)?;
+        let file = dir.join("predictor.safetensors");
+        Predictor::from_tensors(&Tensors::file(&file)?, "", base, aux, &c.aux_layer_for_base_layer)
+    }
+
+    /// A predictor out of named tensors: `{prefix}{key|value}_transforms.{i}.{weight|bias}`.
+    ///
+    /// # Errors
+    /// [`Error::Pair`], [`Error::MissingTensor`], [`Error::Dtype`], [`Error::Shape`], [`Error::Misaligned`].
+    pub fn from_tensors(
+        t: &Tensors,
+        prefix: &str,
+        base: &OpenElmConfig,
+        aux: &OpenElmConfig,
+        layer_map: &[usize],
+    ) -> Result<Predictor> {
+        check_map(t.origin(), layer_map, base, aux)?;
+        let linear = |kind: &str, i: usize| -> Result<Linear> {
+            let (n, k) = (base.kv_dim(i), aux.kv_dim(layer_map[i]));
+            let name = format!("{prefix}{kind}_transforms.{i}");
+            Ok(Linear {
+                weight: t.matrix(&format!("{name}.weight"), n, k)?,
+                bias: t.vector(&format!("{name}.bias"), n)?,
+            })
+        };
+        let layers = (0..base.layers.len())
+            .map(|i| Ok(LayerMap { k: linear("key", i)?, v: linear("value", i)? }))
+            .collect::<Result<_>>()?;
+        Ok(Predictor { layer_map: layer_map.to_vec(), layers })
+    }
+
+    /// Every tensor of a predictor.
+    pub fn tensors(base: &OpenElmConfig, aux: &OpenElmConfig, layer_map: &[usize]) -> Vec<TensorSpec> {
+        let mut t = Vec::new();
+        for (i, &j) in layer_map.iter().enumerate() {
+            let (n, k) = (base.kv_dim(i), aux.kv_dim(j));
+            for kind in ["key", "value"] {
+                let name = format!("{kind}_transforms.{i}");
+                t.push(TensorSpec::new(format!("{name}.weight"), vec![n, k], Role::Predictor(k)));
+                t.push(TensorSpec::new(format!("{name}.bias"), vec![n], Role::Predictor(k)));
+            }
+        }
+        t
+    }
+
+    /// For each base layer, the auxiliary layer that it is predicted from.
+    pub fn layer_map(&self) -> &[usize] {
+        &self.layer_map
+    }
+
+    fn matrices(&self) -> impl Iterator<Item = &Matrix> {
+        self.layers.iter().flat_map(|l| [&l.k.weight, &l.v.weight])
+    }
+
+    /// Bytes of the matrices, which stay in their mapped file.
+    pub fn mapped_bytes(&self) -> u64 {
+        self.matrices().map(|m| m.bytes().len() as u64).sum()
+    }
+
+    /// Storage type of the matrices.
+    pub fn weight_dtype(&self) -> DType {
+        self.layers[0].k.weight.dtype()
+    }
+
+    /// Reads every page of the matrices.
+    pub fn warm(&self) {
+        self.matrices().for_each(Matrix::warm);
+    }
+
+    /// Predicts positions `0..len` of base layer `i` into `cache`: keys pass through the base's k_norm and RoPE. `raw` is
+    /// the auxiliary layer of [`Predictor::layer_map`], `buffer` holds `batch * len * kv_dim(i)` elements or more. `keep`
+    /// receives the keys before k_norm.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`]: a buffer is too small.
+    #[allow(clippy::too_many_arguments)]
+    pub fn predict<A: Element>(
+        &self,
+        e: &Engine,
+        i: usize,
+        base: &Network,
+        raw: &RawKv<A>,
+        (batch, len): (usize, usize),
+        buffer: &mut [f32],
+        rope: &RopeTable,
+        cache: &mut LayerCache<A>,
+        keep: Option<&mut Vec<f32>>,
+    ) -> Result<()> {
+        let l = &self.layers[i];
+        let (rows, n, d) = (batch * len, base.config().kv_dim(i), base.config().head_dim);
+        let buffer = &mut buffer[..rows * n];
+        let map = |x: &[A], w: &Linear, buffer: &mut [f32]| {
+            let x = Mat::new(&x[..rows * raw.width], rows, raw.width);
+            e.linear(x, w.weight.view(), Output::Bias(MatMut::new(buffer, rows, n), &w.bias))
+        };
+        map(&raw.k, &l.k, buffer)?;
+        if let Some(keep) = keep {
+            keep.clear();
+            keep.extend_from_slice(buffer);
+        }
+        let keys = HeadsOut::Cache(&mut cache.k, 0);
+        e.heads(Mat::new(buffer, rows, n), batch, d, base.k_norm(i), EPS, Some((rope, 0)), keys)?;
+        map(&raw.v, &l.v, buffer)?;
+        Ok(e.heads(Mat::new(buffer, rows, n), batch, d, None, EPS, None, HeadsOut::Cache(&mut cache.v, 0))?)
+    }
+}
+
+fn check_map(path: &Path, map: &[usize], base: &OpenElmConfig, aux: &OpenElmConfig) -> Result<()> {
+    let pair = |what: String, expected: String, found: String| {
+        Err(Error::Pair { path: path.to_owned(), what, expected, found })
+    };
+    if map.len() != base.layers.len() {
+        return pair(
+            "aux_layer_for_base_layer".into(),
+            format!("one entry for each of {} base layers", base.layers.len()),
+            format!("{} entries", map.len()),
+        );
+    }
+    match map.iter().position(|j| *j >= aux.layers.len()) {
+        Some(i) => pair(
+            format!("aux_layer_for_base_layer[{i}]"),
+            format!("an auxiliary layer, 0 to {}", aux.layers.len() - 1),
+            map[i].to_string(),
+        ),
+        None => Ok(()),
+    }
+}

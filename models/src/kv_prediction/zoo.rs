@@ -1,0 +1,166 @@
+//! The networks and pairs of the paper (Tables 1 and 4), as data.
+
+use crate::{
+    Error, OpenElmConfig, Result,
+    config::{LayerShape, make_divisible},
+};
+
+/// A canonical OpenELM, whose layers follow from ranges of multipliers.
+struct Canonical {
+    name: &'static str,
+    layers: usize,
+    dim: usize,
+    head_dim: usize,
+}
+
+const CANONICAL: [Canonical; 4] = [
+    Canonical { name: "OE270M", layers: 16, dim: 1280, head_dim: 64 },
+    Canonical { name: "OE450M", layers: 20, dim: 1536, head_dim: 64 },
+    Canonical { name: "OE1.1B", layers: 28, dim: 2048, head_dim: 64 },
+    Canonical { name: "OE3B", layers: 36, dim: 3072, head_dim: 128 },
+];
+
+/// Shared by all of them.
+const GQA_GROUPS: usize = 4;
+const QKV: (f64, f64) = (0.5, 1.0);
+const FFN: (f64, f64) = (0.5, 4.0);
+const FFN_DIVISOR: usize = 256;
+/// The tokenizer's vocabulary; one embedding table, which is also the output head.
+pub const VOCAB: usize = 32000;
+
+/// Names of the networks: the canonical four and the layer-pruned six.
+pub const NETWORKS: [&str; 10] = [
+    "OE270M",
+    "OE450M",
+    "OE1.1B",
+    "OE3B",
+    "OE1.1B-LP-0.75",
+    "OE1.1B-LP-0.50",
+    "OE1.1B-LP-0.25",
+    "OE3B-LP-0.75",
+    "OE3B-LP-0.50",
+    "OE3B-LP-0.25",
+];
+
+/// Names of the pairs.
+pub const PAIRS: [&str; 11] = [
+    "OE1.1B-KVP-C-450M",
+    "OE1.1B-KVP-C-270M",
+    "OE1.1B-KVP-LP-0.75",
+    "OE1.1B-KVP-LP-0.50",
+    "OE1.1B-KVP-LP-0.25",
+    "OE3B-KVP-C-1.1B",
+    "OE3B-KVP-C-450M",
+    "OE3B-KVP-C-270M",
+    "OE3B-KVP-LP-0.75",
+    "OE3B-KVP-LP-0.50",
+    "OE3B-KVP-LP-0.25",
+];
+
+/// Everything that has a name.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    NETWORKS.into_iter().chain(PAIRS)
+}
+
+/// Base, auxiliary and layer map of a pair.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pair {
+    /// Its name.
+    pub name: &'static str,
+    /// Name of the base network.
+    pub base: &'static str,
+    /// Name of the auxiliary network.
+    pub aux: &'static str,
+    /// For each base layer, the auxiliary layer that it is predicted from.
+    pub layer_map: Vec<usize>,
+}
+
+fn canonical(c: &Canonical) -> OpenElmConfig {
+    // Rounded to two decimals, as the reference does, so that the heads and widths come out the same.
+    let multiplier = |(lo, hi): (f64, f64), i: usize| {
+        let step = (hi - lo) / (c.layers - 1) as f64;
+        let v = if i == c.layers - 1 { hi } else { lo + i as f64 * step };
+        format!("{v:.2}").parse::<f64>().expect("a number just printed")
+    };
+    let layers = (0..c.layers)
+        .map(|i| {
+            let q_dim = make_divisible(c.dim as f64 * multiplier(QKV, i), c.head_dim * GQA_GROUPS);
+            let query_heads = q_dim / c.head_dim;
+            let ffn_multiplier = multiplier(FFN, i);
+            let ffn = make_divisible(ffn_multiplier * c.dim as f64, FFN_DIVISOR);
+            LayerShape { query_heads, kv_heads: query_heads / GQA_GROUPS, ffn, ffn_multiplier }
+        })
+        .collect();
+    OpenElmConfig {
+        vocab: VOCAB,
+        dim: c.dim,
+        head_dim: c.head_dim,
+        layers,
+        ffn_dim_divisor: FFN_DIVISOR,
+        gqa_groups: GQA_GROUPS,
+        qk_norm: true,
+        tied: true,
+        rope_theta: 10000.0,
+        max_context: 2048,
+    }
+}
+
+/// Whether a layer-pruned network keeps layer `i` of its base.
+fn kept(fraction: &str, i: usize) -> bool {
+    match fraction {
+        "0.75" => i % 4 != 3,
+        "0.50" => i.is_multiple_of(2),
+        _ => i.is_multiple_of(4),
+    }
+}
+
+/// The configuration of a network of [`NETWORKS`].
+///
+/// # Errors
+/// [`Error::UnknownName`].
+pub fn network(name: &str) -> Result<OpenElmConfig> {
+    let unknown = || Error::UnknownName { what: "network", name: name.to_owned(), known: NETWORKS.to_vec() };
+    let name = NETWORKS.into_iter().find(|n| *n == name).ok_or_else(unknown)?;
+    let (base, fraction) = name.split_once("-LP-").unwrap_or((name, ""));
+    let mut c = canonical(CANONICAL.iter().find(|c| c.name == base).ok_or_else(unknown)?);
+    if !fraction.is_empty() {
+        let all = std::mem::take(&mut c.layers);
+        c.layers = all.into_iter().enumerate().filter(|(i, _)| kept(fraction, *i)).map(|(_, l)| l).collect();
+    }
+    Ok(c)
+}
+
+/// A pair of [`PAIRS`].
+///
+/// # Errors
+/// [`Error::UnknownName`].
+pub fn pair(name: &str) -> Result<Pair> {
+    let unknown = || Error::UnknownName { what: "pair", name: name.to_owned(), known: PAIRS.to_vec() };
+    let name = PAIRS.into_iter().find(|n| *n == name).ok_or_else(unknown)?;
+    // Runs of (auxiliary layers, base layers that each of them serves).
+    let runs = |runs: &[(usize, usize)]| {
+        let counts = runs.iter().flat_map(|&(layers, each)| std::iter::repeat_n(each, layers));
+        counts.enumerate().flat_map(|(j, each)| std::iter::repeat_n(j, each)).collect::<Vec<_>>()
+    };
+    let (base, layer_map, aux) = match name {
+        "OE1.1B-KVP-C-450M" => ("OE1.1B", runs(&[(8, 2), (12, 1)]), "OE450M"),
+        "OE1.1B-KVP-C-270M" => ("OE1.1B", runs(&[(12, 2), (4, 1)]), "OE270M"),
+        "OE3B-KVP-C-1.1B" => ("OE3B", runs(&[(8, 2), (20, 1)]), "OE1.1B"),
+        "OE3B-KVP-C-450M" => ("OE3B", runs(&[(16, 2), (4, 1)]), "OE450M"),
+        "OE3B-KVP-C-270M" => ("OE3B", runs(&[(4, 3), (12, 2)]), "OE270M"),
+        _ => {
+            let (base, fraction) = name.split_once("-KVP-LP-").ok_or_else(unknown)?;
+            let aux_name = format!("{base}-LP-{fraction}");
+            let aux = NETWORKS.into_iter().find(|n| *n == aux_name).ok_or_else(unknown)?;
+            let base = NETWORKS.into_iter().find(|n| *n == base).ok_or_else(unknown)?;
+            let blocks = network(base)?.layers.len() / 4;
+            let map = match fraction {
+                "0.75" => [(1, 1), (1, 1), (1, 2)].repeat(blocks),
+                "0.50" => vec![(2 * blocks, 2)],
+                _ => vec![(blocks, 4)],
+            };
+            (base, runs(&map), aux)
+        }
+    };
+    Ok(Pair { name, base, aux, layer_map })
+}

@@ -1,0 +1,46 @@
+//! Read-only file mappings: the one file of this crate with `unsafe`.
+#![allow(unsafe_code)]
+
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+};
+
+use crate::{Error, Result};
+
+/// A file mapped read-only; its pages belong to the page cache, not to this process.
+#[derive(Debug)]
+pub struct MappedFile {
+    path: PathBuf,
+    map: memmap2::Mmap,
+}
+
+impl MappedFile {
+    /// Maps a regular file.
+    ///
+    /// # Errors
+    /// [`Error::Io`]: missing, unreadable, not a regular file, or empty.
+    pub fn open(path: &Path) -> Result<MappedFile> {
+        let file = File::open(path).map_err(Error::io(path, "open"))?;
+        let meta = file.metadata().map_err(Error::io(path, "read the size"))?;
+        if !meta.is_file() || meta.len() == 0 {
+            let e = std::io::Error::new(std::io::ErrorKind::InvalidData, "not a regular file with content");
+            return Err(Error::io(path, "map")(e));
+        }
+        // SAFETY: the promise is that nobody truncates or rewrites the file while it is mapped. The mapping is private and
+        // read-only, this crate never writes to a file under its final name (synth.rs renames finished folders), and
+        // memory safety of other processes' behaviour is the documented condition of loading weights in place.
+        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(Error::io(path, "map"))?;
+        Ok(MappedFile { path: path.to_owned(), map })
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its content.
+    pub fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+}
