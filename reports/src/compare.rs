@@ -1,0 +1,373 @@
+//! Runs or machines side by side, on equal work only.
+//!
+//! Two cells are compared if their scenario hashes are equal: kind, system, base, auxiliary, batch and prompt. Cells
+//! that differ in the type of weights or activations, in how much of the network is computed, or in their exact FLOPs, do
+//! different work and are refused; other threads are a difference between machines and are said aloud; what one side does not know is
+//! warned about. The first run is what the others are compared with.
+
+use std::{collections::BTreeSet, fmt};
+
+use crate::{
+    format,
+    schema::{Cell, Dtype, Limits, Record},
+    stats::{self, Estimate, MannWhitney},
+    summary::{self, Row},
+};
+
+/// Largest p-value of a Mann-Whitney test that lets a difference stand.
+pub const ALPHA: f64 = 0.05;
+
+/// A run with the name it goes by in a report.
+#[derive(Clone, Copy, Debug)]
+pub struct Side<'a> {
+    /// Such as a file name without its ending.
+    pub name: &'a str,
+    /// The run.
+    pub record: &'a Record,
+}
+
+/// Runs side by side.
+#[derive(Clone, Debug)]
+pub struct Comparison<'a> {
+    /// The runs; the first is the reference.
+    pub sides: Vec<Side<'a>>,
+    /// Workloads that the first run and at least one other measured, in the first run's order.
+    pub lines: Vec<Line<'a>>,
+    /// For each side but the first: means over all comparable workloads.
+    pub means: Vec<Means>,
+    /// What limits the comparison.
+    pub warnings: Vec<String>,
+}
+
+/// One workload on all sides.
+#[derive(Clone, Debug)]
+pub struct Line<'a> {
+    /// Each side's figures; `None` if it has none that are comparable.
+    pub rows: Vec<Option<Row<'a>>>,
+    /// Each side but the first against the first.
+    pub versus: Vec<Option<Versus>>,
+}
+
+impl<'a> Line<'a> {
+    /// The first side's cell.
+    pub fn cell(&self) -> &'a Cell {
+        // The first side always has one: lines are made from its cells.
+        self.rows[0].as_ref().expect("a line starts from the first side's row").cell
+    }
+}
+
+/// One side against the first.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Versus {
+    /// TTFT of the first by TTFT of this side: above 1, this side is faster.
+    pub ratio: Estimate,
+    /// Test of the samples; `None` for published figures.
+    pub test: Option<MannWhitney>,
+    /// What that comes to.
+    pub verdict: Verdict,
+    /// `ratio` if both machines had the same peak: this side's share of its own peak by the first side's.
+    pub by_peak: Option<f64>,
+    /// `ratio` if both machines had the same read bandwidth.
+    pub by_bandwidth: Option<f64>,
+}
+
+/// Which side is faster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// This side takes less time than the first.
+    Faster,
+    /// This side takes more time than the first.
+    Slower,
+    /// No difference beyond noise.
+    WithinNoise,
+    /// A figure without spread: its ratio is all that can be said.
+    NoSpread,
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Verdict::Faster => "faster",
+            Verdict::Slower => "slower",
+            Verdict::WithinNoise => "within noise",
+            Verdict::NoSpread => "no spread known",
+        })
+    }
+}
+
+/// Geometric means of one side against the first.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Means {
+    /// Workloads behind them.
+    pub workloads: usize,
+    /// Of [`Versus::ratio`].
+    pub ratio: Option<f64>,
+    /// Of [`Versus::by_peak`], if known for all.
+    pub by_peak: Option<f64>,
+    /// Of [`Versus::by_bandwidth`], if known for all.
+    pub by_bandwidth: Option<f64>,
+}
+
+/// Why runs cannot be compared.
+#[derive(Debug, thiserror::Error)]
+pub enum CompareError {
+    /// Fewer than two.
+    #[error("comparing needs at least two runs, {0} given")]
+    TooFew(usize),
+    /// No workload in common.
+    #[error("`{first}` and `{other}` have no comparable workload in common: {reason}")]
+    Nothing {
+        /// The first run.
+        first: String,
+        /// The run without a workload in common.
+        other: String,
+        /// What was found.
+        reason: String,
+    },
+}
+
+/// Puts runs side by side.
+///
+/// # Errors
+/// Fewer than two runs, or one that has no comparable workload in common with the first.
+pub fn compare<'a>(sides: &[Side<'a>]) -> Result<Comparison<'a>, CompareError> {
+    let [first, others @ ..] = sides else { return Err(CompareError::TooFew(0)) };
+    if others.is_empty() {
+        return Err(CompareError::TooFew(1));
+    }
+    let mut warnings = BTreeSet::new();
+    let mut refused = vec![BTreeSet::new(); others.len()];
+    let mut lines: Vec<Line> = Vec::new();
+    let mut seen = BTreeSet::new();
+    for cell in first.record.cells.iter().filter(|c| summary::ttft(c).is_some()) {
+        if !seen.insert((
+            &cell.scenario_hash,
+            cell.precision,
+            cell.extent.map(|e| e.name()),
+            cell.threads,
+            &cell.backend,
+        )) {
+            continue; // A control measures the same again.
+        }
+        let mut rows = vec![Some(summary::row(first.record, cell))];
+        let mut versus = Vec::new();
+        for (side, refused) in others.iter().zip(&mut refused) {
+            let mate = mate(cell, side.record, refused);
+            if let Some(mate) = mate {
+                warn(*first, *side, cell, mate, &mut warnings);
+            }
+            versus.push(mate.and_then(|mate| against(*first, *side, cell, mate)));
+            rows.push(mate.map(|mate| summary::row(side.record, mate)));
+        }
+        if versus.iter().any(Option::is_some) {
+            lines.push(Line { rows, versus });
+        }
+    }
+    let mut means = Vec::new();
+    for (i, (side, refused)) in others.iter().zip(refused).enumerate() {
+        let versus: Vec<&Versus> = lines.iter().filter_map(|l| l.versus[i].as_ref()).collect();
+        let list = refused.into_iter().collect::<Vec<_>>().join("; ");
+        if versus.is_empty() {
+            let none = "no cell of equal kind, system, base, auxiliary, batch and prompt";
+            return Err(CompareError::Nothing {
+                first: first.name.into(),
+                other: side.name.into(),
+                reason: if list.is_empty() { none.into() } else { list },
+            });
+        }
+        if !list.is_empty() {
+            warnings.insert(format!("{}: cells left out: {list}", side.name));
+        }
+        let mean = |of: fn(&Versus) -> Option<f64>| {
+            versus.iter().map(|v| of(v)).collect::<Option<Vec<f64>>>().and_then(|v| stats::geometric_mean(&v))
+        };
+        means.push(Means {
+            workloads: versus.len(),
+            ratio: mean(|v| Some(v.ratio.value)),
+            by_peak: mean(|v| v.by_peak),
+            by_bandwidth: mean(|v| v.by_bandwidth),
+        });
+    }
+    Ok(Comparison { sides: sides.to_vec(), lines, means, warnings: warnings.into_iter().collect() })
+}
+
+/// The cell of `record` that does the same work; why not, if all that ask for the same do it differently.
+fn mate<'a>(cell: &Cell, record: &'a Record, refused: &mut BTreeSet<String>) -> Option<&'a Cell> {
+    let same = |c: &&Cell| c.scenario_hash == cell.scenario_hash && summary::ttft(c).is_some();
+    let mut candidates: Vec<&Cell> = record.cells.iter().filter(same).collect();
+    let mut reasons = Vec::new();
+    candidates.retain(|c| match difference(cell, c) {
+        Some(reason) => {
+            reasons.push(reason);
+            false
+        }
+        None => true,
+    });
+    if candidates.is_empty() {
+        refused.extend(reasons);
+    }
+    // The same threads, backend and instruction set if there are such.
+    let likeness = |c: &&Cell| {
+        (c.threads == cell.threads) as u8 * 4 + (c.backend == cell.backend) as u8 * 2 + (c.isa == cell.isa) as u8
+    };
+    let best = candidates.iter().map(likeness).max()?;
+    candidates.into_iter().find(|c| likeness(c) == best)
+}
+
+/// How the work of two cells of one scenario differs.
+fn difference(a: &Cell, b: &Cell) -> Option<String> {
+    fn differ<T: Copy + PartialEq>(
+        what: &str,
+        a: Option<T>,
+        b: Option<T>,
+        name: fn(T) -> &'static str,
+    ) -> Option<String> {
+        let (a, b) = (a?, b?);
+        (a != b).then(|| format!("{what} {} against {}", name(a), name(b)))
+    }
+    differ("weights", a.weight_dtype, b.weight_dtype, Dtype::name)
+        .or_else(|| differ("precision", a.precision, b.precision, Dtype::name))
+        .or_else(|| differ("extent", a.extent, b.extent, |e| e.name()))
+        .or_else(|| {
+            // Equal names with other counts are other networks.
+            let (a, b) = (a.cost()?.flops.total(), b.cost()?.flops.total());
+            (a != b).then(|| format!("{} against {} by exact count", format::flops(a), format::flops(b)))
+        })
+}
+
+fn warn(first: Side, side: Side, a: &Cell, b: &Cell, warnings: &mut BTreeSet<String>) {
+    let unknown = [
+        ("the type of weights", a.weight_dtype.is_none(), b.weight_dtype.is_none()),
+        ("the type of activations", a.precision.is_none(), b.precision.is_none()),
+        ("how much of the network is computed", a.extent.is_none(), b.extent.is_none()),
+        ("the number of threads", a.threads.is_none(), b.threads.is_none()),
+    ];
+    for (name, at) in [(first.name, 0), (side.name, 1)] {
+        let list: Vec<&str> = unknown.iter().filter(|u| [u.1, u.2][at]).map(|u| u.0).collect();
+        if !list.is_empty() {
+            warnings.insert(format!("{name} does not record {}", list.join(", ")));
+        }
+    }
+    if let (Some(m), Some(n)) = (a.threads, b.threads)
+        && m != n
+    {
+        warnings.insert(format!("{} ran {m} threads, {} ran {n}", first.name, side.name));
+    }
+    for (name, cell) in [(first.name, a), (side.name, b)] {
+        for fault in cell.published.iter().flat_map(|p| &p.faults) {
+            warnings.insert(format!("{name}, {}: {fault}", cell.system));
+        }
+        if !summary::doubts(cell, None).is_empty() {
+            warnings.insert(format!("{name}: {} is not to be trusted, see its run's table", cell.id));
+        }
+    }
+}
+
+fn against(first: Side, side: Side, a: &Cell, b: &Cell) -> Option<Versus> {
+    // Rounds of different runs share numbers, never a moment: not paired.
+    let (slow, fast) = (summary::seconds(&a.samples_ns), summary::seconds(&b.samples_ns));
+    let published = a.published.is_some() || b.published.is_some();
+    let same_run = std::ptr::eq(first.record, side.record);
+    let ratio = match published || same_run {
+        true => summary::ratio(a, b)?.estimate,
+        false => stats::unpaired_ratio(&slow, &fast)?,
+    };
+    let test = if published { None } else { stats::mann_whitney(&slow, &fast) };
+    let verdict = match (ratio.interval, test) {
+        (Some(i), Some(test)) if test.p < ALPHA && i.low > 1.0 => Verdict::Faster,
+        (Some(i), Some(test)) if test.p < ALPHA && i.high < 1.0 => Verdict::Slower,
+        (Some(_), Some(_)) => Verdict::WithinNoise,
+        _ => Verdict::NoSpread,
+    };
+    let own = |of: &dyn Fn(&Limits, &Cell) -> Option<f64>| {
+        let (at_first, here) = (of(&first.record.run.limits, a)?, of(&side.record.run.limits, b)?);
+        Some(ratio.value * at_first / here)
+    };
+    Some(Versus {
+        ratio,
+        test,
+        verdict,
+        by_peak: own(&|limits, cell| limits.peak_gflops(cell.compute_dtype?)),
+        by_bandwidth: own(&|limits, _| limits.read_gb_per_s),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{paper, samples, schema::Extent};
+
+    fn sides<'a>(a: &'a Record, b: &'a Record) -> [Side<'a>; 2] {
+        [Side { name: "here", record: a }, Side { name: "there", record: b }]
+    }
+
+    /// The sample run on a machine `permille` / 1000 times as slow.
+    fn slower(permille: u64) -> Record {
+        let mut record = samples::run();
+        for cell in &mut record.cells {
+            cell.samples_ns.iter_mut().for_each(|ns| *ns = *ns * permille / 1000);
+        }
+        record
+    }
+
+    #[test]
+    fn a_faster_machine_is_told_from_noise() {
+        let (a, b) = (samples::run(), slower(500));
+        let comparison = compare(&sides(&a, &b)).unwrap();
+        assert_eq!((comparison.lines.len(), comparison.means[0].workloads), (20, 20));
+        assert!(comparison.lines.iter().all(|l| l.versus[0].unwrap().verdict == Verdict::Faster));
+        assert!((comparison.means[0].ratio.unwrap() - 2.0).abs() < 1e-6);
+        let back = compare(&sides(&b, &a)).unwrap();
+        assert!((back.means[0].ratio.unwrap() - 0.5).abs() < 1e-6);
+        assert_eq!(back.lines[0].versus[0].unwrap().verdict, Verdict::Slower);
+        let same = slower(1001);
+        let noise = compare(&sides(&a, &same)).unwrap();
+        assert!(noise.lines.iter().all(|l| l.versus[0].unwrap().verdict == Verdict::WithinNoise));
+    }
+
+    #[test]
+    fn normalised_figures_take_the_machines_limits_out() {
+        let (a, mut b) = (samples::run(), slower(500));
+        b.run.limits.peaks.iter_mut().for_each(|p| p.gflops *= 4.0);
+        b.run.limits.read_gb_per_s = None;
+        let means = compare(&sides(&a, &b)).unwrap().means[0];
+        assert!((means.by_peak.unwrap() - 0.5).abs() < 1e-6, "twice as fast on four times the peak");
+        assert_eq!(means.by_bandwidth, None);
+    }
+
+    #[test]
+    fn different_work_is_refused_and_named() {
+        let (a, mut b) = (samples::run(), samples::run());
+        b.cells.iter_mut().for_each(|c| c.precision = Some(Dtype::F32));
+        let error = compare(&sides(&a, &b)).unwrap_err().to_string();
+        assert_eq!(error, "`here` and `there` have no comparable workload in common: precision bf16 against f32");
+        b.cells[0].precision = Some(Dtype::Bf16);
+        b.cells[0].threads = Some(8);
+        b.cells[1].extent = Some(Extent::FullNetwork);
+        let comparison = compare(&sides(&a, &b)).unwrap();
+        assert_eq!(comparison.lines.len(), 1);
+        assert!(
+            comparison.warnings.contains(&"here ran 2 threads, there ran 8".to_string()),
+            "{:?}",
+            comparison.warnings
+        );
+        assert!(comparison.warnings.iter().any(|w| w.starts_with("there: cells left out: precision")));
+        b.cells[0].phases[0].cost.as_mut().unwrap().flops.projections /= 1000;
+        assert!(compare(&sides(&a, &b)).unwrap_err().to_string().contains("by exact count"));
+        b.cells.truncate(0);
+        assert!(compare(&sides(&a, &b)).unwrap_err().to_string().contains("no cell of equal kind"));
+        assert!(matches!(compare(&sides(&a, &b)[..1]), Err(CompareError::TooFew(1))));
+    }
+
+    #[test]
+    fn the_paper_compares_by_its_single_figures() {
+        let paper = paper::table5();
+        let mut here = samples::run();
+        here.cells = ["OE1.1B", "OE450M", "OE1.1B-KVP-C-450M"].map(|s| samples::cell(s, 64, 59, 4)).into();
+        let comparison =
+            compare(&[Side { name: "paper", record: &paper }, Side { name: "here", record: &here }]).unwrap();
+        assert_eq!(comparison.lines.len(), 3);
+        assert!(comparison.lines.iter().all(|l| l.versus[0].unwrap().verdict == Verdict::NoSpread));
+        assert!(comparison.warnings.iter().any(|w| w.starts_with("paper does not record the type of weights")));
+    }
+}

@@ -1,0 +1,21 @@
+//! What a run leaves behind, and what is made of it.
+//!
+//! - [`schema`]: the record format, its reader and its writer.
+//! - [`stats`]: medians, intervals, tests; [`summary`]: one row of figures for every cell.
+//! - [`validate`]: does the FLOPs reduction become a TTFT reduction; [`compare`]: runs side by side.
+//! - [`terminal`]: tables in the terminal; [`render`]: HTML, Markdown and CSV.
+//! - [`paper`]: the paper's own machine as a run.
+//!
+//! This crate knows neither kernels nor models: everything it says, it reads from a record.
+
+pub mod compare;
+pub mod format;
+pub mod paper;
+pub mod render;
+#[cfg(test)]
+mod samples;
+pub mod schema;
+pub mod stats;
+pub mod summary;
+pub mod terminal;
+pub mod validate;

@@ -1,0 +1,513 @@
+//! The charts of one run.
+
+use std::collections::BTreeSet;
+
+use super::{
+    RenderError,
+    content::{Chart, Entry},
+    plot::{Axis, Ink, Mark, Plot, SERIES, swatch},
+};
+use crate::{
+    format,
+    schema::{Kind, Record},
+    stats,
+    summary::{self, Row},
+};
+
+/// Most samples drawn for one cell.
+const MOST_DOTS: usize = 200;
+
+/// FLOPs against latency. `prefix` makes ids unique in a page.
+pub fn first(prefix: &str, rows: &[Row]) -> Result<Option<Chart>, RenderError> {
+    headline(prefix, rows, &Series::of(rows))
+}
+
+/// All other charts that the run has data for. `prefix` makes their ids unique in a page.
+pub fn all(prefix: &str, record: &Record, rows: &[Row]) -> Result<Vec<Chart>, RenderError> {
+    let series = Series::of(rows);
+    let mut charts = Vec::new();
+    charts.extend(by_length(prefix, rows, &series)?);
+    charts.extend(by_batch(prefix, rows, &series)?);
+    charts.extend(heat_maps(prefix, rows)?);
+    charts.extend(overhead(prefix, rows, &series)?);
+    charts.extend(roofline(prefix, record, rows)?);
+    charts.extend(stacked_phases(prefix, rows)?);
+    charts.extend(distributions(prefix, rows)?);
+    Ok(charts)
+}
+
+/// One series for each system, or for each kind if there are more systems than colours.
+struct Series {
+    names: Vec<String>,
+    by_kind: bool,
+}
+
+impl Series {
+    fn of(rows: &[Row]) -> Self {
+        let mut systems: Vec<String> = Vec::new();
+        for row in rows {
+            if !systems.contains(&row.cell.system) {
+                systems.push(row.cell.system.clone());
+            }
+        }
+        let by_kind = systems.len() > SERIES;
+        let kinds: BTreeSet<Kind> = rows.iter().map(|r| r.cell.kind).collect();
+        Self { names: if by_kind { kinds.iter().map(|k| k.name().into()).collect() } else { systems }, by_kind }
+    }
+
+    fn index(&self, row: &Row) -> usize {
+        let name = if self.by_kind { row.cell.kind.name() } else { &row.cell.system };
+        self.names.iter().position(|n| n == name).unwrap_or(0)
+    }
+
+    fn legend<'a>(&self, rows: impl Iterator<Item = &'a Row<'a>>) -> Vec<Entry> {
+        let used: BTreeSet<usize> = rows.map(|r| self.index(r)).collect();
+        used.into_iter().map(|i| Entry { name: self.names[i].clone(), swatch: swatch(i) }).collect()
+    }
+}
+
+fn name(row: &Row) -> String {
+    format!("{}, {} x {}", row.cell.system, row.cell.batch, row.cell.prompt)
+}
+
+fn bounds(estimate: &stats::Estimate) -> Option<(f64, f64)> {
+    estimate.interval.map(|i| (i.low, i.high))
+}
+
+fn plain(value: f64) -> String {
+    let text = format!("{value:.3}");
+    text.trim_end_matches('0').trim_end_matches('.').to_string()
+}
+
+fn chart(plot: Plot, caption: &str, legend: Vec<Entry>) -> Result<Chart, RenderError> {
+    let svg = plot.svg()?;
+    Ok(Chart { title: plot.title, svg, caption: caption.into(), legend, wide: plot.size.0 > 600 })
+}
+
+fn headline(prefix: &str, rows: &[Row], series: &Series) -> Result<Option<Chart>, RenderError> {
+    let points: Vec<(&Row, f64, stats::Estimate)> = rows
+        .iter()
+        .filter(|r| r.cell.system != r.cell.base)
+        .filter_map(|r| Some((r, r.flops_reduction.or(r.paper_flops_reduction)?, r.speedup?.estimate)))
+        .collect();
+    if points.is_empty() {
+        return Ok(None);
+    }
+    let values = || points.iter().flat_map(|(_, x, y)| [*x, y.value]).chain([1.0]);
+    let axis = |title: &str| Axis::linear(title, values(), |v| format!("{}x", plain(v)));
+    let (x, y) = (axis("FLOPs reduction"), axis("TTFT reduction"));
+    let ends = vec![(x.range.0, x.range.0), (x.range.1, x.range.1)];
+    let mut marks = vec![Mark::Line { points: ends, ink: Ink::Muted, width: 3, dashed: true }];
+    let at = x.range.0 + 0.70 * (x.range.1 - x.range.0);
+    let above = at + 0.16 * (x.range.1 - x.range.0);
+    marks.push(Mark::Label { x: at, y: above, words: "FLOPs = latency".into(), ink: Ink::Muted });
+    for (row, x, y) in &points {
+        let interval = format::ratio_interval(y).map(|i| format!(" {i}")).unwrap_or_default();
+        let text = format!(
+            "{}: FLOPs {}, TTFT {}{interval}, ratio {:.2}",
+            name(row),
+            format::ratio(*x),
+            format::ratio(y.value),
+            y.value / x
+        );
+        marks.push(Mark::Point { x: *x, y: y.value, interval: bounds(y), series: series.index(row), text });
+    }
+    let plot = Plot {
+        id: format!("{prefix}-headline"),
+        title: "FLOPs reduction against TTFT reduction".into(),
+        description: format!(
+            "{} systems and sizes against their base; below the dashed line, FLOPs were saved and time was not.",
+            points.len()
+        ),
+        size: (560, 470),
+        left: 62,
+        x,
+        y,
+        marks,
+    };
+    let caption = "Each mark is a system at one batch and length, against its base. On the dashed line FLOPs translate to \
+                   latency; below it they do not. Bars are intervals.";
+    chart(plot, caption, series.legend(points.iter().map(|p| p.0))).map(Some)
+}
+
+/// Lines of TTFT over one quantity, for each value of the other.
+fn lines<'a>(
+    rows: &'a [Row<'a>],
+    over: fn(&Row) -> u32,
+    other: fn(&Row) -> u32,
+) -> impl Iterator<Item = (u32, Vec<&'a Row<'a>>)> {
+    let values: BTreeSet<u32> = rows.iter().map(other).collect();
+    values.into_iter().filter_map(move |value| {
+        let of_value: Vec<&Row> = rows.iter().filter(|r| other(r) == value && r.ttft.is_some()).collect();
+        let distinct: BTreeSet<u32> = of_value.iter().map(|r| over(r)).collect();
+        (distinct.len() > 1).then_some((value, of_value))
+    })
+}
+
+fn ttft_lines(
+    rows: &[&Row],
+    over: fn(&Row) -> u32,
+    series: &Series,
+    id: String,
+    title: String,
+    axis: &str,
+) -> Result<Chart, RenderError> {
+    let systems: BTreeSet<&str> = rows.iter().map(|r| r.cell.system.as_str()).collect();
+    let mut marks = Vec::new();
+    for system in systems {
+        let mut of_system: Vec<&&Row> = rows.iter().filter(|r| r.cell.system == system).collect();
+        of_system.sort_by_key(|r| over(r));
+        let points: Vec<(f64, f64)> =
+            of_system.iter().filter_map(|r| Some((f64::from(over(r)), r.ttft?.value))).collect();
+        let ink = Ink::Series(series.index(of_system[0]));
+        marks.push(Mark::Line { points, ink, width: 4, dashed: false });
+        for row in of_system {
+            let Some(ttft) = row.ttft else { continue };
+            let interval = format::seconds_interval(&ttft).map(|i| format!(" {i}")).unwrap_or_default();
+            let text = format!("{}: {}{interval}", name(row), format::seconds(ttft.value));
+            let (x, y) = (f64::from(over(row)), ttft.value);
+            marks.push(Mark::Point { x, y, interval: bounds(&ttft), series: series.index(row), text });
+        }
+    }
+    let plot = Plot {
+        id,
+        title,
+        description: format!("TTFT of {} cells, both axes logarithmic.", rows.len()),
+        size: (560, 400),
+        left: 72,
+        x: Axis::log_at(axis, rows.iter().map(|r| f64::from(over(r))), |v| format!("{v:.0}")),
+        y: Axis::log("TTFT", rows.iter().filter_map(|r| Some(r.ttft?.value)), format::seconds),
+        marks,
+    };
+    chart(plot, "Both axes are logarithmic. Lower is better.", series.legend(rows.iter().copied()))
+}
+
+fn by_length(prefix: &str, rows: &[Row], series: &Series) -> Result<Vec<Chart>, RenderError> {
+    let make = |(batch, rows): (u32, Vec<&Row>)| {
+        let (id, title) = (format!("{prefix}-length-{batch}"), format!("TTFT over prompt length, batch {batch}"));
+        ttft_lines(&rows, |r| r.cell.prompt, series, id, title, "prompt tokens of each sequence")
+    };
+    lines(rows, |r| r.cell.prompt, |r| r.cell.batch).map(make).collect()
+}
+
+fn by_batch(prefix: &str, rows: &[Row], series: &Series) -> Result<Vec<Chart>, RenderError> {
+    let make = |(prompt, rows): (u32, Vec<&Row>)| {
+        let (id, title) = (format!("{prefix}-batch-{prompt}"), format!("TTFT over batch, {prompt} prompt tokens"));
+        ttft_lines(&rows, |r| r.cell.batch, series, id, title, "sequences in the batch")
+    };
+    lines(rows, |r| r.cell.batch, |r| r.cell.prompt).map(make).collect()
+}
+
+/// From orange (0.5 and less) over white (1) to blue (1.5 and more).
+fn diverging(value: f64) -> Ink {
+    let t = (2.0 * (value - 1.0)).clamp(-1.0, 1.0);
+    let end = if t < 0.0 { [230.0, 120.0, 30.0] } else { [60.0, 140.0, 210.0] };
+    let [r, g, b] = end.map(|e| (250.0 + (e - 250.0) * t.abs()) as u8);
+    Ink::Fixed(r, g, b)
+}
+
+fn heat_maps(prefix: &str, rows: &[Row]) -> Result<Vec<Chart>, RenderError> {
+    let systems: BTreeSet<&str> =
+        rows.iter().filter(|r| r.cell.kind == Kind::Kvp).map(|r| r.cell.system.as_str()).collect();
+    let mut charts = Vec::new();
+    for (i, system) in systems.into_iter().enumerate() {
+        let cells: Vec<&Row> = rows
+            .iter()
+            .filter(|r| r.cell.system == system && r.cell.kind == Kind::Kvp && r.efficiency.is_some())
+            .collect();
+        let lengths: Vec<u32> = cells.iter().map(|r| r.cell.prompt).collect::<BTreeSet<_>>().into_iter().collect();
+        let batches: Vec<u32> = cells.iter().map(|r| r.cell.batch).collect::<BTreeSet<_>>().into_iter().collect();
+        if lengths.len() < 2 && batches.len() < 2 {
+            continue;
+        }
+        let find = |x: usize, y: usize| {
+            cells.iter().find(|r| Some(&r.cell.prompt) == lengths.get(x) && Some(&r.cell.batch) == batches.get(y))
+        };
+        let pays = |x: usize, y: usize| find(x, y).and_then(|r| r.speedup).map(|s| s.estimate.value > 1.0);
+        let mut marks = Vec::new();
+        let mut borders = Vec::new();
+        for x in 0..lengths.len() {
+            for y in 0..batches.len() {
+                let (left, top) = (x as f64, y as f64);
+                if let Some(row) = find(x, y)
+                    && let (Some(efficiency), Some(speedup)) = (row.efficiency, row.speedup)
+                {
+                    let value = efficiency.value;
+                    let mark = if row.doubts.is_empty() { "" } else { " (!)" };
+                    let text = format!(
+                        "{}: ratio {value:.2}, TTFT {}, FLOPs {}",
+                        name(row),
+                        format::ratio(speedup.estimate.value),
+                        format::or_unknown(row.flops_reduction.map(format::ratio))
+                    );
+                    let (from, to) = ((left, top), (left + 1.0, top + 1.0));
+                    marks.push(Mark::Area { from, to, ink: diverging(value), text });
+                    let words = format!("{value:.2}{mark}");
+                    marks.push(Mark::Label { x: left + 0.5, y: top + 0.5, words, ink: Ink::Dark });
+                }
+                // The line between sizes where it pays and where it does not.
+                for (dx, dy) in [(1, 0), (0, 1)] {
+                    if let (Some(here), Some(there)) = (pays(x, y), pays(x + dx, y + dy))
+                        && here != there
+                    {
+                        let corner = (left + dx as f64, top + dy as f64);
+                        borders.push(vec![corner, (left + 1.0, top + 1.0)]);
+                    }
+                }
+            }
+        }
+        let crossed = !borders.is_empty();
+        marks.extend(borders.into_iter().map(|points| Mark::Line { points, ink: Ink::Dark, width: 8, dashed: false }));
+        let plot = Plot {
+            id: format!("{prefix}-heat-{i}"),
+            title: format!("{system}: TTFT reduction / FLOPs reduction"),
+            description: format!("Ratio over {} lengths and {} batches.", lengths.len(), batches.len()),
+            size: (560, 130 + 50 * batches.len() as u32),
+            left: 62,
+            x: Axis::names("prompt tokens", lengths.iter().map(u32::to_string), false),
+            y: Axis::names("batch", batches.iter().map(u32::to_string), true),
+            marks,
+        };
+        let speedups = cells.iter().filter_map(|r| r.speedup).map(|s| s.estimate.value);
+        let caption = match (crossed, speedups.fold(f64::INFINITY, f64::min) > 1.0) {
+            (true, _) => {
+                "1: FLOPs translate to latency; orange: they do not. The thick line is the break-even: beyond it, KV prediction is slower than the base."
+            }
+            (false, true) => {
+                "1: FLOPs translate to latency; orange: they do not. No break-even line: KV prediction pays at every size measured."
+            }
+            (false, false) => {
+                "1: FLOPs translate to latency; orange: they do not. No break-even line: KV prediction pays at no size measured."
+            }
+        };
+        charts.push(chart(plot, caption, Vec::new())?);
+    }
+    Ok(charts)
+}
+
+fn overhead(prefix: &str, rows: &[Row], series: &Series) -> Result<Option<Chart>, RenderError> {
+    let mut points = Vec::new();
+    for row in rows.iter().filter(|r| r.cell.kind == Kind::Kvp) {
+        let alone = rows.iter().find(|r| {
+            Some(&r.cell.system) == row.cell.aux.as_ref()
+                && (r.cell.batch, r.cell.prompt, r.cell.precision)
+                    == (row.cell.batch, row.cell.prompt, row.cell.precision)
+        });
+        if let Some(ratio) = alone.and_then(|alone| summary::ratio(row.cell, alone.cell)) {
+            let e = ratio.estimate;
+            points.push((row, e.value - 1.0, bounds(&e).map(|(low, high)| (low - 1.0, high - 1.0))));
+        }
+    }
+    if points.is_empty() {
+        return Ok(None);
+    }
+    let mut marks = Vec::new();
+    let keys: BTreeSet<(&str, u32)> = points.iter().map(|p| (p.0.cell.system.as_str(), p.0.cell.batch)).collect();
+    for (system, batch) in keys {
+        let mut line: Vec<_> = points.iter().filter(|p| p.0.cell.system == system && p.0.cell.batch == batch).collect();
+        line.sort_by_key(|p| p.0.cell.prompt);
+        let ink = Ink::Series(series.index(line[0].0));
+        let path = line.iter().map(|p| (f64::from(p.0.cell.prompt), p.1)).collect();
+        marks.push(Mark::Line { points: path, ink, width: 3, dashed: false });
+        if let Some(last) = line.last() {
+            let (x, y) = (f64::from(last.0.cell.prompt), last.1);
+            marks.push(Mark::Aside { x, y, words: format!("b{batch}"), ink: Ink::Muted });
+        }
+        for (row, y, interval) in line {
+            let text = format!("{}: {} over the auxiliary alone", name(row), format::percent(*y));
+            let x = f64::from(row.cell.prompt);
+            marks.push(Mark::Point { x, y: *y, interval: *interval, series: series.index(row), text });
+        }
+    }
+    let plot = Plot {
+        id: format!("{prefix}-overhead"),
+        title: "KV prediction over its auxiliary alone".into(),
+        description: format!("Additional TTFT of {} cells in percent of the auxiliary network's own.", points.len()),
+        size: (560, 400),
+        left: 72,
+        x: Axis::log_at("prompt tokens of each sequence", points.iter().map(|p| f64::from(p.0.cell.prompt)), |v| {
+            format!("{v:.0}")
+        }),
+        y: Axis::linear("additional TTFT", points.iter().map(|p| p.1).chain([0.0]), |v| {
+            format!("{}%", plain(100.0 * v))
+        }),
+        marks,
+    };
+    let caption =
+        "What prediction and the one-token base step add to the auxiliary network's own TTFT; b is the batch.";
+    chart(plot, caption, series.legend(points.iter().map(|p| p.0))).map(Some)
+}
+
+const PHASES: [(&str, usize); 5] =
+    [("prefill", 0), ("auxiliary", 4), ("prediction", 1), ("base_step", 2), ("unattributed", 6)];
+
+fn phase_series(name: &str) -> usize {
+    PHASES.iter().find(|p| p.0 == name).map_or(3, |p| p.1)
+}
+
+fn phase_legend<'a>(names: impl Iterator<Item = &'a str>) -> Vec<Entry> {
+    let mut used: Vec<&str> = Vec::new();
+    for name in names {
+        if !used.contains(&name) {
+            used.push(name);
+        }
+    }
+    used.into_iter().map(|name| Entry { name: name.into(), swatch: swatch(phase_series(name)) }).collect()
+}
+
+fn roofline(prefix: &str, record: &Record, rows: &[Row]) -> Result<Option<Chart>, RenderError> {
+    let Some(bandwidth) = record.run.limits.read_gb_per_s else { return Ok(None) };
+    // (intensity, GFLOP/s, phase, text)
+    let mut points = Vec::new();
+    for row in rows {
+        for phase in &row.cell.phases {
+            let (Some(cost), Some(time)) = (phase.cost, stats::median(&summary::seconds(&phase.samples_ns))) else {
+                continue;
+            };
+            let (flops, bytes) = (cost.flops.total() as f64, cost.bytes() as f64);
+            if flops > 0.0 && bytes > 0.0 && time > 0.0 {
+                let (x, y) = (flops / bytes, flops * 1e-9 / time);
+                let text = format!(
+                    "{} of {}: {} GFLOP/s at {} FLOP/byte, {}",
+                    phase.name,
+                    name(row),
+                    format::figure(y),
+                    format::figure(x),
+                    format::seconds(time)
+                );
+                points.push((x, y, phase.name.as_str(), text));
+            }
+        }
+    }
+    let dtypes: BTreeSet<_> = rows.iter().filter_map(|r| r.cell.compute_dtype).collect();
+    let peaks: Vec<_> = dtypes.into_iter().filter_map(|d| Some((d, record.run.limits.peak_gflops(d)?))).collect();
+    if points.is_empty() || peaks.is_empty() {
+        return Ok(None);
+    }
+    let knees = peaks.iter().map(|(_, peak)| peak / bandwidth);
+    let x = Axis::log("FLOP per byte of weights and cache", points.iter().map(|p| p.0).chain(knees), plain);
+    let highest = peaks.iter().map(|p| p.1).fold(0.0, f64::max);
+    let y = Axis::log("GFLOP/s", points.iter().map(|p| p.1).chain([highest]), plain);
+    let mut marks = Vec::new();
+    for (dtype, peak) in &peaks {
+        let knee = peak / bandwidth;
+        // The slope enters the plot from the left or from below.
+        let start = x.range.0.max(y.range.0 / bandwidth);
+        let points = vec![(start, start * bandwidth), (knee, *peak), (x.range.1, *peak)];
+        marks.push(Mark::Line { points, ink: Ink::Text, width: 4, dashed: false });
+        let words = format!("{} peak {} GFLOP/s", dtype.name(), format::figure(*peak));
+        let middle = (knee.max(x.range.0) * x.range.1).sqrt();
+        marks.push(Mark::Label { x: middle, y: peak * (y.range.1 / y.range.0).powf(0.028), words, ink: Ink::Muted });
+    }
+    for (x, y, phase, text) in &points {
+        let (series, text) = (phase_series(phase), text.clone());
+        marks.push(Mark::Point { x: *x, y: *y, interval: None, series, text });
+    }
+    let plot = Plot {
+        id: format!("{prefix}-roofline"),
+        title: "Roofline: every phase against the machine's limits".into(),
+        description: format!("{} phases under a read bandwidth of {} GB/s.", points.len(), format::figure(bandwidth)),
+        size: (560, 430),
+        left: 72,
+        x,
+        y,
+        marks,
+    };
+    let caption = format!(
+        "The sloped line is the measured read bandwidth, {} GB/s; the flat one the measured peak. A mark on the slope is \
+         bound by memory, on the flat by compute; above the slope, weights came from cache.",
+        format::figure(bandwidth)
+    );
+    chart(plot, &caption, phase_legend(points.iter().map(|p| p.2))).map(Some)
+}
+
+fn stacked_phases(prefix: &str, rows: &[Row]) -> Result<Option<Chart>, RenderError> {
+    // Shares of the base's TTFT at the same size.
+    let bars: Vec<(&Row, f64)> = rows
+        .iter()
+        .filter(|r| r.cell.system != r.cell.base && r.cell.phases.len() > 1)
+        .filter_map(|r| Some((r, r.ttft?.value * r.speedup?.estimate.value)))
+        .collect();
+    if bars.is_empty() {
+        return Ok(None);
+    }
+    let mut marks = Vec::new();
+    let mut longest = 1.0f64;
+    for (i, (row, base)) in bars.iter().enumerate() {
+        let mut start = 0.0;
+        let rest = stats::median(&summary::seconds(&row.cell.unattributed_ns()));
+        let phases = row.cell.phases.iter().map(|p| (p.name.as_str(), stats::median(&summary::seconds(&p.samples_ns))));
+        for (phase, time) in phases.chain([("unattributed", rest)]) {
+            let Some(time) = time else { continue };
+            let end = start + time / base;
+            let (from, to) = ((start, i as f64 + 0.15), (end, i as f64 + 0.85));
+            let share = format::percent(time / base);
+            let text = format!("{}: {phase} {}, {share} of the base's TTFT", name(row), format::seconds(time));
+            marks.push(Mark::Area { from, to, ink: Ink::Series(phase_series(phase)), text });
+            start = end;
+        }
+        longest = longest.max(start);
+        if let Some(reduction) = row.flops_reduction {
+            let x = 1.0 / reduction;
+            let points = vec![(x, i as f64 + 0.02), (x, i as f64 + 0.98)];
+            marks.push(Mark::Line { points, ink: Ink::Text, width: 5, dashed: false });
+        }
+    }
+    let plot = Plot {
+        id: format!("{prefix}-phases"),
+        title: "Phases, in percent of the base's TTFT".into(),
+        description: format!("Stacked phases of {} cells; a line marks the share of the base's FLOPs.", bars.len()),
+        size: (1000, 110 + 26 * bars.len() as u32),
+        left: 230,
+        x: Axis::linear("share of the base's TTFT", [0.0, longest], |v| format!("{:.0}%", 100.0 * v)),
+        y: Axis::names("", bars.iter().map(|b| name(b.0)), true),
+        marks,
+    };
+    let caption = "Each bar is a system's TTFT relative to its base at the same size. The upright line is its share of the \
+                   base's FLOPs: what the bar would reach if FLOPs were all that counts.";
+    let names = bars.iter().flat_map(|(r, _)| r.cell.phases.iter().map(|p| p.name.as_str()));
+    chart(plot, caption, phase_legend(names.chain(["unattributed"]))).map(Some)
+}
+
+fn distributions(prefix: &str, rows: &[Row]) -> Result<Option<Chart>, RenderError> {
+    let strips: Vec<(&Row, f64)> =
+        rows.iter().filter(|r| r.cell.samples_ns.len() > 1).filter_map(|r| Some((r, r.ttft?.value))).collect();
+    if strips.is_empty() {
+        return Ok(None);
+    }
+    let mut marks = Vec::new();
+    let mut thinned = false;
+    let mut ends = vec![-0.02, 0.02];
+    for (i, (row, median)) in strips.iter().enumerate() {
+        let samples = summary::seconds(&row.cell.samples_ns);
+        let step = samples.len().div_ceil(MOST_DOTS);
+        thinned |= step > 1;
+        let ink = if row.doubts.is_empty() { Ink::Series(0) } else { Ink::Series(1) };
+        if let Some((low, high)) = row.ttft.as_ref().and_then(bounds) {
+            let points = [low, high].map(|end| (end / median - 1.0, i as f64 + 0.5)).into();
+            marks.push(Mark::Line { points, ink, width: 3, dashed: false });
+        }
+        for (n, sample) in samples.iter().enumerate().step_by(step) {
+            let x = sample / median - 1.0;
+            ends.push(x);
+            let text = format!("{}: sample {n}, {} ({:+.1}%)", name(row), format::seconds(*sample), 100.0 * x);
+            marks.push(Mark::Dot { x, y: i as f64 + 0.5, ink, text });
+        }
+    }
+    let plot = Plot {
+        id: format!("{prefix}-samples"),
+        title: "All samples, around their median".into(),
+        description: format!("Deviation of every sample of {} cells from the cell's median.", strips.len()),
+        size: (1000, 110 + 22 * strips.len() as u32),
+        left: 230,
+        x: Axis::linear("deviation from the cell's median", ends, |v| format!("{}%", plain(100.0 * v))),
+        y: Axis::names("", strips.iter().map(|s| name(s.0)), true),
+        marks,
+    };
+    let thin = format!(" Of longer lists, every n-th sample is drawn, at most {MOST_DOTS}.");
+    let caption = format!(
+        "One dot for each sample; the line is the interval of the median. Orange: the cell is doubted.{}",
+        if thinned { &thin } else { "" }
+    );
+    chart(plot, &caption, Vec::new()).map(Some)
+}

@@ -1,0 +1,738 @@
+//! What a report says: titles, paragraphs, tables and charts, before any format.
+
+use serde::Serialize;
+
+use super::{RenderError, charts};
+use crate::{
+    compare::{self, Side},
+    format::{self, UNKNOWN, or_unknown},
+    paper,
+    schema::{Cell, Kind, Record},
+    stats::{self, LEVEL},
+    summary::{self, Pairing, Row},
+    terminal,
+    validate::{self, Claim, Validation, Verdict},
+};
+
+/// A report.
+#[derive(Clone, Debug, Serialize)]
+pub struct Document {
+    /// Names the runs.
+    pub title: String,
+    /// What it is about.
+    pub subtitle: String,
+    /// In order.
+    pub sections: Vec<Section>,
+}
+
+/// A part with a heading.
+#[derive(Clone, Debug, Serialize)]
+pub struct Section {
+    /// Unique in the document: letters, digits and hyphens.
+    pub id: String,
+    /// Heading.
+    pub title: String,
+    /// In order.
+    pub blocks: Vec<Block>,
+}
+
+/// A piece of a section.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Block {
+    /// A paragraph.
+    Text {
+        /// Its words.
+        text: String,
+        /// Whether it is the message of its section.
+        lead: bool,
+    },
+    /// Points.
+    List {
+        /// Their words.
+        items: Vec<String>,
+    },
+    /// A table.
+    Table(Table),
+    /// Charts side by side.
+    Charts {
+        /// In order.
+        charts: Vec<Chart>,
+    },
+}
+
+/// A table.
+#[derive(Clone, Debug, Serialize)]
+pub struct Table {
+    /// Caption; may be empty.
+    pub title: String,
+    /// Column titles.
+    pub head: Vec<String>,
+    /// As many fields each as there are columns.
+    pub rows: Vec<Vec<String>>,
+    /// Columns that hold words, not numbers.
+    pub words: Vec<usize>,
+    /// Rows that need attention; their first field ends in `(!)`.
+    pub marked: Vec<usize>,
+}
+
+/// A chart.
+#[derive(Clone, Debug, Serialize)]
+pub struct Chart {
+    /// What it shows.
+    pub title: String,
+    /// `<svg>` element.
+    pub svg: String,
+    /// How to read it.
+    pub caption: String,
+    /// Names and markers of the series.
+    pub legend: Vec<Entry>,
+    /// Whether it takes the whole width.
+    pub wide: bool,
+}
+
+/// A line of a legend.
+#[derive(Clone, Debug, Serialize)]
+pub struct Entry {
+    /// The series.
+    pub name: String,
+    /// Its marker, an `<svg>` element.
+    pub swatch: String,
+}
+
+fn text(text: impl Into<String>) -> Block {
+    Block::Text { text: text.into(), lead: false }
+}
+
+fn lead(text: impl Into<String>) -> Block {
+    Block::Text { text: text.into(), lead: true }
+}
+
+fn table(title: &str, head: &[&str], words: &[usize], rows: Vec<Vec<String>>) -> Table {
+    Table {
+        title: title.into(),
+        head: head.iter().map(ToString::to_string).collect(),
+        rows,
+        words: words.into(),
+        marked: Vec::new(),
+    }
+}
+
+impl Table {
+    /// Marks rows as in need of attention, not by colour alone.
+    fn mark(mut self, rows: Vec<usize>) -> Self {
+        for &row in &rows {
+            self.rows[row][0].push_str(" (!)");
+        }
+        self.marked = rows;
+        self
+    }
+}
+
+/// Adds a table, unless it is empty.
+fn push_table(blocks: &mut Vec<Block>, table: Table) {
+    if !table.rows.is_empty() {
+        blocks.push(Block::Table(table));
+    }
+}
+
+/// Everything a report of these runs says. Charts are left out if `with_charts` is false.
+///
+/// # Errors
+/// No run; a chart that cannot be drawn.
+pub fn document(sides: &[Side], with_charts: bool) -> Result<Document, RenderError> {
+    if sides.is_empty() {
+        return Err(RenderError::NoRuns);
+    }
+    let mut sections = Vec::new();
+    if sides.len() > 1 {
+        sections.push(comparison(sides));
+    }
+    for (i, side) in sides.iter().enumerate() {
+        let prefix = if sides.len() > 1 { format!("{}: ", side.name) } else { String::new() };
+        let mut add = |id: &str, title: &str, blocks: Vec<Block>| {
+            if !blocks.is_empty() {
+                sections.push(Section { id: format!("{id}-{i}"), title: format!("{prefix}{title}"), blocks });
+            }
+        };
+        let rows = summary::rows(side.record);
+        let validation = validate::validate(side.record);
+        let mut answer = verdict(&validation);
+        let id = format!("r{i}");
+        if with_charts
+            && !answer.is_empty()
+            && let Some(chart) = charts::first(&id, &rows)?
+        {
+            answer.insert(1, Block::Charts { charts: vec![chart] });
+        }
+        add("verdict", "Does the FLOPs reduction become a TTFT reduction?", answer);
+        if with_charts {
+            let charts = charts::all(&id, side.record, &rows)?;
+            if !charts.is_empty() {
+                add("charts", "Charts", vec![Block::Charts { charts }]);
+            }
+        }
+        add("cells", "All cells", cells(&rows));
+        add("phases", "Phases", phases(&rows));
+        add("paper", "Beside the paper's machine", beside_the_paper(side.record, &rows));
+        add("validity", "Can the figures be trusted?", validity(side.record, &rows));
+        add("run", "Run and machine", run(side.record));
+    }
+    sections.push(Section { id: "method".into(), title: "Method and bias".into(), blocks: method() });
+    let names: Vec<&str> = sides.iter().map(|s| s.name).collect();
+    Ok(Document {
+        title: format!("Time to first token: {}", names.join(", ")),
+        subtitle: "Full prefill against KV prediction, wall clock. Does fewer FLOPs mean less time on this machine?"
+            .into(),
+        sections,
+    })
+}
+
+fn size(cell: &Cell) -> String {
+    format!("{} x {}", cell.batch, cell.prompt)
+}
+
+fn with_interval(value: String, interval: Option<String>) -> String {
+    interval.map_or(value.clone(), |i| format!("{value} {i}"))
+}
+
+/// The answer of a run: headline, claims, model, break-even and controls.
+pub(crate) fn verdict(validation: &Validation) -> Vec<Block> {
+    if validation.claims.is_empty() {
+        return Vec::new();
+    }
+    let mut blocks = vec![lead(headline(&validation.claims))];
+    let rows: Vec<Vec<String>> = validation.claims.iter().map(claim_fields).collect();
+    let head = ["system", "verdict", "b x p", "FLOPs red.", "TTFT red.", "ratio", "where the time went"];
+    let claims = table("Every system against its base", &head, &[0, 1, 6], rows);
+    push_table(&mut blocks, claims.mark(marked(validation.claims.iter().map(|c| &c.row))));
+    blocks.push(text(
+        "FLOPs red.: exact operations of the base over those of the system (with *: by the paper's approximation). TTFT \
+         red.: time of the base over time of the system. Where the time went: time beyond what the FLOPs would take at \
+         the base's own rate, as a share of the system's TTFT, largest first; negative is time gained.",
+    ));
+    if let Some(model) = &validation.model {
+        blocks.push(text(model_text(model)));
+        let explained = validation.claims.iter().filter(|c| c.row.cell.kind == Kind::Kvp).filter_map(|c| {
+            let e = c.explained?;
+            let share = |s: f64| format::percent(s / c.row.ttft.map_or(f64::NAN, |t| t.value));
+            let fields = [Some(e.miss), Some(e.bytes), e.regions, Some(e.residual)].map(|s| or_unknown(s.map(share)));
+            Some([c.row.cell.system.clone(), size(c.row.cell)].into_iter().chain(fields).collect())
+        });
+        let head = ["system", "b x p", "miss", "by bytes", "by parallel regions", "not explained"];
+        push_table(
+            &mut blocks,
+            table("The miss by the terms of the model, in shares of TTFT", &head, &[0], explained.collect()),
+        );
+    }
+    let items: Vec<String> =
+        validation.break_even.iter().map(|b| format!("{}, batch {}: {}", b.system, b.batch, b.outcome)).collect();
+    if !items.is_empty() {
+        blocks.push(text("Where KV prediction stops paying (TTFT no shorter than the base's):"));
+        blocks.push(Block::List { items });
+    }
+    let items: Vec<String> = validation.controls.iter().map(control_text).collect();
+    if !items.is_empty() {
+        blocks.push(text("Controls, whose outcome is known beforehand:"));
+        blocks.push(Block::List { items });
+    }
+    blocks
+}
+
+/// The run's answer in one sentence.
+fn headline(claims: &[Claim]) -> String {
+    let kvp: Vec<&Claim> = claims.iter().filter(|c| c.row.cell.kind == Kind::Kvp).collect();
+    let (what, claims) = match kvp.is_empty() {
+        true => ("smaller systems", claims.iter().collect()),
+        false => ("KV prediction", kvp),
+    };
+    let count = |f: fn(&Verdict) -> bool| claims.iter().filter(|c| f(&c.verdict)).count();
+    let (holds, exceeds) = (count(|v| matches!(v, Verdict::Holds)), count(|v| matches!(v, Verdict::Exceeds(_))));
+    let short: Vec<f64> = claims
+        .iter()
+        .filter_map(|c| if let Verdict::FallsShort(share) = c.verdict { Some(share) } else { None })
+        .collect();
+    let undecided = claims.len() - holds - exceeds - short.len();
+    if undecided == claims.len() {
+        return format!("Nothing can be said of {what}: no cell has a base, FLOPs and at least 3 samples.");
+    }
+    let mut parts = vec![format!("holds in {holds} of {} cells", claims.len())];
+    if exceeds > 0 {
+        parts.push(format!("is exceeded in {exceeds}"));
+    }
+    if let (Some(least), Some(most)) = (stats::quantile(&short, 0.0), stats::quantile(&short, 1.0)) {
+        let span = if short.len() == 1 {
+            format::percent(most)
+        } else {
+            format!("{} to {}", format::percent(least), format::percent(most))
+        };
+        parts.push(format!("falls short in {} (by {span})", short.len()));
+    }
+    if undecided > 0 {
+        parts.push(format!("cannot be judged in {undecided}"));
+    }
+    let doubted = claims.iter().filter(|c| !c.row.doubts.is_empty()).count();
+    let caution = if doubted > 0 { format!(" {doubted} of these cells are not to be trusted.") } else { String::new() };
+    format!("For {what}, the FLOPs reduction as a TTFT reduction {}.{caution}", parts.join(", "))
+}
+
+fn claim_fields(claim: &Claim) -> Vec<String> {
+    let row = &claim.row;
+    let speedup = row.speedup.map(|s| s.estimate);
+    let (reduction, star) = match row.flops_reduction {
+        Some(r) => (Some(r), ""),
+        None => (row.paper_flops_reduction, "*"),
+    };
+    let efficiency = row.efficiency.map(|e| with_interval(format!("{:.2}", e.value), format::ratio_interval(&e)));
+    let own = || speedup.zip(reduction).map(|(s, r)| format!("{:.2}", s.value / r));
+    vec![
+        row.cell.system.clone(),
+        claim.verdict.to_string(),
+        size(row.cell),
+        or_unknown(reduction.map(|r| format!("{}{star}", format::ratio(r)))),
+        or_unknown(speedup.map(|s| with_interval(format::ratio(s.value), format::ratio_interval(&s)))),
+        or_unknown(efficiency.or_else(own)),
+        losses_text(claim),
+    ]
+}
+
+/// The losses that matter: at least 1% of TTFT.
+fn losses_text(claim: &Claim) -> String {
+    let Some(ttft) = claim.row.ttft else { return UNKNOWN.into() };
+    let shares = claim.losses.iter().map(|l| (l.cause, l.seconds / ttft.value)).filter(|(_, s)| s.abs() >= 0.01);
+    let parts: Vec<String> =
+        shares.map(|(cause, share)| format!("{} {}", cause.name(), format::percent(share))).collect();
+    match (parts.is_empty(), claim.losses.is_empty()) {
+        (_, true) => UNKNOWN.into(),
+        (true, _) => "nothing above 1%".into(),
+        _ => parts.join(", "),
+    }
+}
+
+fn model_text(model: &validate::Model) -> String {
+    let compute = model.gflops().map(|g| format!("FLOPs / {} GFLOP/s", format::figure(g)));
+    let bytes = model.gb_per_s().map(|b| format!("bytes / {} GB/s", format::figure(b)));
+    let regions = model.s_per_region.filter(|s| *s > 0.0).map(|s| format!("parallel regions x {}", format::seconds(s)));
+    let terms: Vec<String> = [compute, bytes, regions].into_iter().flatten().collect();
+    let worst = model.worst.as_ref().map(|(cell, phase, residual)| {
+        let side = if *residual > 0.0 { "slower" } else { "faster" };
+        format!(", most in {phase} of {cell} ({} {side} than the model)", format::percent(residual.abs()))
+    });
+    format!(
+        "Additive model of {} phases: t = {}; root mean square of the relative residuals {}{}.",
+        model.phases,
+        terms.join(" + "),
+        format::percent(model.rms),
+        worst.unwrap_or_default()
+    )
+}
+
+fn control_text(control: &validate::Control) -> String {
+    let outcome = if control.passed { "as expected" } else { "NOT as expected" };
+    let ratio = with_interval(format!("{:.3}", control.ratio.value), format::interval(&control.ratio));
+    format!("{}: ratio {ratio}, expected {:.3}: {outcome}", control.name, control.expected)
+}
+
+fn marked<'a>(rows: impl Iterator<Item = &'a Row<'a>>) -> Vec<usize> {
+    rows.enumerate().filter(|(_, r)| !r.doubts.is_empty() || has_faults(r.cell)).map(|(i, _)| i).collect()
+}
+
+fn has_faults(cell: &Cell) -> bool {
+    cell.published.as_ref().is_some_and(|p| !p.faults.is_empty())
+}
+
+fn cells(rows: &[Row]) -> Vec<Block> {
+    let mut blocks = Vec::new();
+    let fields = |row: &Row| {
+        let own = row.cell.system == row.cell.base;
+        let reduction = row.flops_reduction.or(row.paper_flops_reduction).filter(|_| !own);
+        vec![
+            row.cell.system.clone(),
+            row.cell.kind.name().into(),
+            size(row.cell),
+            or_unknown(row.ttft.map(|t| with_interval(format::seconds(t.value), format::seconds_interval(&t)))),
+            row.cell.samples_ns.len().to_string(),
+            or_unknown(row.tokens_per_s.map(format::figure)),
+            or_unknown(row.gflops.map(format::figure)),
+            or_unknown(row.peak_share.map(format::percent)),
+            or_unknown(row.speedup.filter(|_| !own).map(|s| format::ratio(s.estimate.value))),
+            or_unknown(reduction.map(format::ratio)),
+            or_unknown(row.cell.precision.map(|p| p.name().into())),
+            or_unknown(row.cell.threads.map(|t| t.to_string())),
+        ]
+    };
+    let head = [
+        "system",
+        "kind",
+        "b x p",
+        "TTFT",
+        "samples",
+        "tokens/s",
+        "GFLOP/s",
+        "of peak",
+        "TTFT red.",
+        "FLOPs red.",
+        "type",
+        "threads",
+    ];
+    let all = table("", &head, &[0, 1], rows.iter().map(fields).collect());
+    push_table(&mut blocks, all.mark(marked(rows.iter())));
+    blocks
+}
+
+fn phases(rows: &[Row]) -> Vec<Block> {
+    let mut blocks = Vec::new();
+    let mut lines = Vec::new();
+    for row in rows {
+        let rest = stats::median(&summary::seconds(&row.cell.unattributed_ns()));
+        for phase in &row.cell.phases {
+            let time = stats::median(&summary::seconds(&phase.samples_ns));
+            let per = |amount: Option<u64>| Some(amount? as f64 * 1e-9 / time?);
+            let flops = phase.cost.map(|c| c.flops.total());
+            let bytes = phase.cost.map(|c| c.bytes());
+            lines.push(vec![
+                row.cell.system.clone(),
+                phase.name.clone(),
+                size(row.cell),
+                or_unknown(time.map(format::seconds)),
+                or_unknown(time.zip(row.ttft).map(|(t, all)| format::percent(t / all.value))),
+                or_unknown(flops.map(format::flops)),
+                or_unknown(per(flops).map(format::figure)),
+                or_unknown(bytes.map(format::bytes)),
+                or_unknown(per(bytes).map(format::figure)),
+                or_unknown(phase.parallel_regions.map(|r| r.to_string())),
+            ]);
+        }
+        if let (Some(rest), Some(ttft), false) = (rest, row.ttft, row.cell.phases.is_empty()) {
+            let known = [row.cell.system.clone(), "unattributed".into(), size(row.cell), format::seconds(rest)];
+            let share = format::percent(rest / ttft.value);
+            let unknown = std::iter::repeat_n(UNKNOWN.to_string(), 5);
+            lines.push(known.into_iter().chain([share]).chain(unknown).collect());
+        }
+    }
+    let head = [
+        "system",
+        "phase",
+        "b x p",
+        "time",
+        "of TTFT",
+        "FLOPs",
+        "GFLOP/s",
+        "weights + cache",
+        "GB/s",
+        "parallel regions",
+    ];
+    push_table(&mut blocks, table("", &head, &[0, 1], lines));
+    let steps: Vec<Vec<String>> = rows.iter().filter_map(decode_fields).collect();
+    let head = ["system", "b x p", "time per next token", "TTFT / step"];
+    push_table(&mut blocks, table("Generation after the first token", &head, &[0], steps));
+    blocks
+}
+
+fn decode_fields(row: &Row) -> Option<Vec<String>> {
+    let step = stats::median_estimate(&summary::seconds(&row.cell.decode.as_ref()?.samples_ns))?;
+    Some(vec![
+        row.cell.system.clone(),
+        size(row.cell),
+        with_interval(format::seconds(step.value), format::seconds_interval(&step)),
+        or_unknown(row.ttft.map(|t| format::figure(t.value / step.value))),
+    ])
+}
+
+fn beside_the_paper(record: &Record, rows: &[Row]) -> Vec<Block> {
+    if rows.iter().all(|r| r.cell.published.is_some()) {
+        let notes = record.run.notes.clone();
+        return if notes.is_empty() { Vec::new() } else { vec![Block::List { items: notes }] };
+    }
+    let paper = paper::table5();
+    let mut lines = Vec::new();
+    let mut marked = Vec::new();
+    let mut elsewhere = false;
+    let mut faults: Vec<String> = paper.run.notes.clone();
+    for theirs in summary::rows(&paper) {
+        // The same work; else the same system at its largest size.
+        let same = rows.iter().find(|r| r.cell.scenario_hash == theirs.cell.scenario_hash);
+        let largest = || {
+            let of_system =
+                rows.iter().filter(|r| r.cell.system == theirs.cell.system && r.cell.base == theirs.cell.base);
+            of_system.max_by_key(|r| u64::from(r.cell.batch) * u64::from(r.cell.prompt))
+        };
+        let Some(ours) = same.or_else(largest) else { continue };
+        elsewhere |= same.is_none();
+        let published = theirs.cell.published.as_ref();
+        if let Some(list) = published.map(|p| &p.faults).filter(|f| !f.is_empty()) {
+            marked.push(lines.len());
+            faults.extend(list.iter().map(|fault| format!("{}: {fault}", theirs.cell.system)));
+        }
+        let speedup = |row: &Row| row.speedup.map(|s| s.estimate.value);
+        let quotient = |row: &Row, reduction: Option<f64>| {
+            or_unknown(speedup(row).zip(reduction).map(|(s, r)| format!("{:.2}", s / r)))
+        };
+        lines.push(vec![
+            theirs.cell.system.clone(),
+            or_unknown(theirs.paper_flops_reduction.map(format::ratio)),
+            or_unknown(ours.flops_reduction.map(format::ratio)),
+            or_unknown(theirs.ttft.map(|t| format::seconds(t.value))),
+            or_unknown(ours.ttft.map(|t| format::seconds(t.value))),
+            or_unknown(speedup(&theirs).map(format::ratio)),
+            or_unknown(speedup(ours).map(format::ratio)),
+            quotient(&theirs, theirs.paper_flops_reduction),
+            quotient(ours, ours.flops_reduction),
+            size(ours.cell),
+        ]);
+    }
+    if lines.is_empty() {
+        return Vec::new();
+    }
+    let head = [
+        "system",
+        "FLOPs red., paper",
+        "FLOPs red., exact here",
+        "TTFT, M2 Pro",
+        "TTFT, here",
+        "TTFT red., M2 Pro",
+        "TTFT red., here",
+        "ratio, M2 Pro",
+        "ratio, here",
+        "b x p here",
+    ];
+    let mut blocks = vec![text(
+        "The paper timed batch 64 with prompts of 59 tokens with PyTorch on the CPU of an Apple M2 Pro. ratio: TTFT \
+         reduction over FLOPs reduction, on the M2 Pro by the paper's own FLOPs, here by the exact count.",
+    )];
+    if elsewhere {
+        blocks.push(text(
+            "This run did not measure all of these at 64 x 59: such rows show the largest size it measured. Their times \
+             are not comparable; their reductions are, with care.",
+        ));
+    }
+    let table = table("Table 5 of the paper beside this run", &head, &[0], lines);
+    blocks.push(Block::Table(table.mark(marked)));
+    blocks.push(Block::List { items: faults });
+    blocks
+}
+
+fn validity(record: &Record, rows: &[Row]) -> Vec<Block> {
+    let measured: Vec<&Row> = rows.iter().filter(|r| r.cell.published.is_none()).collect();
+    let mut blocks = Vec::new();
+    if !measured.is_empty() {
+        let doubted = measured.iter().filter(|r| !r.doubts.is_empty()).count();
+        blocks.push(lead(match doubted {
+            0 => format!("No reason to distrust any of the {} cells.", measured.len()),
+            n => format!("{n} of {} cells are not to be trusted; they are marked.", measured.len()),
+        }));
+        let m = &record.run.machine;
+        blocks.push(text(format!(
+            "Governor {}, frequency {}, load average at the start {}, {}. A cell is doubted if the speed probe moved by \
+             more than {} over it, if the interval of its TTFT is wider than {}, if later samples are more than {} slower \
+             beyond chance, if weights were read from disk, if more was running than there are cores, or if no \
+             correctness gate was passed.",
+            m.governor.as_deref().unwrap_or("unknown"),
+            m.frequency_mhz.map_or("unknown".into(), |f| format!("{f:.0} MHz")),
+            m.load_1m.map_or("unknown".into(), |l| format!("{l:.2}")),
+            match m.virtualised {
+                Some(true) => "virtual machine",
+                Some(false) => "not virtualised",
+                None => "virtualisation unknown",
+            },
+            format::percent(summary::MAX_DRIFT),
+            format::percent(summary::MAX_SPREAD),
+            format::percent(summary::MAX_TREND),
+        )));
+    }
+    let fields = |row: &&Row| {
+        let cell = row.cell;
+        let memory = cell.memory.as_ref();
+        let seconds = summary::seconds(&cell.samples_ns);
+        let deviation = stats::mad(&seconds).zip(row.ttft).map(|(mad, t)| format::percent(mad / t.value));
+        let doubts: Vec<String> = row.doubts.iter().map(ToString::to_string).collect();
+        vec![
+            cell.system.clone(),
+            if doubts.is_empty() { "-".into() } else { doubts.join(", ") },
+            size(cell),
+            cell.samples_ns.len().to_string(),
+            or_unknown(row.ttft.and_then(|t| t.spread()).map(format::percent)),
+            or_unknown(deviation),
+            or_unknown(cell.drift.as_ref().and_then(|d| d.change()).map(format::percent)),
+            or_unknown(cell.load_after.or(cell.load_before).map(|l| format!("{l:.1}"))),
+            or_unknown(memory.and_then(|m| m.major_faults).map(|n| n.to_string())),
+            or_unknown(memory.and_then(|m| m.minor_faults).map(|n| n.to_string())),
+            or_unknown(memory.and_then(|m| m.peak_rss_bytes).map(format::bytes)),
+            or_unknown(memory.and_then(|m| m.rss_anon_bytes).map(format::bytes)),
+            or_unknown(cell.gate.as_ref().map(|g| format!("{:.1e} of {:.1e}", g.max_abs_err, g.tolerance))),
+            cell.attempt.to_string(),
+        ]
+    };
+    let head = [
+        "system",
+        "doubts",
+        "b x p",
+        "samples",
+        "interval",
+        "MAD",
+        "drift",
+        "load",
+        "major faults",
+        "minor faults",
+        "peak memory",
+        "anonymous",
+        "gate error",
+        "attempt",
+    ];
+    let cells = table("", &head, &[0, 1], measured.iter().map(fields).collect());
+    push_table(&mut blocks, cells.mark(marked(measured.iter().copied())));
+    let skipped = record.skipped.iter().map(|s| vec![s.id.clone(), s.reason.clone()]).collect();
+    push_table(&mut blocks, table("Skipped", &["cell", "reason"], &[0, 1], skipped));
+    blocks
+}
+
+fn run(record: &Record) -> Vec<Block> {
+    let run = &record.run;
+    let m = &run.machine;
+    let mut rows: Vec<Vec<String>> = Vec::new();
+    let mut add = |name: &str, value: String| {
+        if !value.is_empty() {
+            rows.push(vec![name.into(), value]);
+        }
+    };
+    add("run", run.run_id.clone());
+    add("started", run.started_at.clone().unwrap_or_default());
+    add("command", run.command.join(" "));
+    add("settings", terminal::settings(run));
+    add("scenario file", run.settings.scenario_sha256.as_ref().map(|s| format!("SHA-256 {s}")).unwrap_or_default());
+    let git = run.git.as_ref().map(|g| match g.dirty {
+        Some(true) => format!("{} (modified)", g.revision),
+        Some(false) => g.revision.clone(),
+        None => format!("{} (modified or not: unknown)", g.revision),
+    });
+    add("revision", git.unwrap_or_default());
+    let version = run.ttft_version.as_ref().map(|v| format!("ttft {v}"));
+    add("program", version.into_iter().chain(run.rustc.clone()).collect::<Vec<_>>().join(", "));
+    add("machine", terminal::machine(run));
+    add("kernel", m.kernel.clone().unwrap_or_default());
+    add("instruction sets", m.isa_features.join(" "));
+    let caches = m.caches.iter().flatten().map(|c| {
+        let shared = c.shared_by.map(|n| format!(", shared by {n}")).unwrap_or_default();
+        format!("L{} {} {}{shared}", c.level, c.kind, format::bytes(c.bytes))
+    });
+    add("caches", caches.collect::<Vec<_>>().join("; "));
+    let classes = m.core_classes.iter().flatten().map(|c| format!("{} {}", c.cores, c.name));
+    add("core classes", classes.collect::<Vec<_>>().join(", "));
+    add("limits", terminal::limits(run));
+    add("schema", run.schema.clone());
+    let mut kernels: Vec<&str> = record.cells.iter().flat_map(|c| &c.kernels).map(String::as_str).collect();
+    kernels.sort_unstable();
+    kernels.dedup();
+    add("kernels used", kernels.join(", "));
+    for note in &run.notes {
+        add("note", note.clone());
+    }
+    vec![Block::Table(table("", &["", ""], &[0, 1], rows))]
+}
+
+fn comparison(sides: &[Side]) -> Section {
+    let blocks = match compare::compare(sides) {
+        Err(error) => vec![text(format!("{error}."))],
+        Ok(comparison) => side_by_side(&comparison),
+    };
+    Section { id: "comparison".into(), title: "Side by side".into(), blocks }
+}
+
+/// Means, figures and limits of a comparison.
+pub(crate) fn side_by_side(comparison: &compare::Comparison) -> Vec<Block> {
+    let mut blocks = Vec::new();
+    let Some((first, others)) = comparison.sides.split_first() else { return blocks };
+    let first = first.name;
+    for (side, means) in others.iter().zip(&comparison.means) {
+        blocks.push(lead(means_text(first, side.name, means)));
+    }
+    let of = |name: &str| [format!("TTFT, {name}"), format!("TTFT red., {name}")];
+    let mut head = vec!["system".to_string(), "b x p".into()];
+    head.extend(of(first));
+    for side in others {
+        head.extend(of(side.name));
+        head.extend([format!("{first} / {}", side.name), format!("{} is", side.name)]);
+    }
+    let rows = comparison.lines.iter().map(|line| {
+        let of = |row: &Option<Row>| {
+            let ttft = row.as_ref().and_then(|r| r.ttft).map(|t| format::seconds(t.value));
+            let own = row.as_ref().filter(|r| r.cell.system != r.cell.base).and_then(|r| r.speedup);
+            [or_unknown(ttft), or_unknown(own.map(|s| format::ratio(s.estimate.value)))]
+        };
+        let mut fields = vec![line.cell().system.clone(), size(line.cell())];
+        fields.extend(of(&line.rows[0]));
+        for (row, versus) in line.rows[1..].iter().zip(&line.versus) {
+            let ratio = versus.map(|v| with_interval(format::ratio(v.ratio.value), format::ratio_interval(&v.ratio)));
+            fields.extend(of(row));
+            fields.extend([or_unknown(ratio), or_unknown(versus.map(|v| v.verdict.to_string()))]);
+        }
+        fields
+    });
+    let rows = rows.collect();
+    blocks.push(Block::Table(Table { title: String::new(), head, rows, words: vec![0], marked: Vec::new() }));
+    blocks.push(text(format!(
+        "Equal work only: the same kind, system, base, auxiliary, batch and prompt. A ratio above 1 means that the other \
+         run is faster than {first}. Faster or slower: the interval of the ratio of medians leaves out 1 and a \
+         Mann-Whitney test gives p < {}.",
+        compare::ALPHA
+    )));
+    if !comparison.warnings.is_empty() {
+        blocks.push(text("What limits this comparison:"));
+        blocks.push(Block::List { items: comparison.warnings.clone() });
+    }
+    blocks
+}
+
+/// One side's means in a sentence.
+fn means_text(first: &str, name: &str, means: &compare::Means) -> String {
+    let Some(ratio) = means.ratio else { return format!("{name}: no mean.") };
+    let than = if ratio >= 1.0 {
+        format!("is {} as fast as {first}", format::ratio(ratio))
+    } else {
+        format!("takes {} the time of {first}", format::ratio(1.0 / ratio))
+    };
+    let normalised = |value: Option<f64>, what: &str| {
+        value.map(|v| format!("; {what}, {name} would be {} as fast", format::ratio(v))).unwrap_or_default()
+    };
+    format!(
+        "{name} {than} (geometric mean of {} workload{}){}{}.",
+        means.workloads,
+        if means.workloads == 1 { "" } else { "s" },
+        normalised(means.by_peak, "with equal peaks"),
+        normalised(means.by_bandwidth, "with equal read bandwidth"),
+    )
+}
+
+fn method() -> Vec<Block> {
+    let items = [
+        "Time to first token (TTFT): from prompt token ids in memory to the first token id chosen for every sequence of \
+         the batch, weights mapped and warm, buffers allocated. Tokenization is excluded; the time is never divided by \
+         the batch."
+            .to_string(),
+        format!(
+            "TTFT is the median of the samples. Intervals have {:.0}% confidence: percentile bootstrap of the median with \
+             {} resamples and a fixed seed. Below 6 samples the interval is their range, with the lower confidence that \
+             it carries (75% for 3); below 3 there is none.",
+            100.0 * LEVEL,
+            stats::RESAMPLES
+        ),
+        format!(
+            "Ratios of systems measured in the same rounds are medians of the ratios within rounds ({}), so that a slow \
+             round does not count. Otherwise they are ratios of medians.",
+            Pairing::Paired.name()
+        ),
+        format!(
+            "FLOPs and bytes are counted from shapes: products of the layers, attention, output head and predictor; every \
+             weight and cache byte once. A verdict holds if the interval of TTFT reduction over FLOPs reduction reaches \
+             within {} of 1; one wider than {} decides nothing.",
+            format::percent(validate::MARGIN),
+            format::percent(validate::MAX_WIDTH)
+        ),
+        "Bias: weights are warm and read in place, so the first request after loading is not what is shown. Prompts have \
+         equal lengths. Synthetic weights have real shapes; values do not change the work of the systems timed here. A \
+         system's time includes the thread pool, not the tokenizer, sampling or network. The machine's peak and bandwidth \
+         are measured in the same process and drift with it: shares of peak are of what was there, not of a data sheet."
+            .to_string(),
+    ];
+    vec![Block::List { items: items.into() }]
+}

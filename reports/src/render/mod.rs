@@ -1,0 +1,58 @@
+//! Reports of one or more runs, in the formats of [`FORMATS`].
+//!
+//! [`document`] says everything once, as paragraphs, tables and charts; a format is a way to write that down. CSV is the
+//! exception: it lists the cells alone, one a line, as plain numbers.
+
+mod charts;
+pub(crate) mod content;
+mod csv;
+mod html;
+mod markdown;
+mod plot;
+
+pub use content::{Block, Chart, Document, Section, Table, document};
+
+use crate::compare::Side;
+
+/// A way to write a report.
+#[derive(Clone, Copy)]
+pub struct Format {
+    /// As on the command line: `html`, `md`, `csv`.
+    pub name: &'static str,
+    /// What it is good for.
+    pub about: &'static str,
+    /// Writes the report of these runs.
+    pub render: fn(&[Side]) -> Result<String, RenderError>,
+}
+
+/// All formats: a new one is one line here and one file beside this one.
+pub const FORMATS: [Format; 3] = [
+    Format { name: "html", about: "one self-contained page with charts", render: html::render },
+    Format { name: "md", about: "the same words and tables as Markdown", render: markdown::render },
+    Format { name: "csv", about: "one line of numbers for each cell", render: csv::render },
+];
+
+/// The format of this name.
+pub fn format(name: &str) -> Option<&'static Format> {
+    FORMATS.iter().find(|f| f.name == name)
+}
+
+/// Why a report could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum RenderError {
+    /// No run was given.
+    #[error("a report needs at least one run")]
+    NoRuns,
+    /// The plotting library refused.
+    #[error("chart `{0}`: {1}")]
+    Plot(String, String),
+    /// The template engine refused.
+    #[error("template: {0:#}")]
+    Template(#[from] minijinja::Error),
+    /// The CSV writer refused.
+    #[error("CSV: {0}")]
+    Csv(String),
+}
+
+#[cfg(test)]
+mod tests;

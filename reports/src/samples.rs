@@ -1,0 +1,159 @@
+//! A made-up run for tests, with the shapes of a real one.
+
+use crate::schema::*;
+
+/// Parameters of the networks that take part in a product for every token, roughly.
+fn parameters(system: &str) -> u64 {
+    match system {
+        "OE1.1B" => 1_014_000_000,
+        "OE450M" => 408_000_000,
+        "OE270M" => 230_000_000,
+        other => panic!("no figures for {other}"),
+    }
+}
+
+/// The time that 2 threads of 468 GFLOP/s and 40 GB/s need at 90% of either, 200 us at least.
+fn time_ns(cost: &Cost) -> u64 {
+    let (compute, memory) = (cost.flops.total() as f64 / 421e9, cost.bytes() as f64 / 36e9);
+    ((compute + memory) * 1e9) as u64 + 200_000
+}
+
+fn phase(name: &str, system: &str, tokens: u64, batch: u64, prediction: u64) -> PhaseRecord {
+    let cost = Cost {
+        flops: Flops {
+            projections: 2 * parameters(system) * tokens * batch,
+            attention: 1000 * tokens * tokens * batch,
+            head: 2 * 65_536_000 * batch,
+            prediction,
+        },
+        weight_bytes: 2 * parameters(system),
+        cache_bytes: 60_000 * tokens * batch,
+    };
+    let cost = match name {
+        "prediction" => Cost {
+            flops: Flops { prediction, ..Flops::default() },
+            weight_bytes: 12_400_000,
+            cache_bytes: 90_000 * tokens * batch,
+        },
+        "auxiliary" => Cost { flops: Flops { head: 0, ..cost.flops }, ..cost },
+        _ => cost,
+    };
+    PhaseRecord { name: name.into(), samples_ns: Vec::new(), cost: Some(cost), parallel_regions: Some(400) }
+}
+
+/// One cell with `samples` rounds; times spread by about 1%, without trend.
+pub fn cell(system: &str, batch: u32, prompt: u32, samples: u32) -> Cell {
+    let (n, b) = (u64::from(prompt), u64::from(batch));
+    let (kind, aux, phases) = match system.strip_prefix("OE1.1B-KVP-C-") {
+        Some(size) => {
+            let aux = format!("OE{size}");
+            let prediction = 12_400_000 * (n - 1) * b;
+            let phases = vec![
+                phase("auxiliary", &aux, n - 1, b, 0),
+                phase("prediction", &aux, n - 1, b, prediction),
+                phase("base_step", "OE1.1B", 1, b, 0),
+            ];
+            (Kind::Kvp, Some(aux), phases)
+        }
+        None => {
+            let kind = if system == "OE1.1B" { Kind::Base } else { Kind::Aux };
+            (kind, None, vec![phase("prefill", system, n, b, 0)])
+        }
+    };
+    let mut cell = Cell {
+        weight_dtype: Some(Dtype::Bf16),
+        precision: Some(Dtype::Bf16),
+        compute_dtype: Some(Dtype::Bf16),
+        extent: Some(Extent::FirstToken),
+        threads: Some(2),
+        isa: Some("avx512".into()),
+        backend: Some("own".into()),
+        kernels: vec!["gemm_bf16_avx512bf16_12x32".into()],
+        rounds: Some((0..samples).collect()),
+        round_positions: Some((0..samples).map(|i| i % 3).collect()),
+        phases,
+        drift: Some(Drift { before_gflops: Some(232.0), after_gflops: Some(231.0), ..Drift::default() }),
+        memory: Some(Memory {
+            peak_rss_bytes: Some(3 << 30),
+            rss_anon_bytes: Some(210 << 20),
+            minor_faults: Some(120),
+            major_faults: Some(0),
+        }),
+        gate: Some(Gate { max_abs_err: 0.011, tolerance: 0.06, passed: true }),
+        load_before: Some(1.9),
+        load_after: Some(2.0),
+        ..Cell::new(kind, system, "OE1.1B", aux.as_deref(), batch, prompt)
+    };
+    cell.paper_flops = Some(2 * parameters(aux.as_deref().unwrap_or(system)) * n * b);
+    for i in 0..u64::from(samples) {
+        let mut total = 50_000;
+        for (j, phase) in (0u64..).zip(&mut cell.phases) {
+            // 0..=10 permille, different for each phase and size, about the same in both halves of a list.
+            let permille = 1000 + (i * 7 + j * 5 + n / 64 * 3 + b + system.len() as u64 * i) % 11;
+            let ns = time_ns(&phase.cost.unwrap()) * permille / 1000;
+            phase.samples_ns.push(ns);
+            total += ns;
+        }
+        cell.samples_ns.push(total);
+    }
+    cell
+}
+
+/// A run of five systems at two batches and two lengths.
+pub fn run() -> Record {
+    let mut record = Record {
+        run: RunHeader {
+            schema: SCHEMA.into(),
+            run_id: "20261123-0527-sample".into(),
+            started_at: Some("2026-11-23T05:27:00Z".into()),
+            command: ["ttft", "bench", "--preset", "quick"].map(String::from).into(),
+            git: Some(Git { revision: "7c62dcb0123456789abcdef0123456789abcdef0".into(), dirty: Some(false) }),
+            ttft_version: Some("0.1.0".into()),
+            rustc: Some("rustc 1.95.0".into()),
+            settings: Settings {
+                sampler: Some(Sampler::Rounds),
+                scenario: Some("quick".into()),
+                rounds: Some(6),
+                threads: Some(2),
+                precision: Some(Dtype::Bf16),
+                extent: Some(Extent::FirstToken),
+                seed: Some(1),
+                ..Settings::default()
+            },
+            machine: Machine {
+                cpu_model: Some("Example CPU 9000".into()),
+                arch: Some("x86_64".into()),
+                isa_features: ["avx2", "fma", "avx512f", "avx512bf16"].map(String::from).into(),
+                physical_cores: Some(2),
+                logical_cores: Some(2),
+                memory_total_bytes: Some(24 << 30),
+                os: Some("Linux 6.1".into()),
+                ..Machine::default()
+            },
+            limits: Limits {
+                peaks: [(Dtype::F32, 233.0), (Dtype::Bf16, 468.0)]
+                    .map(|(dtype, gflops)| Peak { dtype, isa: Some("avx512".into()), gflops })
+                    .into(),
+                read_gb_per_s: Some(40.0),
+                threads: Some(2),
+            },
+            notes: Vec::new(),
+        },
+        ..Record::default()
+    };
+    for (batch, prompt) in [(1, 64), (1, 256), (4, 64), (4, 256)] {
+        for system in ["OE1.1B", "OE450M", "OE1.1B-KVP-C-450M", "OE270M", "OE1.1B-KVP-C-270M"] {
+            record.cells.push(cell(system, batch, prompt, 6));
+        }
+    }
+    // One cell that the machine disturbed.
+    let disturbed = record.cells.last_mut().unwrap();
+    disturbed.drift.as_mut().unwrap().after_gflops = Some(210.0);
+    record.skipped.push(Skipped {
+        id: "ttft/OE1.1B/base/b8/p1024".into(),
+        reason: "10 samples would take 16 min, more than the 5 min that are left".into(),
+        estimate_s: Some(960.0),
+        estimate_bytes: None,
+    });
+    record
+}

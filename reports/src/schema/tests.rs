@@ -1,0 +1,258 @@
+use super::*;
+
+fn header() -> RunHeader {
+    RunHeader {
+        schema: SCHEMA.into(),
+        run_id: "r1".into(),
+        started_at: Some("2026-11-23T05:27:00Z".into()),
+        command: vec!["ttft".into(), "bench".into()],
+        limits: Limits {
+            peaks: vec![Peak { dtype: Dtype::Bf16, isa: Some("avx512".into()), gflops: 468.0 }],
+            read_gb_per_s: Some(41.5),
+            threads: Some(2),
+        },
+        ..RunHeader::default()
+    }
+}
+
+fn cell() -> Cell {
+    Cell {
+        samples_ns: vec![300, 310],
+        rounds: Some(vec![0, 1]),
+        round_positions: Some(vec![2, 0]),
+        phases: vec![
+            PhaseRecord {
+                name: "auxiliary".into(),
+                samples_ns: vec![200, 205],
+                cost: Some(Cost {
+                    flops: Flops { projections: 10, attention: 2, head: 0, prediction: 0 },
+                    weight_bytes: 7,
+                    cache_bytes: 1,
+                }),
+                parallel_regions: Some(9),
+            },
+            PhaseRecord {
+                name: "base_step".into(),
+                samples_ns: vec![90, 100],
+                cost: Some(Cost { flops: Flops { head: 5, ..Flops::default() }, weight_bytes: 1, cache_bytes: 1 }),
+                parallel_regions: None,
+            },
+        ],
+        gate: Some(Gate { max_abs_err: 1e-5, tolerance: 1e-4, passed: true }),
+        drift: Some(Drift { before_gflops: Some(100.0), after_gflops: Some(95.0), ..Drift::default() }),
+        ..Cell::new(Kind::Kvp, "OE1.1B-KVP-C-450M", "OE1.1B", Some("OE450M"), 4, 256)
+    }
+}
+
+fn read(text: &str) -> Result<Record> {
+    Record::from_reader(text.as_bytes(), Path::new("a.jsonl"))
+}
+
+fn line(line: Line) -> String {
+    serde_json::to_string(&line).unwrap() + "\n"
+}
+
+fn record_of(cell: &Cell) -> String {
+    line(Line::Run(Box::new(header()))) + &line(Line::Cell(Box::new(cell.clone())))
+}
+
+/// The error of a record that holds `cell` alone.
+fn refusal(change: impl FnOnce(&mut Cell)) -> String {
+    let mut cell = cell();
+    change(&mut cell);
+    read(&record_of(&cell)).unwrap_err().to_string()
+}
+
+#[test]
+fn written_records_read_back_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("deep/run.jsonl");
+    let mut writer = Writer::create(&path, header()).unwrap();
+    let skipped =
+        Skipped { id: "ttft/x".into(), reason: "too slow".into(), estimate_s: Some(900.0), ..Skipped::default() };
+    writer.cell(&cell()).unwrap();
+    writer.skipped(&skipped).unwrap();
+    let record = Record::read(&path).unwrap();
+    assert_eq!(record, Record { run: header(), cells: vec![cell()], superseded: vec![], skipped: vec![skipped] });
+}
+
+#[test]
+fn an_existing_file_is_never_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.jsonl");
+    std::fs::write(&path, "mine").unwrap();
+    let error = Writer::create(&path, header()).unwrap_err();
+    assert!(matches!(error, RecordError::Exists(_)), "{error}");
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "mine");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "no temporary file is left");
+}
+
+#[test]
+fn a_torn_line_is_named_and_resume_cuts_it_off() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.jsonl");
+    Writer::create(&path, header()).unwrap().cell(&cell()).unwrap();
+    let whole = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, format!("{whole}{{\"cell\":{{\"id\":\"tt")).unwrap();
+    assert!(Record::read(&path).unwrap_err().to_string().contains("line 3: the file ends inside this line"));
+
+    let (mut writer, record) = Writer::resume(&path).unwrap();
+    assert_eq!(record.cells.len(), 1);
+    writer.cell(&Cell { attempt: 2, ..cell() }).unwrap();
+    let record = Record::read(&path).unwrap();
+    assert_eq!((record.cells[0].attempt, record.superseded.len()), (2, 1));
+}
+
+#[test]
+fn a_record_of_another_version_is_refused_by_name() {
+    let text = line(Line::Run(Box::new(RunHeader { schema: "ttft-record/9".into(), ..header() })));
+    let text = text.replace("\"notes\"", "\"remarks\"");
+    let error = read(&text).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "a.jsonl: the record's schema is `ttft-record/9`, this program reads `ttft-record/1`: use the version of ttft \
+         that wrote it"
+    );
+}
+
+#[test]
+fn errors_name_line_and_field() {
+    let good = record_of(&cell());
+    let wrong_type = good.replace("\"samples_ns\":[200,205]", "\"samples_ns\":[200,-5]");
+    let error = read(&wrong_type).unwrap_err().to_string();
+    assert!(error.starts_with("a.jsonl, line 2, field `cell.phases[0].samples_ns[1]`: invalid value"), "{error}");
+
+    let unknown = good.replace("\"batch\":4", "\"batch\":4,\"surprise\":1");
+    let error = read(&unknown).unwrap_err().to_string();
+    assert!(error.contains("line 2, field `cell.surprise`: unknown field `surprise`"), "{error}");
+
+    let twice = good.replace("\"batch\":4", "\"batch\":4,\"batch\":8");
+    assert!(read(&twice).unwrap_err().to_string().contains("duplicate field `batch`"));
+
+    let escape = good.replace("\"group\":\"", "\"group\":\"\\u001b[2J");
+    let error = read(&escape).unwrap_err().to_string();
+    assert!(error.contains("field `cell.group`: control character 0x1b"), "{error}");
+
+    let long = good.replace("\"group\":\"", &format!("\"group\":\"{}", "x".repeat(MAX_TEXT_BYTES)));
+    assert!(read(&long).unwrap_err().to_string().contains("field `cell.group`: 8"));
+}
+
+#[test]
+fn files_that_are_not_records_are_refused() {
+    for (text, expected) in [
+        ("", "empty file: expected a `run` line"),
+        ("\n", "line 1, field `.`"),
+        ("null\n", "line 1"),
+        ("[1,2]\n", "line 1"),
+        ("{\"cell\":{}}\n", "missing field"),
+        ("{\"run\":{}}\n", "missing field `schema`"),
+        ("{\"run\":", "EOF while parsing"),
+    ] {
+        let error = read(text).unwrap_err().to_string();
+        assert!(error.contains(expected), "{text:?}: {error}");
+    }
+    let error = Record::from_reader(&b"\xff\xfe\n"[..], Path::new("a.jsonl")).unwrap_err().to_string();
+    assert!(error.contains("not UTF-8"), "{error}");
+    let deep = format!("{{\"run\":{}", "[".repeat(100_000));
+    assert!(read(&deep).is_err());
+    let endless = Record::from_reader(io::repeat(b'x'), Path::new("a.jsonl")).unwrap_err().to_string();
+    assert!(endless.contains("longer than"), "{endless}");
+    let two = line(Line::Run(Box::new(header()))).repeat(2);
+    assert!(read(&two).unwrap_err().to_string().contains("a second `run` line"));
+    let headless = line(Line::Cell(Box::new(cell())));
+    assert!(read(&headless).unwrap_err().to_string().contains("expected the `run` line first"));
+}
+
+#[test]
+fn cells_that_contradict_themselves_are_refused() {
+    type Change = fn(&mut Cell);
+    let cases: [(&str, Change); 14] = [
+        ("`cell.attempt`", |c| c.attempt = 0),
+        ("`cell.batch`", |c| c.batch = 0),
+        ("`cell.scenario_hash`", |c| c.prompt = 257),
+        ("`cell.aux`", |c| *c = Cell { kind: Kind::Kvp, ..Cell::new(Kind::Aux, "OE450M", "OE1.1B", None, 1, 2) }),
+        ("`cell.samples_ns[0]`", |c| c.samples_ns[0] = 0),
+        ("`cell.rounds`: expected 2 entries", |c| c.rounds = Some(vec![1])),
+        ("`cell.rounds`: expected increasing", |c| c.rounds = Some(vec![1, 1])),
+        ("`cell.phases[1].samples_ns`: expected 2 entries", |c| c.phases[1].samples_ns.push(1)),
+        ("`cell.phases[1].name`", |c| c.phases[1].name = "auxiliary".into()),
+        ("phases of sample 0 take 301 ns, the whole only 300 ns", |c| c.phases[1].samples_ns[0] = 101),
+        ("`cell.decode.samples_ns`", |c| c.decode = Some(Decode { steps: 3, samples_ns: vec![1; 5] })),
+        ("`cell.gate.passed`", |c| c.gate.as_mut().unwrap().passed = false),
+        ("the correctness gate failed", |c| {
+            c.gate = Some(Gate { max_abs_err: 2.0, tolerance: 1.0, passed: false });
+        }),
+        ("`cell.published`", |c| c.published = Some(Published { ttft_s: 1.0, ..Published::default() })),
+    ];
+    for (expected, change) in cases {
+        // The hash is checked before what else a change of kind breaks.
+        let error = refusal(|c| {
+            change(c);
+            if !expected.contains("hash") {
+                c.scenario_hash = scenario_hash(c.kind, &c.system, &c.base, c.aux.as_deref(), c.batch, c.prompt);
+            }
+        });
+        assert!(error.contains(expected), "{error}");
+    }
+    let again = record_of(&cell()) + &line(Line::Cell(Box::new(cell())));
+    assert!(read(&again).unwrap_err().to_string().contains("expected more than 1, found 1"));
+}
+
+#[test]
+fn a_value_json_cannot_carry_is_not_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.jsonl");
+    let mut writer = Writer::create(&path, header()).unwrap();
+    let gate = Gate { max_abs_err: f64::NAN, tolerance: 1.0, passed: false };
+    let error = writer.cell(&Cell { gate: Some(gate), ..cell() }).unwrap_err().to_string();
+    assert!(error.contains("field `cell.gate.max_abs_err`"), "{error}");
+    assert_eq!(Record::read(&path).unwrap().cells.len(), 0);
+}
+
+#[test]
+fn costs_and_times_add_up() {
+    let cell = cell();
+    let cost = cell.cost().unwrap();
+    assert_eq!((cost.flops.total(), cost.bytes()), (17, 10));
+    assert_eq!(cell.unattributed_ns(), [10, 5]);
+    assert!((cell.drift.unwrap().change().unwrap() - 0.0526).abs() < 1e-4);
+    assert_eq!(Cell { phases: vec![], ..self::cell() }.cost(), None);
+}
+
+#[test]
+fn hashes_tell_workloads_apart_and_nothing_else() {
+    let hash = |system, base, batch, prompt| scenario_hash(Kind::Aux, system, base, None, batch, prompt);
+    // Pinned: records of different versions of this program must agree.
+    assert_eq!(hash("OE450M", "OE1.1B", 1, 64), "ac7f3d7def5f9f93");
+    assert_ne!(hash("OE450M", "OE1.1B", 1, 64), hash("OE450M", "OE1.1B", 64, 1));
+    assert_ne!(hash("OE450M", "OE1.1B", 1, 64), hash("OE450MO", "E1.1B", 1, 64));
+}
+
+#[test]
+fn the_base_of_a_cell_is_taken_from_its_own_group() {
+    let base = |group: &str, id: &str| Cell {
+        id: id.into(),
+        group: group.into(),
+        ..Cell::new(Kind::Base, "OE1.1B", "OE1.1B", None, 4, 256)
+    };
+    let mut record = Record { cells: vec![base("g1", "a"), base("g2", "b"), cell()], ..Record::default() };
+    record.cells[2].group = "g2".into();
+    assert_eq!(record.base_of(&record.cells[2]).unwrap().id, "b");
+    record.cells[2].group = "g3".into();
+    assert_eq!(record.base_of(&record.cells[2]).unwrap().id, "a");
+    record.cells[2].precision = Some(Dtype::F32);
+    assert_eq!(record.base_of(&record.cells[2]), None);
+}
+
+/// `UPDATE_SCHEMA=1 cargo test -p ttft-reports` writes the file anew.
+#[test]
+fn the_json_schema_file_is_up_to_date() {
+    let schema = schemars::generate::SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<Line>();
+    let text = serde_json::to_string_pretty(&schema).unwrap() + "\n";
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("schema/ttft-record-1.schema.json");
+    if std::env::var_os("UPDATE_SCHEMA").is_some() {
+        std::fs::write(&path, &text).unwrap();
+    }
+    let file = std::fs::read_to_string(&path).unwrap();
+    assert!(file == text, "{} is not what the types say: run with UPDATE_SCHEMA=1", path.display());
+}

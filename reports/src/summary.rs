@@ -1,0 +1,295 @@
+//! One row of figures for every cell: what all reports show.
+
+use std::fmt;
+
+use crate::{
+    format,
+    schema::{Cell, Kind, Record},
+    stats::{self, Estimate},
+};
+
+/// A cell is doubted if its speed probe moved by more than this over the cell.
+pub const MAX_DRIFT: f64 = 0.05;
+/// A cell is doubted if the interval of its TTFT is wider than this, relative to the TTFT.
+pub const MAX_SPREAD: f64 = 0.10;
+/// A cell is doubted if its later half is slower than its earlier half by more than this, beyond chance.
+pub const MAX_TREND: f64 = 0.03;
+
+/// A cell and what follows from it.
+#[derive(Clone, Debug)]
+pub struct Row<'a> {
+    /// The cell.
+    pub cell: &'a Cell,
+    /// TTFT in seconds: the median of the samples, or the published figure.
+    pub ttft: Option<Estimate>,
+    /// Prompt tokens of the whole batch by TTFT.
+    pub tokens_per_s: Option<f64>,
+    /// Exact operations by TTFT, in GFLOP/s.
+    pub gflops: Option<f64>,
+    /// `gflops` relative to the run's measured peak for the type of the products.
+    pub peak_share: Option<f64>,
+    /// TTFT of the base over the TTFT of this cell.
+    pub speedup: Option<Speedup>,
+    /// Exact operations of the base over those of this cell.
+    pub flops_reduction: Option<f64>,
+    /// The same by the paper's approximation, or as published.
+    pub paper_flops_reduction: Option<f64>,
+    /// Speedup over exact FLOPs reduction: 1 if FLOPs translate to latency.
+    pub efficiency: Option<Estimate>,
+    /// Reasons not to trust the cell.
+    pub doubts: Vec<Doubt>,
+}
+
+/// How many times faster than its base a cell is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Speedup {
+    /// The ratio with its interval.
+    pub estimate: Estimate,
+    /// Where it comes from.
+    pub pairing: Pairing,
+}
+
+/// Where a ratio of two cells comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pairing {
+    /// Ratios within common rounds.
+    Paired,
+    /// Samples taken independently.
+    Unpaired,
+    /// At least one side is a single published figure.
+    Published,
+}
+
+impl Pairing {
+    /// In words.
+    pub fn name(self) -> &'static str {
+        match self {
+            Pairing::Paired => "paired rounds",
+            Pairing::Unpaired => "unpaired",
+            Pairing::Published => "published figures",
+        }
+    }
+}
+
+/// A reason not to trust a cell.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Doubt {
+    /// The speed probe moved: relative change.
+    Drift(f64),
+    /// The interval is wide: relative width.
+    Spread(f64),
+    /// Later samples are slower: relative change. Throttling does this.
+    Trend(f64),
+    /// Weights were not warm: page faults that went to disk.
+    MajorFaults(u64),
+    /// More was running than there are cores: load average, cores.
+    Load(f64, u32),
+    /// Timed without a correctness gate.
+    NoGate,
+}
+
+impl fmt::Display for Doubt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Doubt::Drift(change) => write!(f, "machine speed moved by {}", format::percent(*change)),
+            Doubt::Spread(width) => write!(f, "interval is {} wide", format::percent(*width)),
+            Doubt::Trend(change) => {
+                write!(f, "later samples are {} slower (throttling?)", format::percent(*change))
+            }
+            Doubt::MajorFaults(n) => write!(f, "{n} page faults read from disk"),
+            Doubt::Load(load, cores) => write!(f, "load {load:.1} on {cores} cores"),
+            Doubt::NoGate => write!(f, "no correctness gate"),
+        }
+    }
+}
+
+/// Nanoseconds as seconds.
+pub fn seconds(samples_ns: &[u64]) -> Vec<f64> {
+    samples_ns.iter().map(|&ns| ns as f64 * 1e-9).collect()
+}
+
+/// TTFT in seconds. A published figure stands alone, without samples or interval.
+pub fn ttft(cell: &Cell) -> Option<Estimate> {
+    match &cell.published {
+        Some(published) => Some(Estimate { value: published.ttft_s, interval: None, samples: 0 }),
+        None => stats::median_estimate(&seconds(&cell.samples_ns)),
+    }
+}
+
+/// How many times `slow` takes the TTFT of `fast`: paired if both were measured in rounds of one group, else not.
+pub fn ratio(slow: &Cell, fast: &Cell) -> Option<Speedup> {
+    if slow.published.is_some() || fast.published.is_some() {
+        let value = ttft(slow)?.value / ttft(fast)?.value;
+        let estimate = Estimate { value, interval: None, samples: 0 };
+        return Some(Speedup { estimate, pairing: Pairing::Published });
+    }
+    let pairs = pairs(slow, fast);
+    if pairs.is_empty() {
+        let estimate = stats::unpaired_ratio(&seconds(&slow.samples_ns), &seconds(&fast.samples_ns))?;
+        return Some(Speedup { estimate, pairing: Pairing::Unpaired });
+    }
+    Some(Speedup { estimate: stats::paired_ratio(&pairs)?, pairing: Pairing::Paired })
+}
+
+/// Samples of the same rounds, in seconds; empty if the cells do not share a group.
+fn pairs(a: &Cell, b: &Cell) -> Vec<(f64, f64)> {
+    let (Some(rounds_a), Some(rounds_b)) = (&a.rounds, &b.rounds) else { return Vec::new() };
+    if a.group != b.group {
+        return Vec::new();
+    }
+    let at = |i: usize, j: usize| (a.samples_ns[i] as f64 * 1e-9, b.samples_ns[j] as f64 * 1e-9);
+    let mate = |(i, round)| rounds_b.binary_search(round).ok().map(|j| at(i, j));
+    rounds_a.iter().enumerate().filter_map(mate).collect()
+}
+
+/// Reasons not to trust a cell; `cores` is what the machine has. None for published figures: nothing is known of them.
+pub fn doubts(cell: &Cell, cores: Option<u32>) -> Vec<Doubt> {
+    let mut doubts = Vec::new();
+    if cell.published.is_some() || cell.samples_ns.is_empty() {
+        return doubts;
+    }
+    doubts.extend(cell.drift.as_ref().and_then(|d| d.change()).filter(|c| *c > MAX_DRIFT).map(Doubt::Drift));
+    doubts.extend(ttft(cell).and_then(|t| t.spread()).filter(|s| *s > MAX_SPREAD).map(Doubt::Spread));
+    doubts.extend(trend(&cell.samples_ns).filter(|t| *t > MAX_TREND).map(Doubt::Trend));
+    let faults = cell.memory.as_ref().and_then(|m| m.major_faults);
+    doubts.extend(faults.filter(|n| *n > 0).map(Doubt::MajorFaults));
+    if let (Some(load), Some(cores)) = (cell.load_before.into_iter().chain(cell.load_after).reduce(f64::max), cores)
+        && load > f64::from(cores) + 0.75
+    {
+        doubts.push(Doubt::Load(load, cores));
+    }
+    if cell.gate.is_none() {
+        doubts.push(Doubt::NoGate);
+    }
+    doubts
+}
+
+/// How much slower the later half is, if that is beyond chance.
+fn trend(samples_ns: &[u64]) -> Option<f64> {
+    let samples = seconds(samples_ns);
+    if samples.len() < 8 {
+        return None;
+    }
+    let (early, late) = samples.split_at(samples.len() / 2);
+    let change = stats::median(late)? / stats::median(early)? - 1.0;
+    (stats::mann_whitney(early, late)?.p < 0.01).then_some(change)
+}
+
+/// `a / b`, if both are known and b is not 0.
+fn quotient(a: Option<u64>, b: Option<u64>) -> Option<f64> {
+    let (a, b) = (a?, b?);
+    (a > 0 && b > 0).then(|| a as f64 / b as f64)
+}
+
+/// The row of one cell of a record.
+pub fn row<'a>(record: &'a Record, cell: &'a Cell) -> Row<'a> {
+    let ttft = ttft(cell);
+    let base = record.base_of(cell);
+    let flops = |c: &Cell| c.cost().map(|cost| cost.flops.total());
+    let rate = |amount: Option<f64>| Some(amount? / ttft?.value);
+    let gflops = rate(flops(cell).map(|f| f as f64 * 1e-9));
+    let peak = cell.compute_dtype.and_then(|dtype| record.run.limits.peak_gflops(dtype));
+    let speedup = base.and_then(|base| ratio(base, cell));
+    let flops_reduction = base.and_then(|base| quotient(flops(base), flops(cell)));
+    Row {
+        cell,
+        ttft,
+        tokens_per_s: rate(Some(f64::from(cell.batch) * f64::from(cell.prompt))),
+        gflops,
+        peak_share: gflops.zip(peak).map(|(rate, peak)| rate / peak),
+        speedup,
+        flops_reduction,
+        paper_flops_reduction: match &cell.published {
+            Some(published) => published.flops_reduction,
+            None => base.and_then(|base| quotient(base.paper_flops, cell.paper_flops)),
+        },
+        efficiency: speedup.zip(flops_reduction).map(|(s, reduction)| s.estimate.scaled(1.0 / reduction)),
+        doubts: doubts(cell, record.run.machine.logical_cores),
+    }
+}
+
+/// The rows of a record: groups in the order first measured, within a group the base first, then as measured.
+pub fn rows(record: &Record) -> Vec<Row<'_>> {
+    let mut groups: Vec<&str> = Vec::new();
+    for cell in &record.cells {
+        if !groups.contains(&cell.group.as_str()) {
+            groups.push(&cell.group);
+        }
+    }
+    let mut cells: Vec<&Cell> = record.cells.iter().collect();
+    cells.sort_by_key(|c| (groups.iter().position(|g| *g == c.group), c.kind != Kind::Base));
+    cells.into_iter().map(|cell| row(record, cell)).collect()
+}
+
+/// The largest change of the speed probe over a cell, and that cell.
+pub fn largest_drift(record: &Record) -> Option<(f64, &Cell)> {
+    let changes = record.cells.iter().filter_map(|c| Some((c.drift.as_ref()?.change()?, c)));
+    changes.max_by(|a, b| a.0.total_cmp(&b.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{samples, schema::Drift};
+
+    fn find<'a>(rows: &'a [Row<'a>], id: &str) -> &'a Row<'a> {
+        rows.iter().find(|r| r.cell.id == id).unwrap()
+    }
+
+    #[test]
+    fn rates_and_ratios_follow_from_times_and_counts() {
+        let record = samples::run();
+        let rows = rows(&record);
+        let kvp = find(&rows, "ttft/OE1.1B-KVP-C-450M/kvp/b1/p64");
+        let ttft = kvp.ttft.unwrap();
+        let flops = kvp.cell.cost().unwrap().flops.total() as f64;
+        assert_eq!(kvp.tokens_per_s.unwrap(), 64.0 / ttft.value);
+        assert!((kvp.gflops.unwrap() - flops * 1e-9 / ttft.value).abs() < 1e-9);
+        assert!((kvp.peak_share.unwrap() - kvp.gflops.unwrap() / 468.0).abs() < 1e-12);
+        let speedup = kvp.speedup.unwrap();
+        assert_eq!((speedup.pairing, speedup.estimate.samples), (Pairing::Paired, 6));
+        let efficiency = kvp.efficiency.unwrap();
+        assert!((efficiency.value * kvp.flops_reduction.unwrap() - speedup.estimate.value).abs() < 1e-12);
+        let base = find(&rows, "ttft/OE1.1B/base/b1/p64");
+        assert_eq!((base.speedup.unwrap().estimate.value, base.flops_reduction), (1.0, Some(1.0)));
+    }
+
+    #[test]
+    fn only_samples_of_common_rounds_are_paired() {
+        let (slow, fast) = (samples::cell("OE1.1B", 1, 64, 10), samples::cell("OE450M", 1, 64, 10));
+        let mut late = fast.clone();
+        late.rounds = late.rounds.map(|rounds| rounds.into_iter().map(|r| r + 4).collect());
+        assert_eq!(ratio(&slow, &fast).unwrap().estimate.samples, 10);
+        assert_eq!(ratio(&slow, &late).unwrap().estimate.samples, 6);
+        assert_eq!(ratio(&slow, &late).unwrap().pairing, Pairing::Paired);
+        let elsewhere = Cell { group: "other".into(), ..fast.clone() };
+        assert_eq!(ratio(&slow, &elsewhere).unwrap().pairing, Pairing::Unpaired);
+        let criterion = Cell { rounds: None, ..fast };
+        assert_eq!(ratio(&slow, &criterion).unwrap().pairing, Pairing::Unpaired);
+    }
+
+    #[test]
+    fn each_doubt_has_its_cause() {
+        let good = samples::cell("OE1.1B", 1, 64, 12);
+        assert_eq!(doubts(&good, Some(2)), []);
+        let moved = Drift { before_gflops: Some(100.0), after_gflops: Some(94.0), ..Drift::default() };
+        assert!(matches!(doubts(&Cell { drift: Some(moved), ..good.clone() }, None)[..], [Doubt::Drift(_)]));
+        assert_eq!(doubts(&Cell { gate: None, ..good.clone() }, None), [Doubt::NoGate]);
+        assert_eq!(doubts(&Cell { load_after: Some(5.0), ..good.clone() }, Some(2)), [Doubt::Load(5.0, 2)]);
+        let mut cold = good.clone();
+        cold.memory.as_mut().unwrap().major_faults = Some(3);
+        assert_eq!(doubts(&cold, None), [Doubt::MajorFaults(3)]);
+        let mut hot = good.clone();
+        hot.phases.clear();
+        hot.samples_ns.iter_mut().skip(6).for_each(|ns| *ns = *ns * 106 / 100);
+        assert!(
+            matches!(doubts(&hot, None)[..], [Doubt::Trend(t)] if (t - 0.06).abs() < 0.01),
+            "{:?}",
+            doubts(&hot, None)
+        );
+        let mut noisy = good.clone();
+        noisy.samples_ns.iter_mut().step_by(2).for_each(|ns| *ns = *ns * 13 / 10);
+        assert!(matches!(doubts(&noisy, None)[..], [Doubt::Spread(_)]), "{:?}", doubts(&noisy, None));
+        assert_eq!(doubts(&Cell { samples_ns: vec![], gate: None, ..good }, None), []);
+    }
+}

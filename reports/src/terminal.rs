@@ -1,0 +1,285 @@
+//! A run as a table in the terminal.
+
+use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, presets};
+
+use crate::{
+    compare::Comparison,
+    format::{self, or_unknown},
+    render::{Block, content},
+    schema::{Dtype, Record, RunHeader, Sampler},
+    summary::{self, Pairing, Row},
+    validate,
+};
+
+/// The whole run: machine, limits and drift, the table of its cells, doubts, and what was skipped. Lines are at most
+/// `width` characters long where that is possible; `None` does not limit them.
+pub fn render(record: &Record, width: Option<u16>) -> String {
+    let rows = summary::rows(record);
+    let mut text = head(record);
+    if !rows.is_empty() {
+        text.push_str(&format!(
+            "\n{}\n",
+            grid(&TITLES, &rows.iter().map(fields).collect::<Vec<_>>(), &[0, 1], width).trim_fmt()
+        ));
+        text.push_str(&footnotes(&rows));
+    }
+    let doubted: Vec<&Row> = rows.iter().filter(|r| !r.doubts.is_empty()).collect();
+    if !doubted.is_empty() {
+        text.push_str("\n(!) Not to be trusted:\n");
+        for row in doubted {
+            text.push_str(&format!("  {}: {}\n", row.cell.id, doubts(row)));
+        }
+    }
+    if !record.skipped.is_empty() {
+        text.push_str("\nSkipped:\n");
+        for skipped in &record.skipped {
+            text.push_str(&format!("  {}: {}\n", skipped.id, skipped.reason));
+        }
+    }
+    text
+}
+
+fn doubts(row: &Row) -> String {
+    row.doubts.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// What a run says about FLOPs and latency: `ttft validate`.
+pub fn validation(record: &Record, width: Option<u16>) -> String {
+    let blocks = content::verdict(&validate::validate(record));
+    let nothing = "Nothing to validate: no system was measured beside its base.\n";
+    let answer = if blocks.is_empty() { nothing.into() } else { words(&blocks, width) };
+    format!("{}\n{answer}", head(record))
+}
+
+/// Runs side by side: `ttft compare`.
+pub fn comparison(comparison: &Comparison, width: Option<u16>) -> String {
+    words(&content::side_by_side(comparison), width)
+}
+
+/// Paragraphs, points and tables as text; charts are left out.
+fn words(blocks: &[Block], width: Option<u16>) -> String {
+    let mut text = String::new();
+    for block in blocks {
+        match block {
+            Block::Text { text: paragraph, .. } => text.push_str(&format!("{paragraph}\n\n")),
+            Block::List { items } => {
+                items.iter().for_each(|item| text.push_str(&format!("  - {item}\n")));
+                text.push('\n');
+            }
+            Block::Table(table) => {
+                if !table.title.is_empty() {
+                    text.push_str(&format!("{}:\n", table.title));
+                }
+                text.push_str(&format!("{}\n\n", grid(&table.head, &table.rows, &table.words, width).trim_fmt()));
+            }
+            Block::Charts { .. } => {}
+        }
+    }
+    text.truncate(text.trim_end().len());
+    text.push('\n');
+    text
+}
+
+/// Machine, limits, run and drift, one line each.
+pub fn head(record: &Record) -> String {
+    let drift = match summary::largest_drift(record) {
+        Some((change, cell)) => format!("at most {} over a cell ({})", format::percent(change), cell.id),
+        None => "unknown".into(),
+    };
+    let mut lines = vec![
+        ("machine", machine(&record.run)),
+        ("limits", limits(&record.run)),
+        ("run", settings(&record.run)),
+        ("drift", drift),
+    ];
+    lines.extend(record.run.notes.iter().map(|note| ("note", note.clone())));
+    lines.into_iter().map(|(name, text)| format!("{name:<8} {text}\n")).collect()
+}
+
+/// The machine in one line.
+pub fn machine(run: &RunHeader) -> String {
+    let m = &run.machine;
+    let cores = match (m.physical_cores, m.logical_cores) {
+        (Some(physical), Some(logical)) if physical != logical => Some(format!("{physical} cores ({logical} logical)")),
+        (Some(n), _) | (None, Some(n)) => Some(format!("{n} cores")),
+        (None, None) => None,
+    };
+    let parts = [
+        Some(m.cpu_model.clone().unwrap_or_else(|| "unknown CPU".into())),
+        m.arch.clone(),
+        cores,
+        m.memory_total_bytes.map(|b| format!("{} memory", format::bytes(b))),
+        m.os.clone(),
+        m.virtualised.filter(|v| *v).map(|_| "virtual machine".into()),
+    ];
+    parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
+}
+
+/// The measured limits in one line.
+pub fn limits(run: &RunHeader) -> String {
+    let limits = &run.limits;
+    let peak = |dtype: Dtype| Some(format!("{} {} GFLOP/s", dtype.name(), format::figure(limits.peak_gflops(dtype)?)));
+    let mut parts: Vec<String> =
+        [Dtype::F32, Dtype::Bf16, Dtype::F16, Dtype::I8].into_iter().filter_map(peak).collect();
+    parts.extend(limits.read_gb_per_s.map(|b| format!("memory read {} GB/s", format::figure(b))));
+    if parts.is_empty() {
+        return "unknown".into();
+    }
+    let threads = limits.threads.map(|n| format!(" with {n} thread{}", if n == 1 { "" } else { "s" }));
+    format!("measured {}{}", parts.join(", "), threads.unwrap_or_default())
+}
+
+/// Settings and revision in one line.
+pub fn settings(run: &RunHeader) -> String {
+    let s = &run.settings;
+    let sampler = s.sampler.map(|sampler| match sampler {
+        Sampler::Rounds => s.rounds.map_or("interleaved rounds".into(), |n| format!("{n} interleaved rounds")),
+        Sampler::Criterion => "sampled by criterion, unpaired".into(),
+        Sampler::Published => "published figures".into(),
+    });
+    let git = run.git.as_ref().map(|g| {
+        let short = g.revision.get(..12).unwrap_or(&g.revision);
+        format!("revision {short}{}", if g.dirty == Some(true) { " (modified)" } else { "" })
+    });
+    let parts = [
+        s.scenario.as_ref().map(|name| format!("scenario {name}")),
+        sampler,
+        s.precision.map(|p| p.name().into()),
+        s.extent.map(|e| e.name().into()),
+        s.threads.map(|n| format!("{n} threads")),
+        s.isa.as_ref().map(|isa| format!("isa {isa}")),
+        s.backend.as_ref().map(|b| format!("backend {b}")),
+        git,
+        run.started_at.clone(),
+    ];
+    parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
+}
+
+/// Column titles of a run's table.
+const TITLES: [&str; 11] =
+    ["system", "kind", "b x p", "TTFT", "interval", "tokens/s", "GFLOP/s", "% peak", "speedup", "FLOPs red.", "ratio"];
+
+fn grid<T: ToString>(head: &[T], rows: &[Vec<String>], words: &[usize], width: Option<u16>) -> Table {
+    let mut table = Table::new();
+    table
+        .load_style(presets::NOTHING.header_separator(LineStyle::new('─', '─', '─', '─')))
+        .set_header(head.iter().map(ToString::to_string));
+    match width {
+        Some(width) => table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width),
+        None => table.set_content_arrangement(ContentArrangement::Disabled),
+    };
+    for (i, column) in table.column_iter_mut().enumerate() {
+        if !words.contains(&i) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table.add_rows(rows);
+    table
+}
+
+fn fields(row: &Row) -> Vec<String> {
+    let mark = if row.doubts.is_empty() { "" } else { " (!)" };
+    let speedup = row.speedup.filter(|_| row.cell.system != row.cell.base);
+    let reduction = row.flops_reduction.or(row.paper_flops_reduction).filter(|_| row.cell.system != row.cell.base);
+    let paper = if row.flops_reduction.is_none() && reduction.is_some() { "*" } else { "" };
+    vec![
+        format!("{}{mark}", row.cell.system),
+        row.cell.kind.name().into(),
+        format!("{} x {}", row.cell.batch, row.cell.prompt),
+        or_unknown(row.ttft.map(|t| format::seconds(t.value))),
+        or_unknown(row.ttft.as_ref().and_then(format::seconds_interval)),
+        or_unknown(row.tokens_per_s.map(format::figure)),
+        or_unknown(row.gflops.map(format::figure)),
+        or_unknown(row.peak_share.map(format::percent)),
+        or_unknown(speedup.map(|s| format::ratio(s.estimate.value))),
+        or_unknown(reduction.map(|r| format!("{}{paper}", format::ratio(r)))),
+        or_unknown(ratio(row).map(|r| format!("{r:.2}"))),
+    ]
+}
+
+/// Speedup over FLOPs reduction: exact, or the published figures' own.
+fn ratio(row: &Row) -> Option<f64> {
+    let speedup = row.speedup.filter(|_| row.cell.system != row.cell.base)?;
+    let own = || Some(speedup.estimate.value / row.paper_flops_reduction?);
+    row.efficiency.map(|e| e.value).or_else(own)
+}
+
+fn footnotes(rows: &[Row]) -> String {
+    let mut notes = vec![
+        "TTFT: median, from token ids in memory to the first token of the whole batch, weights warm. \
+         ratio: speedup / FLOPs reduction."
+            .to_string(),
+    ];
+    let low = rows.iter().filter_map(|r| r.ttft?.interval).map(|i| i.level).reduce(f64::min);
+    if let Some(level) = low {
+        let exception = if level < crate::stats::LEVEL { ", or less where it says so (few samples)" } else { "" };
+        notes.push(format!("interval: {:.0}% confidence{exception}.", 100.0 * crate::stats::LEVEL));
+    }
+    if rows.iter().any(|r| r.speedup.is_some_and(|s| s.pairing == Pairing::Unpaired) && r.cell.system != r.cell.base) {
+        notes.push("speedup: ratio of medians; the samples were not taken in common rounds.".into());
+    }
+    if rows.iter().any(|r| r.flops_reduction.is_none() && r.paper_flops_reduction.is_some()) {
+        notes.push("*: FLOPs by the paper's approximation; no exact count.".into());
+    }
+    notes.into_iter().map(|n| n + "\n").collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        compare::{Side, compare},
+        paper, samples,
+        schema::Skipped,
+    };
+
+    #[test]
+    fn a_run_as_a_table() {
+        insta::assert_snapshot!(render(&samples::run(), None));
+    }
+
+    #[test]
+    fn the_answer_of_a_run() {
+        let mut record = samples::run();
+        record.cells.truncate(3);
+        insta::assert_snapshot!(validation(&record, None));
+        record.cells.truncate(1);
+        assert!(validation(&record, None).ends_with("Nothing to validate: no system was measured beside its base.\n"));
+    }
+
+    #[test]
+    fn two_runs_side_by_side() {
+        let paper = paper::table5();
+        let mut here = samples::run();
+        here.cells = ["OE1.1B", "OE450M", "OE1.1B-KVP-C-450M"].map(|s| samples::cell(s, 64, 59, 6)).into();
+        let sides = [Side { name: "here", record: &here }, Side { name: "apple-m2-pro", record: &paper }];
+        insta::assert_snapshot!(comparison(&compare(&sides).unwrap(), None));
+    }
+
+    #[test]
+    fn a_narrow_terminal_keeps_its_width() {
+        let text = render(&samples::run(), Some(100));
+        let table = text.lines().skip_while(|l| !l.contains("system")).take_while(|l| !l.starts_with("TTFT:"));
+        assert!(table.clone().count() > 5);
+        for line in table {
+            assert!(line.chars().count() <= 100, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_run_without_cells_still_tells_what_was_skipped() {
+        let mut record = samples::run();
+        record.cells.clear();
+        record.skipped = vec![Skipped { id: "ttft/a".into(), reason: "needs 30 GiB".into(), ..Skipped::default() }];
+        record.run = RunHeader::default();
+        insta::assert_snapshot!(render(&record, None), @r"
+        machine  unknown CPU
+        limits   unknown
+        run      
+        drift    unknown
+
+        Skipped:
+          ttft/a: needs 30 GiB
+        ");
+    }
+}

@@ -1,0 +1,603 @@
+//! Does the FLOPs reduction become a TTFT reduction on this machine, where does it not, and why?
+//!
+//! For a system with exact FLOPs reduction R over its base, FLOPs translate to latency if the TTFT reduction is R too.
+//! Their quotient is the *efficiency*; a cell holds if the efficiency's interval reaches within [`MARGIN`]
+//! of 1, and is no wider than [`MAX_WIDTH`].
+//!
+//! **Losses.** At the rate of the base (its FLOPs over its TTFT), the cell would take T/R. What each phase takes beyond
+//! its FLOPs at that rate is its loss; the losses of all phases and the unattributed rest add up to the whole. The loss
+//! of the one-token base step is split at what its weight and cache bytes cost at the measured read bandwidth.
+//!
+//! **Additive model.** t = FLOPs/F + bytes/BW + regions c, fitted to all phases of the run with F, BW, c >= 0 and equal
+//! weight to equal relative errors. The first term shrinks with the FLOPs by definition; so a miss is explained by
+//! bytes, by the cost of parallel regions, or not at all (residual).
+
+use std::fmt;
+
+use crate::{
+    format,
+    schema::{Cell, Kind, PhaseRecord, Record},
+    stats::{self, Estimate},
+    summary::{self, Pairing, Row},
+};
+
+/// Deviations of the efficiency from 1 below this are called noise even if the interval is narrower.
+pub const MARGIN: f64 = 0.02;
+
+/// An interval of the efficiency wider than this cannot tell a system that holds from one that does not.
+pub const MAX_WIDTH: f64 = 0.25;
+
+/// What a run says about FLOPs and latency.
+#[derive(Clone, Debug)]
+pub struct Validation<'a> {
+    /// One for every system that is not its own base.
+    pub claims: Vec<Claim<'a>>,
+    /// The additive model, if the run has enough phases to fit it.
+    pub model: Option<Model>,
+    /// Where KV prediction stops paying, for each system and batch.
+    pub break_even: Vec<BreakEven<'a>>,
+    /// Comparisons whose outcome is known beforehand.
+    pub controls: Vec<Control>,
+}
+
+/// One system at one batch and length against its base.
+#[derive(Clone, Debug)]
+pub struct Claim<'a> {
+    /// The figures.
+    pub row: Row<'a>,
+    /// Whether FLOPs translated to latency.
+    pub verdict: Verdict,
+    /// Where time went beyond the FLOPs at the base's rate, largest first; negative where time was gained. Empty if
+    /// counts or phases are unknown.
+    pub losses: Vec<Loss>,
+    /// What the additive model makes of the miss.
+    pub explained: Option<Explained>,
+}
+
+/// Whether FLOPs translated to latency.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Verdict {
+    /// Within noise.
+    Holds,
+    /// The TTFT reduction is smaller than the FLOPs reduction by this share.
+    FallsShort(f64),
+    /// The TTFT reduction is larger than the FLOPs reduction by this share.
+    Exceeds(f64),
+    /// There is no figure to judge by, or too few samples.
+    Undecided(&'static str),
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Verdict::Holds => write!(f, "holds within noise"),
+            Verdict::FallsShort(share) => write!(f, "falls short by {}", format::percent(*share)),
+            Verdict::Exceeds(share) => write!(f, "exceeds by {}", format::percent(*share)),
+            Verdict::Undecided(why) => write!(f, "undecided: {why}"),
+        }
+    }
+}
+
+/// Time beyond what the FLOPs would take at the base's rate.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Loss {
+    /// Where.
+    pub cause: Cause,
+    /// Seconds; negative if faster than the base's rate.
+    pub seconds: f64,
+}
+
+/// Where time went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// The smaller network runs at a lower rate than the base.
+    SmallModel,
+    /// Reading weights and cache for one token takes longer than its FLOPs.
+    StepBandwidth,
+    /// The one-token step is slower than its bytes and FLOPs.
+    StepBeyondBandwidth,
+    /// The KV predictor.
+    Prediction,
+    /// Outside of all phases.
+    Unattributed,
+}
+
+impl Cause {
+    /// In words.
+    pub fn name(self) -> &'static str {
+        match self {
+            Cause::SmallModel => "compute efficiency of the small model",
+            Cause::StepBandwidth => "bandwidth-bound base step",
+            Cause::StepBeyondBandwidth => "base step beyond its bandwidth",
+            Cause::Prediction => "prediction",
+            Cause::Unattributed => "unattributed overhead",
+        }
+    }
+}
+
+/// The additive model of phase times.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Model {
+    /// Seconds for each operation; the rate is its inverse. 0 if the fit has no use for the term.
+    pub s_per_flop: f64,
+    /// Seconds for each byte.
+    pub s_per_byte: f64,
+    /// Seconds for each parallel region; `None` if the record does not count regions.
+    pub s_per_region: Option<f64>,
+    /// Phases it was fitted to.
+    pub phases: usize,
+    /// Root mean square of the relative residuals.
+    pub rms: f64,
+    /// The phase the model misses by most: cell id, phase, relative residual (positive: slower than the model).
+    pub worst: Option<(String, String, f64)>,
+}
+
+impl Model {
+    /// GFLOP/s of the compute term.
+    pub fn gflops(&self) -> Option<f64> {
+        (self.s_per_flop > 0.0).then(|| 1e-9 / self.s_per_flop)
+    }
+
+    /// GB/s of the byte term.
+    pub fn gb_per_s(&self) -> Option<f64> {
+        (self.s_per_byte > 0.0).then(|| 1e-9 / self.s_per_byte)
+    }
+
+    /// Seconds of the three terms for all phases of a cell.
+    pub fn terms(&self, cell: &Cell) -> Option<[f64; 3]> {
+        let cost = cell.cost()?;
+        let regions = match self.s_per_region {
+            Some(s) => s * cell.phases.iter().map(|p| p.parallel_regions.map(|r| r as f64)).sum::<Option<f64>>()?,
+            None => 0.0,
+        };
+        Some([cost.flops.total() as f64 * self.s_per_flop, cost.bytes() as f64 * self.s_per_byte, regions])
+    }
+}
+
+/// A miss, T - T(base)/R, by the terms of the model, in seconds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Explained {
+    /// The whole miss.
+    pub miss: f64,
+    /// Through bytes that do not shrink with the FLOPs.
+    pub bytes: f64,
+    /// Through parallel regions that do not shrink with the FLOPs; `None` if the record does not count them.
+    pub regions: Option<f64>,
+    /// Not explained by the model.
+    pub residual: f64,
+}
+
+/// Where KV prediction stops paying, for one system and batch.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BreakEven<'a> {
+    /// The system.
+    pub system: &'a str,
+    /// The batch.
+    pub batch: u32,
+    /// Measured prompt lengths with the speedup, by length.
+    pub measured: Vec<(u32, f64)>,
+    /// What that comes to.
+    pub outcome: Outcome,
+}
+
+/// Where KV prediction stops paying.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Outcome {
+    /// It pays from this prompt length on, interpolated between measured lengths.
+    From(f64),
+    /// It pays at all measured lengths; the straight lines through the shortest two meet at this shorter length.
+    AlwaysMeetsAt(f64),
+    /// It pays at all measured lengths.
+    Always,
+    /// It pays at no measured length.
+    Never,
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Outcome::From(n) => write!(f, "pays from about {n:.0} prompt tokens on"),
+            Outcome::AlwaysMeetsAt(n) => {
+                write!(f, "pays at every measured length; break-even extrapolated to about {n:.0} prompt tokens")
+            }
+            Outcome::Always => write!(f, "pays at every measured length"),
+            Outcome::Never => write!(f, "pays at no measured length"),
+        }
+    }
+}
+
+/// A comparison whose outcome is known beforehand.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Control {
+    /// What is compared.
+    pub name: String,
+    /// The ratio found.
+    pub ratio: Estimate,
+    /// The ratio that must be found.
+    pub expected: f64,
+    /// Whether the ratio's interval reaches within [`MARGIN`] of what is expected.
+    pub passed: bool,
+}
+
+/// Validates a run.
+pub fn validate(record: &Record) -> Validation<'_> {
+    let model = fit(record);
+    let rows = summary::rows(record);
+    let claims = rows.iter().filter(|r| r.cell.system != r.cell.base).map(|row| claim(record, row, &model)).collect();
+    Validation { claims, break_even: break_even(&rows), controls: controls(record), model }
+}
+
+fn claim<'a>(record: &'a Record, row: &Row<'a>, model: &Option<Model>) -> Claim<'a> {
+    let base = record.base_of(row.cell);
+    Claim {
+        verdict: verdict(row),
+        losses: base.map(|base| losses(record, base, row.cell)).unwrap_or_default(),
+        explained: model.as_ref().zip(base).and_then(|(model, base)| explain(model, base, row)),
+        row: row.clone(),
+    }
+}
+
+/// Whether an estimate is compatible with `expected`, give or take [`MARGIN`].
+fn near(estimate: &Estimate, expected: f64) -> Option<bool> {
+    let i = estimate.interval?;
+    Some(i.low <= expected * (1.0 + MARGIN) && i.high >= expected * (1.0 - MARGIN))
+}
+
+fn verdict(row: &Row) -> Verdict {
+    let Some(speedup) = row.speedup else { return Verdict::Undecided("the base was not measured") };
+    let Some(reduction) = row.flops_reduction.or(row.paper_flops_reduction) else {
+        return Verdict::Undecided("FLOPs are unknown");
+    };
+    let efficiency = speedup.estimate.scaled(1.0 / reduction);
+    let holds = match (near(&efficiency, 1.0), speedup.pairing) {
+        (Some(near), _) => near,
+        (None, Pairing::Published) => (efficiency.value - 1.0).abs() <= MARGIN,
+        (None, _) => return Verdict::Undecided("fewer than 3 samples"),
+    };
+    match efficiency.value {
+        _ if holds && efficiency.spread().is_some_and(|width| width > MAX_WIDTH) => {
+            Verdict::Undecided("too noisy to tell")
+        }
+        _ if holds => Verdict::Holds,
+        e if e < 1.0 => Verdict::FallsShort(1.0 - e),
+        e => Verdict::Exceeds(e - 1.0),
+    }
+}
+
+/// Median seconds of a phase.
+fn phase_seconds(phase: &PhaseRecord) -> Option<f64> {
+    stats::median(&summary::seconds(&phase.samples_ns))
+}
+
+fn losses(record: &Record, base: &Cell, cell: &Cell) -> Vec<Loss> {
+    let rate = || Some(base.cost()?.flops.total() as f64 / summary::ttft(base)?.value);
+    let Some(rate) = rate().filter(|r| *r > 0.0 && r.is_finite()) else { return Vec::new() };
+    let mut losses = Vec::new();
+    for phase in &cell.phases {
+        let (Some(time), Some(cost)) = (phase_seconds(phase), phase.cost) else { return Vec::new() };
+        let ideal = cost.flops.total() as f64 / rate;
+        let mut loss = time - ideal;
+        let cause = match phase.name.as_str() {
+            "prediction" => Cause::Prediction,
+            "base_step" => {
+                if let Some(bandwidth) = record.run.limits.read_gb_per_s {
+                    let floor = (cost.bytes() as f64 / (bandwidth * 1e9) - ideal).clamp(0.0, loss.max(0.0));
+                    losses.push(Loss { cause: Cause::StepBandwidth, seconds: floor });
+                    loss -= floor;
+                }
+                Cause::StepBeyondBandwidth
+            }
+            _ => Cause::SmallModel,
+        };
+        losses.push(Loss { cause, seconds: loss });
+    }
+    if let Some(rest) = stats::median(&summary::seconds(&cell.unattributed_ns()))
+        && !losses.is_empty()
+    {
+        losses.push(Loss { cause: Cause::Unattributed, seconds: rest });
+    }
+    losses.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
+    losses
+}
+
+fn explain(model: &Model, base: &Cell, row: &Row) -> Option<Explained> {
+    let reduction = row.flops_reduction?;
+    let [_, base_bytes, base_regions] = model.terms(base)?;
+    let [_, bytes, regions] = model.terms(row.cell)?;
+    let miss = row.ttft?.value - summary::ttft(base)?.value / reduction;
+    let (bytes, regions) = (bytes - base_bytes / reduction, regions - base_regions / reduction);
+    let residual = miss - bytes - regions;
+    Some(Explained { miss, bytes, regions: model.s_per_region.map(|_| regions), residual })
+}
+
+/// Fits the additive model to every phase of the run whose time and work are known.
+fn fit(record: &Record) -> Option<Model> {
+    let phases: Vec<(&Cell, &PhaseRecord)> =
+        record.cells.iter().flat_map(|cell| cell.phases.iter().map(move |phase| (cell, phase))).collect();
+    let with_regions = phases.iter().all(|(_, p)| p.parallel_regions.is_some());
+    let mut observed = Vec::new();
+    for (cell, phase) in phases {
+        let (Some(cost), Some(time)) = (phase.cost, phase_seconds(phase)) else { continue };
+        let regions = if with_regions { phase.parallel_regions.unwrap_or(0) } else { 0 };
+        let work = [cost.flops.total(), cost.bytes(), regions].map(|w| w as f64);
+        if time > 0.0 && work.iter().any(|w| *w > 0.0) {
+            // Divided by the time, every equation asks for 1 and errors count relatively.
+            observed.push((cell, phase, work.map(|w| w / time)));
+        }
+    }
+    if observed.len() < 6 {
+        return None;
+    }
+    let equations: Vec<[f64; 3]> = observed.iter().map(|o| o.2).collect();
+    let x = non_negative_least_squares(&equations)?;
+    let residual = |e: &[f64; 3]| 1.0 - dot(e, &x);
+    let squares: f64 = equations.iter().map(|e| residual(e).powi(2)).sum();
+    let worst = observed.iter().max_by(|a, b| residual(&a.2).abs().total_cmp(&residual(&b.2).abs()));
+    Some(Model {
+        s_per_flop: x[0],
+        s_per_byte: x[1],
+        s_per_region: with_regions.then_some(x[2]),
+        phases: observed.len(),
+        rms: (squares / observed.len() as f64).sqrt(),
+        worst: worst.map(|(cell, phase, e)| (cell.id.clone(), phase.name.clone(), residual(e))),
+    })
+}
+
+fn dot(a: &[f64; 3], b: &[f64; 3]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+/// x >= 0 that minimises |A x - 1|. With three unknowns all sets of positive ones can be tried: the best feasible
+/// solution of a subset is the optimum.
+fn non_negative_least_squares(rows: &[[f64; 3]]) -> Option<[f64; 3]> {
+    // Columns differ by ten orders of magnitude: scaled to unit length, the normal equations are well posed.
+    let scale: [f64; 3] = std::array::from_fn(|j| rows.iter().map(|r| r[j] * r[j]).sum::<f64>().sqrt());
+    let mut best: Option<(f64, [f64; 3])> = None;
+    for set in 1..8usize {
+        let columns: Vec<usize> = (0..3).filter(|j| set >> j & 1 == 1).collect();
+        if columns.iter().any(|&j| scale[j] == 0.0) {
+            continue;
+        }
+        let product = |i: usize, j: usize| rows.iter().map(|r| r[i] / scale[i] * r[j] / scale[j]).sum::<f64>();
+        let mut system: Vec<Vec<f64>> = columns
+            .iter()
+            .map(|&i| {
+                let right: f64 = rows.iter().map(|r| r[i] / scale[i]).sum();
+                columns.iter().map(|&j| product(i, j)).chain([right]).collect()
+            })
+            .collect();
+        let Some(solution) = eliminate(&mut system) else { continue };
+        if solution.iter().any(|s| !(*s >= 0.0 && s.is_finite())) {
+            continue;
+        }
+        let mut x = [0.0; 3];
+        columns.iter().zip(&solution).for_each(|(&j, s)| x[j] = s / scale[j]);
+        let squares: f64 = rows.iter().map(|r| (1.0 - dot(r, &x)).powi(2)).sum();
+        if best.is_none_or(|(least, _)| squares < least) {
+            best = Some((squares, x));
+        }
+    }
+    best.map(|(_, x)| x)
+}
+
+/// Gaussian elimination with pivoting of an augmented matrix; `None` if it is singular to working accuracy.
+fn eliminate(system: &mut [Vec<f64>]) -> Option<Vec<f64>> {
+    let n = system.len();
+    for column in 0..n {
+        let pivot = (column..n).max_by(|&a, &b| system[a][column].abs().total_cmp(&system[b][column].abs()))?;
+        if system[pivot][column].abs() < 1e-10 {
+            return None;
+        }
+        system.swap(column, pivot);
+        let (head, tail) = system.split_at_mut(column + 1);
+        let top = &head[column];
+        for row in tail {
+            let factor = row[column] / top[column];
+            row.iter_mut().zip(top).skip(column).for_each(|(r, t)| *r -= factor * t);
+        }
+    }
+    let mut x = vec![0.0; n];
+    for i in (0..n).rev() {
+        let known: f64 = (i + 1..n).map(|j| system[i][j] * x[j]).sum();
+        x[i] = (system[i][n] - known) / system[i][i];
+    }
+    Some(x)
+}
+
+fn break_even<'a>(rows: &[Row<'a>]) -> Vec<BreakEven<'a>> {
+    let mut keys: Vec<(&str, u32)> = Vec::new();
+    for row in rows.iter().filter(|r| r.cell.kind == Kind::Kvp && r.speedup.is_some()) {
+        let key = (row.cell.system.as_str(), row.cell.batch);
+        if !keys.contains(&key) {
+            keys.push(key);
+        }
+    }
+    keys.into_iter()
+        .filter_map(|(system, batch)| {
+            // (length, TTFT, speedup) by length.
+            let mut points: Vec<(u32, f64, f64)> = rows
+                .iter()
+                .filter(|r| r.cell.system == system && r.cell.batch == batch && r.cell.kind == Kind::Kvp)
+                .filter_map(|r| Some((r.cell.prompt, r.ttft?.value, r.speedup?.estimate.value)))
+                .collect();
+            points.sort_by_key(|p| p.0);
+            points.dedup_by_key(|p| p.0);
+            let outcome = outcome(&points)?;
+            Some(BreakEven { system, batch, measured: points.into_iter().map(|(n, _, s)| (n, s)).collect(), outcome })
+        })
+        .collect()
+}
+
+/// Of points (length, TTFT, speedup) by length.
+fn outcome(points: &[(u32, f64, f64)]) -> Option<Outcome> {
+    // What the system saves over its base, in seconds, crosses zero where it starts to pay.
+    let saved = |p: &(u32, f64, f64)| (f64::from(p.0), p.1 * (p.2 - 1.0));
+    let crossing = |a, b| {
+        let ((n0, s0), (n1, s1)) = (saved(a), saved(b));
+        n0 - s0 * (n1 - n0) / (s1 - s0)
+    };
+    if points.is_empty() {
+        return None;
+    }
+    // The last length at which it does not pay decides.
+    match points.iter().rposition(|p| p.2 <= 1.0) {
+        Some(last) if last + 1 == points.len() => Some(Outcome::Never),
+        Some(last) => Some(Outcome::From(crossing(&points[last], &points[last + 1]))),
+        None => {
+            let meets = points.get(1).map(|second| crossing(&points[0], second));
+            let shorter = meets.filter(|n| (1.0..f64::from(points[0].0)).contains(n));
+            Some(shorter.map_or(Outcome::Always, Outcome::AlwaysMeetsAt))
+        }
+    }
+}
+
+/// A/A: the same workload measured twice in one group, and the odd against the even rounds of each base. Auxiliary =
+/// base: the TTFT ratio must be the FLOPs ratio.
+fn controls(record: &Record) -> Vec<Control> {
+    let mut controls = Vec::new();
+    let mut control = |name: String, ratio: Estimate, expected: f64| {
+        if let Some(passed) = near(&ratio, expected) {
+            controls.push(Control { name, ratio, expected, passed });
+        }
+    };
+    for (i, cell) in record.cells.iter().enumerate() {
+        for twin in &record.cells[..i] {
+            let key = |c: &Cell| (c.precision, c.extent, c.threads, c.backend.clone(), c.isa.clone());
+            let same = twin.scenario_hash == cell.scenario_hash && twin.group == cell.group && key(twin) == key(cell);
+            if let Some(ratio) = summary::ratio(cell, twin).filter(|_| same) {
+                control(format!("A/A: {} against {}", cell.id, twin.id), ratio.estimate, 1.0);
+            }
+        }
+        if cell.aux.as_deref() == Some(&cell.base) {
+            let row = summary::row(record, cell);
+            if let (Some(speedup), Some(reduction)) = (row.speedup, row.flops_reduction) {
+                control(format!("auxiliary = base: {}", cell.id), speedup.estimate, reduction);
+            }
+        }
+        if cell.kind == Kind::Base && cell.samples_ns.len() >= 12 {
+            let samples = summary::seconds(&cell.samples_ns);
+            let half = |odd| samples.iter().copied().skip(odd).step_by(2).collect::<Vec<_>>();
+            if let Some(ratio) = stats::unpaired_ratio(&half(1), &half(0)) {
+                control(format!("A/A: odd against even samples of {}", cell.id), ratio, 1.0);
+            }
+        }
+    }
+    controls
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{samples, schema::Published, stats::Interval};
+
+    fn claim_of<'a>(validation: &'a Validation, id: &str) -> &'a Claim<'a> {
+        validation.claims.iter().find(|c| c.row.cell.id == id).unwrap()
+    }
+
+    #[test]
+    fn the_model_recovers_the_machine_that_made_the_times() {
+        let record = samples::run();
+        let model = validate(&record).model.unwrap();
+        // The made-up machine: 421 GFLOP/s, 36 GB/s, 200 us for the 400 regions of a phase, and a spread of 0.5%.
+        assert!((model.gflops().unwrap() / 421.0 - 1.0).abs() < 0.01, "{model:?}");
+        assert!((model.gb_per_s().unwrap() / 36.0 - 1.0).abs() < 0.02, "{model:?}");
+        assert!((model.s_per_region.unwrap() / 0.5e-6 - 1.0).abs() < 0.1, "{model:?}");
+        assert!(model.rms < 0.01 && model.phases == 36, "{model:?}");
+    }
+
+    #[test]
+    fn a_bandwidth_bound_step_is_found_and_explains_the_miss() {
+        let record = samples::run();
+        let validation = validate(&record);
+        let claim = claim_of(&validation, "ttft/OE1.1B-KVP-C-450M/kvp/b1/p64");
+        assert!(matches!(claim.verdict, Verdict::FallsShort(x) if (0.2..0.35).contains(&x)), "{:?}", claim.verdict);
+        assert_eq!(claim.losses[0].cause, Cause::StepBandwidth);
+        let explained = claim.explained.unwrap();
+        let total: f64 = claim.losses.iter().map(|l| l.seconds).sum();
+        assert!((total / explained.miss - 1.0).abs() < 0.05, "losses add up to the miss: {total} {explained:?}");
+        assert!(explained.bytes / explained.miss > 0.9, "{explained:?}");
+        assert!((explained.bytes + explained.regions.unwrap() + explained.residual - explained.miss).abs() < 1e-12);
+        let alone = claim_of(&validation, "ttft/OE450M/aux/b4/p256");
+        assert_eq!(alone.verdict, Verdict::Holds);
+    }
+
+    #[test]
+    fn verdicts_follow_the_interval() {
+        let record = samples::run();
+        let mut row = summary::row(&record, &record.cells[2]);
+        row.flops_reduction = Some(2.0);
+        let mut judge = |value: f64, interval: Option<(f64, f64)>| {
+            let interval = interval.map(|(low, high)| Interval { low, high, level: 0.95 });
+            row.speedup.as_mut().unwrap().estimate = Estimate { value, interval, samples: 9 };
+            verdict(&row)
+        };
+        assert_eq!(judge(1.8, Some((1.7, 1.97))), Verdict::Holds);
+        assert_eq!(judge(1.5, Some((1.4, 1.6))), Verdict::FallsShort(0.25));
+        assert_eq!(judge(2.5, Some((2.4, 2.6))), Verdict::Exceeds(0.25));
+        assert_eq!(judge(1.5, Some((0.4, 9.0))), Verdict::Undecided("too noisy to tell"));
+        assert_eq!(judge(1.5, None), Verdict::Undecided("fewer than 3 samples"));
+        row.flops_reduction = None;
+        row.paper_flops_reduction = None;
+        assert_eq!(verdict(&row), Verdict::Undecided("FLOPs are unknown"));
+        row.speedup = None;
+        assert_eq!(verdict(&row), Verdict::Undecided("the base was not measured"));
+    }
+
+    #[test]
+    fn break_even_is_where_the_lines_meet() {
+        let at = |n, ttft: f64, speedup| (n, ttft, speedup);
+        // Base: n. System: 50 + n/2. They meet at 100.
+        let point = |n: u32| at(n, 50.0 + f64::from(n) / 2.0, f64::from(n) / (50.0 + f64::from(n) / 2.0));
+        assert_eq!(outcome(&[]), None);
+        assert_eq!(outcome(&[point(32), point(64)]), Some(Outcome::Never));
+        assert!(matches!(outcome(&[point(64), point(128)]), Some(Outcome::From(n)) if (n - 100.0).abs() < 1e-9));
+        assert!(
+            matches!(outcome(&[point(128), point(256)]), Some(Outcome::AlwaysMeetsAt(n)) if (n - 100.0).abs() < 1e-9)
+        );
+        assert_eq!(outcome(&[point(128)]), Some(Outcome::Always));
+        assert_eq!(outcome(&[at(8, 1.0, 2.0), at(16, 2.0, 2.0)]), Some(Outcome::Always));
+    }
+
+    #[test]
+    fn controls_see_a_difference_and_no_difference() {
+        let mut record = samples::run();
+        record.cells = vec![samples::cell("OE1.1B", 1, 64, 12), samples::cell("OE1.1B", 1, 64, 12)];
+        record.cells[1].id = "ttft/OE1.1B/again/b1/p64".into();
+        let passed = |record: &Record| controls(record).iter().map(|c| c.passed).collect::<Vec<_>>();
+        assert_eq!(passed(&record), [true, true, true], "two halves, and one against the other");
+        record.cells[1].samples_ns.iter_mut().for_each(|ns| *ns = *ns * 105 / 100);
+        assert_eq!(passed(&record), [true, false, true]);
+    }
+
+    #[test]
+    fn published_figures_are_judged_as_they_stand() {
+        let mut record = samples::run();
+        record.cells.truncate(2);
+        for (cell, ttft_s, reduction) in [(0, 5.59, 1.0), (1, 2.58, 2.36)].map(|(i, t, r)| (i, t, Some(r))) {
+            let published = Published { ttft_s, flops_reduction: reduction, ..Published::default() };
+            let cell = &mut record.cells[cell];
+            *cell = Cell { published: Some(published), ..Cell::new(cell.kind, &cell.system, "OE1.1B", None, 1, 64) };
+        }
+        let validation = validate(&record);
+        assert!(matches!(validation.claims[0].verdict, Verdict::FallsShort(x) if (x - 0.082).abs() < 0.001));
+        assert_eq!((validation.model, validation.claims[0].losses.len()), (None, 0));
+    }
+
+    #[test]
+    fn least_squares_keeps_terms_non_negative() {
+        // t = 2 a - 0.1 b would fit; b must stay 0.
+        let rows: Vec<[f64; 3]> = (1..9)
+            .map(|i| {
+                let (a, b) = (f64::from(i), f64::from(i % 3));
+                let t = 2.0 * a - 0.1 * b;
+                [a / t, b / t, 0.0]
+            })
+            .collect();
+        let x = non_negative_least_squares(&rows).unwrap();
+        assert!(x[0] > 1.8 && x[1] == 0.0 && x[2] == 0.0, "{x:?}");
+        // Collinear columns: still solved, by one of them.
+        let x = non_negative_least_squares(&[[1.0, 2.0, 0.0], [2.0, 4.0, 0.0]]).unwrap();
+        assert!(x.iter().filter(|v| **v > 0.0).count() == 1, "{x:?}");
+        assert_eq!(non_negative_least_squares(&[[0.0; 3]]), None);
+    }
+}
