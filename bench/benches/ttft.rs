@@ -1,0 +1,115 @@
+//! Criterion's view of the benchmarks: one id for every system, batch and prompt length of the scenario.
+//!
+//! Criterion's flags all work; what is measured is chosen by the environment (`ttft bench --help` lists it).
+
+use std::{process::ExitCode, time::Duration};
+
+use anyhow::Result;
+use criterion::{Bencher, Criterion, SamplingMode, Throughput};
+use ttft_bench::{
+    criterion_args::CriterionArgs, knobs::RunKnobs, planner::Plan, scenario::Arm, session::Session, weights::Size,
+};
+use ttft_reports::schema::Sampler;
+
+fn main() -> ExitCode {
+    let args = CriterionArgs::parse(std::env::args().skip(1));
+    let mut criterion =
+        Criterion::default().sample_size(10).warm_up_time(Duration::from_nanos(1)).configure_from_args();
+    let knobs = RunKnobs::from_env().unwrap_or_else(|e| e.exit());
+    let done = if args.runs() { run(&mut criterion, &args, knobs) } else { list(&mut criterion, &knobs) };
+    criterion.final_summary();
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Names every benchmark, for `--list` and `--load-baseline`.
+fn list(criterion: &mut Criterion, knobs: &RunKnobs) -> Result<()> {
+    let scenario = knobs.scenario()?;
+    let mut group = criterion.benchmark_group("ttft");
+    for (batch, prompt) in scenario.groups() {
+        for arm in scenario.arms()? {
+            group.bench_function(name(&arm.id(batch, prompt)), not_run);
+        }
+    }
+    group.finish();
+    Ok(())
+}
+
+fn not_run(_: &mut Bencher<'_>) {}
+
+/// Criterion puts the group in front by itself.
+fn name(id: &str) -> &str {
+    id.strip_prefix("ttft/").unwrap_or(id)
+}
+
+fn run(criterion: &mut Criterion, args: &CriterionArgs, mut knobs: RunKnobs) -> Result<()> {
+    // A smoke run leaves no record behind.
+    let scratch = args.test().then(tempfile::tempdir).transpose()?;
+    if let Some(dir) = &scratch {
+        knobs.out = Some(dir.path().join("smoke.jsonl"));
+    }
+    let size = if args.test() { Size::Tiny } else { Size::Real };
+    let mut session = Session::start(&knobs, Sampler::Criterion, u32::try_from(args.sample_size()).ok(), size)?;
+    let runs = session.scenario.rounds + 1;
+    let groups = session.scenario.groups();
+    let any = |a: &&Arm| groups.iter().any(|&(batch, prompt)| args.selects(&a.id(batch, prompt)));
+    let arms: Vec<Arm> = session.arms.iter().filter(any).cloned().collect();
+    if !args.test() {
+        println!("{}\n", Plan::new(&mut session, &arms, runs)?);
+    }
+    let mut group = criterion.benchmark_group("ttft");
+    group.sampling_mode(SamplingMode::Flat);
+    for (batch, prompt) in groups {
+        let arms: Vec<_> = arms.iter().filter(|a| args.selects(&a.id(batch, prompt))).collect();
+        let estimates = arms.iter().map(|a| session.estimate(a, batch, prompt)).collect::<Result<Vec<_>>>()?;
+        let all = estimates.iter().sum::<f64>() * f64::from(runs);
+        if let Some(reason) = session.over_budget(all) {
+            for (arm, estimate) in arms.iter().zip(estimates) {
+                session.skip(&arm.id(batch, prompt), &reason, Some(estimate * f64::from(runs)))?;
+            }
+            continue;
+        }
+        for arm in arms {
+            let id = arm.id(batch, prompt);
+            let mut running = match session.open(arm, batch, prompt, &[]) {
+                Ok(running) => running,
+                Err(e) => {
+                    session.fail(&id, &e)?;
+                    continue;
+                }
+            };
+            // One run is one sample: a longer time would have criterion run twice for each.
+            if !args.measurement_time() {
+                group.measurement_time(Duration::from_nanos(1));
+            }
+            if args.quick() {
+                running.call(&session.engine, 1)?;
+            }
+            let mut calls = 0;
+            let mut error = None;
+            group.throughput(Throughput::Elements((batch * prompt) as u64));
+            group.bench_function(name(&id), |b| {
+                calls += 1;
+                b.iter_custom(|n| match running.call(&session.engine, n) {
+                    Ok(time) => time,
+                    Err(e) => {
+                        error.get_or_insert(e);
+                        Duration::from_nanos(1)
+                    }
+                });
+            });
+            match error {
+                Some(e) => session.fail(&id, &e)?,
+                None if args.profile() => {}
+                None => session.close(running, if args.quick() { calls } else { args.sample_size() }, None)?,
+            }
+        }
+    }
+    group.finish();
+    session.finish()
+}

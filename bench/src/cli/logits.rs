@@ -1,0 +1,251 @@
+use std::{
+    fs::File,
+    io::Read,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+use safetensors::{Dtype, View, serialize};
+use serde_json::Value;
+use ttft_models::{Extent, KvPrediction, NamedTensor, Network, Precision, Predictor, RunSpec, System, memory, plan};
+
+use ttft_reports::format::bytes;
+
+use crate::{knobs::EngineKnobs, machine, output::Pending, scenario::Named};
+
+/// Longest tokens file that is read.
+const MAX_TOKENS_BYTES: u64 = 256 << 20;
+
+/// Run a network, or a KV prediction, on token ids and write its logits
+#[derive(Args, Debug)]
+pub struct Logits {
+    /// Folder of the base network (config.json, model.safetensors)
+    #[arg(long, value_name = "DIR")]
+    base: PathBuf,
+    /// Folder of the auxiliary network; without it the base runs alone
+    #[arg(long, value_name = "DIR", requires = "predictor")]
+    aux: Option<PathBuf>,
+    /// Folder of the predictor
+    #[arg(long, value_name = "DIR", requires = "aux")]
+    predictor: Option<PathBuf>,
+    /// JSON array of prompts: equal-length arrays of token ids
+    #[arg(long, value_name = "FILE")]
+    tokens: PathBuf,
+    /// Tokens to generate, greedily, the first included
+    #[arg(long, value_name = "T", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    generate: u32,
+    /// Type of activations and caches: f32 or bf16 (default: bf16 for BF16 weights, else f32)
+    #[arg(long, value_name = "TYPE", value_parser = Precision::from_name)]
+    dtype: Option<Precision>,
+    /// Where the tensors go: logits_last [B,V], greedy_ids [B,T], greedy_logits [B,T,V]
+    #[arg(long, value_name = "FILE.safetensors")]
+    out: PathBuf,
+    /// Write the caches after the first token too
+    #[arg(long)]
+    dump_cache: bool,
+    /// Compute every layer at every position and the head everywhere
+    #[arg(long)]
+    full_network: bool,
+    #[command(flatten)]
+    engine: EngineKnobs,
+}
+
+impl Logits {
+    pub fn run(self) -> Result<()> {
+        let out = Pending::claim(&self.out)?;
+        let (ids, batch, prompt) = read_tokens(&self.tokens)?;
+        let engine = self.engine.engine()?;
+        let base = Arc::new(Network::load(&self.base)?);
+        check_vocab(&ids, prompt, &base, &self.base, &self.tokens)?;
+        let (vocab, weights) = (base.config().vocab, base.weight_dtype());
+        let system = match (&self.aux, &self.predictor) {
+            (Some(aux_dir), Some(predictor)) => {
+                let aux = Arc::new(Network::load(aux_dir)?);
+                check_vocab(&ids, prompt, &aux, aux_dir, &self.tokens)?;
+                let predictor = Arc::new(Predictor::load(predictor, &base, &aux)?);
+                System::KvPrediction(KvPrediction { base, aux, predictor })
+            }
+            _ => System::Network(base),
+        };
+        let generate = self.generate as usize;
+        let extent = if self.full_network { Extent::FullNetwork } else { Extent::FirstToken };
+        let precision = self.dtype.unwrap_or(Precision::natural(weights));
+        let spec = RunSpec { batch, prompt, generate, precision, extent };
+        let need = memory(&system, &spec).total() + (batch as u64) * (generate as u64) * (vocab as u64) * 4;
+        if let Some(free) = machine::available_memory() {
+            ensure!(
+                need <= free,
+                "{batch} prompts of {prompt} tokens, {generate} generated, need {} of memory, {} are available: take \
+                 fewer or shorter prompts",
+                bytes(need),
+                bytes(free)
+            );
+        }
+
+        let mut inference = plan(&system, &spec)?;
+        inference.record(self.dump_cache);
+        let mut tensors = Vec::new();
+        let mut greedy_ids = vec![0i64; batch * generate];
+        let mut greedy_logits = vec![0f32; batch * generate * vocab];
+        for t in 0..generate {
+            if t == 0 {
+                inference.first_token(&engine, &ids)?;
+                if self.dump_cache {
+                    tensors.extend(inference.cache_dump().into_iter().map(Tensor::from));
+                }
+            } else {
+                inference.next_token(&engine)?;
+            }
+            let logits = inference.logits();
+            for b in 0..batch {
+                greedy_ids[b * generate + t] = inference.token_ids()[b].into();
+                greedy_logits[(b * generate + t) * vocab..][..vocab].copy_from_slice(logits.row(b));
+            }
+        }
+        let last = greedy_logits.chunks_exact(generate * vocab).flat_map(|b| &b[..vocab]).copied().collect();
+        tensors.push(Tensor::f32("logits_last", vec![batch, vocab], last));
+        tensors.push(Tensor { name: "greedy_ids".into(), shape: vec![batch, generate], data: Data::I64(greedy_ids) });
+        tensors.push(Tensor::f32("greedy_logits", vec![batch, generate, vocab], greedy_logits));
+        let contents = serialize(tensors.iter().map(|t| (&t.name, t)), None)?;
+        out.write(|w| Ok(w.write_all(&contents)?))
+    }
+}
+
+enum Data {
+    F32(Vec<f32>),
+    I64(Vec<i64>),
+}
+
+/// A tensor of the output.
+struct Tensor {
+    name: String,
+    shape: Vec<usize>,
+    data: Data,
+}
+
+impl Tensor {
+    fn f32(name: &str, shape: Vec<usize>, data: Vec<f32>) -> Tensor {
+        Tensor { name: name.into(), shape, data: Data::F32(data) }
+    }
+}
+
+impl From<NamedTensor> for Tensor {
+    fn from(t: NamedTensor) -> Tensor {
+        Tensor { name: t.name, shape: t.shape, data: Data::F32(t.data) }
+    }
+}
+
+impl View for &Tensor {
+    fn dtype(&self) -> Dtype {
+        match self.data {
+            Data::F32(_) => Dtype::F32,
+            Data::I64(_) => Dtype::I64,
+        }
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> std::borrow::Cow<'_, [u8]> {
+        // Little-endian by the format's definition.
+        match &self.data {
+            Data::F32(d) => d.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>().into(),
+            Data::I64(d) => d.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>().into(),
+        }
+    }
+
+    fn data_len(&self) -> usize {
+        match &self.data {
+            Data::F32(d) => size_of_val(&d[..]),
+            Data::I64(d) => size_of_val(&d[..]),
+        }
+    }
+}
+
+/// The ids `[batch * prompt]`, batch and prompt length.
+fn read_tokens(path: &Path) -> Result<(Vec<u32>, usize, usize)> {
+    let file = File::open(path).with_context(|| format!("{}: cannot read the tokens", path.display()))?;
+    let mut text = Vec::new();
+    file.take(MAX_TOKENS_BYTES + 1).read_to_end(&mut text).with_context(|| format!("{}", path.display()))?;
+    ensure!(text.len() as u64 <= MAX_TOKENS_BYTES, "{}: longer than {}", path.display(), bytes(MAX_TOKENS_BYTES));
+    parse_tokens(&text).with_context(|| format!("{}", path.display()))
+}
+
+fn parse_tokens(text: &[u8]) -> Result<(Vec<u32>, usize, usize)> {
+    let form = "expected a JSON array of equal-length arrays of token ids, such as [[1, 2, 3], [4, 5, 6]]";
+    let json: Value = serde_json::from_slice(text).context(form)?;
+    let Value::Array(prompts) = json else { bail!("{form}; found no array") };
+    ensure!(!prompts.is_empty(), "{form}; found no prompt");
+    let mut ids = Vec::new();
+    let mut length = 0;
+    for (b, prompt) in prompts.iter().enumerate() {
+        let Value::Array(tokens) = prompt else { bail!("{form}; prompt {b} is no array") };
+        ensure!(!tokens.is_empty(), "prompt {b} is empty: a prompt has at least 1 token");
+        if b == 0 {
+            length = tokens.len();
+        }
+        ensure!(
+            tokens.len() == length,
+            "ragged batch: prompt 0 has {length} tokens, prompt {b} has {}; all prompts of a batch have the same length",
+            tokens.len()
+        );
+        for (n, token) in tokens.iter().enumerate() {
+            let id = token.as_u64().and_then(|t| u32::try_from(t).ok());
+            ids.push(
+                id.with_context(|| format!("prompt {b}, position {n}: {token} is no token id (0 to {})", u32::MAX))?,
+            );
+        }
+    }
+    Ok((ids, prompts.len(), length))
+}
+
+fn check_vocab(ids: &[u32], prompt: usize, network: &Network, dir: &Path, tokens: &Path) -> Result<()> {
+    let vocab = network.config().vocab;
+    if let Some(at) = ids.iter().position(|&id| id as usize >= vocab) {
+        bail!(
+            "{}: prompt {}, position {}: token id {} is outside the vocabulary of {vocab} of {}",
+            tokens.display(),
+            at / prompt,
+            at % prompt,
+            ids[at],
+            dir.display()
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_parse() {
+        assert_eq!(parse_tokens(b"[[1,2,3],[4,5,6]]").unwrap(), (vec![1, 2, 3, 4, 5, 6], 2, 3));
+    }
+
+    #[test]
+    fn bad_tokens_are_named() {
+        for (text, word) in [
+            ("", "JSON"),
+            ("[[1,2],[3", "JSON"),
+            ("{}", "no array"),
+            ("[]", "no prompt"),
+            ("[1, 2]", "prompt 0 is no array"),
+            ("[[]]", "prompt 0 is empty"),
+            ("[[1,2],[3]]", "ragged"),
+            ("[[1,-2]]", "position 1: -2"),
+            ("[[1.5]]", "1.5"),
+            ("[[\"a\"]]", "\"a\""),
+            ("[[4294967296]]", "4294967296"),
+            ("[[1e99]]", "is no token id"),
+            ("[[null]]", "null"),
+        ] {
+            let e = format!("{:#}", parse_tokens(text.as_bytes()).unwrap_err());
+            assert!(e.contains(word), "{text}: {e}");
+        }
+        assert!(parse_tokens(&[b'['; 100_000]).is_err());
+    }
+}

@@ -1,0 +1,85 @@
+use anyhow::Result;
+use clap::Args;
+use comfy_table::{Table, presets};
+use serde::Serialize;
+use ttft_kernels::DType;
+use ttft_reports::schema::{Limits, Machine as Fingerprint};
+
+use ttft_reports::format::bytes;
+
+use crate::{
+    knobs::EngineKnobs,
+    machine::{self, Probe},
+};
+
+/// Print what this machine is, and what it reaches
+#[derive(Args, Debug)]
+pub struct Machine {
+    /// Print JSON, in the form of the records
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    engine: EngineKnobs,
+}
+
+#[derive(Serialize)]
+struct Report {
+    machine: Fingerprint,
+    limits: Limits,
+}
+
+impl Machine {
+    pub fn run(self) -> Result<()> {
+        let engine = self.engine.engine()?;
+        let limits = Probe::for_machine(DType::F32).limits(&engine);
+        let report = Report { machine: machine::fingerprint(), limits };
+        if self.json {
+            println!("{}", serde_json::to_string_pretty(&report)?);
+        } else {
+            println!("{}", table(&report, engine.isa().name()).trim_fmt());
+        }
+        Ok(())
+    }
+}
+
+fn or_unknown(value: Option<impl ToString>) -> String {
+    value.map_or("unknown".into(), |v| v.to_string())
+}
+
+fn table(report: &Report, isa: &str) -> Table {
+    let Report { machine: m, limits } = report;
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(comfy_table::ContentArrangement::Dynamic);
+    let mut row = |name: &str, value: String| {
+        table.add_row([name.to_owned(), value]);
+    };
+    row("CPU", or_unknown(m.cpu_model.as_ref()));
+    row("architecture", or_unknown(m.arch.as_ref()));
+    row("features", m.isa_features.join(" "));
+    row("ISA levels", machine::isa_names());
+    row("ISA in use", isa.into());
+    let (physical, logical) = (or_unknown(m.physical_cores), or_unknown(m.logical_cores));
+    row("cores", format!("{physical} physical, {logical} logical"));
+    for c in m.core_classes.iter().flatten() {
+        let mhz = c.max_mhz.map_or(String::new(), |mhz| format!(", up to {mhz:.0} MHz"));
+        row("", format!("{} {}{mhz}", c.cores, c.name));
+    }
+    for c in m.caches.iter().flatten().filter(|c| c.kind != "instruction") {
+        let shared = c.shared_by.map_or(String::new(), |n| format!(", shared by {n}"));
+        row(&format!("cache L{}", c.level), format!("{} KiB {}{shared}", c.bytes >> 10, c.kind));
+    }
+    let memory = |b: Option<u64>| b.map_or("unknown".into(), bytes);
+    row("memory", format!("{}, {} available", memory(m.memory_total_bytes), memory(m.memory_available_bytes)));
+    row("system", format!("{}, kernel {}", or_unknown(m.os.as_ref()), or_unknown(m.kernel.as_ref())));
+    row("governor", or_unknown(m.governor.as_ref()));
+    row("frequency", m.frequency_mhz.map_or("unknown".into(), |f| format!("{f:.0} MHz")));
+    row("load", m.load_1m.map_or("unknown".into(), |l| format!("{l:.2}")));
+    row("virtual", m.virtualised.map_or("unknown", |v| if v { "yes" } else { "no" }).into());
+    let threads = or_unknown(limits.threads);
+    for p in &limits.peaks {
+        row(&format!("peak {}", p.dtype.name()), format!("{:.0} GFLOP/s with {threads} threads", p.gflops));
+    }
+    let read = limits.read_gb_per_s.map_or("unknown".into(), |r| format!("{r:.1} GB/s with {threads} threads"));
+    row("memory read", read);
+    table
+}

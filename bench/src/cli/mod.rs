@@ -1,0 +1,47 @@
+//! The `ttft` command: one module for each subcommand.
+
+mod bench;
+mod logits;
+mod machine;
+mod report;
+mod synth;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Wall-clock time to first token of KV Prediction against full prefill, on this machine
+#[derive(Debug, Parser)]
+#[command(name = "ttft", version, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Bench(bench::Bench),
+    Validate(report::Validate),
+    Compare(report::Compare),
+    Report(report::Report),
+    Logits(logits::Logits),
+    Machine(machine::Machine),
+    Synth(synth::Synth),
+}
+
+impl Cli {
+    /// Runs the command.
+    ///
+    /// # Errors
+    /// What went wrong, and what to do about it.
+    pub fn run(self) -> Result<()> {
+        match self.command {
+            Command::Bench(c) => c.run(),
+            Command::Validate(c) => c.run(),
+            Command::Compare(c) => c.run(),
+            Command::Report(c) => c.run(),
+            Command::Logits(c) => c.run(),
+            Command::Machine(c) => c.run(),
+            Command::Synth(c) => c.run(),
+        }
+    }
+}

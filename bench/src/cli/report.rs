@@ -1,0 +1,99 @@
+//! What records say: `ttft validate`, `ttft compare` and `ttft report`.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+use ttft_reports::{
+    compare::{Side, compare},
+    paper, render,
+    schema::Record,
+    terminal,
+};
+
+use crate::output::Pending;
+
+/// The name that stands for the paper's own figures.
+const PAPER: &str = "paper";
+
+/// Say whether FLOPs became latency in a run, and where they did not
+#[derive(Args, Debug)]
+pub struct Validate {
+    /// A record of `ttft bench` or `cargo bench`
+    run: PathBuf,
+}
+
+/// Put runs side by side: the same work, on other machines or of other code
+#[derive(Args, Debug)]
+pub struct Compare {
+    /// Records, the first is the reference; `paper` stands for the paper's Table 5 on its Apple M2 Pro
+    #[arg(required = true, num_args = 2..)]
+    runs: Vec<PathBuf>,
+}
+
+/// Write a report of one run or several
+#[derive(Args, Debug)]
+pub struct Report {
+    /// Records; `paper` stands for the paper's Table 5 on its Apple M2 Pro
+    #[arg(required = true)]
+    runs: Vec<PathBuf>,
+    /// One self-contained page with charts
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// The same words and tables as Markdown
+    #[arg(long, value_name = "FILE")]
+    md: Option<PathBuf>,
+    /// One line of numbers for each cell
+    #[arg(long, value_name = "FILE")]
+    csv: Option<PathBuf>,
+}
+
+/// Runs with their names: the files' names without ending, told apart by a number where they are equal.
+fn read(paths: &[PathBuf]) -> Result<Vec<(String, Record)>> {
+    let mut seen = BTreeMap::<String, u32>::new();
+    paths
+        .iter()
+        .map(|path| {
+            let record = if path.as_os_str() == PAPER { paper::table5() } else { Record::read(path)? };
+            let stem = path.file_stem().map_or_else(|| PAPER.into(), |s| s.to_string_lossy().into_owned());
+            let count = seen.entry(stem.clone()).and_modify(|n| *n += 1).or_insert(1);
+            Ok((if *count > 1 { format!("{stem} ({count})") } else { stem }, record))
+        })
+        .collect()
+}
+
+fn sides(runs: &[(String, Record)]) -> Vec<Side<'_>> {
+    runs.iter().map(|(name, record)| Side { name, record }).collect()
+}
+
+impl Validate {
+    pub fn run(self) -> Result<()> {
+        println!("{}", terminal::validation(&Record::read(&self.run)?, None));
+        Ok(())
+    }
+}
+
+impl Compare {
+    pub fn run(self) -> Result<()> {
+        let runs = read(&self.runs)?;
+        println!("{}", terminal::comparison(&compare(&sides(&runs))?, None));
+        Ok(())
+    }
+}
+
+impl Report {
+    pub fn run(self) -> Result<()> {
+        let wanted = [("html", self.html), ("md", self.md), ("csv", self.csv)];
+        ensure!(wanted.iter().any(|(_, f)| f.is_some()), "nothing to write: give --html, --md or --csv with a file");
+        let runs = read(&self.runs)?;
+        let files = wanted.into_iter().filter_map(|(format, file)| Some((format, file?)));
+        for (name, file) in files {
+            let format = render::format(name).with_context(|| format!("no report format {name}"))?;
+            let pending = Pending::claim(&file)?;
+            let text = (format.render)(&sides(&runs))?;
+            pending.write(|out| Ok(out.write_all(text.as_bytes())?))?;
+            println!("wrote {}", file.display());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,81 @@
+//! How long a cell will take, before it is run.
+
+use std::collections::HashMap;
+
+use ttft_reports::schema::{Cell, Cost, Dtype, Limits};
+
+/// Part of the measured limits that a phase is expected to reach before one has been measured.
+const EFFICIENCY: f64 = 0.7;
+
+/// The speed of this machine on phases of inference: the measured limits, corrected by what was measured.
+#[derive(Clone, Debug)]
+pub struct Speed {
+    flops_per_s: f64,
+    bytes_per_s: f64,
+    /// Measured over expected time, by phase.
+    factor: HashMap<String, f64>,
+}
+
+impl Speed {
+    /// From the measured limits for products of `dtype`.
+    pub fn new(limits: &Limits, dtype: Dtype) -> Speed {
+        // What could not be measured is assumed slow, so that cells are skipped rather than run for hours.
+        let gflops = limits.peak_gflops(dtype).unwrap_or(10.0);
+        let gb = limits.read_gb_per_s.unwrap_or(5.0);
+        Speed { flops_per_s: gflops * 1e9, bytes_per_s: gb * 1e9, factor: HashMap::new() }
+    }
+
+    /// Expected seconds of a phase at the limits: arithmetic or memory, whichever takes longer.
+    fn bound(&self, cost: &Cost) -> f64 {
+        (cost.flops.total() as f64 / self.flops_per_s).max(cost.bytes() as f64 / self.bytes_per_s)
+    }
+
+    /// Expected seconds of phases one after another.
+    pub fn seconds(&self, phases: &[(String, Cost)]) -> f64 {
+        let default = 1.0 / EFFICIENCY;
+        phases.iter().map(|(name, cost)| self.bound(cost) * self.factor.get(name).copied().unwrap_or(default)).sum()
+    }
+
+    /// Takes the measured speed of a cell's phases for the next estimates.
+    pub fn learn(&mut self, cell: &Cell) {
+        for phase in &cell.phases {
+            let (Some(cost), n) = (&phase.cost, phase.samples_ns.len()) else { continue };
+            let expected = self.bound(cost);
+            if n > 0 && expected > 0.0 {
+                let mean = phase.samples_ns.iter().map(|&ns| ns as f64).sum::<f64>() / n as f64 * 1e-9;
+                self.factor.insert(phase.name.clone(), mean / expected);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ttft_reports::schema::{Flops, Kind, Peak, PhaseRecord};
+
+    fn cost(flops: u64, weight_bytes: u64) -> Cost {
+        Cost { flops: Flops { projections: flops, ..Default::default() }, weight_bytes, cache_bytes: 0 }
+    }
+
+    #[test]
+    fn the_longer_of_arithmetic_and_memory_then_what_was_measured() {
+        let peaks = vec![Peak { dtype: Dtype::F32, isa: None, gflops: 100.0 }];
+        let limits = Limits { peaks, read_gb_per_s: Some(10.0), threads: None };
+        let mut speed = Speed::new(&limits, Dtype::F32);
+        let phases = |flops, bytes| vec![("prefill".to_owned(), cost(flops, bytes))];
+        let near = |a: f64, b: f64| assert!((a - b).abs() < 1e-9, "{a} {b}");
+        near(speed.seconds(&phases(70_000_000_000, 1)), 1.0);
+        near(speed.seconds(&phases(1, 7_000_000_000)), 1.0);
+        let mut cell = Cell::new(Kind::Base, "x", "x", None, 1, 1);
+        cell.phases = vec![PhaseRecord {
+            name: "prefill".into(),
+            samples_ns: vec![1_000_000_000, 3_000_000_000],
+            cost: Some(cost(100_000_000_000, 1)),
+            parallel_regions: None,
+        }];
+        speed.learn(&cell);
+        near(speed.seconds(&phases(50_000_000_000, 1)), 1.0);
+        near(speed.seconds(&[("base_step".to_owned(), cost(70_000_000_000, 1))]), 1.0);
+    }
+}

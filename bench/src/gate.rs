@@ -1,0 +1,150 @@
+//! The correctness gate: before a system is timed, its logits on a short prompt are compared with those of the portable
+//! kernels in f32.
+
+use anyhow::{Context, Result, ensure};
+use ttft_kernels::{Engine, Isa, Mat, Options};
+use ttft_models::{Extent, Precision, RunSpec, System, plan};
+use ttft_reports::schema::Gate;
+
+/// Tokens of the gate's prompt. The portable kernels pay for each of them.
+const PROMPT: usize = 7;
+/// Sequences of the second comparison, all alike: their rows together fill the tiles of the large kernels.
+const BATCH: usize = 19;
+
+/// What decides how far two correct computations may lie apart.
+#[derive(Clone, Copy, Debug)]
+pub struct Depth {
+    /// Layers that the prompt passes.
+    pub layers: usize,
+    /// Longest sum (K) of a matrix product.
+    pub k: usize,
+}
+
+/// Largest difference of a logit between two correct computations, as a multiple of the logits' root mean square.
+///
+/// Every layer rounds its activations in about 8 places (normed inputs, q, k, v, attention output, hidden units, and
+/// the residual sums) with relative error u, and accumulates products in f32 with a relative error of 2^-24 sqrt(K).
+/// Independent errors of r = 8 L such places add up to sqrt(r) times one. The largest of V normal deviates is
+/// sqrt(2 ln V) deviations out; a factor of 2 is left for what this leaves out. A wrong layer moves the logits by
+/// about as much as they are large, many times this.
+pub fn relative_tolerance(precision: Precision, depth: Depth, vocab: usize) -> f64 {
+    let u = match precision {
+        Precision::F32 => 2f64.powi(-24),
+        Precision::Bf16 => 2f64.powi(-9),
+    };
+    let one = u + 2f64.powi(-24) * (depth.k as f64).sqrt();
+    2.0 * (2.0 * (vocab.max(2) as f64).ln()).sqrt() * (8.0 * depth.layers as f64).sqrt() * one
+}
+
+/// Compares `engine` on `system` with the portable reference. `ids` are at least [`Self::PROMPT`] token ids.
+///
+/// # Errors
+/// What running the system says. A difference is no error: it stands in the result.
+pub fn check(
+    engine: &Engine,
+    system: &System,
+    depth: Depth,
+    precision: Precision,
+    extent: Extent,
+    ids: &[u32],
+) -> Result<Gate> {
+    ensure!(ids.len() >= PROMPT, "the gate needs {PROMPT} token ids, found {}", ids.len());
+    let ids = &ids[..PROMPT];
+    compare(engine, system, depth, precision, extent, ids, ids)
+}
+
+/// Runs the reference on `reference_ids` and the engine on `ids`.
+fn compare(
+    engine: &Engine,
+    system: &System,
+    depth: Depth,
+    precision: Precision,
+    extent: Extent,
+    reference_ids: &[u32],
+    ids: &[u32],
+) -> Result<Gate> {
+    let reference =
+        Engine::new(&Options { isa: Some(Isa::Portable), threads: Some(engine.threads()), ..Default::default() })?;
+    let spec = |batch, precision, extent| RunSpec { batch, prompt: PROMPT, generate: 1, precision, extent };
+
+    let mut slow = plan(system, &spec(1, Precision::F32, Extent::FirstToken))?;
+    slow.first_token(&reference, reference_ids).context("the reference run of the correctness gate")?;
+    let expected = slow.logits();
+    let expected = expected.row(0);
+    let rms = (expected.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / expected.len() as f64).sqrt();
+    let tolerance = rms * relative_tolerance(precision, depth, expected.len());
+
+    let mut worst = 0f64;
+    for batch in [1, BATCH] {
+        let mut fast = plan(system, &spec(batch, precision, extent))?;
+        fast.first_token(engine, &ids.repeat(batch)).context("the correctness gate")?;
+        worst = worst.max(max_abs_err(expected, fast.logits()));
+    }
+    Ok(Gate { max_abs_err: worst, tolerance, passed: worst <= tolerance })
+}
+
+/// Largest difference of any row from `expected`; what is not a number is as wrong as can be.
+fn max_abs_err(expected: &[f32], found: Mat<'_, f32>) -> f64 {
+    let rows = (0..found.rows()).flat_map(|r| expected.iter().zip(found.row(r)));
+    rows.map(|(&e, &f)| f64::from((e - f).abs())).fold(0.0, |m, d| if d.is_finite() { m.max(d) } else { f64::MAX })
+}
+
+#[cfg(test)]
+mod tests {
+    use ttft_kernels::DType;
+    use ttft_models::KvPrediction;
+    use ttft_reports::schema::Kind;
+
+    use super::*;
+    use crate::{
+        scenario::Arm,
+        weights::{Size, Weights},
+    };
+
+    #[test]
+    fn tolerance_grows_with_depth_and_rounding() {
+        let depth = |layers| Depth { layers, k: 8192 };
+        let f32 = relative_tolerance(Precision::F32, depth(28), 32000);
+        let bf16 = relative_tolerance(Precision::Bf16, depth(28), 32000);
+        assert!(f32 < 1e-3 && bf16 > 0.1 && bf16 < 0.5, "{f32} {bf16}");
+        assert!(relative_tolerance(Precision::Bf16, depth(56), 32000) > bf16);
+    }
+
+    /// The right result passes with room to spare, and one wrong token out of seven does not.
+    #[test]
+    fn the_gate_tells_right_from_wrong() {
+        let dir = tempfile::tempdir().unwrap();
+        for (dtype, precision) in [(DType::BF16, Precision::Bf16), (DType::F32, Precision::F32)] {
+            let weights = Weights::new(Some(dir.path().to_owned()), dtype, 1, Size::Tiny).unwrap();
+            let (base, aux, pair) = ("OE1.1B", "OE450M", "OE1.1B-KVP-C-450M");
+            let arm = Arm { kind: Kind::Kvp, system: pair.into(), base: base.into(), aux: Some(aux.into()) };
+            let (base, aux) = (weights.network_dir(base).unwrap(), weights.network_dir(aux).unwrap());
+            let predictor = weights.predictor_dir(pair).unwrap();
+            let system = System::KvPrediction(KvPrediction::load(&base, &aux, &predictor).unwrap());
+            let engine = Engine::new(&Options { threads: Some(1), ..Default::default() }).unwrap();
+            let ids = [5, 300, 41, 7, 499, 123, 77];
+            let mut other = ids;
+            other[3] = 8;
+            for extent in [Extent::FirstToken, Extent::FullNetwork] {
+                let run = |ran: &[u32]| {
+                    let depth = weights.depth(&arm).unwrap();
+                    compare(&engine, &system, depth, precision, extent, &ids, ran).unwrap()
+                };
+                let (right, wrong) = (run(&ids), run(&other));
+                assert!(
+                    right.passed && right.max_abs_err < 0.5 * right.tolerance,
+                    "{precision:?} {extent:?} {right:?}"
+                );
+                assert!(!wrong.passed, "{precision:?} {extent:?} {wrong:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn nan_is_never_close() {
+        let e = [1.0, 2.0];
+        assert_eq!(max_abs_err(&e, Mat::new(&[1.0, 2.0, 1.5, 2.0], 2, 2)), 0.5);
+        assert_eq!(max_abs_err(&e, Mat::new(&[1.0, f32::NAN], 1, 2)), f64::MAX);
+        assert_eq!(max_abs_err(&e, Mat::new(&[1.0, f32::INFINITY], 1, 2)), f64::MAX);
+    }
+}

@@ -1,0 +1,130 @@
+//! Everything a user can turn, each declared once: as a flag of `ttft`, and as the environment variable that
+//! `cargo bench` reads (criterion owns the flags there).
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Args, CommandFactory, Parser};
+use ttft_kernels::{Backend, Engine, Isa, Options};
+use ttft_models::{Extent, Precision};
+
+use crate::scenario::{Named, Scenario};
+
+/// Which engine computes.
+#[derive(Args, Clone, Debug)]
+pub struct EngineKnobs {
+    /// Instruction set to use (default: the strongest of this CPU); fails if this CPU lacks it
+    #[arg(long, env = "TTFT_ISA", value_name = "NAME", value_parser = Isa::parse)]
+    pub isa: Option<Isa>,
+    /// Threads (default: one for each physical performance core)
+    #[arg(long, env = "TTFT_THREADS", value_name = "N")]
+    pub threads: Option<usize>,
+    /// Who computes the matrix products: `ttft`, or the `gemm` crate
+    #[arg(long, env = "TTFT_BACKEND", value_name = "NAME", default_value = "ttft", value_parser = Backend::from_name)]
+    pub backend: Backend,
+    /// Force one GEMM kernel by name, for every shape it can serve
+    #[arg(long, env = "TTFT_KERNEL", value_name = "NAME")]
+    pub kernel: Option<String>,
+}
+
+impl EngineKnobs {
+    /// The engine they ask for.
+    ///
+    /// # Errors
+    /// An ISA or kernel that is not there, with what is; a senseless thread count.
+    pub fn engine(&self) -> Result<Engine> {
+        Ok(Engine::new(&Options {
+            isa: self.isa,
+            threads: self.threads,
+            backend: self.backend,
+            gemm_kernel: self.kernel.clone(),
+        })?)
+    }
+}
+
+/// What to measure, and where things go.
+#[derive(Args, Clone, Debug)]
+pub struct RunKnobs {
+    /// Preset (quick, grid) or path of a scenario file
+    #[arg(long, visible_alias = "preset", env = "TTFT_SCENARIO", value_name = "NAME|FILE", default_value = "quick")]
+    pub scenario: String,
+    /// Type of activations and caches: f32 or bf16 (default: the scenario's)
+    #[arg(long, env = "TTFT_PRECISION", value_name = "TYPE", value_parser = Precision::from_name)]
+    pub precision: Option<Precision>,
+    /// What is computed: first_token or full_network (default: the scenario's)
+    #[arg(long, env = "TTFT_EXTENT", value_name = "EXTENT", value_parser = Extent::from_name)]
+    pub extent: Option<Extent>,
+    /// Seconds that everything may take; what does not fit is skipped (default: the scenario's)
+    #[arg(long, env = "TTFT_BUDGET", value_name = "SECONDS", value_parser = seconds)]
+    pub budget: Option<f64>,
+    /// Where synthetic weights are kept (default: ttft-weights in the target folder)
+    #[arg(long, env = "TTFT_WEIGHTS", value_name = "DIR")]
+    pub weights: Option<PathBuf>,
+    /// The record to write (default: a new file in ttft-records in the target folder)
+    #[arg(long, env = "TTFT_OUT", value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// The engine.
+    #[command(flatten)]
+    pub engine: EngineKnobs,
+}
+
+impl RunKnobs {
+    /// The knobs as the environment sets them.
+    ///
+    /// # Errors
+    /// A value that does not parse, with the variable's name.
+    pub fn from_env() -> Result<RunKnobs, clap::Error> {
+        #[derive(Parser)]
+        #[command(name = "ttft")]
+        struct Env {
+            #[command(flatten)]
+            knobs: RunKnobs,
+        }
+        Ok(Env::try_parse_from(["ttft"])?.knobs)
+    }
+
+    /// The scenario with what the knobs change in it.
+    ///
+    /// # Errors
+    /// As [`Scenario::load`].
+    pub fn scenario(&self) -> Result<Scenario> {
+        let mut s = Scenario::load(&self.scenario)?;
+        s.precision = self.precision.or(s.precision);
+        s.extent = self.extent.or(s.extent);
+        s.budget_s = self.budget.unwrap_or(s.budget_s);
+        Ok(s)
+    }
+
+    /// Environment variables with their help, in the order declared.
+    pub fn variables() -> Vec<(String, String)> {
+        #[derive(Parser)]
+        struct Env {
+            #[command(flatten)]
+            _knobs: RunKnobs,
+        }
+        let command = Env::command();
+        let variable = |a: &clap::Arg| Some((a.get_env()?.to_str()?.to_owned(), a.get_help()?.to_string()));
+        command.get_arguments().filter_map(variable).collect()
+    }
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(s) if s > 0.0 && s.is_finite() => Ok(s),
+        _ => Err("expected a positive number of seconds".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn readme_lists_every_variable() {
+        let readme = include_str!("../../README.md");
+        for (name, _) in RunKnobs::variables() {
+            assert!(readme.contains(&format!("`{name}`")), "README.md does not mention {name}");
+        }
+        assert_eq!(RunKnobs::variables().len(), 10);
+    }
+}

@@ -1,0 +1,17 @@
+//! Measuring time to first token: scenarios, samplers, the machine, the correctness gate, and the `ttft` command.
+//!
+//! A [`session::Session`] measures the systems of a [`scenario::Scenario`] and writes the record; criterion
+//! (`benches/ttft.rs`) and [`rounds`] drive it.
+
+pub mod cli;
+pub mod criterion_args;
+pub mod estimate;
+pub mod gate;
+pub mod knobs;
+pub mod machine;
+pub mod output;
+pub mod planner;
+pub mod rounds;
+pub mod scenario;
+pub mod session;
+pub mod weights;

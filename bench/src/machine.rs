@@ -1,0 +1,300 @@
+//! The machine, as far as it tells: what it is, what it reaches, and what this process takes from it.
+//!
+//! Unknown is `None`. The host's name is not asked for.
+
+use std::{fs, path::Path};
+
+use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
+use ttft_kernels::{
+    DType, Engine, Isa, Mul,
+    cpu::{self, topology},
+    kernels_of, peak,
+};
+use ttft_reports::schema::{Cache, CoreClass, Drift, Dtype, Git, Limits, Machine, Peak};
+
+const CPUS: &str = "/sys/devices/system/cpu";
+
+fn read(path: impl AsRef<Path>) -> Option<String> {
+    let text = fs::read_to_string(path).ok()?.trim().to_owned();
+    (!text.is_empty()).then_some(text)
+}
+
+fn number<T: std::str::FromStr>(path: impl AsRef<Path>) -> Option<T> {
+    read(path)?.parse().ok()
+}
+
+fn text(s: &str) -> Option<String> {
+    let s: String = s.chars().filter(|c| !c.is_control()).collect();
+    (!s.trim().is_empty()).then(|| s.trim().to_owned())
+}
+
+/// `0-3,8` as the number of CPUs it lists.
+fn listed(list: &str) -> Option<u32> {
+    list.split(',').try_fold(0, |n, part| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last) = (first.trim().parse::<u32>().ok()?, last.trim().parse::<u32>().ok()?);
+        Some(n + last.checked_sub(first)? + 1)
+    })
+}
+
+/// `32K`, `1M` as bytes.
+fn size(text: &str) -> Option<u64> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match &text[digits.len()..] {
+        "" => 1,
+        "K" => 1 << 10,
+        "M" => 1 << 20,
+        "G" => 1 << 30,
+        _ => return None,
+    };
+    digits.parse::<u64>().ok()?.checked_mul(unit)
+}
+
+fn caches() -> Option<Vec<Cache>> {
+    let mut out = Vec::new();
+    for index in 0..16 {
+        let dir = format!("{CPUS}/cpu0/cache/index{index}");
+        let Some(level) = number(format!("{dir}/level")) else { break };
+        out.push(Cache {
+            level,
+            kind: read(format!("{dir}/type"))?.to_lowercase(),
+            bytes: size(&read(format!("{dir}/size"))?)?,
+            shared_by: read(format!("{dir}/shared_cpu_list")).as_deref().and_then(listed),
+        });
+    }
+    if out.is_empty() {
+        let cpu::cache::Caches { l1d, l2, l3 } = cpu::cache::caches();
+        let level = |(level, kind, bytes): (u8, &str, Option<u64>)| {
+            Some(Cache { level, kind: kind.into(), bytes: bytes?, shared_by: None })
+        };
+        out = [(1, "data", l1d), (2, "unified", l2), (3, "unified", l3)].into_iter().filter_map(level).collect();
+    }
+    (!out.is_empty()).then_some(out)
+}
+
+fn core_classes() -> Option<Vec<CoreClass>> {
+    let class =
+        |c: topology::CoreClass| Some(CoreClass { name: c.name, cores: c.physical.try_into().ok()?, max_mhz: None });
+    let classes: Vec<_> = topology::core_classes().into_iter().filter_map(class).collect();
+    (!classes.is_empty()).then_some(classes)
+}
+
+fn virtualised() -> Option<bool> {
+    // x86 only: the kernel lists the CPUID bit that hypervisors set.
+    let info = read("/proc/cpuinfo")?;
+    let flags = info.lines().find_map(|l| l.strip_prefix("flags")?.trim_start().strip_prefix(':'))?;
+    Some(flags.split_whitespace().any(|f| f == "hypervisor"))
+}
+
+fn system() -> Option<System> {
+    let what = RefreshKind::nothing()
+        .with_memory(MemoryRefreshKind::nothing().with_ram())
+        .with_cpu(CpuRefreshKind::nothing().with_frequency());
+    System::new_with_specifics(what).ok()
+}
+
+/// The fingerprint.
+pub fn fingerprint() -> Machine {
+    let system = system();
+    let cpu = system.as_ref().and_then(|s| s.cpus().first());
+    let known = |bytes: u64| (bytes > 0).then_some(bytes);
+    Machine {
+        cpu_model: cpu.and_then(|c| text(c.brand())),
+        cpu_vendor: cpu.and_then(|c| text(c.vendor_id())),
+        arch: Some(std::env::consts::ARCH.into()),
+        isa_features: cpu::features().into_iter().map(Into::into).collect(),
+        physical_cores: System::physical_core_count().ok().and_then(|n| n.try_into().ok()),
+        logical_cores: std::thread::available_parallelism().ok().and_then(|n| n.get().try_into().ok()),
+        core_classes: core_classes(),
+        caches: caches(),
+        memory_total_bytes: memory_limit().or_else(|| system.as_ref().and_then(|s| known(s.total_memory()))),
+        memory_available_bytes: available_memory(),
+        page_bytes: page_bytes(),
+        os: System::long_os_version().ok().and_then(|s| text(&s)),
+        kernel: System::kernel_version().ok().and_then(|s| text(&s)),
+        governor: read(format!("{CPUS}/cpu0/cpufreq/scaling_governor")),
+        frequency_mhz: cpu.and_then(|c| known(c.frequency())).map(|mhz| mhz as f64),
+        load_1m: load(),
+        virtualised: virtualised(),
+    }
+}
+
+/// A memory limit on this process's group that is below the machine's memory.
+fn memory_limit() -> Option<u64> {
+    let system = system()?;
+    let limit = system.cgroup_limits()?.total_memory;
+    (limit > 0 && limit < system.total_memory()).then_some(limit)
+}
+
+/// Bytes that could be taken now: what the system calls available, or what a memory limit leaves if that is less.
+pub fn available_memory() -> Option<u64> {
+    let system = system()?;
+    let available = system.available_memory();
+    let free = system.cgroup_limits().map(|l| l.free_memory).filter(|&f| f > 0);
+    (available > 0).then(|| free.map_or(available, |f| f.min(available)))
+}
+
+#[cfg(unix)]
+fn page_bytes() -> Option<u64> {
+    nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten().and_then(|n| n.try_into().ok())
+}
+
+#[cfg(not(unix))]
+fn page_bytes() -> Option<u64> {
+    None
+}
+
+/// One-minute load average.
+pub fn load() -> Option<f64> {
+    System::load_average().ok().map(|l| l.one).filter(|l| l.is_finite())
+}
+
+/// Minor and major page faults of this process so far.
+#[cfg(unix)]
+pub fn faults() -> Option<(u64, u64)> {
+    let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF).ok()?;
+    Some((usage.minor_page_faults().try_into().ok()?, usage.major_page_faults().try_into().ok()?))
+}
+
+/// Minor and major page faults of this process so far.
+#[cfg(not(unix))]
+pub fn faults() -> Option<(u64, u64)> {
+    None
+}
+
+/// A line of `/proc/self/status`, in bytes: `VmHWM` is the highest resident set, `RssAnon` the anonymous memory.
+pub fn status_bytes(key: &str) -> Option<u64> {
+    let status = read("/proc/self/status")?;
+    let line = status.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':'))?;
+    line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// The source revision the program was built from.
+pub fn git() -> Option<Git> {
+    let revision = text(env!("TTFT_BUILD_REVISION"))?;
+    Some(Git { revision, dirty: env!("TTFT_BUILD_DIRTY").parse().ok() })
+}
+
+/// The compiler the program was built with.
+pub fn rustc() -> Option<String> {
+    text(env!("TTFT_BUILD_RUSTC"))
+}
+
+/// The type of the factors in the matrix products of this engine.
+pub fn compute_dtype(engine: &Engine, activations: DType, weights: DType) -> DType {
+    let bf16 = engine.backend() == ttft_kernels::Backend::Ours
+        && (activations, weights) == (DType::BF16, DType::BF16)
+        && kernels_of(engine.isa()).iter().any(|k| k.mul == Mul::Bf16);
+    if bf16 { DType::BF16 } else { DType::F32 }
+}
+
+/// A type of the kernels in the words of the records.
+pub fn dtype(d: DType) -> Dtype {
+    match d {
+        DType::F32 => Dtype::F32,
+        DType::F16 => Dtype::F16,
+        DType::BF16 => Dtype::Bf16,
+    }
+}
+
+/// Measures what the machine reaches, and goes on measuring it around cells.
+#[derive(Clone, Copy, Debug)]
+pub struct Probe {
+    bytes: usize,
+    dtype: DType,
+}
+
+impl Probe {
+    /// A probe of `bytes` of memory and of multiply-adds in `dtype`.
+    pub fn new(bytes: usize, dtype: DType) -> Probe {
+        Probe { bytes, dtype }
+    }
+
+    /// A probe larger than this machine's last cache, but at most an eighth of the available memory.
+    pub fn for_machine(dtype: DType) -> Probe {
+        let last = caches().and_then(|c| c.iter().map(|c| c.bytes).max()).unwrap_or(64 << 20);
+        let most = available_memory().map_or(256 << 20, |m| m / 8);
+        Probe::new((4 * last).clamp(64 << 20, 1 << 30).min(most.max(1 << 20)) as usize, dtype)
+    }
+
+    /// Bandwidth of reading memory. It is held only meanwhile, so that it is not counted as a cell's; and written, so
+    /// that every page is there and is its own.
+    fn read(&self, engine: &Engine, rounds: usize) -> Option<f64> {
+        positive(peak::read_gb_s(engine, &vec![1; self.bytes], rounds))
+    }
+
+    /// The limits of the engine's ISA and threads.
+    pub fn limits(&self, engine: &Engine) -> Limits {
+        let mut types = vec![DType::F32];
+        if kernels_of(engine.isa()).iter().any(|k| k.mul == Mul::Bf16) {
+            types.push(DType::BF16);
+        }
+        let peaks = types.into_iter().filter_map(|d| {
+            let gflops = positive(peak::gflops(engine, d, 5, 20))?;
+            Some(Peak { dtype: dtype(d), isa: Some(engine.isa().name().into()), gflops })
+        });
+        Limits {
+            peaks: peaks.collect(),
+            read_gb_per_s: self.read(engine, 5),
+            threads: engine.threads().try_into().ok(),
+        }
+    }
+
+    /// The speed now, in some milliseconds: GFLOP/s and GB/s.
+    pub fn speed(&self, engine: &Engine) -> (Option<f64>, Option<f64>) {
+        (positive(peak::gflops(engine, self.dtype, 3, 4)), self.read(engine, 1))
+    }
+}
+
+fn positive(x: f64) -> Option<f64> {
+    (x.is_finite() && x > 0.0).then_some(x)
+}
+
+/// The speed before and after.
+pub fn drift(before: (Option<f64>, Option<f64>), after: (Option<f64>, Option<f64>)) -> Drift {
+    Drift {
+        before_gflops: before.0,
+        after_gflops: after.0,
+        before_read_gb_per_s: before.1,
+        after_read_gb_per_s: after.1,
+    }
+}
+
+/// The instruction sets of this CPU, weakest first, in words.
+pub fn isa_names() -> String {
+    Isa::detected().iter().map(|i| i.name()).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_and_sizes_parse() {
+        for (list, n) in [("0", Some(1)), ("0-3", Some(4)), ("0-1,4,6-7", Some(5)), ("3-1", None), ("x", None)] {
+            assert_eq!(listed(list), n, "{list}");
+        }
+        for (s, bytes) in [("32K", Some(32768)), ("1M", Some(1 << 20)), ("7", Some(7)), ("K", None), ("1T", None)] {
+            assert_eq!(size(s), bytes, "{s}");
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_process_is_seen() {
+        let before = faults().unwrap();
+        let page = std::hint::black_box(vec![1u8; 64 << 20]);
+        assert!(faults().unwrap().0 > before.0);
+        assert!(status_bytes("RssAnon").unwrap() >= page.len() as u64);
+        assert!(status_bytes("VmHWM").unwrap() >= page.len() as u64);
+        assert_eq!(status_bytes("Vm"), None);
+    }
+
+    #[test]
+    fn the_machine_has_memory_and_cores() {
+        let m = fingerprint();
+        assert!(m.logical_cores.unwrap() >= 1);
+        assert!(m.memory_available_bytes.unwrap() <= m.memory_total_bytes.unwrap());
+        assert_eq!(m.arch.as_deref(), Some(std::env::consts::ARCH));
+    }
+}

@@ -1,0 +1,16 @@
+//! The `ttft` command.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use ttft_bench::cli::Cli;
+
+fn main() -> ExitCode {
+    match Cli::parse().run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

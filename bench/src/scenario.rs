@@ -1,0 +1,284 @@
+//! Scenarios: what a run measures, as data.
+//!
+//! A scenario names systems, a weight type and a grid of prompt lengths and batch sizes. Presets are the TOML files of
+//! `bench/scenarios`; any other file of the same form will do.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+use ttft_kernels::DType;
+use ttft_models::{Extent, Precision, zoo};
+use ttft_reports::schema::Kind;
+
+/// The presets by name, with their text. A new preset is a file and a row here.
+pub const PRESETS: &[(&str, &str)] =
+    &[("quick", include_str!("../scenarios/quick.toml")), ("grid", include_str!("../scenarios/grid.toml"))];
+
+/// A scenario file.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scenario {
+    /// Its name in records.
+    pub name: String,
+    /// What it is for.
+    pub description: String,
+    /// Pairs (each stands for its base alone, its auxiliary alone and the KV prediction) and single networks.
+    pub systems: Vec<String>,
+    /// Type of the synthetic weights: `f32`, `f16` or `bf16`.
+    #[serde(deserialize_with = "named::<_, DType>")]
+    pub dtype: DType,
+    /// Type of activations and caches: `f32` or `bf16`; by default bf16 for bf16 weights, else f32.
+    #[serde(default, deserialize_with = "maybe_named::<_, Precision>")]
+    pub precision: Option<Precision>,
+    /// `first_token` (default) or `full_network`.
+    #[serde(default, deserialize_with = "maybe_named::<_, Extent>")]
+    pub extent: Option<Extent>,
+    /// Prompt lengths.
+    pub lengths: Vec<usize>,
+    /// Batch sizes.
+    pub batches: Vec<usize>,
+    /// Samples of each cell (criterion takes at least 10).
+    pub rounds: u32,
+    /// Seconds that all of it may take, weights included.
+    pub budget_s: f64,
+    /// Seed of weights and prompts.
+    #[serde(default)]
+    pub seed: u64,
+    /// SHA-256 of the file's bytes, lower-case hexadecimal.
+    #[serde(skip)]
+    pub sha256: String,
+}
+
+/// A value of this crate's neighbours that scenarios and the command line give by name.
+pub trait Named: Copy + 'static {
+    /// Every value with its name.
+    const NAMES: &'static [(&'static str, Self)];
+
+    /// The value of a name.
+    ///
+    /// # Errors
+    /// An unknown name, with the list.
+    fn from_name(name: &str) -> Result<Self, String> {
+        Self::NAMES.iter().find(|(n, _)| *n == name).map(|(_, v)| *v).ok_or_else(|| {
+            let names: Vec<_> = Self::NAMES.iter().map(|(n, _)| *n).collect();
+            format!("unknown name '{name}', expected one of: {}", names.join(", "))
+        })
+    }
+}
+
+impl Named for DType {
+    const NAMES: &'static [(&'static str, Self)] = &[("f32", DType::F32), ("f16", DType::F16), ("bf16", DType::BF16)];
+}
+
+impl Named for Precision {
+    const NAMES: &'static [(&'static str, Self)] = &[("f32", Precision::F32), ("bf16", Precision::Bf16)];
+}
+
+impl Named for Extent {
+    const NAMES: &'static [(&'static str, Self)] =
+        &[("first_token", Extent::FirstToken), ("full_network", Extent::FullNetwork)];
+}
+
+impl Named for ttft_kernels::Backend {
+    const NAMES: &'static [(&'static str, Self)] =
+        &[("ttft", ttft_kernels::Backend::Ours), ("gemm", ttft_kernels::Backend::Gemm)];
+}
+
+fn named<'de, D: serde::Deserializer<'de>, T: Named>(d: D) -> Result<T, D::Error> {
+    T::from_name(&String::deserialize(d)?).map_err(serde::de::Error::custom)
+}
+
+fn maybe_named<'de, D: serde::Deserializer<'de>, T: Named>(d: D) -> Result<Option<T>, D::Error> {
+    named(d).map(Some)
+}
+
+/// One system of a scenario: what is timed in every (batch, prompt) group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Arm {
+    /// Base alone, auxiliary alone or KV prediction.
+    pub kind: Kind,
+    /// Name in the zoo, of the network or the pair.
+    pub system: String,
+    /// The base it is compared with.
+    pub base: String,
+    /// The auxiliary of a KV prediction.
+    pub aux: Option<String>,
+}
+
+impl Arm {
+    /// `ttft/OE1.1B-KVP-C-450M/kvp/b4/p256`.
+    pub fn id(&self, batch: usize, prompt: usize) -> String {
+        format!("ttft/{}/{}/b{batch}/p{prompt}", self.system, self.kind.name())
+    }
+
+    /// The networks it runs.
+    pub fn networks(&self) -> Vec<&str> {
+        match &self.aux {
+            Some(aux) => vec![&self.base, aux],
+            None => vec![&self.system],
+        }
+    }
+}
+
+impl Scenario {
+    /// A preset by name, or a file by path.
+    ///
+    /// # Errors
+    /// No such preset or file; what is wrong in the file, and where.
+    pub fn load(name: &str) -> Result<Scenario> {
+        if let Some((_, text)) = PRESETS.iter().find(|(n, _)| *n == name) {
+            return Self::parse(text).with_context(|| format!("preset {name}"));
+        }
+        let path = Path::new(name);
+        if !path.exists() {
+            let presets: Vec<_> = PRESETS.iter().map(|(n, _)| *n).collect();
+            bail!("no preset and no file is called '{name}'; the presets are: {}", presets.join(", "));
+        }
+        let text = std::fs::read_to_string(path).with_context(|| format!("{name}: cannot read the scenario"))?;
+        Self::parse(&text).with_context(|| format!("scenario {name}"))
+    }
+
+    /// A scenario from the text of its file.
+    ///
+    /// # Errors
+    /// What is wrong, and where.
+    pub fn parse(text: &str) -> Result<Scenario> {
+        let mut s: Scenario = toml::from_str(text)?;
+        s.sha256 = Sha256::digest(text).iter().map(|b| format!("{b:02x}")).collect();
+        ensure!(
+            !s.name.is_empty() && !s.name.contains(char::is_whitespace),
+            "name: expected a word, found '{}'",
+            s.name
+        );
+        ensure!(!s.systems.is_empty(), "systems: the list is empty");
+        for (what, list, most) in [("lengths", &s.lengths, 1 << 17), ("batches", &s.batches, 1 << 12)] {
+            ensure!(!list.is_empty(), "{what}: the list is empty");
+            for &n in list {
+                ensure!((1..=most).contains(&n), "{what}: expected 1 to {most}, found {n}");
+            }
+        }
+        ensure!((1..=1_000_000).contains(&s.rounds), "rounds: expected 1 to 1000000, found {}", s.rounds);
+        ensure!(
+            s.budget_s > 0.0 && s.budget_s.is_finite(),
+            "budget_s: expected a positive number, found {}",
+            s.budget_s
+        );
+        s.arms()?;
+        Ok(s)
+    }
+
+    /// What is timed in every group, each network once: bases first, then auxiliaries, then KV predictions.
+    ///
+    /// # Errors
+    /// A name that is not in the zoo.
+    pub fn arms(&self) -> Result<Vec<Arm>> {
+        let mut arms: Vec<Arm> = Vec::new();
+        let mut add = |kind, system: &str, base: &str, aux: Option<&str>| {
+            let known = arms.iter().any(|a| a.system == system && (a.aux.is_some() || aux.is_none()));
+            if !known {
+                arms.push(Arm { kind, system: system.into(), base: base.into(), aux: aux.map(Into::into) });
+            }
+        };
+        let mut pairs = Vec::new();
+        for name in &self.systems {
+            if let Ok(pair) = zoo::pair(name) {
+                add(Kind::Base, pair.base, pair.base, None);
+                pairs.push((name, pair));
+            } else if zoo::network(name).is_ok() {
+                add(Kind::Base, name, name, None);
+            } else {
+                let (networks, pairs) = (zoo::NETWORKS.join(", "), zoo::PAIRS.join(", "));
+                bail!("systems: '{name}' is neither a network ({networks}) nor a pair ({pairs})");
+            }
+        }
+        for (_, pair) in &pairs {
+            add(Kind::Aux, pair.aux, pair.base, None);
+        }
+        for (name, pair) in &pairs {
+            add(Kind::Kvp, name, pair.base, Some(pair.aux));
+        }
+        Ok(arms)
+    }
+
+    /// The (batch, prompt) groups, cheapest first.
+    pub fn groups(&self) -> Vec<(usize, usize)> {
+        let mut groups: Vec<_> = self.batches.iter().flat_map(|&b| self.lengths.iter().map(move |&n| (b, n))).collect();
+        groups.sort_by_key(|&(b, n)| (b * n, n));
+        groups.dedup();
+        groups
+    }
+
+    /// The type of activations and caches in force.
+    pub fn precision(&self) -> Precision {
+        self.precision.unwrap_or(Precision::natural(self.dtype))
+    }
+
+    /// The extent in force.
+    pub fn extent(&self) -> Extent {
+        self.extent.unwrap_or(Extent::FirstToken)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+        name = "x"
+        description = "d"
+        systems = ["OE1.1B-KVP-C-450M", "OE270M", "OE1.1B-KVP-C-270M"]
+        dtype = "bf16"
+        lengths = [64, 8]
+        batches = [2, 1]
+        rounds = 3
+        budget_s = 10
+    "#;
+
+    #[test]
+    fn presets_parse_and_keep_their_name() {
+        for (name, _) in PRESETS {
+            assert_eq!(Scenario::load(name).unwrap().name, *name);
+        }
+    }
+
+    #[test]
+    fn shared_networks_are_measured_once() {
+        let ids: Vec<_> = Scenario::parse(GOOD).unwrap().arms().unwrap().iter().map(|a| a.id(4, 256)).collect();
+        assert_eq!(
+            ids,
+            [
+                "ttft/OE1.1B/base/b4/p256",
+                "ttft/OE270M/base/b4/p256",
+                "ttft/OE450M/aux/b4/p256",
+                "ttft/OE1.1B-KVP-C-450M/kvp/b4/p256",
+                "ttft/OE1.1B-KVP-C-270M/kvp/b4/p256",
+            ]
+        );
+    }
+
+    #[test]
+    fn groups_grow() {
+        assert_eq!(Scenario::parse(GOOD).unwrap().groups(), [(1, 8), (2, 8), (1, 64), (2, 64)]);
+    }
+
+    #[test]
+    fn faults_are_named() {
+        for (from, to, word) in [
+            ("\"bf16\"", "\"fp8\"", "f32, f16, bf16"),
+            ("OE270M", "OE7B", "neither a network"),
+            ("[64, 8]", "[]", "lengths"),
+            ("[2, 1]", "[0]", "batches"),
+            ("rounds = 3", "rounds = 0", "rounds"),
+            ("budget_s = 10", "budget_s = -1", "budget_s"),
+            ("rounds = 3", "rounds = 3\nround = 4", "round"),
+            ("name = \"x\"", "name = \"x y\"", "name"),
+        ] {
+            let text = GOOD.replace(from, to);
+            let e = format!("{:#}", Scenario::parse(&text).unwrap_err());
+            assert!(e.contains(word), "{to}: {e}");
+        }
+        assert!(Scenario::load("quik").unwrap_err().to_string().contains("quick, grid"));
+    }
+}

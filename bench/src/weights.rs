@@ -1,0 +1,231 @@
+//! Synthetic weights: made once, kept, and verified before they are trusted.
+//!
+//! A network is kept by name, type and seed, and shared by every pair it is part of.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use indicatif::{ProgressBar, ProgressStyle};
+use ttft_kernels::DType;
+use ttft_models::{
+    OpenElmConfig,
+    cost::CostSystem,
+    synth::{Made, Spec},
+    zoo,
+};
+use ttft_reports::format::bytes;
+
+use crate::{gate::Depth, output, scenario::Arm};
+
+/// Whether the zoo's real networks are used, or tiny ones of the same structure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Size {
+    /// As in the zoo.
+    Real,
+    /// The zoo's layers and layer maps, at a fraction of the width: for smoke runs.
+    Tiny,
+}
+
+/// The cache of weights.
+#[derive(Clone, Debug)]
+pub struct Weights {
+    root: PathBuf,
+    dtype: DType,
+    seed: u64,
+    size: Size,
+}
+
+impl Weights {
+    /// The cache in `root`, or in the target folder.
+    ///
+    /// # Errors
+    /// There is no place for it.
+    pub fn new(root: Option<PathBuf>, dtype: DType, seed: u64, size: Size) -> Result<Weights> {
+        let root = match root {
+            Some(root) => root,
+            None => output::target_dir()?.join("ttft-weights"),
+        };
+        Ok(Weights { root, dtype, seed, size })
+    }
+
+    /// Whether the networks are the real ones.
+    pub fn size(&self) -> Size {
+        self.size
+    }
+
+    fn config(&self, name: &str) -> Result<OpenElmConfig> {
+        let mut c = zoo::network(name)?;
+        if self.size == Size::Tiny {
+            c.vocab = 512;
+            c.dim /= 32;
+            c.head_dim = 8;
+            for layer in &mut c.layers {
+                let groups = layer.query_heads / layer.kv_heads;
+                layer.kv_heads = layer.kv_heads.div_ceil(4);
+                layer.query_heads = layer.kv_heads * groups;
+                layer.ffn = (layer.ffn / 32).next_multiple_of(8);
+                layer.ffn_multiplier = layer.ffn as f64 / c.dim as f64;
+            }
+            c.ffn_dim_divisor = 8;
+        }
+        Ok(c)
+    }
+
+    /// What a network's or a pair's predictor's folder should hold, and where it is.
+    fn network(&self, name: &str) -> Result<(PathBuf, Spec)> {
+        Ok((self.folder(name), Spec::custom(name, self.config(name)?, self.dtype, self.seed)))
+    }
+
+    fn predictor(&self, pair: &str) -> Result<(PathBuf, Spec)> {
+        let p = zoo::pair(pair)?;
+        let (base, aux) = (self.config(p.base)?, self.config(p.aux)?);
+        let spec = Spec::custom_predictor(pair, base, aux, p.layer_map, self.dtype, self.seed);
+        Ok((self.folder(&format!("{pair}-predictor")), spec))
+    }
+
+    fn folder(&self, name: &str) -> PathBuf {
+        let size = if self.size == Size::Tiny { "tiny-" } else { "" };
+        self.root.join(format!("{size}{name}-{}-seed{}", self.dtype, self.seed))
+    }
+
+    /// Every folder that these arms need, once.
+    fn folders(&self, arms: &[Arm]) -> Result<BTreeMap<PathBuf, Spec>> {
+        let mut out = BTreeMap::new();
+        for arm in arms {
+            for network in arm.networks() {
+                out.extend([self.network(network)?]);
+            }
+            if arm.aux.is_some() {
+                out.extend([self.predictor(&arm.system)?]);
+            }
+        }
+        Ok(out)
+    }
+
+    /// Makes what these arms need and is not there or not right; says beforehand what it costs.
+    ///
+    /// # Errors
+    /// Too little disk space, a folder that is not ours, what the file system says.
+    pub fn make(&self, arms: &[Arm]) -> Result<()> {
+        let mut missing = self.folders(arms)?;
+        missing.retain(|dir, spec| spec.verify(dir).is_err());
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let need: u64 = missing.values().map(Spec::bytes).sum();
+        let root = std::path::absolute(&self.root)?;
+        let there = root.ancestors().find(|d| d.exists()).unwrap_or(&root);
+        let free = fs4::available_space(there).map_or("unknown".into(), bytes);
+        eprintln!("weights: making {} in {} ({free} free)", bytes(need), self.root.display());
+        for (dir, spec) in &missing {
+            make(dir, spec)?;
+        }
+        Ok(())
+    }
+
+    /// The verified folder of a network.
+    ///
+    /// # Errors
+    /// As [`Weights::make`].
+    pub fn network_dir(&self, name: &str) -> Result<PathBuf> {
+        let (dir, spec) = self.network(name)?;
+        make(&dir, &spec)?;
+        Ok(dir)
+    }
+
+    /// The verified folder of a pair's predictor.
+    ///
+    /// # Errors
+    /// As [`Weights::make`].
+    pub fn predictor_dir(&self, pair: &str) -> Result<PathBuf> {
+        let (dir, spec) = self.predictor(pair)?;
+        make(&dir, &spec)?;
+        Ok(dir)
+    }
+
+    /// The shapes of an arm, for counting.
+    ///
+    /// # Errors
+    /// A name that is not in the zoo.
+    pub fn cost(&self, arm: &Arm) -> Result<CostSystem> {
+        let pair = match &arm.aux {
+            Some(aux) => Some((self.config(aux)?, zoo::pair(&arm.system)?.layer_map)),
+            None => None,
+        };
+        let network = if arm.aux.is_some() { &arm.base } else { &arm.system };
+        Ok(CostSystem { base: self.config(network)?, pair, weights: self.dtype })
+    }
+
+    /// How deep a prompt goes in an arm.
+    ///
+    /// # Errors
+    /// A name that is not in the zoo.
+    pub fn depth(&self, arm: &Arm) -> Result<Depth> {
+        let networks = arm.networks().into_iter().map(|n| self.config(n)).collect::<Result<Vec<_>>>()?;
+        let widest = |c: &OpenElmConfig| c.layers.iter().map(|l| l.ffn).max().unwrap_or(0).max(c.dim);
+        Ok(Depth {
+            layers: networks.iter().map(|c| c.layers.len()).sum(),
+            k: networks.iter().map(widest).max().unwrap_or(0),
+        })
+    }
+}
+
+/// Makes one folder what its specification says, with progress.
+fn make(dir: &Path, spec: &Spec) -> Result<()> {
+    let bar = ProgressBar::new(spec.bytes());
+    let style = "{prefix} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} (left: {eta})";
+    bar.set_style(ProgressStyle::with_template(style)?.progress_chars("=> "));
+    bar.set_prefix(dir.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default());
+    bar.enable_steady_tick(Duration::from_millis(500));
+    let made = spec.make(dir, &|done, _| bar.set_position(done));
+    bar.finish_and_clear();
+    let made = made.with_context(|| {
+        format!("{}: cannot make the weights (TTFT_WEIGHTS or --weights names another place)", dir.display())
+    })?;
+    if made == Made::Written {
+        eprintln!("weights: made {}", dir.display());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ttft_reports::schema::Kind;
+
+    #[test]
+    fn pairs_share_their_networks_and_bad_folders_are_remade() {
+        let dir = tempfile::tempdir().unwrap();
+        let weights = Weights::new(Some(dir.path().to_owned()), DType::BF16, 3, Size::Tiny).unwrap();
+        let kvp = |system: &str, aux: &str| Arm {
+            kind: Kind::Kvp,
+            system: system.into(),
+            base: "OE1.1B".into(),
+            aux: Some(aux.into()),
+        };
+        let arms = [kvp("OE1.1B-KVP-C-450M", "OE450M"), kvp("OE1.1B-KVP-C-270M", "OE270M")];
+        weights.make(&arms).unwrap();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 5);
+        let file = weights.network_dir("OE450M").unwrap().join("model.safetensors");
+        let good = std::fs::read(&file).unwrap();
+        std::fs::write(&file, &good[..good.len() - 1]).unwrap();
+        weights.make(&arms).unwrap();
+        assert!(std::fs::read(&file).unwrap() == good);
+    }
+
+    #[test]
+    fn tiny_networks_keep_their_structure() {
+        let weights = Weights::new(Some("unused".into()), DType::F32, 0, Size::Tiny).unwrap();
+        for name in zoo::NETWORKS {
+            let (tiny, real) = (weights.config(name).unwrap(), zoo::network(name).unwrap());
+            assert_eq!(tiny.layers.len(), real.layers.len());
+            let groups = |c: &OpenElmConfig| c.layers.iter().map(|l| l.query_heads / l.kv_heads).collect::<Vec<_>>();
+            assert_eq!(groups(&tiny), groups(&real));
+            assert!(tiny.params() < real.params() / 500, "{name}: {}", tiny.params());
+        }
+    }
+}

@@ -1,0 +1,343 @@
+//! The `ttft` command from outside: right answers on the fixtures, clear refusals of everything else.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+use safetensors::{Dtype, SafeTensors};
+use tempfile::TempDir;
+use ttft_kernels::Isa;
+
+const FIXTURES: [&str; 3] = ["A", "B", "C"];
+const TOLERANCE: f32 = 1e-4;
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name)
+}
+
+/// The command, with none of the knobs that this test's environment may set; in the emulator that `TTFT_TEST_RUNNER` is,
+/// if this build is for another machine.
+fn ttft() -> Command {
+    let runner = std::env::var("TTFT_TEST_RUNNER").unwrap_or_default();
+    let mut words = runner.split_whitespace().chain([env!("CARGO_BIN_EXE_ttft")]);
+    let mut c = Command::new(words.next().expect("the program, if nothing before it"));
+    c.args(words);
+    for (name, _) in ttft_bench::knobs::RunKnobs::variables() {
+        c.env_remove(name);
+    }
+    c
+}
+
+fn stderr(out: &Output) -> String {
+    String::from_utf8_lossy(&out.stderr).into_owned()
+}
+
+/// Runs it; it must succeed.
+#[track_caller]
+fn succeed(c: &mut Command) -> String {
+    let out = c.output().expect("the command starts");
+    assert!(out.status.success(), "{c:?}: {}", stderr(&out));
+    String::from_utf8(out.stdout).expect("UTF-8")
+}
+
+/// Runs it; it must fail, with an error that contains every word and no panic.
+#[track_caller]
+fn fail(c: &mut Command, words: &[&str]) {
+    let out = c.output().expect("the command starts");
+    let err = stderr(&out);
+    assert!(!out.status.success(), "{c:?} succeeded");
+    assert!(out.status.code().is_some_and(|code| code != 101), "{c:?}: {err}");
+    for word in words {
+        assert!(err.contains(word), "{c:?}: no '{word}' in: {err}");
+    }
+}
+
+fn f32s(t: &safetensors::tensor::TensorView<'_>) -> Vec<f32> {
+    assert_eq!(t.dtype(), Dtype::F32);
+    t.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+}
+
+/// The input ids of a fixture as a tokens file.
+fn tokens(dir: &Path, fixture: &Path) -> PathBuf {
+    let bytes = fs::read(fixture.join("expected.safetensors")).expect("the fixture is there");
+    let tensors = SafeTensors::deserialize(&bytes).expect("the fixture parses");
+    let ids = tensors.tensor("input_ids").expect("input_ids");
+    let n = ids.shape()[1];
+    let ids: Vec<i64> = ids.data().as_chunks().0.iter().map(|b| i64::from_le_bytes(*b)).collect();
+    let rows: Vec<_> = ids.chunks(n).map(<[i64]>::to_vec).collect();
+    let path = dir.join("tokens.json");
+    fs::write(&path, serde_json::to_string(&rows).expect("JSON")).expect("the folder is writable");
+    path
+}
+
+/// `ttft logits` on a fixture, base alone or KV prediction.
+fn logits(fixture: &Path, tokens: &Path, kvp: bool, out: &Path) -> Command {
+    let mut c = ttft();
+    c.arg("logits").arg("--base").arg(fixture.join("base")).arg("--tokens").arg(tokens).arg("--out").arg(out);
+    if kvp {
+        c.arg("--aux").arg(fixture.join("aux")).arg("--predictor").arg(fixture.join("predictor"));
+    }
+    c
+}
+
+/// Compares what was written with the fixture: logits and every cache to the tolerance, ids exactly.
+fn compare(out: &Path, fixture: &Path, kvp: bool, what: &str) {
+    let (found, expected) = (fs::read(out).unwrap(), fs::read(fixture.join("expected.safetensors")).unwrap());
+    let (found, expected) = (SafeTensors::deserialize(&found).unwrap(), SafeTensors::deserialize(&expected).unwrap());
+    let prefix = if kvp { "kvp_" } else { "base_" };
+    let mut caches = 0;
+    for name in found.names() {
+        let theirs = match name {
+            "logits_last" | "greedy_ids" | "greedy_logits" => format!("{prefix}{name}"),
+            _ => {
+                caches += 1;
+                name.to_owned()
+            }
+        };
+        let (f, e) = (found.tensor(name).unwrap(), expected.tensor(&theirs).unwrap());
+        assert_eq!(f.shape(), e.shape(), "{what}: {name}");
+        if name == "greedy_ids" {
+            assert_eq!((f.dtype(), f.data()), (Dtype::I64, e.data()), "{what}: {name}");
+            continue;
+        }
+        let worst = f32s(&f).iter().zip(f32s(&e)).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(worst <= TOLERANCE, "{what}: {name} is {worst} away");
+    }
+    let of_arm: &[&str] = if kvp { &["kvp_cache.", "aux_cache.", "predicted."] } else { &["base_cache."] };
+    let all = expected.names().iter().filter(|n| of_arm.iter().any(|p| n.starts_with(p))).count();
+    assert_eq!(caches, all, "{what}: caches written and expected");
+}
+
+#[test]
+fn logits_reproduces_the_fixtures() {
+    let dir = TempDir::new().unwrap();
+    let isas: Vec<_> = Isa::detected().into_iter().map(Isa::name).collect();
+    let mut settings: Vec<Vec<&str>> = isas.iter().map(|isa| vec!["--isa", isa, "--threads", "2"]).collect();
+    settings.push(vec!["--threads", "1"]);
+    settings.push(vec!["--backend", "gemm"]);
+    settings.push(vec!["--full-network"]);
+    for name in FIXTURES {
+        let fixture = fixture(name);
+        let tokens = tokens(dir.path(), &fixture);
+        for kvp in [false, true] {
+            for set in &settings {
+                let out = dir.path().join("out.safetensors");
+                succeed(logits(&fixture, &tokens, kvp, &out).args(["--generate", "8", "--dump-cache"]).args(set));
+                compare(&out, &fixture, kvp, &format!("{name} kvp={kvp} {set:?}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn logits_are_written_without_caches_unless_asked() {
+    let dir = TempDir::new().unwrap();
+    let (fixture, out) = (fixture("A"), dir.path().join("out.safetensors"));
+    fs::write(&out, "what was here before").unwrap();
+    succeed(&mut logits(&fixture, &tokens(dir.path(), &fixture), true, &out));
+    let bytes = fs::read(&out).unwrap();
+    let mut names =
+        SafeTensors::deserialize(&bytes).unwrap().names().into_iter().map(str::to_owned).collect::<Vec<_>>();
+    names.sort();
+    assert_eq!(names, ["greedy_ids", "greedy_logits", "logits_last"]);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "only the tokens and the output are left");
+}
+
+#[test]
+fn bad_tokens_are_refused() {
+    let dir = TempDir::new().unwrap();
+    let (fixture, path) = (fixture("A"), dir.path().join("t.json"));
+    let out = dir.path().join("out.safetensors");
+    for (text, words) in [
+        ("[[1, 2], [3]]", &["t.json", "ragged", "prompt 1"][..]),
+        ("[]", &["t.json", "no prompt"]),
+        ("[[]]", &["t.json", "prompt 0 is empty"]),
+        ("[[1, -1]]", &["t.json", "position 1", "-1"]),
+        ("[[1, 384]]", &["t.json", "384", "vocabulary"]),
+        ("[[99999999999]]", &["t.json", "99999999999"]),
+        ("[[1, 2", &["t.json", "JSON array"]),
+    ] {
+        fs::write(&path, text).unwrap();
+        fail(&mut logits(&fixture, &path, true, &out), words);
+    }
+    assert!(!out.exists());
+    fail(&mut logits(&fixture, &dir.path().join("none.json"), false, &out), &["none.json", "cannot read"]);
+}
+
+#[test]
+fn an_unwritable_output_is_found_before_the_work() {
+    let dir = TempDir::new().unwrap();
+    let (fixture, tokens) = (fixture("A"), dir.path().join("missing.json"));
+    // The tokens are missing too: the complaint must be about the output, so it was looked at first.
+    fail(
+        &mut logits(&fixture, &tokens, false, &dir.path().join("no/out.safetensors")),
+        &["out.safetensors", "no folder"],
+    );
+    fail(&mut logits(&fixture, &tokens, false, dir.path()), &["is a folder"]);
+}
+
+#[test]
+fn bad_models_are_refused() {
+    let dir = TempDir::new().unwrap();
+    let (fixture, out) = (fixture("A"), dir.path().join("out.safetensors"));
+    let tokens = tokens(dir.path(), &fixture);
+    let mut c = ttft();
+    c.arg("logits").arg("--base").arg(dir.path()).arg("--tokens").arg(&tokens).arg("--out").arg(&out);
+    fail(&mut c, &["config.json"]);
+    // A predictor of other networks.
+    let mut c = logits(&fixture, &tokens, false, &out);
+    c.arg("--aux").arg(fixture.join("aux")).arg("--predictor").arg(self::fixture("C").join("predictor"));
+    fail(&mut c, &["predictor"]);
+    fail(logits(&fixture, &tokens, false, &out).arg("--aux").arg(fixture.join("aux")), &["--predictor"]);
+    fail(logits(&fixture, &tokens, false, &out).args(["--generate", "0"]), &["--generate"]);
+}
+
+#[test]
+fn a_forced_isa_fails_with_the_list() {
+    let dir = TempDir::new().unwrap();
+    let (fixture, out) = (fixture("A"), dir.path().join("out.safetensors"));
+    let tokens = tokens(dir.path(), &fixture);
+    let have: Vec<_> = Isa::detected().into_iter().map(Isa::name).collect();
+    let lacking = Isa::ALL.into_iter().find(|i| !i.available()).expect("no CPU is both x86-64 and AArch64").name();
+    for name in [lacking, "avx1024"] {
+        let mut words = vec![name];
+        words.extend(&have);
+        fail(logits(&fixture, &tokens, false, &out).args(["--isa", name]), &words);
+        fail(logits(&fixture, &tokens, false, &out).env("TTFT_ISA", name), &words);
+        fail(ttft().arg("machine").env("TTFT_ISA", name), &words);
+    }
+    fail(logits(&fixture, &tokens, false, &out).args(["--backend", "blas"]), &["blas", "ttft, gemm"]);
+    fail(logits(&fixture, &tokens, false, &out).args(["--threads", "0"]), &["0 threads"]);
+    fail(logits(&fixture, &tokens, false, &out).args(["--kernel", "nope"]), &["nope"]);
+}
+
+#[test]
+fn machine_prints_limits() {
+    let text = succeed(ttft().arg("machine"));
+    assert!(text.contains("CPU") && text.contains("GFLOP/s"), "{text}");
+    let json: serde_json::Value = serde_json::from_str(&succeed(ttft().args(["machine", "--json"]))).unwrap();
+    assert!(json["limits"]["peaks"][0]["gflops"].as_f64().unwrap() > 0.0, "{json}");
+    assert!(json["limits"]["read_gb_per_s"].as_f64().unwrap() > 0.0, "{json}");
+    assert!(json["machine"]["logical_cores"].as_u64().unwrap() > 0, "{json}");
+}
+
+#[test]
+fn bench_runs_tiny_and_leaves_a_record() {
+    let dir = TempDir::new().unwrap();
+    let out = dir.path().join("run.jsonl");
+    let mut c = ttft();
+    c.args(["bench", "--tiny", "--rounds", "3", "--threads", "1"])
+        .arg("--out")
+        .arg(&out)
+        .arg("--weights")
+        .arg(dir.path().join("weights"));
+    let text = succeed(&mut c);
+    assert!(text.contains("Planned") && text.contains("OE1.1B-KVP-C-450M") && text.contains("tiny"), "{text}");
+    let record = ttft_reports::schema::Record::read(&out).unwrap();
+    let scenario = ttft_bench::scenario::Scenario::load("quick").unwrap();
+    assert_eq!(record.cells.len(), scenario.groups().len() * scenario.arms().unwrap().len());
+    assert!(record.skipped.is_empty());
+    for cell in &record.cells {
+        assert_eq!(cell.samples_ns.len(), 3, "{}", cell.id);
+        assert_eq!(cell.rounds, Some(vec![0, 1, 2]));
+        assert!(cell.gate.as_ref().is_some_and(|g| g.passed) && !cell.kernels.is_empty(), "{}", cell.id);
+        let phases: Vec<_> = cell.phases.iter().map(|p| p.name.as_str()).collect();
+        let expected: &[_] = if cell.aux.is_some() { &["auxiliary", "prediction", "base_step"] } else { &["prefill"] };
+        assert_eq!(phases, expected, "{}", cell.id);
+        assert!(cell.phases.iter().all(|p| p.samples_ns.iter().all(|&ns| ns > 0)), "{}", cell.id);
+        assert!(cell.cost().unwrap().flops.total() > 0 && cell.paper_flops.unwrap() > 0, "{}", cell.id);
+    }
+    // Rotation: in every group each system was at every place once.
+    for cells in record.cells.chunks(5) {
+        let first =
+            cells.iter().map(|c| c.round_positions.clone().unwrap()[0]).collect::<std::collections::BTreeSet<_>>();
+        assert_eq!(first.len(), 5);
+    }
+    // An existing record is not overwritten.
+    fail(&mut c, &["run.jsonl", "exists"]);
+}
+
+#[test]
+fn bench_skips_what_the_budget_does_not_hold() {
+    let dir = TempDir::new().unwrap();
+    let out = dir.path().join("run.jsonl");
+    let mut c = ttft();
+    c.args(["bench", "--tiny", "--budget", "0.000001"])
+        .arg("--out")
+        .arg(&out)
+        .arg("--weights")
+        .arg(dir.path().join("w"));
+    succeed(&mut c);
+    let record = ttft_reports::schema::Record::read(&out).unwrap();
+    assert!(record.cells.is_empty());
+    assert_eq!(record.skipped.len(), 20);
+    assert!(record.skipped.iter().all(|s| s.reason.contains("TTFT_BUDGET") && s.estimate_s.is_some()));
+}
+
+#[test]
+fn bench_refuses_bad_scenarios() {
+    fail(ttft().args(["bench", "--scenario", "quik"]), &["quik", "quick, grid"]);
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("s.toml");
+    fs::write(&path, "name = \"x\"\nsystems = 3").unwrap();
+    fail(ttft().args(["bench", "--preset"]).arg(&path), &["s.toml", "systems"]);
+    fail(ttft().args(["bench", "--budget=-3"]), &["--budget", "positive"]);
+    fail(ttft().args(["bench", "--precision", "fp4"]), &["fp4", "f32, bf16"]);
+}
+
+#[test]
+fn synth_writes_a_model_once() {
+    let dir = TempDir::new().unwrap();
+    let config = fixture("A").join("base/config.json");
+    let out = dir.path().join("model");
+    let synth = |name: &Path, out: &Path| {
+        let mut c = ttft();
+        c.arg("synth").arg(name).args(["--dtype", "bf16", "--seed", "7", "--out"]).arg(out);
+        c
+    };
+    succeed(&mut synth(&config, &out));
+    // The folder is a model: it runs.
+    let tokens = dir.path().join("t.json");
+    fs::write(&tokens, "[[1, 2, 3]]").unwrap();
+    let logits = dir.path().join("l.safetensors");
+    succeed(ttft().arg("logits").arg("--base").arg(&out).arg("--tokens").arg(&tokens).arg("--out").arg(&logits));
+    // The same seed gives the same bytes, and nothing is overwritten.
+    let again = dir.path().join("again");
+    succeed(&mut synth(&config, &again));
+    let file = |d: &Path| fs::read(d.join("model.safetensors")).unwrap();
+    assert!(file(&out) == file(&again));
+    assert!(succeed(&mut synth(&config, &out)).contains("already"));
+    let mine = dir.path().join("mine");
+    fs::create_dir(&mine).unwrap();
+    fs::write(mine.join("notes.txt"), "mine").unwrap();
+    fail(&mut synth(&config, &mine), &["mine"]);
+    assert_eq!(fs::read(mine.join("notes.txt")).unwrap(), b"mine");
+    fail(&mut synth(Path::new("OE7B"), &dir.path().join("x")), &["OE7B", "OE1.1B", "OE1.1B-KVP-C-450M"]);
+    fail(ttft().args(["synth", "OE270M", "--dtype", "i8", "--out", "x"]), &["i8", "f32, f16, bf16"]);
+}
+
+#[test]
+fn records_are_judged_compared_and_reported() {
+    let dir = TempDir::new().expect("a folder");
+    let record = Path::new(env!("CARGO_MANIFEST_DIR")).join("../reports/data/amd-epyc-zen4-2c/quick.jsonl");
+    let verdict = succeed(ttft().arg("validate").arg(&record));
+    assert!(verdict.contains("OE1.1B-KVP-C-450M"), "{verdict}");
+    let files = ["html", "md", "csv"].map(|f| (f, dir.path().join(format!("report.{f}"))));
+    let mut report = ttft();
+    report.arg("report").arg(&record).arg("paper");
+    for (format, file) in &files {
+        report.arg(format!("--{format}")).arg(file);
+    }
+    succeed(&mut report);
+    for (_, file) in &files {
+        let text = fs::read_to_string(file).expect("the report is there");
+        assert!(text.contains("OE1.1B-KVP-C-270M"), "{}", file.display());
+    }
+    let same = succeed(ttft().arg("compare").arg(&record).arg(&record));
+    assert!(same.contains("OE450M"), "{same}");
+    fail(ttft().arg("compare").arg(&record).arg("paper"), &["error"]);
+    fail(ttft().arg("report").arg(&record), &["--html"]);
+    fail(ttft().arg("validate").arg(fixture("A").join("meta.json")), &["error"]);
+}
