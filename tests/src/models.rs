@@ -1,0 +1,86 @@
+//! Fixtures recorded from the reference, engines to run them on, comparisons.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use safetensors::{Dtype, SafeTensors};
+use ttft_kernels::{Backend, Engine};
+use ttft_models::{KvPrediction, System};
+
+/// The recorded fixtures.
+pub const FIXTURES: [&str; 3] = ["A", "B", "C"];
+
+/// How far an f32 implementation may be from a recorded tensor.
+pub const ATOL: f32 = 1e-4;
+
+/// Folder of a fixture.
+pub fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)
+}
+
+/// The three parts of a fixture.
+pub fn load(name: &str) -> KvPrediction {
+    let dir = fixture(name);
+    KvPrediction::load(&dir.join("base"), &dir.join("aux"), &dir.join("predictor")).expect("the fixture loads")
+}
+
+/// Base alone, auxiliary alone, KV prediction.
+pub fn systems(s: &KvPrediction) -> [System; 3] {
+    [System::Network(Arc::clone(&s.base)), System::Network(Arc::clone(&s.aux)), System::KvPrediction(s.clone())]
+}
+
+/// A tensor of a recorded file.
+#[derive(Clone, Debug)]
+pub struct Tensor {
+    /// Dimensions.
+    pub shape: Vec<usize>,
+    /// F32 tensors.
+    pub f32s: Vec<f32>,
+    /// I64 tensors.
+    pub i64s: Vec<i64>,
+}
+
+/// Every tensor of a safetensors file.
+pub fn read(path: &Path) -> HashMap<String, Tensor> {
+    let bytes = std::fs::read(path).expect("the file is there");
+    let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
+    let tensor = |name: String, t: safetensors::tensor::TensorView<'_>| {
+        let mut out = Tensor { shape: t.shape().to_vec(), f32s: vec![], i64s: vec![] };
+        match t.dtype() {
+            Dtype::F32 => out.f32s = bytemuck::allocation::pod_collect_to_vec(t.data()),
+            Dtype::I64 => out.i64s = bytemuck::allocation::pod_collect_to_vec(t.data()),
+            other => panic!("{name}: {other}"),
+        }
+        (name, out)
+    };
+    file.tensors().into_iter().map(|(name, t)| tensor(name, t)).collect()
+}
+
+/// Every ISA of this machine with our kernels and the gemm crate, on 1 and 2 threads.
+pub fn engines() -> Vec<Engine> {
+    let backends = [Backend::Ours, Backend::Gemm];
+    let each = |isa| backends.into_iter().flat_map(move |b| [1, 2].map(|threads| crate::engine(isa, threads, b)));
+    crate::isas().into_iter().flat_map(each).collect()
+}
+
+/// Names an engine in messages.
+pub fn describe(e: &Engine) -> String {
+    format!("{} {} x{}", e.isa(), e.backend().name(), e.threads())
+}
+
+/// Largest absolute difference; infinite if the lengths differ or anything is not finite.
+pub fn max_abs_diff(a: &[f32], b: &[f32]) -> f32 {
+    if a.len() != b.len() {
+        return f32::INFINITY;
+    }
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, |m, d| if d.is_finite() { m.max(d) } else { f32::INFINITY })
+}
+
+/// Fails unless `found` is within [`ATOL`] of the recorded tensor.
+pub fn assert_close(what: &str, expected: &[f32], found: &[f32]) {
+    let d = max_abs_diff(expected, found);
+    assert!(d <= ATOL, "{what}: differs by {d:e} ({} values expected, {} found)", expected.len(), found.len());
+}

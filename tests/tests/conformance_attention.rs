@@ -1,0 +1,238 @@
+//! Attention of every ISA level of this machine against f64: over panels, blocks of keys, groups, tails and threads, with
+//! operands flush against guard pages and everything that must not be read poisoned with NaN.
+
+use half::bf16;
+use proptest::prelude::*;
+use ttft_kernels::{
+    AttnShape, Backend, DType, Element, Engine, HeadCache, Isa, Mat, MatMut, Options,
+    guard::{Flush, Guarded},
+    kernels_of, reference,
+};
+use ttft_tests::{EPS, dot_bound, engine, isas, values};
+
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    batch: usize,
+    n: usize,
+    past: usize,
+    kv_heads: usize,
+    group: usize,
+    d: usize,
+    /// Positions of the cache after the last one in use.
+    spare: usize,
+    /// Elements between rows of q and of the output beyond their columns.
+    pad: usize,
+    /// Largest magnitude of q: how sharp the softmax is.
+    sharp: f32,
+    flush: Flush,
+}
+
+const PLAIN: Case =
+    Case { batch: 1, n: 1, past: 0, kv_heads: 1, group: 1, d: 64, spare: 0, pad: 0, sharp: 4.0, flush: Flush::End };
+
+/// A cache whose positions from `total` on are NaN.
+fn cache<A: Element>(c: Case, seed: u64) -> (HeadCache<A>, Vec<f64>) {
+    let (total, capacity) = (c.past + c.n, c.past + c.n + c.spare);
+    let mut cache = HeadCache::new(c.batch, c.kv_heads, capacity, c.d);
+    let mut flat = Vec::new();
+    for b in 0..c.batch {
+        for h in 0..c.kv_heads {
+            let x = values(seed + (b * c.kv_heads + h) as u64, capacity * c.d, A::DTYPE);
+            let mut head = cache.head_mut(b, h);
+            for (t, x) in x.chunks_exact(c.d).enumerate() {
+                let poison = |x: f32| if t < total { x } else { f32::NAN };
+                head.row_mut(t).iter_mut().zip(x).for_each(|(y, x)| *y = A::from_f32(poison(*x)));
+                flat.extend(x.iter().map(|x| f64::from(*x)));
+            }
+        }
+    }
+    (cache, flat)
+}
+
+fn check<A: Element>(e: &Engine, c: Case) {
+    let seed = (c.n * 131 + c.past * 17 + c.d * 3 + c.group) as u64;
+    let (k, k64) = cache::<A>(c, seed);
+    let (v, v64) = cache::<A>(c, seed + 1000);
+    let (rows, heads) = (c.batch * c.n, c.kv_heads * c.group);
+    let (cols, stride) = (heads * c.d, heads * c.d + c.pad);
+    let q: Vec<A> = values(seed + 2000, rows * cols, A::DTYPE).iter().map(|x| A::from_f32(x * c.sharp)).collect();
+    let padded =
+        |at: usize| if at % stride < cols { q[at / stride * cols + at % stride] } else { A::from_f32(f32::NAN) };
+    let qg = Guarded::new(&(0..rows * stride).map(padded).collect::<Vec<A>>(), c.flush);
+    let mut og = Guarded::new(&vec![A::from_f32(-7.0); rows * stride], c.flush);
+    let shape = AttnShape { batch: c.batch, n: c.n, past: c.past };
+    let out = MatMut::new(og.as_mut_slice(), rows, stride).cols_at(0, cols);
+    e.attention(Mat::new(qg.as_slice(), rows, stride).cols_at(0, cols), &k, &v, shape, out).unwrap();
+
+    let q64 = reference::widen(&q);
+    let dims = (heads, c.kv_heads, k.capacity(), c.d);
+    let want = reference::attention(&q64, &k64, &v64, shape, dims);
+    let magnitudes = reference::attention(&q64, &k64, &v64.iter().map(|v| v.abs()).collect::<Vec<_>>(), shape, dims);
+    // The relative error of a probability: its score's absolute error, twice (the maximum has one, too), then the
+    // exponential's few ulp; P is rounded to BF16 where the ISA multiplies in BF16.
+    let largest = |x: &[f64]| x.iter().fold(0f64, |m, x| m.max(x.abs()));
+    let score = largest(&q64) * largest(&k64) * c.d as f64 / (c.d as f64).sqrt();
+    let score_error = dot_bound(c.d, score) + 4.0 * EPS * score;
+    let half = 1.0 / 512.0;
+    let (p_rounding, out_rounding) = if A::DTYPE == DType::BF16 { (half + 8e-5, half) } else { (0.0, EPS) };
+    let p_error = 2.0 * score_error + 8.0 * EPS + p_rounding;
+    for (at, found) in og.as_slice().iter().enumerate() {
+        let (i, j) = (at / stride, at % stride);
+        if j >= cols {
+            assert_eq!(found.to_f32(), -7.0, "{c:?}: written between rows, at [{i}][{j}]");
+            continue;
+        }
+        let (want, sum) = (want[i * cols + j], magnitudes[i * cols + j]);
+        // Numerator and denominator each: the probabilities' error and that of the summation.
+        let bound = sum * 2.0 * p_error + 2.0 * dot_bound(c.past + c.n + 8, sum);
+        let bound = bound + out_rounding * (want.abs() + bound) + 1e-30;
+        let found = f64::from(found.to_f32());
+        assert!(
+            (found - want).abs() <= bound,
+            "{c:?} at [{i}][{j}]: expected {want}, found {found}, bound {bound:e}, kernels {:?}",
+            e.take_used()
+        );
+    }
+}
+
+fn both(e: &Engine, c: Case) {
+    check::<f32>(e, c);
+    check::<bf16>(e, c);
+}
+
+/// Sizes just below, at and above an edge.
+fn around(edge: usize) -> [usize; 3] {
+    [edge.saturating_sub(1).max(1), edge, edge + 1]
+}
+
+#[test]
+fn every_kernel_around_its_edges() {
+    for isa in isas() {
+        for kernel in kernels_of(isa).into_iter().filter(|k| k.isa == isa) {
+            for threads in [1, 2] {
+                let gemm_kernel = Some(kernel.name.to_owned());
+                let e =
+                    Engine::new(&Options { isa: Some(isa), threads: Some(threads), gemm_kernel, ..Options::default() })
+                        .unwrap();
+                // Rows around a panel, keys around a block, features around a tile.
+                for n in around(kernel.mr).into_iter().chain([3 * kernel.mr + 1]).filter(|n| *n > 8) {
+                    for past in [0, 95, 96, 97] {
+                        both(&e, Case { n, past, d: 16, pad: 1, spare: n % 3, ..PLAIN });
+                    }
+                }
+                for d in around(kernel.nr).into_iter().chain(around(2 * kernel.mr)) {
+                    both(&e, Case { n: 20, past: 5, d, group: 2, flush: Flush::Start, ..PLAIN });
+                }
+                assert!(e.take_used().contains(&kernel.name), "{} was not exercised", kernel.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn shapes_of_the_models() {
+    for isa in isas() {
+        for threads in [1, 2, 3] {
+            let e = engine(isa, threads, Backend::Ours);
+            // Prefill, continued prefill, a decode step, a batch of them.
+            let base = Case { kv_heads: 3, group: 4, ..PLAIN };
+            both(&e, Case { n: 130, ..base });
+            both(&e, Case { n: 33, past: 100, batch: 2, d: 128, spare: 5, pad: 3, ..base });
+            both(&e, Case { past: 299, spare: 1, ..base });
+            both(&e, Case { past: 63, batch: 4, d: 128, ..base });
+        }
+    }
+}
+
+#[test]
+fn few_rows_over_long_and_split_caches() {
+    for isa in isas() {
+        for threads in [1, 2, 3] {
+            let e = engine(isa, threads, Backend::Ours);
+            for past in [0, 1, 126, 127, 128, 511, 512, 1023, 1500, 2600] {
+                both(&e, Case { past, d: 32, group: 3, ..PLAIN });
+            }
+            both(&e, Case { n: 2, past: 1022, group: 4, kv_heads: 2, d: 80, ..PLAIN });
+            both(&e, Case { n: 3, past: 1200, group: 2, d: 33, pad: 2, flush: Flush::Start, ..PLAIN });
+            let used = e.take_used();
+            assert!(used.iter().any(|n| n.starts_with("attention_stream")), "{used:?}");
+            assert!(!used.iter().any(|n| n.starts_with("attention_blocks")), "{used:?}");
+        }
+    }
+}
+
+#[test]
+fn heads_longer_than_a_tile() {
+    for isa in isas() {
+        let e = engine(isa, 2, Backend::Ours);
+        both(&e, Case { n: 37, past: 9, d: 1100, ..PLAIN });
+    }
+}
+
+#[test]
+fn scores_far_apart() {
+    // Scores of many hundreds: most probabilities underflow, and the maximum moves from block to block.
+    for isa in isas() {
+        let e = engine(isa, 2, Backend::Ours);
+        for n in [1, 200] {
+            both(&e, Case { n, past: 250, sharp: 300.0, ..PLAIN });
+        }
+    }
+}
+
+#[test]
+fn parallel_and_serial_agree_to_the_bit() {
+    // Blocks of keys do not depend on the threads, so neither does any rounding.
+    let c = Case { n: 100, past: 30, kv_heads: 2, group: 3, batch: 2, ..PLAIN };
+    let (k, _) = cache::<f32>(c, 1);
+    let (v, _) = cache::<f32>(c, 2);
+    let q = values(3, c.batch * c.n * 6 * c.d, DType::F32);
+    let shape = AttnShape { batch: c.batch, n: c.n, past: c.past };
+    for isa in isas() {
+        let run = |threads| {
+            let mut out = vec![0.0; q.len()];
+            let rows = c.batch * c.n;
+            let y = MatMut::new(&mut out, rows, 6 * c.d);
+            engine(isa, threads, Backend::Ours).attention(Mat::new(&q, rows, 6 * c.d), &k, &v, shape, y).unwrap();
+            out
+        };
+        let one = run(1);
+        assert!(one == run(2) && one == run(3), "{isa}");
+    }
+}
+
+#[test]
+fn a_nan_score_reaches_its_row_alone() {
+    for isa in isas() {
+        let e = engine(isa, 1, Backend::Ours);
+        let (n, d) = (40, 64);
+        let c = Case { n, ..PLAIN };
+        let ((k, _), (v, _)) = (cache::<f32>(c, 1), cache::<f32>(c, 2));
+        let mut q = values(3, n * d, DType::F32);
+        q[17 * d] = f32::NAN;
+        let mut out = vec![0.0; n * d];
+        let shape = AttnShape { batch: 1, n, past: 0 };
+        e.attention(Mat::new(&q, n, d), &k, &v, shape, MatMut::new(&mut out, n, d)).unwrap();
+        for (r, row) in out.chunks_exact(d).enumerate() {
+            assert!(row.iter().all(|x| x.is_nan() == (r == 17)), "{isa}: row {r}");
+        }
+    }
+}
+
+fn case() -> impl Strategy<Value = Case> {
+    (1..4usize, 1..120usize, 0..250usize, 1..4usize, 1..6usize, 1..140usize, 0..4usize, 0..3usize, any::<bool>())
+        .prop_map(|(batch, n, past, kv_heads, group, d, spare, pad, end)| {
+            let flush = if end { Flush::End } else { Flush::Start };
+            Case { batch, n, past, kv_heads, group, d, spare, pad, sharp: 8.0, flush }
+        })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn random_shapes(c in case(), threads in 1..4usize) {
+        for isa in Isa::detected() {
+            both(&engine(isa, threads, Backend::Ours), c);
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! Every GEMM and few-row kernel of every ISA level of this machine, against f64, over shapes around every tile edge,
+//! operands flush against guard pages.
+
+use half::{bf16, f16};
+use proptest::prelude::*;
+use ttft_kernels::{
+    Backend, DType, Element, Engine, Isa, Mat, MatMut, Options, Output, Weight,
+    guard::{Flush, Guarded},
+    kernels_of,
+};
+use ttft_tests::{EPS, dot_bound, engine, isas, values};
+
+/// What `linear` writes to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Out {
+    Store,
+    Bias,
+    Add,
+    SwiGlu,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    m: usize,
+    n: usize,
+    k: usize,
+    /// Elements between rows of x and of y beyond their columns.
+    pad: usize,
+    out: Out,
+    w: DType,
+    flush: Flush,
+}
+
+enum Stored {
+    F32(Guarded<f32>),
+    F16(Guarded<f16>),
+    BF16(Guarded<bf16>),
+}
+
+impl Stored {
+    fn new(dtype: DType, data: &[f32], flush: Flush) -> Stored {
+        match dtype {
+            DType::F32 => Stored::F32(Guarded::new(data, flush)),
+            DType::F16 => Stored::F16(Guarded::new(&data.iter().map(|x| f16::from_f32(*x)).collect::<Vec<_>>(), flush)),
+            DType::BF16 => {
+                Stored::BF16(Guarded::new(&data.iter().map(|x| bf16::from_f32(*x)).collect::<Vec<_>>(), flush))
+            }
+        }
+    }
+
+    fn weight(&self, n: usize, k: usize) -> Weight<'_> {
+        match self {
+            Stored::F32(d) => Weight::F32(Mat::new(d.as_slice(), n, k)),
+            Stored::F16(d) => Weight::F16(Mat::new(d.as_slice(), n, k)),
+            Stored::BF16(d) => Weight::BF16(Mat::new(d.as_slice(), n, k)),
+        }
+    }
+}
+
+/// Exact `x W^T` and the bound on an f32 evaluation of it, for each element.
+fn oracle(x: &[f32], w: &[f32], m: usize, n: usize, k: usize) -> Vec<(f64, f64)> {
+    let dot = |i: usize, j: usize| {
+        let (mut s, mut a) = (0.0, 0.0);
+        for (x, w) in x[i * k..][..k].iter().zip(&w[j * k..][..k]) {
+            let p = f64::from(*x) * f64::from(*w);
+            s += p;
+            a += p.abs();
+        }
+        (s, dot_bound(k, a))
+    };
+    (0..m * n).map(|at| dot(at / n, at % n)).collect()
+}
+
+/// Runs one case and compares every element; the gaps between rows must stay as they were.
+fn check<A: Element>(e: &Engine, c: Case) {
+    let Case { m, n, k, pad, out, w: dtype, flush } = c;
+    let seed = (m * 31 + n * 7 + k) as u64;
+    let (xs, ws) = (values(seed, m * k, A::DTYPE), values(seed + 1, n * k, dtype));
+    let bias = values(seed + 2, n, DType::F32);
+    let cols = if out == Out::SwiGlu { n / 2 } else { n };
+    let y0 = values(seed + 3, m * (cols + pad), DType::BF16);
+
+    // What lies between the rows of x must not matter.
+    let at = |i: usize| if i % (k + pad) < k { xs[i / (k + pad) * k + i % (k + pad)] } else { f32::NAN };
+    let padded: Vec<A> = (0..m * (k + pad)).map(|i| A::from_f32(at(i))).collect();
+    let xg = Guarded::new(&padded, flush);
+    let x = Mat::new(xg.as_slice(), m, k + pad).cols_at(0, k);
+    let wg = Stored::new(dtype, &ws, flush);
+    let mut y32 = Guarded::new(&y0, flush);
+    let mut ya = Guarded::new(&y0.iter().map(|v| A::from_f32(*v)).collect::<Vec<_>>(), flush);
+    let y = MatMut::new(y32.as_mut_slice(), m, cols + pad).cols_at(0, cols);
+    let target = match out {
+        Out::Store => Output::Store(y),
+        Out::Bias => Output::Bias(y, &bias),
+        Out::Add => Output::Add(y),
+        Out::SwiGlu => Output::SwiGlu(MatMut::new(ya.as_mut_slice(), m, cols + pad).cols_at(0, cols)),
+    };
+    e.linear(x, wg.weight(n, k), target).unwrap();
+
+    let exact = oracle(&xs, &ws, m, n, k);
+    for (at, before) in y0.iter().enumerate() {
+        let (i, j, before) = (at / (cols + pad), at % (cols + pad), f64::from(*before));
+        let found = f64::from(if out == Out::SwiGlu { ya.as_slice()[at].to_f32() } else { y32.as_slice()[at] });
+        let (want, bound) = if j >= cols {
+            (before, 0.0)
+        } else {
+            let (s, b) = exact[i * n + j];
+            match out {
+                Out::Store => (s, b),
+                Out::Bias => {
+                    // The bias may be added first, last or in between: it takes part in every rounding.
+                    let t = f64::from(bias[j]);
+                    (s + t, b + dot_bound(k, t.abs()) + EPS * (s + t).abs())
+                }
+                Out::Add => (s + before, b + EPS * (b + (s + before).abs())),
+                Out::SwiGlu => {
+                    let (t, bt) = exact[i * n + j + cols];
+                    let silu = |x: f64| x / (1.0 + (-x).exp());
+                    let want = silu(s) * t;
+                    // |silu'| <= 1.1; exp within 2 ulp and a few more roundings; then the rounding to A.
+                    let last = if A::DTYPE == DType::BF16 { 1.0 / 256.0 } else { EPS };
+                    let inner = 1.1 * b * (t.abs() + bt) + silu(s).abs() * bt + 16.0 * EPS * want.abs();
+                    (want, inner + last * (want.abs() + inner) + f64::from(f32::MIN_POSITIVE))
+                }
+            }
+        };
+        assert!(
+            (found - want).abs() <= bound,
+            "{c:?} at [{i}][{j}]: expected {want}, found {found}, bound {bound:e}, kernels {:?}",
+            e.take_used()
+        );
+    }
+}
+
+fn all_types(e: &Engine, base: Case) {
+    for w in [DType::F32, DType::F16, DType::BF16] {
+        check::<f32>(e, Case { w, ..base });
+        check::<bf16>(e, Case { w, ..base });
+    }
+}
+
+/// Sizes just below, at and above a tile edge.
+fn around(edge: usize) -> [usize; 3] {
+    [edge.saturating_sub(1).max(1), edge, edge + 1]
+}
+
+#[test]
+fn every_kernel_around_its_tile_edges() {
+    for isa in isas() {
+        for kernel in kernels_of(isa).into_iter().filter(|k| k.isa == isa) {
+            for threads in [1, 2] {
+                let e = Engine::new(&Options {
+                    isa: Some(isa),
+                    threads: Some(threads),
+                    gemm_kernel: Some(kernel.name.to_owned()),
+                    ..Options::default()
+                })
+                .unwrap();
+                for m in around(kernel.mr).into_iter().chain([2 * kernel.mr + 1]) {
+                    for n in around(kernel.nr).into_iter().chain([5 * kernel.nr + 2]) {
+                        for k in [1, 2, 3, 17] {
+                            let flush = if (m + n + k) % 2 == 0 { Flush::End } else { Flush::Start };
+                            let c = Case { m, n, k, pad: (m + k) % 3, out: Out::Store, w: DType::BF16, flush };
+                            check::<bf16>(&e, c);
+                            if k == 17 {
+                                all_types(&e, Case { out: Out::Add, ..c });
+                                all_types(&e, Case { n: n + n % 2, out: Out::SwiGlu, ..c });
+                                all_types(&e, Case { out: Out::Bias, ..c });
+                            }
+                        }
+                    }
+                }
+                // Around one call's longest K, and across several calls.
+                for k in around(kernel.kc).into_iter().chain([2 * kernel.kc + 3]) {
+                    let c =
+                        Case { m: kernel.mr + 1, n: 2, k, pad: 1, out: Out::Store, w: DType::BF16, flush: Flush::End };
+                    check::<bf16>(&e, c);
+                    all_types(&e, Case { m: 2, out: Out::Bias, ..c });
+                }
+                assert!(e.take_used().contains(&kernel.name), "{} was not exercised", kernel.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn few_rows_of_every_type() {
+    for isa in isas() {
+        let e = engine(isa, 2, Backend::Ours);
+        for m in 1..=9 {
+            for n in [1, 2, 3, 4, 5, 64, 131] {
+                for k in [1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 64, 250] {
+                    let flush = if (n + k) % 2 == 0 { Flush::End } else { Flush::Start };
+                    all_types(&e, Case { m, n, k, pad: m % 2, out: Out::Store, w: DType::F32, flush });
+                }
+            }
+            for out in [Out::Bias, Out::Add, Out::SwiGlu] {
+                all_types(&e, Case { m, n: 46, k: 97, pad: 3, out, w: DType::F32, flush: Flush::End });
+            }
+        }
+        println!("{isa}: {:?}", e.take_used());
+    }
+}
+
+#[test]
+fn the_gemm_crate_agrees() {
+    let e = engine(Isa::best(), 2, Backend::Gemm);
+    for (m, n, k) in [(1, 2, 1), (5, 34, 70), (33, 130, 129), (64, 258, 40)] {
+        for out in [Out::Store, Out::Bias, Out::Add, Out::SwiGlu] {
+            all_types(&e, Case { m, n, k, pad: 2, out, w: DType::F32, flush: Flush::End });
+        }
+    }
+    assert_eq!(e.take_used(), ["gemm_crate_f32xf32_f32"]);
+}
+
+#[test]
+fn empty_dimensions_are_no_work() {
+    for backend in [Backend::Ours, Backend::Gemm] {
+        let e = engine(Isa::best(), 2, backend);
+        let w = [0.0f32; 6];
+        let none = Output::Store(MatMut::new(&mut [], 0, 2));
+        e.linear::<f32>(Mat::new(&[], 0, 3), Weight::F32(Mat::new(&w, 2, 3)), none).unwrap();
+        let mut y = [7.0f32; 6];
+        let zero = Output::Store(MatMut::new(&mut y, 3, 2));
+        e.linear::<f32>(Mat::new(&[], 3, 0), Weight::F32(Mat::new(&[], 2, 0)), zero).unwrap();
+        assert_eq!(y, [0.0; 6], "a sum over nothing is zero");
+    }
+}
+
+#[test]
+fn wrong_shapes_are_refused() {
+    let e = engine(Isa::best(), 1, Backend::Ours);
+    let (x, w) = ([0.0f32; 6], [0.0f32; 6]);
+    let mut y = [0.0f32; 4];
+    let mut refusal = |wn, wk, ym, yn, bias: Option<&[f32]>| {
+        let y = MatMut::new(&mut y, ym, yn);
+        let out = match bias {
+            Some(b) => Output::Bias(y, b),
+            None => Output::Store(y),
+        };
+        e.linear(Mat::new(&x, 2, 3), Weight::F32(Mat::new(&w, wn, wk)), out).unwrap_err().to_string()
+    };
+    assert_eq!(refusal(3, 2, 2, 2, None), "linear: columns of x (K): expected 2, found 3");
+    assert_eq!(refusal(2, 3, 1, 4, None), "linear: rows of y (M): expected 2, found 1");
+    assert_eq!(refusal(2, 3, 2, 2, Some(&[0.0])), "linear: length of the bias (N): expected 2, found 1");
+}
+
+#[test]
+fn unknown_kernels_and_isas_name_what_there_is() {
+    let bad = Engine::new(&Options { gemm_kernel: Some("gemm_fast".into()), ..Options::default() }).unwrap_err();
+    assert!(bad.to_string().contains(kernels_of(Isa::best())[0].name), "{bad}");
+    let unknown = Isa::parse("sse9").unwrap_err().to_string();
+    assert!(unknown.contains("portable"), "{unknown}");
+    for lacking in Isa::ALL.into_iter().filter(|i| !i.available()) {
+        let e = Isa::parse(lacking.name()).unwrap_err().to_string();
+        assert!(e.contains("not available") && e.contains("portable"), "{e}");
+    }
+    assert!(Engine::new(&Options { threads: Some(0), ..Options::default() }).is_err());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_shape(
+        m in 1usize..100, n in 1usize..140, k in 1usize..300, pad in 0usize..5, out in 0usize..4,
+        w in 0usize..3, wide in any::<bool>(), threads in 1usize..4, start in any::<bool>(),
+    ) {
+        let out = [Out::Store, Out::Bias, Out::Add, Out::SwiGlu][out];
+        let c = Case {
+            m, n: if out == Out::SwiGlu { n + n % 2 } else { n }, k, pad, out,
+            w: [DType::F32, DType::F16, DType::BF16][w],
+            flush: if start { Flush::Start } else { Flush::End },
+        };
+        for isa in Isa::detected() {
+            let e = engine(isa, threads, Backend::Ours);
+            if wide { check::<f32>(&e, c) } else { check::<bf16>(&e, c) }
+        }
+    }
+}

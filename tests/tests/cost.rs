@@ -1,0 +1,224 @@
+//! Counts: parameters, FLOPs and bytes, against figures worked out by hand and the paper's.
+
+use ttft_kernels::DType;
+use ttft_models::{
+    Extent, OpenElmConfig, Phase, Precision, RunSpec,
+    config::{LayerShape, TensorSpec},
+    cost::{CostSystem, Flops, PhaseCost},
+    zoo,
+};
+use ttft_tests::models::{FIXTURES, load, systems};
+
+fn spec(batch: usize, prompt: usize, extent: Extent) -> RunSpec {
+    RunSpec { batch, prompt, generate: 1, precision: Precision::F32, extent }
+}
+
+#[test]
+fn parameters_of_the_paper() {
+    for (name, params) in
+        [("OE270M", 271_527_168), ("OE450M", 457_179_136), ("OE1.1B", 1_079_891_456), ("OE3B", 3_036_647_424)]
+    {
+        assert_eq!(zoo::network(name).unwrap().params(), params, "{name}");
+    }
+    for (name, params) in [("OE1.1B-KVP-C-450M", 6_206_592), ("OE1.1B-KVP-C-270M", 5_436_544)] {
+        assert_eq!(CostSystem::named(name, DType::F32).unwrap().predictor_params(), params, "{name}");
+    }
+}
+
+#[test]
+fn headline_reductions_of_the_paper() {
+    // Tables 5 and 6, to their two decimals; 2.362 and 3.977 to three.
+    for (name, reduction) in [
+        ("OE1.1B-KVP-C-450M", 2.36),
+        ("OE1.1B-KVP-C-270M", 3.98),
+        ("OE1.1B-KVP-LP-0.75", 1.34),
+        ("OE1.1B-KVP-LP-0.50", 1.93),
+        ("OE1.1B-KVP-LP-0.25", 3.60),
+        ("OE3B-KVP-C-1.1B", 2.81),
+        ("OE3B-KVP-C-450M", 6.64),
+        ("OE3B-KVP-C-270M", 11.18),
+        ("OE3B-KVP-LP-0.75", 1.34),
+        ("OE3B-KVP-LP-0.50", 1.97),
+        ("OE3B-KVP-LP-0.25", 3.84),
+    ] {
+        let r = CostSystem::named(name, DType::F32).unwrap().paper_reduction();
+        assert!((r - reduction).abs() < 0.0051, "{name}: {r}");
+    }
+    for (name, reduction) in [("OE1.1B-KVP-C-450M", 2.362), ("OE1.1B-KVP-C-270M", 3.977)] {
+        let r = CostSystem::named(name, DType::F32).unwrap().paper_reduction();
+        assert!((r - reduction).abs() < 0.00051, "{name}: {r}");
+    }
+}
+
+/// FLOPs of the phases for 64 prompts of 59 tokens. For [`Extent::FullNetwork`], each pass with whole layers but one head
+/// per sequence, as a plain call of both networks that asks for the last logits.
+fn at_the_papers_point(name: &str, extent: Extent) -> Vec<u64> {
+    let s = CostSystem::named(name, DType::F32).unwrap();
+    let head = |c: &OpenElmConfig| 2 * 64 * (c.vocab * c.dim) as u64;
+    let flops = |p: &PhaseCost| match (extent, p.phase, &s.pair) {
+        (Extent::FirstToken, ..) | (_, Phase::Prediction, _) => p.flops.total(),
+        (_, Phase::Auxiliary, Some((aux, _))) => p.flops.total() - p.flops.head + head(aux),
+        _ => p.flops.total() - p.flops.head + head(&s.base),
+    };
+    s.first_token(&spec(64, 59, extent)).iter().map(flops).collect()
+}
+
+#[test]
+fn exact_reductions_at_the_papers_point() {
+    for (name, whole, needed) in [
+        ("OE1.1B-KVP-C-450M", 2.38, 2.43),
+        ("OE1.1B-KVP-C-270M", 4.04, 4.20),
+        ("OE1.1B-KVP-LP-0.75", 1.34, 1.37),
+        ("OE1.1B-KVP-LP-0.50", 1.98, 2.10),
+        ("OE1.1B-KVP-LP-0.25", 3.93, 4.69),
+    ] {
+        for (extent, expected) in [(Extent::FullNetwork, whole), (Extent::FirstToken, needed)] {
+            let total = |name| at_the_papers_point(name, extent).iter().sum::<u64>() as f64;
+            let r = total("OE1.1B") / total(name);
+            assert!((r - expected).abs() < 0.0051, "{name} {extent:?}: {r}");
+        }
+    }
+}
+
+#[test]
+fn shares_of_prediction_and_base_step() {
+    for (name, predictor) in [("OE1.1B-KVP-C-450M", 0.015), ("OE1.1B-KVP-C-270M", 0.023)] {
+        let p = at_the_papers_point(name, Extent::FullNetwork);
+        let share = p[1] as f64 / p[0] as f64;
+        assert!((share - predictor).abs() < 0.0006, "{name}: {share}");
+    }
+    let p = at_the_papers_point("OE1.1B-KVP-C-450M", Extent::FullNetwork);
+    let share = p[2] as f64 / p.iter().sum::<u64>() as f64;
+    assert!((share - 0.042).abs() < 0.0015, "{share}");
+}
+
+/// One layer by hand: D 8, d 2, H 4, K 2, F 6, V 10.
+fn tiny(layers: usize) -> OpenElmConfig {
+    let l = LayerShape { query_heads: 4, kv_heads: 2, ffn: 6, ffn_multiplier: 0.75 };
+    OpenElmConfig {
+        vocab: 10,
+        dim: 8,
+        head_dim: 2,
+        layers: vec![l; layers],
+        ffn_dim_divisor: 2,
+        gqa_groups: 2,
+        qk_norm: true,
+        tied: true,
+        rope_theta: 10000.0,
+        max_context: 16,
+    }
+}
+
+#[test]
+fn a_small_prefill_by_hand() {
+    let s = CostSystem { base: tiny(2), pair: None, weights: DType::BF16 };
+    // A layer's weights: qkv [16, 8], out [8, 8], proj_1 [12, 8], proj_2 [8, 6] = 128 + 64 + 96 + 48 = 336.
+    let whole = s.first_token(&spec(3, 5, Extent::FullNetwork));
+    assert_eq!(whole.len(), 1);
+    assert_eq!(whole[0].phase, Phase::Prefill);
+    assert_eq!(
+        whole[0].flops,
+        Flops {
+            projections: 2 * (2 * 15 * 336),
+            // Per layer, sequence and head: 1+2+3+4+5 = 15 pairs, 2 FLOPs for each of d = 2 features, twice.
+            attention: 2 * (3 * 4 * 15 * 2 * 2 * 2),
+            head: 2 * 15 * 10 * 8,
+            prediction: 0,
+        }
+    );
+    // Per layer 336 weights and norms of 8 + 8 + 2 + 2; final norm 8; table 80; two bytes each.
+    assert_eq!(whole[0].weight_bytes, 2 * (2 * (336 + 20) + 8 + 80));
+    // Per layer keys and values of 4 features for 15 positions, written and read, in f32.
+    assert_eq!(whole[0].cache_bytes, 2 * (2 * 4 * 15 * 2) * 4);
+
+    let needed = s.first_token(&spec(3, 5, Extent::FirstToken));
+    assert_eq!(
+        needed[0].flops,
+        Flops {
+            // The last layer: keys and values [8, 8] for 15 rows, the other 272 weights for 3.
+            projections: 2 * 15 * 336 + 2 * 15 * 64 + 2 * 3 * 272,
+            attention: 3 * 4 * 15 * 8 + 3 * 4 * 5 * 8,
+            head: 2 * 3 * 10 * 8,
+            prediction: 0,
+        }
+    );
+    assert_eq!(needed[0].weight_bytes, whole[0].weight_bytes);
+    assert_eq!(s.paper_flops(3, 5), 2 * 15 * s.base.params());
+    assert_eq!(s.base.params(), 2 * 356 + 8 + 80);
+    assert_eq!(s.next_token(&spec(3, 5, Extent::FirstToken), 5).flops.attention, 2 * (3 * 4 * 6 * 8));
+}
+
+#[test]
+fn a_small_prediction_by_hand() {
+    let s = CostSystem { base: tiny(2), pair: Some((tiny(3), vec![1, 1])), weights: DType::F32 };
+    let [aux, prediction, step]: [_; 3] = s.first_token(&spec(1, 4, Extent::FirstToken)).try_into().unwrap();
+    assert_eq!([aux.phase, prediction.phase, step.phase], [Phase::Auxiliary, Phase::Prediction, Phase::BaseStep]);
+    // Three tokens; layer 0 whole, of layer 1 keys and values alone, layer 2 is read by nobody.
+    assert_eq!(
+        aux.flops,
+        Flops { projections: 2 * 3 * 336 + 2 * 3 * 64, attention: 4 * 6 * 8, head: 0, prediction: 0 }
+    );
+    assert_eq!(aux.weight_bytes, 4 * (356 + 64 + 8 + 3 * 8));
+    // Layer 0: 8 features for 3 positions written, read, copied; layer 1: copied.
+    assert_eq!(aux.cache_bytes, 4 * (8 * 3 * 3 + 8 * 3));
+    // Per base layer, keys and values: [4, 4] and a bias of 4.
+    assert_eq!(prediction.flops.total(), 2 * (2 * 2 * 3 * 16));
+    assert_eq!(prediction.weight_bytes, 4 * 2 * 2 * 20);
+    assert_eq!(prediction.cache_bytes, 4 * 2 * 2 * 3 * (4 + 4));
+    assert_eq!(s.predictor_params(), 2 * 2 * 20);
+    // One row, four positions seen.
+    assert_eq!(step.flops, Flops { projections: 2 * 2 * 336, attention: 2 * (4 * 4 * 8), head: 2 * 80, prediction: 0 });
+    assert_eq!(step.cache_bytes, 4 * 2 * 8 * (1 + 4));
+
+    let [aux, ..]: [_; 3] = s.first_token(&spec(1, 4, Extent::FullNetwork)).try_into().unwrap();
+    assert_eq!(aux.flops.projections, 3 * 2 * 3 * 336);
+    assert_eq!(aux.flops.head, 2 * 3 * 80);
+    assert_eq!(s.paper_flops(1, 4), 2 * (3 * (tiny(3).params() + 80) + tiny(2).params()));
+    assert_eq!(s.first_token(&spec(1, 1, Extent::FirstToken)).len(), 1);
+}
+
+#[test]
+fn loaded_systems_count_as_their_configurations() {
+    for name in FIXTURES {
+        let models = load(name);
+        for system in systems(&models) {
+            let s = CostSystem::of(&system);
+            assert_eq!(s.weights, DType::F32);
+            let matrices = |t: &TensorSpec| t.shape.len() == 2;
+            let bytes: u64 = s.base.tensors().iter().filter(|t| matrices(t)).map(|t| t.elements() * 4).sum();
+            assert_eq!(system.base().mapped_bytes(), bytes, "{name}");
+        }
+    }
+}
+
+#[test]
+fn the_zoo_is_complete_and_consistent() {
+    for name in zoo::NETWORKS {
+        let c = zoo::network(name).unwrap();
+        let text = serde_json::to_vec(&c.to_json("bfloat16")).unwrap();
+        assert_eq!(OpenElmConfig::parse("config.json".as_ref(), &text).unwrap(), c, "{name}");
+    }
+    for name in zoo::PAIRS {
+        let p = zoo::pair(name).unwrap();
+        let (base, aux) = (zoo::network(p.base).unwrap(), zoo::network(p.aux).unwrap());
+        assert_eq!(p.layer_map.len(), base.layers.len(), "{name}");
+        // Every map is monotonic and uses every auxiliary layer.
+        assert!(p.layer_map.is_sorted(), "{name}");
+        let mut used = p.layer_map.clone();
+        used.dedup();
+        assert_eq!(used, (0..aux.layers.len()).collect::<Vec<_>>(), "{name}");
+    }
+    // Table 1, verbatim.
+    for (name, map) in [
+        ("OE1.1B-KVP-C-450M", "0 0 1 1 2 2 3 3 4 4 5 5 6 6 7 7 8 9 10 11 12 13 14 15 16 17 18 19"),
+        ("OE1.1B-KVP-C-270M", "0 0 1 1 2 2 3 3 4 4 5 5 6 6 7 7 8 8 9 9 10 10 11 11 12 13 14 15"),
+        ("OE1.1B-KVP-LP-0.75", "0 1 2 2 3 4 5 5 6 7 8 8 9 10 11 11 12 13 14 14 15 16 17 17 18 19 20 20"),
+        ("OE1.1B-KVP-LP-0.50", "0 0 1 1 2 2 3 3 4 4 5 5 6 6 7 7 8 8 9 9 10 10 11 11 12 12 13 13"),
+        ("OE1.1B-KVP-LP-0.25", "0 0 0 0 1 1 1 1 2 2 2 2 3 3 3 3 4 4 4 4 5 5 5 5 6 6 6 6"),
+        ("OE3B-KVP-C-450M", "0 0 1 1 2 2 3 3 4 4 5 5 6 6 7 7 8 8 9 9 10 10 11 11 12 12 13 13 14 14 15 15 16 17 18 19"),
+        ("OE3B-KVP-C-270M", "0 0 0 1 1 1 2 2 2 3 3 3 4 4 5 5 6 6 7 7 8 8 9 9 10 10 11 11 12 12 13 13 14 14 15 15"),
+    ] {
+        let expected: Vec<usize> = map.split(' ').map(|j| j.parse().unwrap()).collect();
+        assert_eq!(zoo::pair(name).unwrap().layer_map, expected, "{name}");
+    }
+}

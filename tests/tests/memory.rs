@@ -1,0 +1,62 @@
+//! The memory plan against an allocator that counts.
+
+use std::{alloc::System as SystemAllocator, sync::Arc};
+
+use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
+use ttft_kernels::{Backend, Isa};
+use ttft_models::{
+    DType, Extent, Network, Precision, RunSpec, System, cost::CostSystem, memory, memory_of, plan, synth,
+};
+use ttft_tests::{
+    engine,
+    models::{load, systems},
+};
+
+#[global_allocator]
+static COUNTING: &StatsAlloc<SystemAllocator> = &INSTRUMENTED_SYSTEM;
+
+/// One test, as the counters belong to the process.
+#[test]
+fn plans_are_what_is_allocated_and_weights_stay_mapped() {
+    let dir = tempfile::tempdir().unwrap();
+    let models = load("A");
+    let mut config = models.base.config().clone();
+    config.vocab = 40_000;
+    let spec = synth::Spec::custom("wide", config, DType::BF16, 0);
+    spec.make(dir.path(), &|_, _| ()).unwrap();
+    let region = Region::new(COUNTING);
+    let wide = Network::load(dir.path()).unwrap();
+    let held = region.change();
+    let held = held.bytes_allocated - held.bytes_deallocated;
+    assert!(wide.mapped_bytes() > 5_000_000 && held < 50_000, "{held} bytes for {} mapped", wide.mapped_bytes());
+
+    let e = engine(Isa::best(), 1, Backend::Ours);
+    let [base, aux, kvp] = systems(&models);
+    for system in [base, aux, kvp, System::Network(Arc::new(wide))] {
+        for precision in [Precision::F32, Precision::Bf16] {
+            for extent in [Extent::FirstToken, Extent::FullNetwork] {
+                for (batch, prompt, generate) in [(1, 1, 1), (2, 9, 4), (3, 700, 2)] {
+                    let spec = RunSpec { batch, prompt, generate, precision, extent };
+                    let planned = memory(&system, &spec);
+                    assert_eq!(memory_of(&CostSystem::of(&system), &spec).allocated(), planned.allocated());
+                    let region = Region::new(COUNTING);
+                    let mut run = plan(&system, &spec).unwrap();
+                    let held = region.change();
+                    let held = (held.bytes_allocated - held.bytes_deallocated) as u64;
+                    // What is not counted: ids, tables of layers.
+                    let slack = 16_384 + 4 * (batch * prompt) as u64;
+                    let range = planned.allocated()..planned.allocated() + slack;
+                    assert!(range.contains(&held), "{spec:?}: {planned:?}, {held} held");
+
+                    // A token allocates next to nothing: everything was planned.
+                    let ids = vec![1; batch * prompt];
+                    run.first_token(&e, &ids).unwrap();
+                    let region = Region::new(COUNTING);
+                    run.first_token(&e, &ids).unwrap();
+                    let change = region.change();
+                    assert!(change.bytes_allocated < 65_536, "{spec:?}: {change:?}");
+                }
+            }
+        }
+    }
+}
