@@ -7,9 +7,14 @@ use std::{process::ExitCode, time::Duration};
 use anyhow::Result;
 use criterion::{Bencher, Criterion, SamplingMode, Throughput};
 use ttft_bench::{
-    criterion_args::CriterionArgs, knobs::RunKnobs, planner::Plan, scenario::Arm, session::Session, weights::Size,
+    criterion_args::CriterionArgs,
+    knobs::RunKnobs,
+    planner::{Plan, Residence},
+    scenario::Arm,
+    session::{Group, Session},
+    weights::Size,
 };
-use ttft_reports::schema::Sampler;
+use ttft_reports::schema::{Sampler, Skipped};
 
 fn main() -> ExitCode {
     let args = CriterionArgs::parse(std::env::args().skip(1));
@@ -60,8 +65,9 @@ fn run(criterion: &mut Criterion, args: &CriterionArgs, mut knobs: RunKnobs) -> 
     let any = |a: &&Arm| groups.iter().any(|&(batch, prompt)| args.selects(&a.id(batch, prompt)));
     let arms: Vec<Arm> = session.arms.iter().filter(any).cloned().collect();
     if !args.test() {
-        println!("{}\n", Plan::new(&mut session, &arms, runs)?);
+        println!("{}\n", Plan::new(&session, &arms, runs, Residence::Alone)?);
     }
+    session.weights.make(&arms)?;
     let mut group = criterion.benchmark_group("ttft");
     group.sampling_mode(SamplingMode::Flat);
     for (batch, prompt) in groups {
@@ -70,13 +76,20 @@ fn run(criterion: &mut Criterion, args: &CriterionArgs, mut knobs: RunKnobs) -> 
         let all = estimates.iter().sum::<f64>() * f64::from(runs);
         if let Some(reason) = session.over_budget(all) {
             for (arm, estimate) in arms.iter().zip(estimates) {
-                session.skip(&arm.id(batch, prompt), &reason, Some(estimate * f64::from(runs)))?;
+                let (id, reason) = (arm.id(batch, prompt), reason.clone());
+                let estimate_s = Some(estimate * f64::from(runs));
+                session.skip(Skipped { id, reason, estimate_s, ..Default::default() })?;
             }
             continue;
         }
         for arm in arms {
             let id = arm.id(batch, prompt);
-            let mut running = match session.open(arm, batch, prompt, &[]) {
+            if let Some((reason, need)) = session.over_memory([arm].into_iter(), batch, prompt)? {
+                session.skip(Skipped { id, reason, estimate_bytes: Some(need), ..Default::default() })?;
+                continue;
+            }
+            let cell = Group { batch, prompt, part: 1, arms: vec![arm.clone()] };
+            let mut running = match session.open(arm, &cell) {
                 Ok(running) => running,
                 Err(e) => {
                     session.fail(&id, &e)?;

@@ -8,7 +8,7 @@ use clap::{Args, CommandFactory, Parser};
 use ttft_kernels::{Backend, Engine, Isa, Options};
 use ttft_models::{Extent, Precision};
 
-use crate::scenario::{Named, Scenario};
+use crate::scenario::{Named, PRESETS, Scenario};
 
 /// Which engine computes.
 #[derive(Args, Clone, Debug)]
@@ -45,9 +45,9 @@ impl EngineKnobs {
 /// What to measure, and where things go.
 #[derive(Args, Clone, Debug)]
 pub struct RunKnobs {
-    /// Preset (quick, grid) or path of a scenario file
-    #[arg(long, visible_alias = "preset", env = "TTFT_SCENARIO", value_name = "NAME|FILE", default_value = "quick")]
-    pub scenario: String,
+    /// Preset (quick, grid, table5, table5-3b, fig1, fig5b, controls) or path of a scenario file (default: quick)
+    #[arg(long, visible_alias = "preset", env = "TTFT_SCENARIO", value_name = "NAME|FILE")]
+    pub scenario: Option<String>,
     /// Type of activations and caches: f32 or bf16 (default: the scenario's)
     #[arg(long, env = "TTFT_PRECISION", value_name = "TYPE", value_parser = Precision::from_name)]
     pub precision: Option<Precision>,
@@ -83,12 +83,17 @@ impl RunKnobs {
         Ok(Env::try_parse_from(["ttft"])?.knobs)
     }
 
+    /// The scenario that is asked for, or the default.
+    pub fn scenario_name(&self) -> &str {
+        self.scenario.as_deref().unwrap_or(PRESETS[0].0)
+    }
+
     /// The scenario with what the knobs change in it.
     ///
     /// # Errors
     /// As [`Scenario::load`].
     pub fn scenario(&self) -> Result<Scenario> {
-        let mut s = Scenario::load(&self.scenario)?;
+        let mut s = Scenario::load(self.scenario_name())?;
         s.precision = self.precision.or(s.precision);
         s.extent = self.extent.or(s.extent);
         s.budget_s = self.budget.unwrap_or(s.budget_s);
@@ -108,7 +113,8 @@ impl RunKnobs {
     }
 }
 
-fn seconds(text: &str) -> Result<f64, String> {
+/// A positive number of seconds.
+pub(crate) fn seconds(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(s) if s > 0.0 && s.is_finite() => Ok(s),
         _ => Err("expected a positive number of seconds".into()),
@@ -126,5 +132,15 @@ mod tests {
             assert!(readme.contains(&format!("`{name}`")), "README.md does not mention {name}");
         }
         assert_eq!(RunKnobs::variables().len(), 10);
+    }
+
+    #[test]
+    fn help_and_readme_name_every_preset() {
+        let (_, help) = RunKnobs::variables().swap_remove(0);
+        let readme = include_str!("../../README.md");
+        for (name, _) in PRESETS {
+            assert!(help.contains(name), "the help of TTFT_SCENARIO does not name {name}");
+            assert!(readme.contains(&format!("`{name}`")), "README.md does not name {name}");
+        }
     }
 }

@@ -13,8 +13,15 @@ use ttft_models::{Extent, Precision, zoo};
 use ttft_reports::schema::Kind;
 
 /// The presets by name, with their text. A new preset is a file and a row here.
-pub const PRESETS: &[(&str, &str)] =
-    &[("quick", include_str!("../scenarios/quick.toml")), ("grid", include_str!("../scenarios/grid.toml"))];
+pub const PRESETS: &[(&str, &str)] = &[
+    ("quick", include_str!("../scenarios/quick.toml")),
+    ("grid", include_str!("../scenarios/grid.toml")),
+    ("table5", include_str!("../scenarios/table5.toml")),
+    ("table5-3b", include_str!("../scenarios/table5-3b.toml")),
+    ("fig1", include_str!("../scenarios/fig1.toml")),
+    ("fig5b", include_str!("../scenarios/fig5b.toml")),
+    ("controls", include_str!("../scenarios/controls.toml")),
+];
 
 /// A scenario file.
 #[derive(Clone, Debug, Deserialize)]
@@ -24,8 +31,12 @@ pub struct Scenario {
     pub name: String,
     /// What it is for.
     pub description: String,
-    /// Pairs (each stands for its base alone, its auxiliary alone and the KV prediction) and single networks.
+    /// Pairs (each stands for its base alone, its auxiliary alone and the KV prediction) and single networks: a
+    /// layer-pruned one is compared with the network it was made from, any other with `base`. What stands here twice is
+    /// measured twice, as a control.
     pub systems: Vec<String>,
+    /// The network that single canonical networks are compared with; by default each stands for itself.
+    pub base: Option<String>,
     /// Type of the synthetic weights: `f32`, `f16` or `bf16`.
     #[serde(deserialize_with = "named::<_, DType>")]
     pub dtype: DType,
@@ -41,6 +52,9 @@ pub struct Scenario {
     pub batches: Vec<usize>,
     /// Samples of each cell (criterion takes at least 10).
     pub rounds: u32,
+    /// Tokens after the first that are timed with every sample.
+    #[serde(default)]
+    pub decode: u32,
     /// Seconds that all of it may take, weights included.
     pub budget_s: f64,
     /// Seed of weights and prompts.
@@ -105,12 +119,15 @@ pub struct Arm {
     pub base: String,
     /// The auxiliary of a KV prediction.
     pub aux: Option<String>,
+    /// 1, or higher for one that is measured again beside itself.
+    pub copy: u32,
 }
 
 impl Arm {
-    /// `ttft/OE1.1B-KVP-C-450M/kvp/b4/p256`.
+    /// `ttft/OE1.1B-KVP-C-450M/kvp/b4/p256`; of a copy with its number behind.
     pub fn id(&self, batch: usize, prompt: usize) -> String {
-        format!("ttft/{}/{}/b{batch}/p{prompt}", self.system, self.kind.name())
+        let copy = if self.copy > 1 { format!("/{}", self.copy) } else { String::new() };
+        format!("ttft/{}/{}/b{batch}/p{prompt}{copy}", self.system, self.kind.name())
     }
 
     /// The networks it runs.
@@ -120,6 +137,54 @@ impl Arm {
             None => vec![&self.system],
         }
     }
+}
+
+/// What a list of systems stands for, each network once: bases first, then smaller networks, then KV predictions, then
+/// what stands in the list again.
+///
+/// # Errors
+/// A name that is not in the zoo.
+pub fn arms(base: Option<&str>, systems: &[impl AsRef<str>]) -> Result<Vec<Arm>> {
+    if let Some(base) = base {
+        zoo::network(base).context("base")?;
+    }
+    let names: Vec<&str> = systems.iter().map(AsRef::as_ref).collect();
+    let mut arms: Vec<Arm> = Vec::new();
+    for name in base.iter().chain(&names) {
+        for arm in arms_of(name, base).context("systems")? {
+            if !arms.iter().any(|a| (&a.system, &a.aux) == (&arm.system, &arm.aux)) {
+                arms.push(arm);
+            }
+        }
+    }
+    arms.sort_by_key(|a| a.kind);
+    for (i, name) in names.iter().enumerate() {
+        let before = names[..i].iter().filter(|n| *n == name).count();
+        let again = arms.iter().find(|a| a.system == *name).filter(|_| before > 0).cloned();
+        arms.extend(again.map(|a| Arm { copy: before as u32 + 1, ..a }));
+    }
+    Ok(arms)
+}
+
+/// What one name of the list stands for.
+fn arms_of(name: &str, base: Option<&str>) -> Result<Vec<Arm>> {
+    let alone = |system: &str, base: &str| Arm {
+        kind: if system == base { Kind::Base } else { Kind::Aux },
+        system: system.into(),
+        base: base.into(),
+        aux: None,
+        copy: 1,
+    };
+    if let Ok(pair) = zoo::pair(name) {
+        let kvp = Arm { kind: Kind::Kvp, aux: Some(pair.aux.into()), ..alone(name, pair.base) };
+        return Ok(vec![alone(pair.base, pair.base), alone(pair.aux, pair.base), kvp]);
+    }
+    if zoo::network(name).is_err() {
+        let (networks, pairs) = (zoo::NETWORKS.join(", "), zoo::PAIRS.join(", "));
+        bail!("'{name}' is neither a network ({networks}) nor a pair ({pairs})");
+    }
+    let base = zoo::pruned_from(name).or(base).unwrap_or(name);
+    Ok(vec![alone(base, base), alone(name, base)])
 }
 
 impl Scenario {
@@ -160,6 +225,7 @@ impl Scenario {
             }
         }
         ensure!((1..=1_000_000).contains(&s.rounds), "rounds: expected 1 to 1000000, found {}", s.rounds);
+        ensure!(s.decode <= 1000, "decode: expected 0 to 1000, found {}", s.decode);
         ensure!(
             s.budget_s > 0.0 && s.budget_s.is_finite(),
             "budget_s: expected a positive number, found {}",
@@ -169,37 +235,12 @@ impl Scenario {
         Ok(s)
     }
 
-    /// What is timed in every group, each network once: bases first, then auxiliaries, then KV predictions.
+    /// What is timed in every group.
     ///
     /// # Errors
     /// A name that is not in the zoo.
     pub fn arms(&self) -> Result<Vec<Arm>> {
-        let mut arms: Vec<Arm> = Vec::new();
-        let mut add = |kind, system: &str, base: &str, aux: Option<&str>| {
-            let known = arms.iter().any(|a| a.system == system && (a.aux.is_some() || aux.is_none()));
-            if !known {
-                arms.push(Arm { kind, system: system.into(), base: base.into(), aux: aux.map(Into::into) });
-            }
-        };
-        let mut pairs = Vec::new();
-        for name in &self.systems {
-            if let Ok(pair) = zoo::pair(name) {
-                add(Kind::Base, pair.base, pair.base, None);
-                pairs.push((name, pair));
-            } else if zoo::network(name).is_ok() {
-                add(Kind::Base, name, name, None);
-            } else {
-                let (networks, pairs) = (zoo::NETWORKS.join(", "), zoo::PAIRS.join(", "));
-                bail!("systems: '{name}' is neither a network ({networks}) nor a pair ({pairs})");
-            }
-        }
-        for (_, pair) in &pairs {
-            add(Kind::Aux, pair.aux, pair.base, None);
-        }
-        for (name, pair) in &pairs {
-            add(Kind::Kvp, name, pair.base, Some(pair.aux));
-        }
-        Ok(arms)
+        arms(self.base.as_deref(), &self.systems)
     }
 
     /// The (batch, prompt) groups, cheapest first.
@@ -256,6 +297,50 @@ mod tests {
                 "ttft/OE1.1B-KVP-C-270M/kvp/b4/p256",
             ]
         );
+    }
+
+    fn ids(systems: &str) -> Vec<String> {
+        let text = GOOD.replace(r#"systems = ["OE1.1B-KVP-C-450M", "OE270M", "OE1.1B-KVP-C-270M"]"#, systems);
+        Scenario::parse(&text).unwrap().arms().unwrap().iter().map(|a| format!("{} {}", a.id(1, 8), a.base)).collect()
+    }
+
+    #[test]
+    fn smaller_networks_are_compared_with_their_base() {
+        assert_eq!(
+            ids(r#"systems = ["OE1.1B-LP-0.50"]"#),
+            ["ttft/OE1.1B/base/b1/p8 OE1.1B", "ttft/OE1.1B-LP-0.50/aux/b1/p8 OE1.1B"]
+        );
+        assert_eq!(
+            ids("base = \"OE1.1B\"\nsystems = [\"OE450M\"]"),
+            ["ttft/OE1.1B/base/b1/p8 OE1.1B", "ttft/OE450M/aux/b1/p8 OE1.1B"]
+        );
+        assert_eq!(ids(r#"systems = ["OE450M"]"#), ["ttft/OE450M/base/b1/p8 OE450M"]);
+    }
+
+    #[test]
+    fn what_is_listed_twice_is_measured_twice() {
+        assert_eq!(
+            ids(r#"systems = ["OE1.1B", "OE1.1B", "OE1.1B-KVP-SELF"]"#),
+            [
+                "ttft/OE1.1B/base/b1/p8 OE1.1B",
+                "ttft/OE1.1B-KVP-SELF/kvp/b1/p8 OE1.1B",
+                "ttft/OE1.1B/base/b1/p8/2 OE1.1B",
+            ]
+        );
+    }
+
+    /// Every cell of the paper's table is a cell of the preset, so that the two can be compared.
+    #[test]
+    fn table_5_is_the_papers() {
+        let scenario = Scenario::load("table5").unwrap();
+        let arms = scenario.arms().unwrap();
+        let ours: Vec<_> = arms.iter().map(|a| a.id(64, 59)).collect();
+        let mut paper = ttft_reports::paper::table5().cells;
+        paper.retain(|c| matches!(c.kind, Kind::Base | Kind::Aux | Kind::Kvp));
+        for cell in &paper {
+            assert!(ours.contains(&cell.id), "{} is not measured", cell.id);
+        }
+        assert_eq!((arms.len(), scenario.groups()), (paper.len(), vec![(64, 59)]));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! and close them; what a sample is, and what goes into the record, is the same.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -19,10 +19,12 @@ use ttft_models::{
     plan,
 };
 use ttft_reports::schema::{
-    self, Cell, Gate, Limits, Memory, PhaseRecord, Record, RunHeader, Sampler, Settings, Skipped, Writer,
+    self, Cell, Decode, Gate, Limits, Memory, PhaseRecord, Record, RunHeader, Sampler, Settings, Skipped, Writer,
 };
-
-use ttft_reports::format::{bytes, seconds};
+use ttft_reports::{
+    format::{bytes, seconds},
+    summary,
+};
 
 use crate::{
     estimate::Speed,
@@ -30,7 +32,7 @@ use crate::{
     knobs::RunKnobs,
     machine::{self, Probe},
     output,
-    scenario::{Arm, Scenario},
+    scenario::{Arm, PRESETS, Scenario},
     weights::{Size, Weights},
 };
 
@@ -55,8 +57,51 @@ pub struct Session {
     writer: Writer,
     started: Instant,
     failed: Vec<String>,
+    /// The last measurement of every cell in the record.
+    measured: HashMap<String, Measured>,
+    /// Cells that an earlier part of this run could not measure.
+    skipped: BTreeSet<String>,
     /// The scenario as it was asked for.
     scenario_arg: String,
+}
+
+/// What must be known of a cell in the record.
+#[derive(Clone, Copy, Debug)]
+struct Measured {
+    attempt: u32,
+    unstable: bool,
+}
+
+impl Measured {
+    fn of(cell: &Cell) -> Measured {
+        Measured { attempt: cell.attempt, unstable: summary::unstable(cell) }
+    }
+}
+
+/// Systems that are measured next to one another, at one batch and prompt length.
+#[derive(Clone, Debug)]
+pub struct Group {
+    /// Sequences.
+    pub batch: usize,
+    /// Prompt tokens of each.
+    pub prompt: usize,
+    /// 1, or higher where memory does not hold all systems of this batch and length at once.
+    pub part: u32,
+    /// The systems.
+    pub arms: Vec<Arm>,
+}
+
+impl Group {
+    /// Its name in records.
+    pub fn label(&self) -> String {
+        let part = if self.part > 1 { format!("/{}", self.part) } else { String::new() };
+        format!("b{}/p{}{part}", self.batch, self.prompt)
+    }
+
+    /// The ids of its cells.
+    pub fn ids(&self) -> impl Iterator<Item = String> + '_ {
+        self.arms.iter().map(|a| a.id(self.batch, self.prompt))
+    }
 }
 
 /// The command line; of the program only its name, since where it lies is the user's own affair.
@@ -79,35 +124,60 @@ fn count(n: usize) -> Option<u32> {
     n.try_into().ok()
 }
 
-impl Session {
-    /// Starts a run: builds the engine, measures the machine's limits, opens the record.
-    ///
-    /// # Errors
-    /// A knob that cannot be honoured; a record that exists or cannot be written.
-    pub fn start(knobs: &RunKnobs, sampler: Sampler, rounds: Option<u32>, size: Size) -> Result<Session> {
+/// What a resumed run must have in common with its beginning, as places in [`RunHeader`].
+const SAME: &[&str] = &[
+    "/settings/sampler",
+    "/settings/scenario",
+    "/settings/scenario_sha256",
+    "/settings/rounds",
+    "/settings/isa",
+    "/settings/backend",
+    "/settings/threads",
+    "/settings/precision",
+    "/settings/extent",
+    "/settings/seed",
+    "/machine/cpu_model",
+    "/machine/arch",
+    "/machine/logical_cores",
+    "/machine/memory_total_bytes",
+    "/git/revision",
+    "/notes",
+];
+
+/// Where two runs are not the same run, in words.
+fn differences(before: &RunHeader, now: &RunHeader) -> Result<Vec<String>> {
+    let (before, now) = (serde_json::to_value(before)?, serde_json::to_value(now)?);
+    let text = |v: Option<&serde_json::Value>| v.map_or("nothing".into(), ToString::to_string);
+    let pairs = SAME.iter().map(|place| (place, before.pointer(place), now.pointer(place)));
+    let unequal = pairs.filter(|(_, b, n)| b != n);
+    let words = unequal.map(|(place, b, n)| format!("{}: {} then, {} now", &place[1..], text(b), text(n)));
+    Ok(words.collect())
+}
+
+/// What stands in a record of tiny networks.
+const TINY_NOTE: &str = "Tiny networks of the same structure: nothing here says anything about the real ones.";
+
+/// A run before its record is open.
+struct Setup {
+    scenario: Scenario,
+    engine: Engine,
+    weights: Weights,
+    compute: ttft_kernels::DType,
+    /// Without limits and name.
+    header: RunHeader,
+}
+
+impl Setup {
+    fn new(knobs: &RunKnobs, sampler: Sampler, rounds: Option<u32>, size: Size) -> Result<Setup> {
         let mut scenario = knobs.scenario()?;
         scenario.rounds = rounds.unwrap_or(scenario.rounds);
-        let arms = scenario.arms()?;
         let weights = Weights::new(knobs.weights.clone(), scenario.dtype, scenario.seed, size)?;
         let engine = knobs.engine.engine()?;
-        let started_at = now();
-        let path = match &knobs.out {
-            Some(path) => path.clone(),
-            None => default_record(&scenario.name, &started_at)?,
-        };
-        let precision = scenario.precision();
-        let activations = precision.dtype();
+        let activations = scenario.precision().dtype();
         let compute = machine::compute_dtype(&engine, activations, scenario.dtype);
-        let probe = match size {
-            Size::Real => Probe::for_machine(compute),
-            Size::Tiny => Probe::new(1 << 20, compute),
-        };
-        let limits = probe.limits(&engine);
-        let name = path.file_stem().map(|s| s.to_string_lossy().replace(char::is_whitespace, "_"));
         let header = RunHeader {
             schema: schema::SCHEMA.into(),
-            run_id: name.unwrap_or_else(|| scenario.name.clone()),
-            started_at: Some(started_at),
+            started_at: Some(now()),
             command: command(),
             git: machine::git(),
             ttft_version: Some(env!("CARGO_PKG_VERSION").into()),
@@ -125,17 +195,27 @@ impl Session {
                 seed: Some(scenario.seed),
             },
             machine: machine::fingerprint(),
-            limits: limits.clone(),
-            notes: Vec::new(),
+            notes: if size == Size::Tiny { vec![TINY_NOTE.into()] } else { Vec::new() },
+            ..RunHeader::default()
         };
-        let speed = Speed::new(&limits, machine::dtype(compute));
-        let writer = Writer::create(&path, header)?;
+        Ok(Setup { scenario, engine, weights, compute, header })
+    }
+
+    fn probe(&self) -> Probe {
+        match self.weights.size() {
+            Size::Real => Probe::for_machine(self.compute),
+            Size::Tiny => Probe::new(1 << 20, self.compute),
+        }
+    }
+
+    /// The session that goes on with `writer`, of which `record` is what is there already.
+    fn session(self, probe: Probe, limits: Limits, writer: Writer, record: &Record, arg: &str) -> Result<Session> {
         Ok(Session {
-            scenario,
-            arms,
-            engine,
-            weights,
-            speed,
+            arms: self.scenario.arms()?,
+            scenario: self.scenario,
+            engine: self.engine,
+            weights: self.weights,
+            speed: Speed::new(&limits, machine::dtype(self.compute)),
             limits,
             probe,
             networks: HashMap::new(),
@@ -144,8 +224,56 @@ impl Session {
             writer,
             started: Instant::now(),
             failed: Vec::new(),
-            scenario_arg: knobs.scenario.clone(),
+            measured: record.cells.iter().map(|c| (c.id.clone(), Measured::of(c))).collect(),
+            skipped: record.skipped.iter().map(|s| s.id.clone()).collect(),
+            scenario_arg: arg.to_owned(),
         })
+    }
+}
+
+impl Session {
+    /// Starts a run: builds the engine, measures the machine's limits, opens the record.
+    ///
+    /// # Errors
+    /// A knob that cannot be honoured; a record that exists or cannot be written.
+    pub fn start(knobs: &RunKnobs, sampler: Sampler, rounds: Option<u32>, size: Size) -> Result<Session> {
+        let mut setup = Setup::new(knobs, sampler, rounds, size)?;
+        let path = match &knobs.out {
+            Some(path) => path.clone(),
+            None => default_record(&setup.scenario.name, setup.header.started_at.as_deref().unwrap_or_default())?,
+        };
+        let name = path.file_stem().map(|s| s.to_string_lossy().replace(char::is_whitespace, "_"));
+        setup.header.run_id = name.unwrap_or_else(|| setup.scenario.name.clone());
+        let probe = setup.probe();
+        let limits = probe.limits(&setup.engine);
+        setup.header.limits = limits.clone();
+        let writer = Writer::create(&path, setup.header.clone())?;
+        setup.session(probe, limits, writer, &Record::default(), knobs.scenario_name())
+    }
+
+    /// Goes on with an interrupted run in rounds. What its record tells is taken from there: the scenario, if it is a
+    /// preset and none is asked for, and the rounds.
+    ///
+    /// # Errors
+    /// As [`Session::start`]; a record of another scenario, other settings, another machine or revision.
+    pub fn resume(knobs: &RunKnobs, rounds: Option<u32>, size: Size, path: &Path) -> Result<Session> {
+        let (writer, record) = Writer::resume(path)?;
+        let then = &record.run.settings;
+        let mut knobs = knobs.clone();
+        if knobs.scenario.is_none() {
+            knobs.scenario = then.scenario.clone().filter(|name| PRESETS.iter().any(|(n, _)| n == name));
+        }
+        let setup = Setup::new(&knobs, Sampler::Rounds, rounds.or(then.rounds), size)?;
+        let differences = differences(&record.run, &setup.header)?;
+        ensure!(
+            differences.is_empty(),
+            "{}: not the same run, so it is not resumed ({}): give the settings it was started with, or start a new run",
+            path.display(),
+            differences.join("; ")
+        );
+        eprintln!("resuming {}: {} cells are there", path.display(), record.cells.len());
+        let probe = setup.probe();
+        setup.session(probe, record.run.limits.clone(), writer, &record, knobs.scenario_name())
     }
 
     /// What the machine reached.
@@ -163,18 +291,71 @@ impl Session {
         self.scenario.budget_s - self.started.elapsed().as_secs_f64()
     }
 
+    /// Lets the run take `seconds` from now on.
+    pub fn grant(&mut self, seconds: f64) {
+        self.scenario.budget_s = self.started.elapsed().as_secs_f64() + seconds;
+    }
+
+    /// Whether the record holds all that can be had of a group.
+    pub fn finished(&self, group: &Group) -> bool {
+        let there = |id: &String| self.measured.contains_key(id);
+        group.ids().any(|id| there(&id)) && group.ids().all(|id| there(&id) || self.skipped.contains(&id))
+    }
+
+    /// The cells of a group whose last measurement was disturbed, with the number of attempts so far.
+    pub fn unstable(&self, group: &Group) -> Vec<(String, u32)> {
+        let attempts = |id: String| self.measured.get(&id).filter(|m| m.unstable).map(|m| (id, m.attempt));
+        group.ids().filter_map(attempts).collect()
+    }
+
     /// What a cell asks of the models.
     pub fn spec(&self, batch: usize, prompt: usize) -> RunSpec {
         let (precision, extent) = (self.scenario.precision(), self.scenario.extent());
-        RunSpec { batch, prompt, generate: 1, precision, extent }
+        RunSpec { batch, prompt, generate: 1 + self.scenario.decode as usize, precision, extent }
     }
 
-    /// Estimated seconds of one sample.
+    /// Estimated seconds of one sample, generation included.
     ///
     /// # Errors
     /// A system that is not in the zoo.
     pub fn estimate(&self, arm: &Arm, batch: usize, prompt: usize) -> Result<f64> {
-        Ok(self.speed.seconds(&phases(&self.weights.cost(arm)?, &self.spec(batch, prompt))))
+        let (cost, spec) = (self.weights.cost(arm)?, self.spec(batch, prompt));
+        let (_, step) = phase(cost.next_token(&spec, prompt));
+        let decode = f64::from(self.scenario.decode) * self.speed.seconds(&[("decode".into(), step)]);
+        Ok(self.speed.seconds(&phases(&cost, &spec)) + decode)
+    }
+
+    /// Bytes that these systems need next to one another: weights mapped (each network once), caches and activations.
+    ///
+    /// # Errors
+    /// A system that is not in the zoo.
+    pub fn memory<'a>(&self, arms: impl Iterator<Item = &'a Arm>, batch: usize, prompt: usize) -> Result<u64> {
+        let (spec, arms) = (self.spec(batch, prompt), arms.collect::<Vec<_>>());
+        let weights = self.weights.bytes(arms.iter().copied())?;
+        arms.iter().try_fold(weights, |sum, arm| {
+            let own = ttft_models::memory_of(&self.weights.cost(arm)?, &spec).allocated();
+            Ok(sum.saturating_add(own))
+        })
+    }
+
+    /// Why memory does not hold these systems next to one another, with what they need.
+    ///
+    /// # Errors
+    /// A system that is not in the zoo.
+    pub fn over_memory<'a>(
+        &self,
+        arms: impl Iterator<Item = &'a Arm>,
+        batch: usize,
+        prompt: usize,
+    ) -> Result<Option<(String, u64)>> {
+        let need = self.memory(arms, batch, prompt)?;
+        // Something is left for the rest of the process and of the machine.
+        let free = machine::available_memory().map(|free| free - free / 16);
+        Ok(free.filter(|free| need > *free).map(|free| {
+            let (asked, there) = (bytes(need), bytes(free));
+            let hint = "take a smaller batch, prompt or model";
+            (format!("needs {asked} of memory (weights mapped, caches, activations), {there} can be had: {hint}"), need)
+        }))
     }
 
     /// The system of an arm, its weights made, verified and mapped.
@@ -211,50 +392,14 @@ impl Session {
         Ok(network)
     }
 
-    /// Bytes that a cell needs: weights mapped, caches and activations.
+    /// Opens a cell: weights, correctness gate, buffers, and the speed of the machine before it.
     ///
     /// # Errors
-    /// As [`Session::system`].
-    pub fn memory(&mut self, arm: &Arm, batch: usize, prompt: usize) -> Result<u64> {
-        Ok(ttft_models::memory(&*self.system(arm)?, &self.spec(batch, prompt)).total())
-    }
-
-    /// Bytes of weights that these arms map, each network once.
-    fn mapped<'a>(&self, arms: impl Iterator<Item = &'a Arm>) -> u64 {
-        let systems: Vec<_> = arms.filter_map(|a| self.systems.get(&a.system)).collect();
-        let mut networks = BTreeMap::new();
-        for s in &systems {
-            let (aux, predictor) = match &***s {
-                System::Network(_) => (None, None),
-                System::KvPrediction(p) => (Some(&p.aux), Some(&p.predictor)),
-            };
-            networks.extend([s.base()].into_iter().chain(aux).map(|n| (Arc::as_ptr(n) as usize, n.mapped_bytes())));
-            networks.extend(predictor.map(|p| (Arc::as_ptr(p) as usize, p.mapped_bytes())));
-        }
-        networks.into_values().fold(0, u64::saturating_add)
-    }
-
-    /// Opens a cell: weights, memory preflight, correctness gate, buffers, and the speed of the machine before it.
-    /// `beside` are the cells that stay open.
-    ///
-    /// # Errors
-    /// Why the cell must not be timed; [`Session::skip`] notes it.
-    pub fn open(&mut self, arm: &Arm, batch: usize, prompt: usize, beside: &[Running]) -> Result<Running> {
+    /// Why the cell must not be timed; [`Session::fail`] notes it.
+    pub fn open(&mut self, arm: &Arm, group: &Group) -> Result<Running> {
+        let (batch, prompt) = (group.batch, group.prompt);
         let system = self.system(arm)?;
         let spec = self.spec(batch, prompt);
-        let own = ttft_models::memory(&system, &spec).allocated();
-        let need = self.mapped(beside.iter().map(|r| &r.arm).chain([arm]))
-            + beside.iter().fold(own, |sum, r| sum.saturating_add(r.allocated));
-        if let Some(free) = machine::available_memory() {
-            ensure!(
-                need <= free,
-                "needs {} of memory (weights mapped, caches and activations, with the {} systems measured beside it), {} \
-                 are available: take a smaller batch, prompt or model",
-                bytes(need),
-                beside.len(),
-                bytes(free)
-            );
-        }
         let gate = self.gate(arm, &system)?;
         let inference = plan(&system, &spec)?;
         let weights = self.scenario.dtype;
@@ -268,6 +413,9 @@ impl Session {
             prompt.try_into().context("prompt")?,
         );
         let cost = self.weights.cost(arm)?;
+        cell.id = arm.id(batch, prompt);
+        cell.attempt = self.measured.get(&cell.id).map_or(1, |m| m.attempt + 1);
+        cell.group = group.label();
         cell.started_at = Some(now());
         cell.weight_dtype = Some(machine::dtype(weights));
         cell.precision = Some(machine::dtype(activations));
@@ -286,10 +434,9 @@ impl Session {
         let ids = self.prompt(&system, batch * prompt);
         let before = self.probe.speed(&self.engine);
         Ok(Running {
-            arm: arm.clone(),
-            allocated: own,
             inference,
             ids,
+            decode: self.scenario.decode,
             cell,
             before,
             calls: Vec::new(),
@@ -332,7 +479,7 @@ impl Session {
     /// # Errors
     /// What writing the record says.
     pub fn close(&mut self, running: Running, samples: usize, rounds: Option<(Vec<u32>, Vec<u32>)>) -> Result<()> {
-        let Running { mut cell, calls, kernels, before, .. } = running;
+        let Running { mut cell, calls, kernels, before, decode, .. } = running;
         let (warm, taken) = calls.split_at(calls.len().saturating_sub(samples));
         let nanos = |d: Duration| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX);
         cell.warmup_ns = warm.iter().flat_map(|c| &c.times).map(|t| nanos(t.total)).collect();
@@ -344,6 +491,10 @@ impl Session {
                 |t: &&PhaseTimes| t.phases.iter().find(|(p, _)| p.name() == phase.name).map_or(0, |(_, d)| nanos(*d));
             phase.samples_ns = times.iter().map(of).collect();
         }
+        cell.decode = (decode > 0).then(|| Decode {
+            steps: decode,
+            samples_ns: taken.iter().flat_map(|c| &c.steps).map(|d| nanos(*d)).collect(),
+        });
         (cell.rounds, cell.round_positions) = rounds.unzip();
         cell.kernels = kernels.into_iter().map(Into::into).collect();
         let faults = |f: fn(&(u64, u64)) -> u64| taken.iter().map(|c| c.faults.as_ref().map(f)).sum::<Option<u64>>();
@@ -356,17 +507,20 @@ impl Session {
         cell.drift = Some(machine::drift(before, self.probe.speed(&self.engine)));
         cell.load_after = machine::load();
         self.speed.learn(&cell);
-        Ok(self.writer.cell(&cell)?)
+        self.writer.cell(&cell)?;
+        self.measured.insert(cell.id.clone(), Measured::of(&cell));
+        Ok(())
     }
 
     /// Notes a cell that is not timed.
     ///
     /// # Errors
     /// What writing the record says.
-    pub fn skip(&mut self, id: &str, reason: &str, estimate_s: Option<f64>) -> Result<()> {
+    pub fn skip(&mut self, skipped: Skipped) -> Result<()> {
+        let (id, reason) = (&skipped.id, skipped.reason.replace(char::is_control, " "));
         eprintln!("skipped {id}: {reason}");
-        let reason = reason.replace(char::is_control, " ");
-        Ok(self.writer.skipped(&Skipped { id: id.into(), reason, estimate_s, ..Default::default() })?)
+        self.skipped.insert(id.clone());
+        Ok(self.writer.skipped(&Skipped { reason, ..skipped })?)
     }
 
     /// Notes a cell that failed; [`Session::finish`] reports it.
@@ -375,7 +529,7 @@ impl Session {
     /// What writing the record says.
     pub fn fail(&mut self, id: &str, error: &anyhow::Error) -> Result<()> {
         self.failed.push(id.to_owned());
-        self.skip(id, &format!("{error:#}"), None)
+        self.skip(Skipped { id: id.into(), reason: format!("failed: {error:#}"), ..Default::default() })
     }
 
     /// Whether the budget holds `estimate` seconds more; if not, the reason.
@@ -418,17 +572,16 @@ impl Session {
 #[derive(Debug)]
 struct Call {
     times: Vec<PhaseTimes>,
+    /// Tokens after the first, sample after sample.
+    steps: Vec<Duration>,
     faults: Option<(u64, u64)>,
 }
 
 /// An open cell.
 pub struct Running {
-    /// The system.
-    pub arm: Arm,
-    /// Bytes of its buffers.
-    allocated: u64,
     inference: Box<dyn Inference>,
     ids: Vec<u32>,
+    decode: u32,
     cell: Cell,
     before: (Option<f64>, Option<f64>),
     calls: Vec<Call>,
@@ -436,21 +589,38 @@ pub struct Running {
 }
 
 impl Running {
-    /// Runs to the first token `n` times, one call of the sampler; the sum of the times.
+    /// The cell's id.
+    pub fn id(&self) -> &str {
+        &self.cell.id
+    }
+
+    /// The system's name.
+    pub fn system(&self) -> &str {
+        &self.cell.system
+    }
+
+    /// Runs to the first token `n` times, one call of the sampler, and after each time some steps further; the sum of the
+    /// times to first token.
     ///
     /// # Errors
     /// What the models say.
     pub fn call(&mut self, engine: &Engine, n: u64) -> Result<Duration> {
         engine.take_used();
-        let before = machine::faults();
-        let mut times = Vec::new();
+        let mut call = Call { times: Vec::new(), steps: Vec::new(), faults: Some((0, 0)) };
         for _ in 0..n {
-            times.push(self.inference.first_token(engine, &self.ids)?);
+            let before = machine::faults();
+            call.times.push(self.inference.first_token(engine, &self.ids)?);
+            let taken = before.zip(machine::faults()).map(|(b, a)| (a.0 - b.0, a.1 - b.1));
+            call.faults = call.faults.zip(taken).map(|(sum, n)| (sum.0 + n.0, sum.1 + n.1));
+            self.kernels.extend(engine.take_used());
+            for _ in 0..self.decode {
+                call.steps.push(self.inference.next_token(engine)?);
+            }
+            // Kernels of generation are no part of the time to first token.
+            engine.take_used();
         }
-        let faults = before.zip(machine::faults()).map(|(b, a)| (a.0 - b.0, a.1 - b.1));
-        self.kernels.extend(engine.take_used());
-        let total = times.iter().map(|t| t.total).sum();
-        self.calls.push(Call { times, faults });
+        let total = call.times.iter().map(|t| t.total).sum();
+        self.calls.push(call);
         Ok(total)
     }
 }
@@ -463,13 +633,14 @@ impl std::fmt::Debug for Running {
 
 /// The phases of a system to its first token, with their work, in the words of the records.
 fn phases(cost: &CostSystem, spec: &RunSpec) -> Vec<(String, schema::Cost)> {
-    let record = |p: PhaseCost| {
-        let PhaseCost { phase, flops, weight_bytes, cache_bytes } = p;
-        let Flops { projections, attention, head, prediction } = flops;
-        let flops = schema::Flops { projections, attention, head, prediction };
-        (phase.name().to_owned(), schema::Cost { flops, weight_bytes, cache_bytes })
-    };
-    cost.first_token(spec).into_iter().map(record).collect()
+    cost.first_token(spec).into_iter().map(phase).collect()
+}
+
+fn phase(cost: PhaseCost) -> (String, schema::Cost) {
+    let PhaseCost { phase, flops, weight_bytes, cache_bytes } = cost;
+    let Flops { projections, attention, head, prediction } = flops;
+    let flops = schema::Flops { projections, attention, head, prediction };
+    (phase.name().to_owned(), schema::Cost { flops, weight_bytes, cache_bytes })
 }
 
 /// SplitMix64, for prompts: the same ids on every machine.

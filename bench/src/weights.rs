@@ -93,7 +93,7 @@ impl Weights {
     }
 
     /// Every folder that these arms need, once.
-    fn folders(&self, arms: &[Arm]) -> Result<BTreeMap<PathBuf, Spec>> {
+    fn folders<'a>(&self, arms: impl IntoIterator<Item = &'a Arm>) -> Result<BTreeMap<PathBuf, Spec>> {
         let mut out = BTreeMap::new();
         for arm in arms {
             for network in arm.networks() {
@@ -106,25 +106,43 @@ impl Weights {
         Ok(out)
     }
 
-    /// Makes what these arms need and is not there or not right; says beforehand what it costs.
+    /// Bytes of the weights of these arms, each network once.
+    ///
+    /// # Errors
+    /// A name that is not in the zoo.
+    pub fn bytes<'a>(&self, arms: impl IntoIterator<Item = &'a Arm>) -> Result<u64> {
+        Ok(self.folders(arms)?.values().map(Spec::bytes).fold(0, u64::saturating_add))
+    }
+
+    /// What these arms need and is not there or not right.
+    fn missing(&self, arms: &[Arm]) -> Result<BTreeMap<PathBuf, Spec>> {
+        let mut missing = self.folders(arms)?;
+        missing.retain(|dir, spec| spec.verify(dir).is_err());
+        Ok(missing)
+    }
+
+    /// What making the weights of these arms takes of the disk, in words.
+    ///
+    /// # Errors
+    /// A name that is not in the zoo.
+    pub fn disk(&self, arms: &[Arm]) -> Result<String> {
+        let need: u64 = self.missing(arms)?.values().map(Spec::bytes).sum();
+        let all = bytes(self.bytes(arms)?);
+        if need == 0 {
+            return Ok(format!("{all} of weights, all there"));
+        }
+        let root = std::path::absolute(&self.root)?;
+        let there = root.ancestors().find(|d| d.exists()).unwrap_or(&root);
+        let free = fs4::available_space(there).map_or("unknown".into(), bytes);
+        Ok(format!("{} of {all} of weights to be made in {} ({free} free)", bytes(need), self.root.display()))
+    }
+
+    /// Makes what these arms need and is not there or not right.
     ///
     /// # Errors
     /// Too little disk space, a folder that is not ours, what the file system says.
     pub fn make(&self, arms: &[Arm]) -> Result<()> {
-        let mut missing = self.folders(arms)?;
-        missing.retain(|dir, spec| spec.verify(dir).is_err());
-        if missing.is_empty() {
-            return Ok(());
-        }
-        let need: u64 = missing.values().map(Spec::bytes).sum();
-        let root = std::path::absolute(&self.root)?;
-        let there = root.ancestors().find(|d| d.exists()).unwrap_or(&root);
-        let free = fs4::available_space(there).map_or("unknown".into(), bytes);
-        eprintln!("weights: making {} in {} ({free} free)", bytes(need), self.root.display());
-        for (dir, spec) in &missing {
-            make(dir, spec)?;
-        }
-        Ok(())
+        self.missing(arms)?.iter().try_for_each(|(dir, spec)| make(dir, spec))
     }
 
     /// The verified folder of a network.
@@ -206,6 +224,7 @@ mod tests {
             system: system.into(),
             base: "OE1.1B".into(),
             aux: Some(aux.into()),
+            copy: 1,
         };
         let arms = [kvp("OE1.1B-KVP-C-450M", "OE450M"), kvp("OE1.1B-KVP-C-270M", "OE270M")];
         weights.make(&arms).unwrap();

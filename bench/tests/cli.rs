@@ -287,6 +287,81 @@ fn bench_refuses_bad_scenarios() {
     fail(ttft().args(["bench", "--precision", "fp4"]), &["fp4", "f32, bf16"]);
 }
 
+/// A scenario of seconds: one small network beside itself, two tokens after the first.
+const SMALL: &str = r#"
+    name = "small"
+    description = "a test"
+    systems = ["OE270M", "OE270M"]
+    dtype = "f32"
+    lengths = [4, 5]
+    batches = [1]
+    rounds = 3
+    decode = 2
+    budget_s = 600
+"#;
+
+/// A run is resumed where it was cut off; one that is not the same is refused; disturbed groups are measured again.
+#[test]
+fn bench_resumes_and_repeats_what_was_disturbed() {
+    let dir = TempDir::new().unwrap();
+    let (out, scenario) = (dir.path().join("run.jsonl"), dir.path().join("small.toml"));
+    fs::write(&scenario, SMALL).unwrap();
+    let bench = || {
+        let mut c = ttft();
+        c.args(["bench", "--tiny", "--threads", "1", "--scenario"]).arg(&scenario);
+        c.arg("--weights").arg(dir.path().join("w"));
+        c
+    };
+    let text = succeed(bench().arg("--out").arg(&out));
+    assert!(text.find("disk: ").is_some_and(|at| text[at..].contains("to be made")), "{text}");
+    let read = || ttft_reports::schema::Record::read(&out).unwrap();
+    let ids: Vec<_> = read().cells.iter().map(|c| c.id.clone()).collect();
+    assert_eq!(ids, ["b1/p4", "b1/p4/2", "b1/p5", "b1/p5/2"].map(|size| format!("ttft/OE270M/base/{size}")));
+    for cell in read().cells {
+        let decode = cell.decode.expect("generation is recorded");
+        assert!((decode.steps, decode.samples_ns.len()) == (2, 6) && decode.samples_ns.iter().all(|&ns| ns > 0));
+    }
+
+    // Cut off in the middle of the second group.
+    let whole = fs::read_to_string(&out).unwrap();
+    let lines: Vec<&str> = whole.lines().collect();
+    let kept = format!("{}\n", lines[..4].join("\n"));
+    fs::write(&out, format!("{kept}{}", &lines[4][..20])).unwrap();
+    fail(bench().args(["--rounds", "4", "--resume"]).arg(&out), &["run.jsonl", "rounds: 3 then, 4 now"]);
+    fail(ttft().args(["bench", "--threads", "1", "--resume"]).arg(&out), &["scenario_sha256", "Tiny"]);
+    succeed(bench().arg("--resume").arg(&out));
+    assert!(fs::read_to_string(&out).unwrap().starts_with(&kept), "what was there stays as it was");
+    let attempts = || read().cells.iter().map(|c| c.attempt).collect::<Vec<_>>();
+    assert_eq!((read().cells.len(), attempts()), (4, vec![1, 1, 2, 1]));
+    // Nothing is left to do.
+    let before = fs::read(&out).unwrap();
+    succeed(bench().arg("--resume").arg(&out));
+    assert!(fs::read(&out).unwrap() == before);
+
+    // The machine moved during the first cell: its group is measured again, as a whole.
+    let mut cell: serde_json::Value = serde_json::from_str(lines[1]).unwrap();
+    cell["cell"]["drift"] = serde_json::json!({
+        "before_gflops": 1.0, "after_gflops": 2.0, "before_read_gb_per_s": null, "after_read_gb_per_s": null
+    });
+    fs::write(&out, whole.replacen(lines[1], &cell.to_string(), 1)).unwrap();
+    succeed(bench().args(["--until-stable", "1", "--resume"]).arg(&out));
+    assert!(attempts()[..2].iter().all(|&n| n >= 2), "{:?}", attempts());
+}
+
+#[test]
+fn zoo_lists_every_system() {
+    let text = succeed(ttft().arg("zoo"));
+    for name in ttft_models::zoo::names() {
+        assert!(text.lines().any(|l| l.split_whitespace().next() == Some(name)), "{name}: {text}");
+    }
+    // The paper's headline figure and the exact count at its batch and length.
+    let has = |text: &str, words: [&str; 3]| text.lines().any(|l| words.iter().all(|w| l.contains(w)));
+    assert!(has(&text, ["OE1.1B-KVP-C-450M", "2.36x", "2.43x"]), "{text}");
+    let full = succeed(ttft().args(["zoo", "--extent", "full_network"]));
+    assert!(has(&full, ["OE1.1B-KVP-C-450M", "2.36x", "2.28x"]), "{full}");
+    fail(ttft().args(["zoo", "--batch", "0"]), &["--batch"]);
+}
+
 #[test]
 fn synth_writes_a_model_once() {
     let dir = TempDir::new().unwrap();

@@ -84,10 +84,9 @@ impl CostSystem {
     /// # Errors
     /// [`crate::Error::UnknownName`].
     pub fn named(name: &str, weights: DType) -> Result<CostSystem> {
-        if !zoo::PAIRS.contains(&name) {
+        let Ok(p) = zoo::pair(name) else {
             return Ok(CostSystem { base: zoo::network(name)?, pair: None, weights });
-        }
-        let p = zoo::pair(name)?;
+        };
         Ok(CostSystem { base: zoo::network(p.base)?, pair: Some((zoo::network(p.aux)?, p.layer_map)), weights })
     }
 

@@ -40,7 +40,7 @@ mod tests {
             .filter(|c| c.published.as_ref().is_some_and(|p| !p.faults.is_empty()))
             .map(|c| c.system.as_str())
             .collect();
-        assert_eq!(faulty, ["RP-0.25", "L0.75-0.10", "L0.75-0.01"]);
+        assert_eq!(faulty, ["OE1.1B-RP-0.25", "OE1.1B-L0.75-0.10", "OE1.1B-L0.75-0.01"]);
         assert!(record.run.notes.iter().any(|n| n.contains("26.57")));
     }
 

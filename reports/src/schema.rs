@@ -12,7 +12,7 @@
 //! Units are part of every name. Raw samples are integer nanoseconds. What is not known is `null`, never guessed.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs::{File, OpenOptions},
     io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
@@ -328,7 +328,7 @@ pub struct Cell {
     pub scenario_hash: String,
     /// What kind of inference this is.
     pub kind: Kind,
-    /// The system timed, such as `OE1.1B-KVP-C-450M`, `OE1.1B`, `OE450M`, `RP-0.50`.
+    /// The system timed, such as `OE1.1B-KVP-C-450M`, `OE1.1B`, `OE450M`, `OE1.1B-RP-0.50`.
     pub system: String,
     /// The base network whose full prefill this system is compared with.
     pub base: String,
@@ -1029,7 +1029,11 @@ impl Builder {
 
     fn finish(self) -> Option<Record> {
         let Builder { run, cells, superseded, mut skipped, by_id } = self;
-        skipped.retain(|s| !by_id.contains_key(&s.id));
+        // Of a cell skipped again, the last reason stands.
+        let mut seen = HashSet::new();
+        skipped.reverse();
+        skipped.retain(|s| !by_id.contains_key(&s.id) && seen.insert(s.id.clone()));
+        skipped.reverse();
         Some(Record { run: run?, cells, superseded, skipped })
     }
 }

@@ -164,6 +164,11 @@ pub fn doubts(cell: &Cell, cores: Option<u32>) -> Vec<Doubt> {
     doubts
 }
 
+/// Whether the machine disturbed a cell so that it is worth measuring again: it moved, or the interval is wide.
+pub fn unstable(cell: &Cell) -> bool {
+    doubts(cell, None).iter().any(|d| matches!(d, Doubt::Drift(_) | Doubt::Spread(_)))
+}
+
 /// How much slower the later half is, if that is beyond chance.
 fn trend(samples_ns: &[u64]) -> Option<f64> {
     let samples = seconds(samples_ns);

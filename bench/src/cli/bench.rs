@@ -1,8 +1,15 @@
+use std::path::PathBuf;
+
 use anyhow::Result;
 use clap::Args;
 use ttft_reports::schema::Sampler;
 
-use crate::{knobs::RunKnobs, rounds, session::Session, weights::Size};
+use crate::{
+    knobs::{self, RunKnobs},
+    rounds,
+    session::Session,
+    weights::Size,
+};
 
 /// Measure the systems of a scenario, interleaved round by round (`cargo bench` does it with criterion)
 #[derive(Args, Debug)]
@@ -10,6 +17,12 @@ pub struct Bench {
     /// Rounds: samples of each system (default: the scenario's)
     #[arg(long, value_name = "R", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     rounds: Option<u32>,
+    /// Go on with an interrupted run, in its own record: what is finished there is not measured again
+    #[arg(long, value_name = "FILE")]
+    resume: Option<PathBuf>,
+    /// Measure groups with disturbed cells (machine speed moved, interval wide) again, for at most so long in all
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "600", value_parser = knobs::seconds)]
+    until_stable: Option<f64>,
     /// Run tiny networks of the same structure: a check of seconds that measures nothing real
     #[arg(long)]
     tiny: bool,
@@ -20,8 +33,11 @@ pub struct Bench {
 impl Bench {
     pub fn run(self) -> Result<()> {
         let size = if self.tiny { Size::Tiny } else { Size::Real };
-        let mut session = Session::start(&self.knobs, Sampler::Rounds, self.rounds, size)?;
-        rounds::run(&mut session)?;
+        let mut session = match &self.resume {
+            Some(record) => Session::resume(&self.knobs, self.rounds, size, record)?,
+            None => Session::start(&self.knobs, Sampler::Rounds, self.rounds, size)?,
+        };
+        rounds::run(&mut session, self.until_stable)?;
         session.finish()
     }
 }

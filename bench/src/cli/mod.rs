@@ -5,6 +5,7 @@ mod logits;
 mod machine;
 mod report;
 mod synth;
+mod zoo;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -26,6 +27,7 @@ enum Command {
     Logits(logits::Logits),
     Machine(machine::Machine),
     Synth(synth::Synth),
+    Zoo(zoo::Zoo),
 }
 
 impl Cli {
@@ -42,6 +44,7 @@ impl Cli {
             Command::Logits(c) => c.run(),
             Command::Machine(c) => c.run(),
             Command::Synth(c) => c.run(),
+            Command::Zoo(c) => c.run(),
         }
     }
 }

@@ -57,7 +57,11 @@ pub const PAIRS: [&str; 11] = [
     "OE3B-KVP-LP-0.25",
 ];
 
-/// Everything that has a name.
+/// Names of the pairs that are controls, not systems of the paper: a network as its own auxiliary, which must take its own
+/// time, the predictor's, and one step more.
+pub const CONTROLS: [&str; 1] = ["OE1.1B-KVP-SELF"];
+
+/// Everything that has a name, but for the controls.
 pub fn names() -> impl Iterator<Item = &'static str> {
     NETWORKS.into_iter().chain(PAIRS)
 }
@@ -130,13 +134,19 @@ pub fn network(name: &str) -> Result<OpenElmConfig> {
     Ok(c)
 }
 
-/// A pair of [`PAIRS`].
+/// The network that a layer-pruned one was made from; none for a canonical network or an unknown name.
+pub fn pruned_from(name: &str) -> Option<&'static str> {
+    let (base, _) = name.split_once("-LP-")?;
+    NETWORKS.into_iter().find(|n| *n == base)
+}
+
+/// A pair of [`PAIRS`] or [`CONTROLS`].
 ///
 /// # Errors
 /// [`Error::UnknownName`].
 pub fn pair(name: &str) -> Result<Pair> {
     let unknown = || Error::UnknownName { what: "pair", name: name.to_owned(), known: PAIRS.to_vec() };
-    let name = PAIRS.into_iter().find(|n| *n == name).ok_or_else(unknown)?;
+    let name = PAIRS.into_iter().chain(CONTROLS).find(|n| *n == name).ok_or_else(unknown)?;
     // Runs of (auxiliary layers, base layers that each of them serves).
     let runs = |runs: &[(usize, usize)]| {
         let counts = runs.iter().flat_map(|&(layers, each)| std::iter::repeat_n(each, layers));
@@ -145,6 +155,7 @@ pub fn pair(name: &str) -> Result<Pair> {
     let (base, layer_map, aux) = match name {
         "OE1.1B-KVP-C-450M" => ("OE1.1B", runs(&[(8, 2), (12, 1)]), "OE450M"),
         "OE1.1B-KVP-C-270M" => ("OE1.1B", runs(&[(12, 2), (4, 1)]), "OE270M"),
+        "OE1.1B-KVP-SELF" => ("OE1.1B", runs(&[(28, 1)]), "OE1.1B"),
         "OE3B-KVP-C-1.1B" => ("OE3B", runs(&[(8, 2), (20, 1)]), "OE1.1B"),
         "OE3B-KVP-C-450M" => ("OE3B", runs(&[(16, 2), (4, 1)]), "OE450M"),
         "OE3B-KVP-C-270M" => ("OE3B", runs(&[(4, 3), (12, 2)]), "OE270M"),
