@@ -667,3 +667,39 @@ fn default_record(scenario: &str, started_at: &str) -> Result<PathBuf> {
         |i: u32| if i == 0 { format!("{scenario}-{stamp}.jsonl") } else { format!("{scenario}-{stamp}-{i}.jsonl") };
     (0..1000).map(|i| dir.join(name(i))).find(|p| !p.exists()).context("no free name for the record")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn systems_of_one_checkpoint_share_its_mapping() {
+        let dir = tempfile::tempdir().unwrap();
+        let scenario = dir.path().join("s.toml");
+        let text = r#"
+            name = "s"
+            description = "d"
+            systems = ["OE1.1B-KVP-LP-0.25", "OE1.1B-LP-0.25", "OE1.1B"]
+            dtype = "bf16"
+            lengths = [4]
+            batches = [1]
+            rounds = 1
+            budget_s = 60
+        "#;
+        std::fs::write(&scenario, text).unwrap();
+        let mut knobs = RunKnobs::from_env().unwrap();
+        knobs.scenario = Some(scenario.to_string_lossy().into_owned());
+        knobs.weights = Some(dir.path().join("w"));
+        knobs.out = Some(dir.path().join("r.jsonl"));
+        let mut session = Session::start(&knobs, Sampler::Rounds, None, Size::Tiny).unwrap();
+        let arms = session.arms.clone();
+        let systems: Vec<_> = arms.iter().map(|arm| session.system(arm).unwrap()).collect();
+        let [base, pruned, kvp] = &systems[..] else { panic!("{arms:?}") };
+        let System::KvPrediction(pair) = &**kvp else { panic!("{kvp:?}") };
+        assert!(Arc::ptr_eq(base.base(), &pair.base) && Arc::ptr_eq(pruned.base(), &pair.aux));
+        // And it is counted once.
+        let memory = |arms: &[Arm]| session.memory(arms.iter(), 1, 4).unwrap();
+        let (alone, all) = (memory(&arms[2..]), memory(&arms));
+        assert!(all < alone + memory(&arms[..1]) / 2, "{all} {alone}");
+    }
+}

@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::{
     format,
-    schema::{Cell, Kind, Record},
+    schema::{Cell, Cost, Kind, Limits, Record},
     stats::{self, Estimate},
 };
 
@@ -36,6 +36,14 @@ pub struct Row<'a> {
     pub paper_flops_reduction: Option<f64>,
     /// Speedup over exact FLOPs reduction: 1 if FLOPs translate to latency.
     pub efficiency: Option<Estimate>,
+    /// TTFT in seconds at the measured peak and bandwidth, see [`roofline`].
+    pub roofline: Option<f64>,
+    /// The base's `roofline` over this cell's: the speedup of a machine that always reaches its limits.
+    pub roofline_reduction: Option<f64>,
+    /// Seconds for each token after the first.
+    pub step: Option<Estimate>,
+    /// `step` over the base's: 1 if the system adds nothing after the first token.
+    pub step_ratio: Option<Estimate>,
     /// Reasons not to trust the cell.
     pub doubts: Vec<Doubt>,
 }
@@ -116,6 +124,39 @@ pub fn ttft(cell: &Cell) -> Option<Estimate> {
     }
 }
 
+/// TTFT in seconds if every phase took the longer of its arithmetic at the measured peak and its bytes at the measured
+/// bandwidth, and nothing else took time.
+pub fn roofline(limits: &Limits, cell: &Cell) -> Option<f64> {
+    let flops_per_s = limits.peak_gflops(cell.compute_dtype?)? * 1e9;
+    let bytes_per_s = limits.read_gb_per_s? * 1e9;
+    let bound = |cost: Cost| (cost.flops.total() as f64 / flops_per_s).max(cost.bytes() as f64 / bytes_per_s);
+    let bounds = cell.phases.iter().map(|p| p.cost.map(bound));
+    bounds.sum::<Option<f64>>().filter(|s| *s > 0.0)
+}
+
+/// Seconds for each token after the first.
+pub fn step(cell: &Cell) -> Option<Estimate> {
+    stats::median_estimate(&seconds(&cell.decode.as_ref()?.samples_ns))
+}
+
+/// Mean step of every sample, in seconds; empty if none was timed.
+fn steps(cell: &Cell) -> Vec<f64> {
+    let Some(decode) = cell.decode.as_ref().filter(|d| d.steps > 0) else { return Vec::new() };
+    let mean = |steps: &[u64]| seconds(steps).iter().sum::<f64>() / steps.len() as f64;
+    decode.samples_ns.chunks(decode.steps as usize).map(mean).collect()
+}
+
+/// How many times the steps of `base` those of `cell` take: paired as TTFT is.
+pub fn step_ratio(cell: &Cell, base: &Cell) -> Option<Estimate> {
+    Some(quotients((cell, &steps(cell)), (base, &steps(base)))?.estimate)
+}
+
+/// How many times `fast`'s phase takes `slow`'s phase: paired as TTFT is.
+pub fn phase_ratio(slow: (&Cell, &str), fast: (&Cell, &str)) -> Option<Estimate> {
+    let times = |(cell, name): (&Cell, &str)| Some(seconds(&cell.phase(name)?.samples_ns));
+    Some(quotients((slow.0, &times(slow)?), (fast.0, &times(fast)?))?.estimate)
+}
+
 /// How many times `slow` takes the TTFT of `fast`: paired if both were measured in rounds of one group, else not.
 pub fn ratio(slow: &Cell, fast: &Cell) -> Option<Speedup> {
     if slow.published.is_some() || fast.published.is_some() {
@@ -123,22 +164,28 @@ pub fn ratio(slow: &Cell, fast: &Cell) -> Option<Speedup> {
         let estimate = Estimate { value, interval: None, samples: 0 };
         return Some(Speedup { estimate, pairing: Pairing::Published });
     }
-    let pairs = pairs(slow, fast);
-    if pairs.is_empty() {
-        let estimate = stats::unpaired_ratio(&seconds(&slow.samples_ns), &seconds(&fast.samples_ns))?;
-        return Some(Speedup { estimate, pairing: Pairing::Unpaired });
-    }
-    Some(Speedup { estimate: stats::paired_ratio(&pairs)?, pairing: Pairing::Paired })
+    quotients((slow, &seconds(&slow.samples_ns)), (fast, &seconds(&fast.samples_ns)))
 }
 
-/// Samples of the same rounds, in seconds; empty if the cells do not share a group.
-fn pairs(a: &Cell, b: &Cell) -> Vec<(f64, f64)> {
+/// The ratio of two lists of times, one for each sample of their cells.
+fn quotients((a, of_a): (&Cell, &[f64]), (b, of_b): (&Cell, &[f64])) -> Option<Speedup> {
+    if of_a.is_empty() || of_b.is_empty() {
+        return None;
+    }
+    let pairs: Vec<_> = mates(a, b).into_iter().map(|(i, j)| (of_a[i], of_b[j])).collect();
+    Some(match pairs.is_empty() {
+        true => Speedup { estimate: stats::unpaired_ratio(of_a, of_b)?, pairing: Pairing::Unpaired },
+        false => Speedup { estimate: stats::paired_ratio(&pairs)?, pairing: Pairing::Paired },
+    })
+}
+
+/// Which samples were taken in the same rounds; empty if the cells do not share a group.
+fn mates(a: &Cell, b: &Cell) -> Vec<(usize, usize)> {
     let (Some(rounds_a), Some(rounds_b)) = (&a.rounds, &b.rounds) else { return Vec::new() };
     if a.group != b.group {
         return Vec::new();
     }
-    let at = |i: usize, j: usize| (a.samples_ns[i] as f64 * 1e-9, b.samples_ns[j] as f64 * 1e-9);
-    let mate = |(i, round)| rounds_b.binary_search(round).ok().map(|j| at(i, j));
+    let mate = |(i, round)| Some((i, rounds_b.binary_search(round).ok()?));
     rounds_a.iter().enumerate().filter_map(mate).collect()
 }
 
@@ -196,6 +243,7 @@ pub fn row<'a>(record: &'a Record, cell: &'a Cell) -> Row<'a> {
     let peak = cell.compute_dtype.and_then(|dtype| record.run.limits.peak_gflops(dtype));
     let speedup = base.and_then(|base| ratio(base, cell));
     let flops_reduction = base.and_then(|base| quotient(flops(base), flops(cell)));
+    let roofline = |cell: &Cell| roofline(&record.run.limits, cell);
     Row {
         cell,
         ttft,
@@ -209,6 +257,10 @@ pub fn row<'a>(record: &'a Record, cell: &'a Cell) -> Row<'a> {
             None => base.and_then(|base| quotient(base.paper_flops, cell.paper_flops)),
         },
         efficiency: speedup.zip(flops_reduction).map(|(s, reduction)| s.estimate.scaled(1.0 / reduction)),
+        roofline: roofline(cell),
+        roofline_reduction: base.and_then(|base| Some(roofline(base)? / roofline(cell)?)),
+        step: step(cell),
+        step_ratio: base.and_then(|base| step_ratio(cell, base)),
         doubts: doubts(cell, record.run.machine.logical_cores),
     }
 }
@@ -257,6 +309,44 @@ mod tests {
         assert!((efficiency.value * kvp.flops_reduction.unwrap() - speedup.estimate.value).abs() < 1e-12);
         let base = find(&rows, "ttft/OE1.1B/base/b1/p64");
         assert_eq!((base.speedup.unwrap().estimate.value, base.flops_reduction), (1.0, Some(1.0)));
+    }
+
+    #[test]
+    fn the_roofline_takes_the_longer_of_arithmetic_and_memory_in_every_phase() {
+        let record = samples::run();
+        let rows = rows(&record);
+        let kvp = find(&rows, "ttft/OE1.1B-KVP-C-450M/kvp/b1/p64");
+        let bound = |name: &str| {
+            let cost = kvp.cell.phase(name).unwrap().cost.unwrap();
+            (cost.flops.total() as f64 / 468e9, cost.bytes() as f64 / 40e9)
+        };
+        let ((auxiliary, _), (_, step)) = (bound("auxiliary"), bound("base_step"));
+        let (flops, bytes) = bound("prediction");
+        let ideal = auxiliary + flops.max(bytes) + step;
+        assert!((kvp.roofline.unwrap() / ideal - 1.0).abs() < 1e-12);
+        // The sample machine reaches 90% of either limit, one after the other.
+        assert!(kvp.ttft.unwrap().value > ideal / 0.9);
+        let base = find(&rows, "ttft/OE1.1B/base/b1/p64");
+        assert_eq!(kvp.roofline_reduction, Some(base.roofline.unwrap() / kvp.roofline.unwrap()));
+        assert!(kvp.roofline_reduction < kvp.flops_reduction, "the step is bound by memory");
+        let mut unknown = record.clone();
+        unknown.run.limits.read_gb_per_s = None;
+        assert_eq!(row(&unknown, &unknown.cells[0]).roofline, None);
+    }
+
+    #[test]
+    fn steps_are_compared_with_the_bases() {
+        let record = samples::run();
+        let rows = rows(&record);
+        let kvp = find(&rows, "ttft/OE1.1B-KVP-C-450M/kvp/b1/p64");
+        let ratio = kvp.step_ratio.unwrap();
+        assert!((ratio.value - 1.0).abs() < 0.01 && ratio.samples == 6, "{ratio:?}");
+        assert!(kvp.step.unwrap().value > 0.0);
+        let aux = find(&rows, "ttft/OE450M/aux/b1/p64");
+        assert!(aux.step_ratio.unwrap().value < 0.6);
+        let base = find(&rows, "ttft/OE1.1B/base/b1/p64").cell;
+        assert_eq!(step_ratio(&Cell { decode: None, ..kvp.cell.clone() }, base), None);
+        assert_eq!(step_ratio(&Cell { rounds: None, ..kvp.cell.clone() }, base).map(|r| r.samples), Some(6));
     }
 
     #[test]

@@ -22,6 +22,10 @@ pub fn render(record: &Record, width: Option<u16>) -> String {
             grid(&TITLES, &rows.iter().map(fields).collect::<Vec<_>>(), &[0, 1], width).trim_fmt()
         ));
         text.push_str(&footnotes(&rows));
+        let generation = content::generation(&rows);
+        if !generation.rows.is_empty() {
+            text.push_str(&format!("\n{}", words(&[Block::Table(generation)], width)));
+        }
     }
     let doubted: Vec<&Row> = rows.iter().filter(|r| !r.doubts.is_empty()).collect();
     if !doubted.is_empty() {

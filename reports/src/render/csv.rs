@@ -3,7 +3,7 @@
 use super::RenderError;
 use crate::{compare::Side, schema::Cell, stats::Estimate, summary, validate};
 
-const HEADER: [&str; 37] = [
+const HEADER: [&str; 41] = [
     "run",
     "id",
     "kind",
@@ -36,6 +36,10 @@ const HEADER: [&str; 37] = [
     "paper_flops_reduction",
     "efficiency",
     "verdict",
+    "roofline_s",
+    "roofline_reduction",
+    "step_s",
+    "step_ratio",
     "drift",
     "peak_rss_bytes",
     "rss_anon_bytes",
@@ -59,7 +63,7 @@ pub fn render(sides: &[Side]) -> Result<String, RenderError> {
     String::from_utf8(bytes).map_err(|e| refuse(&e))
 }
 
-fn fields(run: &str, row: &summary::Row, verdict: Option<String>) -> [String; 37] {
+fn fields(run: &str, row: &summary::Row, verdict: Option<String>) -> [String; 41] {
     fn text<T: ToString>(value: Option<T>) -> String {
         value.map(|v| v.to_string()).unwrap_or_default()
     }
@@ -102,6 +106,10 @@ fn fields(run: &str, row: &summary::Row, verdict: Option<String>) -> [String; 37
         text(row.paper_flops_reduction),
         text(row.efficiency.map(|e| e.value)),
         text(verdict),
+        text(row.roofline),
+        text(row.roofline_reduction),
+        text(row.step.map(|s| s.value)),
+        text(row.step_ratio.map(|s| s.value)),
         text(cell.drift.as_ref().and_then(|d| d.change())),
         text(memory.and_then(|m| m.peak_rss_bytes)),
         text(memory.and_then(|m| m.rss_anon_bytes)),
