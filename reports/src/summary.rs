@@ -134,9 +134,9 @@ pub fn roofline(limits: &Limits, cell: &Cell) -> Option<f64> {
     bounds.sum::<Option<f64>>().filter(|s| *s > 0.0)
 }
 
-/// Seconds for each token after the first.
+/// Seconds for each token after the first: of every sample the mean of its steps, of these the median.
 pub fn step(cell: &Cell) -> Option<Estimate> {
-    stats::median_estimate(&seconds(&cell.decode.as_ref()?.samples_ns))
+    stats::median_estimate(&steps(cell))
 }
 
 /// Mean step of every sample, in seconds; empty if none was timed.

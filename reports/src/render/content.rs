@@ -213,6 +213,7 @@ pub(crate) fn verdict(validation: &Validation) -> Vec<Block> {
          bytes at the measured bandwidth; where it is smaller, memory limits what can be had. TTFT red.: time of the base over time of the system. Where the time went: time beyond what the FLOPs would take at \
          the base's own rate, as a share of the system's TTFT, largest first; negative is time gained.",
     ));
+    push_table(&mut blocks, over_auxiliary(&validation.claims));
     if let Some(model) = &validation.model {
         blocks.push(text(model_text(model)));
         let explained = validation.claims.iter().filter(|c| c.row.cell.kind == Kind::Kvp).filter_map(|c| {
@@ -297,6 +298,31 @@ fn claim_fields(claim: &Claim) -> Vec<String> {
         or_unknown(efficiency.or_else(own)),
         losses_text(claim),
     ]
+}
+
+/// KV prediction against its auxiliary alone: without overhead, the one costs more than the other by its FLOPs.
+fn over_auxiliary(claims: &[Claim]) -> Table {
+    let fields = |claim: &Claim| {
+        let kvp = claim.row.cell;
+        let alone = claims.iter().map(|c| c.row.cell).find(|c| {
+            let place = |c: &Cell| (c.batch, c.prompt, c.base.clone(), c.precision, c.extent);
+            c.kind == Kind::Aux && Some(&c.system) == kvp.aux.as_ref() && place(c) == place(kvp)
+        })?;
+        let time = summary::ratio(kvp, alone)?.estimate;
+        let work = kvp.cost()?.flops.total() as f64 / alone.cost()?.flops.total() as f64;
+        let beyond = time.scaled(1.0 / work);
+        let percent = |ratio: f64| format::percent(ratio - 1.0);
+        let interval = beyond.interval.map(|i| format!("[{}, {}]", percent(i.low), percent(i.high)));
+        Some(vec![
+            kvp.system.clone(),
+            size(kvp),
+            format!("{:.3}", time.value),
+            format!("{work:.3}"),
+            with_interval(percent(beyond.value), interval),
+        ])
+    };
+    let head = ["system", "b x p", "TTFT / auxiliary's", "FLOPs / auxiliary's", "time beyond its FLOPs"];
+    table("KV prediction over its auxiliary alone", &head, &[0], claims.iter().filter_map(fields).collect())
 }
 
 /// The losses that matter: at least 1% of TTFT.
@@ -502,8 +528,9 @@ fn beside_the_paper(record: &Record, rows: &[Row]) -> Vec<Block> {
             size(ours.cell),
         ]);
     }
+    let figures = figures(rows);
     if lines.is_empty() {
-        return Vec::new();
+        return if figures.is_empty() { Vec::new() } else { vec![Block::List { items: figures }] };
     }
     let head = [
         "system",
@@ -532,7 +559,41 @@ fn beside_the_paper(record: &Record, rows: &[Row]) -> Vec<Block> {
     let table = table("Table 5 of the paper beside this run", &head, &[0], lines);
     blocks.push(Block::Table(table.mark(marked)));
     blocks.push(Block::List { items: faults });
+    if !figures.is_empty() {
+        blocks.push(Block::List { items: figures });
+    }
     blocks
+}
+
+/// What the paper's text says of its Figures 1 and 5b, beside what was measured here.
+fn figures(rows: &[Row]) -> Vec<String> {
+    let at = |system: &str, batch: u32, prompt: u32| {
+        rows.iter().find(|r| (r.cell.system.as_str(), r.cell.batch, r.cell.prompt) == (system, batch, prompt))
+    };
+    let mut items = Vec::new();
+    if let Some(row) = at("OE3B", 1, 1024)
+        && let (Some(ttft), Some(step)) = (row.ttft, row.step)
+    {
+        let (seconds, steps) = paper::FIGURE_1;
+        items.push(format!(
+            "Figure 1, OE3B with 1024 tokens at batch 1: {} and {steps} generation steps on the M2 Pro, {} and {} here.",
+            format::seconds(seconds),
+            format::seconds(ttft.value),
+            format::figure(ttft.value / step.value)
+        ));
+    }
+    let (lengths, theirs) = paper::FIGURE_5B;
+    for prompt in lengths {
+        let pair = at("OE1.1B-KVP-C-450M", 8, prompt).zip(at("OE450M", 8, prompt));
+        if let Some(ratio) = pair.and_then(|(kvp, alone)| summary::ratio(kvp.cell, alone.cell)) {
+            let ours = format::percent(ratio.estimate.value - 1.0);
+            items.push(format!(
+                "Figure 5b, OE1.1B-KVP-C-450M over OE450M alone, batch 8, {prompt} tokens: {theirs} on the M2 Pro, {ours} \
+                 here."
+            ));
+        }
+    }
+    items
 }
 
 fn validity(record: &Record, rows: &[Row]) -> Vec<Block> {

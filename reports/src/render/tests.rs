@@ -97,6 +97,23 @@ fn the_break_even_line_is_drawn_where_it_is() {
 }
 
 #[test]
+fn the_papers_figures_stand_beside_the_same_points() {
+    let mut record = samples::run();
+    let plain = render("md", &[("sample", &record)]);
+    assert!(!plain.contains("Figure 5b"));
+    record.cells = ["OE1.1B", "OE450M", "OE1.1B-KVP-C-450M"].map(|s| samples::cell(s, 8, 256, 6)).into();
+    let mut large = samples::cell("OE1.1B", 1, 1024, 6);
+    (large.system, large.base) = ("OE3B".into(), "OE3B".into());
+    record.cells.push(large);
+    let page = render("md", &[("sample", &record)]);
+    assert!(
+        page.contains("batch 8, 256 tokens: 10 to 20% on the M2 Pro, ")
+            && page.contains("4.80 s and 12 generation steps"),
+        "{page}"
+    );
+}
+
+#[test]
 fn hostile_names_stay_text() {
     let mut record = table5_here();
     let name = "<script>alert(1)</script>|`x`\"'&";
