@@ -225,6 +225,11 @@ fn footnotes(rows: &[Row]) -> String {
     if rows.iter().any(|r| r.flops_reduction.is_none() && r.paper_flops_reduction.is_some()) {
         notes.push("*: FLOPs by the paper's approximation; no exact count.".into());
     }
+    let again = rows.iter().map(|r| r.cell).filter(|c| c.attempt > 1);
+    let again: Vec<String> = again.map(|c| format!("{} ({} attempts)", c.id, c.attempt)).collect();
+    if !again.is_empty() {
+        notes.push(format!("measured again, the last attempt stands: {}.", again.join(", ")));
+    }
     notes.into_iter().map(|n| n + "\n").collect()
 }
 
@@ -240,6 +245,14 @@ mod tests {
     #[test]
     fn a_run_as_a_table() {
         insta::assert_snapshot!(render(&samples::run(), None));
+    }
+
+    #[test]
+    fn repeated_cells_are_told() {
+        let mut record = samples::run();
+        assert!(!render(&record, None).contains("again"));
+        record.cells[1].attempt = 3;
+        assert!(render(&record, None).contains("stands: ttft/OE450M/aux/b1/p64 (3 attempts)."));
     }
 
     #[test]

@@ -523,7 +523,7 @@ fn beside_the_paper(record: &Record, rows: &[Row]) -> Vec<Block> {
             or_unknown(speedup(&theirs).map(format::ratio)),
             or_unknown(speedup(ours).map(format::ratio)),
             quotient(&theirs, theirs.paper_flops_reduction),
-            quotient(&theirs, ours.flops_reduction),
+            quotient(&theirs, ours.flops_reduction.filter(|_| same.is_some())),
             quotient(ours, ours.flops_reduction),
             size(ours.cell),
         ]);
