@@ -49,10 +49,12 @@ fn doubts(row: &Row) -> String {
 
 /// What a run says about FLOPs and latency: `ttft validate`.
 pub fn validation(record: &Record, width: Option<u16>) -> String {
-    let blocks = content::verdict(&validate::validate(record));
+    let validation = validate::validate(record);
     let nothing = "Nothing to validate: no system was measured beside its base.\n";
-    let answer = if blocks.is_empty() { nothing.into() } else { words(&blocks, width) };
-    format!("{}\n{answer}", head(record))
+    let nothing = if validation.claims.is_empty() { nothing } else { "" };
+    let blocks = content::verdict(&validation);
+    let answer = if blocks.is_empty() { String::new() } else { words(&blocks, width) };
+    format!("{}\n{nothing}{answer}", head(record))
 }
 
 /// Runs side by side: `ttft compare`.
@@ -262,6 +264,8 @@ mod tests {
         insta::assert_snapshot!(validation(&record, None));
         record.cells.truncate(1);
         assert!(validation(&record, None).ends_with("Nothing to validate: no system was measured beside its base.\n"));
+        record.cells = vec![samples::cell("OE1.1B", 1, 64, 12)];
+        assert!(validation(&record, None).contains("A/A: odd against even samples of ttft/OE1.1B/base/b1/p64"));
     }
 
     #[test]

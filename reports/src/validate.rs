@@ -92,6 +92,10 @@ pub struct Loss {
 pub enum Cause {
     /// The smaller network runs at a lower rate than the base.
     SmallModel,
+    /// The base on part of the prompt runs at a lower rate than on all of it.
+    FewerTokens,
+    /// Choosing the tokens that are kept.
+    Selection,
     /// Reading weights and cache for one token takes longer than its FLOPs.
     StepBandwidth,
     /// The one-token step is slower than its bytes and FLOPs.
@@ -107,6 +111,8 @@ impl Cause {
     pub fn name(self) -> &'static str {
         match self {
             Cause::SmallModel => "compute efficiency of the small model",
+            Cause::FewerTokens => "compute efficiency on fewer tokens",
+            Cause::Selection => "choosing tokens",
             Cause::StepBandwidth => "bandwidth-bound base step",
             Cause::StepBeyondBandwidth => "base step beyond its bandwidth",
             Cause::Prediction => "prediction",
@@ -288,6 +294,8 @@ fn losses(record: &Record, base: &Cell, cell: &Cell) -> Vec<Loss> {
                 }
                 Cause::StepBeyondBandwidth
             }
+            "selection" => Cause::Selection,
+            _ if matches!(cell.kind, Kind::RandomPruned | Kind::StaticPruned | Kind::LazyPruned) => Cause::FewerTokens,
             _ => Cause::SmallModel,
         };
         losses.push(Loss { cause, seconds: loss });
@@ -568,6 +576,18 @@ mod tests {
         );
         assert_eq!(outcome(&[point(128)]), Some(Outcome::Always));
         assert_eq!(outcome(&[at(8, 1.0, 2.0), at(16, 2.0, 2.0)]), Some(Outcome::Always));
+    }
+
+    #[test]
+    fn token_pruning_loses_by_choosing_and_by_fewer_tokens() {
+        let mut record = samples::run();
+        record.cells = ["OE1.1B", "OE450M"].map(|s| samples::cell(s, 4, 64, 6)).into();
+        let pruned = &mut record.cells[1];
+        pruned.kind = Kind::StaticPruned;
+        let selection = PhaseRecord { name: "selection".into(), ..pruned.phases[0].clone() };
+        pruned.phases.insert(0, selection);
+        let causes: Vec<_> = validate(&record).claims[0].losses.iter().map(|l| l.cause).collect();
+        assert!(causes.contains(&Cause::Selection) && causes.contains(&Cause::FewerTokens), "{causes:?}");
     }
 
     #[test]

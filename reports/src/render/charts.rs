@@ -338,8 +338,8 @@ fn overhead(prefix: &str, rows: &[Row], series: &Series) -> Result<Option<Chart>
     chart(plot, caption, series.legend(points.iter().map(|p| p.0))).map(Some)
 }
 
-const PHASES: [(&str, usize); 5] =
-    [("prefill", 0), ("auxiliary", 4), ("prediction", 1), ("base_step", 2), ("unattributed", 6)];
+const PHASES: [(&str, usize); 6] =
+    [("prefill", 0), ("selection", 5), ("auxiliary", 4), ("prediction", 1), ("base_step", 2), ("unattributed", 6)];
 
 fn phase_series(name: &str) -> usize {
     PHASES.iter().find(|p| p.0 == name).map_or(3, |p| p.1)

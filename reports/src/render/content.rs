@@ -160,7 +160,7 @@ pub fn document(sides: &[Side], with_charts: bool) -> Result<Document, RenderErr
         let mut answer = verdict(&validation);
         let id = format!("r{i}");
         if with_charts
-            && !answer.is_empty()
+            && !validation.claims.is_empty()
             && let Some(chart) = charts::first(&id, &rows)?
         {
             answer.insert(1, Block::Charts { charts: vec![chart] });
@@ -198,9 +198,17 @@ fn with_interval(value: String, interval: Option<String>) -> String {
 
 /// The answer of a run: headline, claims, model, break-even and controls.
 pub(crate) fn verdict(validation: &Validation) -> Vec<Block> {
-    if validation.claims.is_empty() {
-        return Vec::new();
+    let mut blocks = if validation.claims.is_empty() { Vec::new() } else { claims(validation) };
+    let items: Vec<String> = validation.controls.iter().map(control_text).collect();
+    if !items.is_empty() {
+        blocks.push(text("Controls, whose outcome is known beforehand:"));
+        blocks.push(Block::List { items });
     }
+    blocks
+}
+
+/// What follows from every system beside its base.
+fn claims(validation: &Validation) -> Vec<Block> {
     let mut blocks = vec![lead(headline(&validation.claims))];
     let rows: Vec<Vec<String>> = validation.claims.iter().map(claim_fields).collect();
     let head =
@@ -232,11 +240,6 @@ pub(crate) fn verdict(validation: &Validation) -> Vec<Block> {
         validation.break_even.iter().map(|b| format!("{}, batch {}: {}", b.system, b.batch, b.outcome)).collect();
     if !items.is_empty() {
         blocks.push(text("Where KV prediction stops paying (TTFT no shorter than the base's):"));
-        blocks.push(Block::List { items });
-    }
-    let items: Vec<String> = validation.controls.iter().map(control_text).collect();
-    if !items.is_empty() {
-        blocks.push(text("Controls, whose outcome is known beforehand:"));
         blocks.push(Block::List { items });
     }
     blocks
