@@ -59,6 +59,26 @@ pub enum Output<'a, A> {
 /// Per-head RMSNorm (weight `[head_dim]`, eps) of [`Engine::heads`].
 pub type HeadNorm<'a> = Option<&'a [f32]>;
 
+/// Where the rows of [`Engine::heads`] stand in their sequences.
+#[derive(Clone, Copy, Debug)]
+pub enum Positions<'a> {
+    /// At `start..start + n` in every sequence.
+    From(usize),
+    /// Each at its own, `[B*n]`.
+    Each(&'a [u32]),
+}
+
+impl Positions<'_> {
+    /// The position of row `r`, which is the i-th of its sequence.
+    #[inline(always)]
+    pub(crate) fn of(self, r: usize, i: usize) -> usize {
+        match self {
+            Positions::From(start) => start + i,
+            Positions::Each(each) => each[r] as usize,
+        }
+    }
+}
+
 /// Where [`Engine::heads`] puts the heads.
 #[derive(Debug)]
 pub enum HeadsOut<'a, A> {
@@ -77,6 +97,15 @@ pub struct AttnShape {
     pub n: usize,
     /// Positions in the cache before the first query; the cache holds `past + n`.
     pub past: usize,
+}
+
+/// A query of [`Engine::attention_each`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Query {
+    /// Whose cache it reads.
+    pub sequence: usize,
+    /// Positions that it sees, from 0 on; 1 or more.
+    pub sees: usize,
 }
 
 /// Kernels of one ISA, and the threads that run them.
@@ -191,7 +220,7 @@ impl Engine {
     }
 
     /// Heads of `batch` sequences, `src` = `[batch*n, heads*d]`: an optional RMSNorm over each head (weight `[d]`), then
-    /// optional RoPE (half-split) at positions `start..start + n`, then the conversion to `A`.
+    /// optional RoPE (half-split) at the rows' positions, then the conversion to `A`.
     ///
     /// # Errors
     /// [`Error::Shape`].
@@ -203,7 +232,7 @@ impl Engine {
         head_dim: usize,
         norm: HeadNorm<'_>,
         eps: f32,
-        rope: Option<(&RopeTable, usize)>,
+        rope: Option<(&RopeTable, Positions<'_>)>,
         out: HeadsOut<'_, A>,
     ) -> Result<()> {
         const OP: &str = "heads";
@@ -216,10 +245,17 @@ impl Engine {
         if let Some(w) = norm {
             expect(OP, "length of the norm weight", head_dim, w.len())?;
         }
-        if let Some((t, start)) = rope {
+        if let Some((t, positions)) = rope {
             expect(OP, "head_dim of the RoPE table", head_dim, t.head_dim())?;
-            if start + n > t.positions() {
-                return expect(OP, "positions of the RoPE table", start + n, t.positions());
+            let needed = match positions {
+                Positions::From(start) => start + n,
+                Positions::Each(each) => {
+                    expect(OP, "positions, one for each row", src.rows(), each.len())?;
+                    each.iter().max().map_or(0, |p| *p as usize + 1)
+                }
+            };
+            if needed > t.positions() {
+                return expect(OP, "positions of the RoPE table", needed, t.positions());
             }
         }
         match &out {
@@ -254,25 +290,115 @@ impl Engine {
         out: MatMut<'_, A>,
     ) -> Result<()> {
         const OP: &str = "attention";
-        let (d, total) = (k.head_dim(), shape.past + shape.n);
-        if d == 0 || k.heads() == 0 {
-            return expect(OP, "heads and head_dim of at least", 1, 0);
-        }
         expect(OP, "rows of q", shape.batch * shape.n, q.rows())?;
-        expect(OP, "columns of q modulo kv_heads*head_dim", 0, q.cols() % (k.heads() * d))?;
-        expect(OP, "rows of the output", q.rows(), out.rows())?;
-        expect(OP, "columns of the output", q.cols(), out.cols())?;
-        for c in [k, v] {
-            expect(OP, "batch of the cache", shape.batch, c.batch())?;
-            expect(OP, "heads of the cache", k.heads(), c.heads())?;
-            expect(OP, "head_dim of the cache", d, c.head_dim())?;
-            if total > c.capacity() {
-                return expect(OP, "capacity of the cache", total, c.capacity());
-            }
-        }
+        expect(OP, "batch of the cache", shape.batch, k.batch())?;
+        self.check_attention(OP, q, k, v, shape.past + shape.n, &out)?;
         if q.rows() > 0 && q.cols() > 0 {
             driver::attention::attention(self, q, k, v, shape, out);
         }
+        Ok(())
+    }
+
+    /// As [`Engine::attention`], for queries that each say whose cache they read and how much of it they see: row r of q
+    /// and out (`[queries, H*d]`) is `queries[r]`. For few of them: the cache is read for each.
+    ///
+    /// # Errors
+    /// [`Error::Shape`].
+    pub fn attention_each<A: Element>(
+        &self,
+        q: Mat<'_, A>,
+        k: &HeadCache<A>,
+        v: &HeadCache<A>,
+        queries: &[Query],
+        out: MatMut<'_, A>,
+    ) -> Result<()> {
+        const OP: &str = "attention_each";
+        expect(OP, "rows of q", queries.len(), q.rows())?;
+        if queries.iter().any(|q| q.sees == 0) {
+            return expect(OP, "positions that a query sees, at least", 1, 0);
+        }
+        if let Some(q) = queries.iter().find(|q| q.sequence >= k.batch()) {
+            return expect(OP, "batch of the cache, at least", q.sequence + 1, k.batch());
+        }
+        let most = queries.iter().map(|q| q.sees).max().unwrap_or(0);
+        self.check_attention(OP, q, k, v, most, &out)?;
+        if q.rows() > 0 && q.cols() > 0 {
+            driver::attention::attention_each(self, q, k, v, queries, out);
+        }
+        Ok(())
+    }
+
+    fn check_attention<A: Element>(
+        &self,
+        op: &'static str,
+        q: Mat<'_, A>,
+        k: &HeadCache<A>,
+        v: &HeadCache<A>,
+        positions: usize,
+        out: &MatMut<'_, A>,
+    ) -> Result<()> {
+        let d = k.head_dim();
+        if d == 0 || k.heads() == 0 {
+            return expect(op, "heads and head_dim of at least", 1, 0);
+        }
+        expect(op, "columns of q modulo kv_heads*head_dim", 0, q.cols() % (k.heads() * d))?;
+        expect(op, "rows of the output", q.rows(), out.rows())?;
+        expect(op, "columns of the output", q.cols(), out.cols())?;
+        expect(op, "batch of the values", k.batch(), v.batch())?;
+        expect(op, "heads of the values", k.heads(), v.heads())?;
+        expect(op, "head_dim of the values", d, v.head_dim())?;
+        for c in [k, v] {
+            if positions > c.capacity() {
+                return expect(op, "capacity of the cache", positions, c.capacity());
+            }
+        }
+        Ok(())
+    }
+
+    /// How much one query of each sequence attends to positions `0..len`: `softmax(q k^T / sqrt(d))` of every query head,
+    /// q `[B, H*d]`, out `[B, H, len]`. Query head h reads KV head `h / (H / K)`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`].
+    pub fn attention_weights<A: Element>(
+        &self,
+        q: Mat<'_, A>,
+        k: &HeadCache<A>,
+        len: usize,
+        out: &mut [f32],
+    ) -> Result<()> {
+        const OP: &str = "attention_weights";
+        if k.head_dim() == 0 || k.heads() == 0 || len == 0 {
+            return expect(OP, "heads, head_dim and positions of at least", 1, 0);
+        }
+        expect(OP, "rows of q (batch of the cache)", k.batch(), q.rows())?;
+        expect(OP, "columns of q modulo kv_heads*head_dim", 0, q.cols() % (k.heads() * k.head_dim()))?;
+        expect(OP, "length of the output", q.rows() * q.cols() / k.head_dim() * len, out.len())?;
+        if len > k.capacity() {
+            return expect(OP, "capacity of the cache", len, k.capacity());
+        }
+        driver::selection::attention_weights(self, q, k, len, out);
+        Ok(())
+    }
+
+    /// Copies positions `slots` (`[batch * n]`) of every head of `from` to positions `0..n` of `to`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`].
+    pub fn gather<A: Element>(&self, from: &HeadCache<A>, slots: &[u32], to: &mut HeadCache<A>) -> Result<()> {
+        const OP: &str = "gather";
+        expect(OP, "batch of the cache", from.batch(), to.batch())?;
+        expect(OP, "heads of the cache", from.heads(), to.heads())?;
+        expect(OP, "head_dim of the cache", from.head_dim(), to.head_dim())?;
+        expect(OP, "slots modulo batch", 0, slots.len() % from.batch().max(1))?;
+        let n = slots.len() / from.batch().max(1);
+        if n > to.capacity() {
+            return expect(OP, "capacity of the cache", n, to.capacity());
+        }
+        if let Some(slot) = slots.iter().max().map(|s| *s as usize).filter(|s| *s >= from.capacity()) {
+            return expect(OP, "capacity of the source", slot + 1, from.capacity());
+        }
+        driver::selection::gather(self, from, slots, to);
         Ok(())
     }
 

@@ -25,7 +25,7 @@ mod view;
 pub use contract::{GemmKernel, Mul};
 pub use cpu::Isa;
 pub use driver::rope::RopeTable;
-pub use engine::{AttnShape, Backend, Engine, HeadNorm, HeadsOut, Options, Output};
+pub use engine::{AttnShape, Backend, Engine, HeadNorm, HeadsOut, Options, Output, Positions, Query};
 pub use error::{Error, Result};
 pub use pool::Pool;
 pub use registry::{IsaRow, isas, kernels_of};

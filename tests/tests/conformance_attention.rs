@@ -4,7 +4,7 @@
 use half::bf16;
 use proptest::prelude::*;
 use ttft_kernels::{
-    AttnShape, Backend, DType, Element, Engine, HeadCache, Isa, Mat, MatMut, Options,
+    AttnShape, Backend, DType, Element, Engine, HeadCache, Isa, Mat, MatMut, Options, Query,
     guard::{Flush, Guarded},
     kernels_of, reference,
 };
@@ -215,6 +215,128 @@ fn a_nan_score_reaches_its_row_alone() {
         e.attention(Mat::new(&q, n, d), &k, &v, shape, MatMut::new(&mut out, n, d)).unwrap();
         for (r, row) in out.chunks_exact(d).enumerate() {
             assert!(row.iter().all(|x| x.is_nan() == (r == 17)), "{isa}: row {r}");
+        }
+    }
+}
+
+/// Queries of any sequence that see any part of it, against the same queries one by one.
+fn check_each<A: Element>(e: &Engine, c: Case, queries: &[Query]) {
+    let ((k, k64), (v, v64)) = (cache::<A>(c, 1), cache::<A>(c, 2));
+    let cols = c.kv_heads * c.group * c.d;
+    let q: Vec<A> = values(3, queries.len() * cols, A::DTYPE).iter().map(|x| A::from_f32(*x)).collect();
+    let mut out = vec![A::from_f32(f32::NAN); q.len()];
+    let rows = queries.len();
+    e.attention_each(Mat::new(&q, rows, cols), &k, &v, queries, MatMut::new(&mut out, rows, cols)).unwrap();
+    let sequence = c.kv_heads * k.capacity() * c.d;
+    for ((query, q), out) in queries.iter().zip(q.chunks_exact(cols)).zip(out.chunks_exact(cols)) {
+        let of = |x: &[f64]| x[query.sequence * sequence..][..sequence].to_vec();
+        let shape = AttnShape { batch: 1, n: 1, past: query.sees - 1 };
+        let dims = (c.kv_heads * c.group, c.kv_heads, k.capacity(), c.d);
+        let want = reference::attention(&reference::widen(q), &of(&k64), &of(&v64), shape, dims);
+        for (want, found) in want.iter().zip(out) {
+            // Values below 1, scores below sqrt(d): `check` derives closer bounds.
+            let bound = if A::DTYPE == DType::BF16 { 1e-2 } else { 1e-5 };
+            assert!((want - f64::from(found.to_f32())).abs() < bound, "{} {c:?} {query:?}: {want} {found:?}", e.isa());
+        }
+    }
+}
+
+#[test]
+fn each_query_sees_what_it_says() {
+    for isa in isas() {
+        for threads in [1, 3] {
+            let e = engine(isa, threads, Backend::Ours);
+            let c = Case { batch: 3, n: 1, past: 299, kv_heads: 2, group: 3, d: 24, spare: 1, ..PLAIN };
+            let query = |sequence, sees| Query { sequence, sees };
+            let all = [query(0, 300), query(2, 1), query(1, 129), query(2, 128), query(2, 300), query(0, 2)];
+            check_each::<f32>(&e, c, &all);
+            check_each::<bf16>(&e, c, &all);
+            check_each::<f32>(&e, Case { past: 1499, ..c }, &[query(1, 7), query(2, 1500)]);
+            for (wrong, what) in [(query(3, 1), "batch"), (query(0, 0), "at least"), (query(0, 302), "capacity")] {
+                let ((k, _), (v, _)) = (cache::<f32>(c, 1), cache::<f32>(c, 2));
+                let (q, mut out) = ([0.0; 144], [0.0; 144]);
+                let out = MatMut::new(&mut out, 1, 144);
+                let error = e.attention_each(Mat::new(&q, 1, 144), &k, &v, &[wrong], out).unwrap_err().to_string();
+                assert!(error.contains(what), "{error}");
+            }
+        }
+    }
+}
+
+/// The weights of one query of each sequence, against the softmax of its scores.
+fn check_weights<A: Element>(e: &Engine, c: Case) {
+    let (k, k64) = cache::<A>(c, 1);
+    let (heads, len, d) = (c.kv_heads * c.group, c.past + c.n, c.d);
+    let q: Vec<A> = values(2, c.batch * heads * d, A::DTYPE).iter().map(|x| A::from_f32(x * c.sharp)).collect();
+    let mut out = vec![f32::NAN; c.batch * heads * len];
+    e.attention_weights(Mat::new(&q, c.batch, heads * d), &k, len, &mut out).unwrap();
+    let q64 = reference::widen(&q);
+    let score = f64::from(c.sharp) * (d as f64).sqrt();
+    // A score's absolute error, twice (the maximum has one, too), is a probability's relative error.
+    let error = 2.0 * (dot_bound(d, score) + 4.0 * EPS * score) + dot_bound(len, 1.0) + 8.0 * EPS;
+    for (s, (q, out)) in q64.chunks_exact(d).zip(out.chunks_exact(len)).enumerate() {
+        let head = s / heads * c.kv_heads + s % heads / c.group;
+        let keys = &k64[head * k.capacity() * d..][..len * d];
+        let scores: Vec<f64> = reference::linear(q, keys, d).iter().map(|s| s / (d as f64).sqrt()).collect();
+        for (want, found) in reference::softmax(&scores, len).iter().zip(out) {
+            let found = f64::from(*found);
+            assert!((want - found).abs() <= want * error + 1e-30, "{} {c:?}: {want} {found}", e.isa());
+        }
+    }
+}
+
+#[test]
+fn weights_are_the_softmax_of_the_scores() {
+    for isa in isas() {
+        for threads in [1, 2] {
+            let e = engine(isa, threads, Backend::Ours);
+            for (past, group, d, spare) in
+                [(0, 1, 2, 0), (6, 3, 34, 1), (58, 4, 64, 2), (130, 5, 33, 0), (900, 6, 16, 3)]
+            {
+                let c = Case { batch: 2, past, kv_heads: 3, group, d, spare, ..PLAIN };
+                check_weights::<f32>(&e, c);
+                check_weights::<bf16>(&e, c);
+            }
+        }
+    }
+}
+
+#[test]
+fn weights_of_wrong_shapes_are_errors() {
+    let e = engine(Isa::best(), 1, Backend::Ours);
+    let k = HeadCache::<f32>::new(2, 2, 5, 3);
+    let (q, mut out) = ([0.0; 24], [0.0; 40]);
+    for (rows, len, out, what) in
+        [(1, 5, 40, "batch"), (2, 6, 48, "capacity"), (2, 5, 39, "output"), (2, 0, 0, "at least"), (4, 5, 40, "batch")]
+    {
+        let out = if out > 40 { &mut vec![0.0; out][..] } else { &mut out[..out] };
+        let q = Mat::new(&q[..rows * 6], rows, 6);
+        let q = if rows == 2 { Mat::new(&[0.0; 24], 2, 12) } else { q };
+        let error = e.attention_weights(q, &k, len, out).unwrap_err().to_string();
+        assert!(error.contains(what), "{error}");
+    }
+}
+
+#[test]
+fn gathered_positions_stand_side_by_side() {
+    for threads in [1, 3] {
+        let e = engine(Isa::best(), threads, Backend::Ours);
+        for (heads, d, n) in [(1, 2, 1), (3, 5, 4), (4, 128, 90)] {
+            let c = Case { batch: 3, past: 99, kv_heads: heads, d, spare: 0, ..PLAIN };
+            let (from, _) = cache::<bf16>(c, 9);
+            let mut to = HeadCache::<bf16>::new(3, heads, n + 2, d);
+            let slots: Vec<u32> = (0..3 * n as u32).map(|i| (i * 37 + 11) % 100).collect();
+            e.gather(&from, &slots, &mut to).unwrap();
+            for (b, h) in (0..3).flat_map(|b| (0..heads).map(move |h| (b, h))) {
+                for (i, slot) in slots[b * n..][..n].iter().enumerate() {
+                    assert_eq!(to.head(b, h).row(i), from.head(b, h).row(*slot as usize));
+                }
+                assert!(to.head(b, h).row(n).iter().all(|x| *x == bf16::ZERO), "beyond what was gathered");
+            }
+            for (slots, what) in [(vec![0; 3 * n + 9], "capacity"), (vec![100; 3], "source"), (vec![0; 4], "modulo")] {
+                let error = e.gather(&from, &slots, &mut to).unwrap_err().to_string();
+                assert!(error.contains(what), "{error}");
+            }
         }
     }
 }

@@ -4,7 +4,7 @@
 use half::{bf16, f16};
 use proptest::prelude::*;
 use ttft_kernels::{
-    Backend, DType, Element, Engine, HeadCache, HeadsOut, Mat, MatMut, RopeTable, Weight,
+    Backend, DType, Element, Engine, HeadCache, HeadsOut, Mat, MatMut, Positions, RopeTable, Weight,
     guard::{Flush, Guarded},
     reference,
 };
@@ -246,7 +246,7 @@ fn heads<A: Element>(e: &Engine, c: Heads) {
     let w = values(3, d, DType::F32);
     let table = rope.then(|| RopeTable::new(d, 1e4, start + n));
     let src = Rows::new(&x, cols, pad, f32::NAN);
-    let (norm, rotate) = (norm.then_some(&w[..]), table.as_ref().map(|t| (t, start)));
+    let (norm, rotate) = (norm.then_some(&w[..]), table.as_ref().map(|t| (t, Positions::From(start))));
     let mut y = output::<A>(rows, cols, pad);
     e.heads(src.mat(), batch, d, norm, 1e-6, rotate, HeadsOut::Rows(y.mat_mut())).unwrap();
     let capacity = start + n + 2;
@@ -284,6 +284,31 @@ fn heads<A: Element>(e: &Engine, c: Heads) {
 }
 
 #[test]
+fn heads_stand_where_they_are_put() {
+    engines(|e| {
+        // Each row as if it alone stood at its position.
+        let (batch, n, heads, d) = (2, 3, 2, 34);
+        let x = values(5, batch * n * heads * d, DType::F32);
+        let at = [0, 4, 9, 2, 3, 11];
+        let table = RopeTable::new(d, 1e4, 12);
+        let run = |x: &[f32], batch: usize, at: Positions<'_>| {
+            let (rows, cols) = (x.len() / (heads * d), heads * d);
+            let mut y = vec![0f32; x.len()];
+            let out = HeadsOut::Rows(MatMut::new(&mut y, rows, cols));
+            e.heads(Mat::new(x, rows, cols), batch, d, None, 1e-6, Some((&table, at)), out).map(|()| y)
+        };
+        let found = run(&x, batch, Positions::Each(&at)).unwrap();
+        for (r, (x, found)) in x.chunks_exact(heads * d).zip(found.chunks_exact(heads * d)).enumerate() {
+            assert_eq!(run(x, 1, Positions::From(at[r] as usize)).unwrap(), found, "{} row {r}", e.isa());
+        }
+        for (at, what) in [(vec![0; 5], "expected 6, found 5"), (vec![0, 1, 2, 3, 4, 12], "expected 13, found 12")] {
+            let e = run(&x, batch, Positions::Each(&at)).unwrap_err().to_string();
+            assert!(e.contains(what), "{e}");
+        }
+    });
+}
+
+#[test]
 fn heads_of_the_models() {
     engines(|e| {
         for d in [2, 6, 16, 30, 34, 64, 80, 128] {
@@ -306,8 +331,16 @@ fn unrotating_undoes_the_rotation() {
     let x = values(1, n * d, DType::F32);
     engines(|e| {
         let mut y = vec![0.0; n * d];
-        e.heads(Mat::new(&x, n, d), 1, d, None, 1e-6, Some((&table, 0)), HeadsOut::Rows(MatMut::new(&mut y, n, d)))
-            .unwrap();
+        e.heads(
+            Mat::new(&x, n, d),
+            1,
+            d,
+            None,
+            1e-6,
+            Some((&table, Positions::From(0))),
+            HeadsOut::Rows(MatMut::new(&mut y, n, d)),
+        )
+        .unwrap();
         for (p, (y, x)) in y.chunks_exact_mut(d).zip(x.chunks_exact(d)).enumerate() {
             table.unrotate(p, y);
             for (y, x) in y.iter().zip(x) {
@@ -337,7 +370,7 @@ fn shapes_that_do_not_fit_are_refused() {
     errors.push(e.heads(m(), 2, 4, None, 1e-6, None, HeadsOut::Cache(&mut c, 0)));
     errors.push(e.heads(m(), 2, 3, Some(&x[..2]), 1e-6, None, HeadsOut::Cache(&mut c, 0)));
     errors.push(e.heads(m(), 2, 3, None, 1e-6, None, HeadsOut::Cache(&mut c, 1)));
-    errors.push(e.heads(m(), 2, 2, None, 1e-6, Some((&table, 0)), HeadsOut::Cache(&mut c, 0)));
+    errors.push(e.heads(m(), 2, 2, None, 1e-6, Some((&table, Positions::From(0))), HeadsOut::Cache(&mut c, 0)));
     for (i, r) in errors.into_iter().enumerate() {
         let text = r.expect_err(&format!("case {i}")).to_string();
         assert!(text.contains("expected") && text.contains("found"), "case {i}: {text}");

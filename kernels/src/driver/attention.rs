@@ -10,7 +10,7 @@
 use super::{SharedMut, gemm};
 use crate::{
     contract::{Ahead, GemmKernel, Mul},
-    engine::{AttnShape, Engine},
+    engine::{AttnShape, Engine, Query},
     registry,
     simd::{self, Kernel, Vector, dispatch, kernel_name, larger, load, load_exact, store},
     tuning,
@@ -27,6 +27,8 @@ struct Call<'a, A> {
     k: &'a HeadCache<A>,
     v: &'a HeadCache<A>,
     shape: AttnShape,
+    /// Where queries are one to a "sequence" of the shape: whose cache each reads, and how much of it.
+    each: Option<&'a [Query]>,
     out: SharedMut<A>,
     out_stride: usize,
     /// Query heads of a KV head.
@@ -36,15 +38,36 @@ struct Call<'a, A> {
     scale: f32,
 }
 
-impl<A: Element> Call<'_, A> {
+impl<'a, A: Element> Call<'a, A> {
+    fn new(q: Mat<'a, A>, k: &'a HeadCache<A>, v: &'a HeadCache<A>, shape: AttnShape, out: &mut MatMut<'_, A>) -> Self {
+        let d = k.head_dim();
+        Call {
+            q,
+            k,
+            v,
+            shape,
+            each: None,
+            out_stride: out.stride(),
+            out: SharedMut::new(out.data_mut()),
+            group: q.cols() / d / k.heads(),
+            d,
+            scale: std::f32::consts::LOG2_E / (d as f32).sqrt(),
+        }
+    }
+
     /// Rows of one KV head of one sequence.
     fn rows(&self) -> usize {
         self.shape.n * self.group
     }
 
-    /// Keys that row `r` sees.
-    fn limit(&self, r: usize) -> usize {
-        self.shape.past + r / self.group + 1
+    /// Keys that row `r` of sequence `b` sees.
+    fn limit(&self, b: usize, r: usize) -> usize {
+        self.each.map_or(self.shape.past + r / self.group + 1, |each| each[b].sees)
+    }
+
+    /// The sequence of the caches that sequence `b` reads.
+    fn cached(&self, b: usize) -> usize {
+        self.each.map_or(b, |each| each[b].sequence)
     }
 
     /// Rows `r..r + heads`, all of one query, of KV head `h` of sequence `b`, in q.
@@ -73,22 +96,24 @@ pub fn attention<A: Element>(
     shape: AttnShape,
     mut out: MatMut<'_, A>,
 ) {
-    let d = k.head_dim();
-    let call = Call {
-        q,
-        k,
-        v,
-        shape,
-        out_stride: out.stride(),
-        out: SharedMut::new(out.data_mut()),
-        group: q.cols() / d / k.heads(),
-        d,
-        scale: std::f32::consts::LOG2_E / (d as f32).sqrt(),
-    };
+    let call = Call::new(q, k, v, shape, &mut out);
     match choose::<A>(e, &call) {
         Some(kernel) if call.rows() > tuning::ATTENTION_STREAM_ROWS => blocks(e, kernel, &call),
         _ => streams(e, &call),
     }
+}
+
+pub fn attention_each<A: Element>(
+    e: &Engine,
+    q: Mat<'_, A>,
+    k: &HeadCache<A>,
+    v: &HeadCache<A>,
+    queries: &[Query],
+    mut out: MatMut<'_, A>,
+) {
+    let most = queries.iter().map(|q| q.sees).max().unwrap_or(1);
+    let shape = AttnShape { batch: queries.len(), n: 1, past: most - 1 };
+    streams(e, &Call { each: Some(queries), ..Call::new(q, k, v, shape, &mut out) });
 }
 
 /// The GEMM kernel of the strongest level that takes these types, with the least padded work; `None` if heads are longer
@@ -225,14 +250,14 @@ impl<A: Element> Block<'_, '_, A> {
             }
         }
         // Keys that the last row sees: all that any row here needs.
-        let end = c.limit(row_range(last - 1).end - 1);
+        let end = c.limit(self.b, row_range(last - 1).end - 1);
         for k0 in (0..end).step_by(self.kb) {
             let keys = self.kb.min(end - k0);
             // SAFETY: `k0 + keys <= past + n`, which the caches hold (`Engine::attention` checked).
             unsafe { self.pack_block(k0, keys) };
             for p in first..last {
                 let rows = row_range(p);
-                let see = c.limit(rows.end - 1).saturating_sub(k0).min(keys);
+                let see = c.limit(self.b, rows.end - 1).saturating_sub(k0).min(keys);
                 if see == 0 {
                     continue;
                 }
@@ -261,7 +286,7 @@ impl<A: Element> Block<'_, '_, A> {
                             mul: k.mul,
                             scale: c.scale,
                             k0,
-                            limit: c.limit(rows.start),
+                            limit: c.limit(self.b, rows.start),
                             place: rows.start % c.group,
                             group: c.group,
                         },
@@ -642,7 +667,7 @@ fn streams<A: Element>(e: &Engine, c: &Call<'_, A>) {
         let (b, h) = (s / c.k.heads(), s % c.k.heads());
         let rows = chunk * QUAD * STREAM_QUADS..c.rows().min((chunk + 1) * QUAD * STREAM_QUADS);
         let quads = rows.len().div_ceil(QUAD);
-        let (first, end) = (split * span, total.min((split + 1) * span).min(c.limit(rows.end - 1)));
+        let (first, end) = (split * span, total.min((split + 1) * span).min(c.limit(b, rows.end - 1)));
 
         // Queries in f32, filled up with zeros to whole quads and whole vectors.
         let padded = d.next_multiple_of(16);
@@ -657,14 +682,14 @@ fn streams<A: Element>(e: &Engine, c: &Call<'_, A>) {
             q.iter_mut().zip(c.queries(b, h, r, 1)).for_each(|(q, x)| *q = x.to_f32());
         }
         let mut stats = [([f32::NEG_INFINITY; QUAD], [0f32; QUAD]); STREAM_QUADS];
-        let (keys, values) = (c.k.head(b, h).data(), c.v.head(b, h).data());
+        let (keys, values) = (c.k.head(c.cached(b), h).data(), c.v.head(c.cached(b), h).data());
         for k0 in (first..end).step_by(STREAM_KEYS) {
             let n = STREAM_KEYS.min(end - k0);
             let quads = q.chunks_exact(QUAD * padded).zip(o.chunks_exact_mut(QUAD * d)).zip(&mut stats);
             for (i, ((q, o), stats)) in quads.enumerate() {
                 let (keys, values) = (&keys[k0 * d..][..n * d], &values[k0 * d..][..n * d]);
                 // Keys of this block that each row sees; rows that only fill the quad may see them all.
-                let see = std::array::from_fn(|r| c.limit(rows.start + i * QUAD + r).saturating_sub(k0).min(n));
+                let see = std::array::from_fn(|r| c.limit(b, rows.start + i * QUAD + r).saturating_sub(k0).min(n));
                 let scores = &mut scores[..SCORES];
                 dispatch(e.isa(), Stream { q, padded, keys, values, scores, o, stats, see, d, scale: c.scale });
             }

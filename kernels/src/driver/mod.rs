@@ -7,6 +7,7 @@ mod gemm_crate;
 pub mod rope;
 pub mod rowwise;
 mod scratch;
+pub mod selection;
 
 pub use scratch::Scratch;
 pub(crate) use scratch::SharedMut;

@@ -2,7 +2,7 @@
 
 use super::{SharedMut, rope::RopeTable};
 use crate::{
-    engine::{Engine, HeadNorm, HeadsOut},
+    engine::{Engine, HeadNorm, HeadsOut, Positions},
     simd::{self, Kernel, Vector, dispatch, kernel_name, load, store},
     view::{Element, Mat, MatMut, Weight},
 };
@@ -15,7 +15,7 @@ const CHUNKS: usize = 4;
 
 /// Calls `f` with ranges that cover `0..rows`, on the pool if `rows * cols * cost` is worth it. `cost` weighs an element
 /// against a plain load and store.
-fn each_range(e: &Engine, rows: usize, cols: usize, cost: usize, f: impl Fn(std::ops::Range<usize>) + Sync) {
+pub(super) fn each_range(e: &Engine, rows: usize, cols: usize, cost: usize, f: impl Fn(std::ops::Range<usize>) + Sync) {
     if rows == 0 {
         return;
     }
@@ -188,7 +188,7 @@ struct Heads<'a, A> {
     d: usize,
     weight: HeadNorm<'a>,
     eps: f32,
-    rope: Option<(&'a RopeTable, usize)>,
+    rope: Option<(&'a RopeTable, Positions<'a>)>,
     out: &'a SharedMut<A>,
     place: Place,
     range: std::ops::Range<usize>,
@@ -235,7 +235,7 @@ impl<A: Element> Kernel for Heads<'_, A> {
     fn run<V: Vector>(self, v: V) {
         for r in self.range.clone() {
             let (b, i) = (r / self.n, r % self.n);
-            let angles = self.rope.map(|(t, start)| t.at(start + i));
+            let angles = self.rope.map(|(t, positions)| t.at(positions.of(r, i)));
             let p = self.place;
             for (h, x) in self.src.row(r).chunks_exact(self.d).enumerate() {
                 // SAFETY: (batch, position, head) names one place, each row goes to one thread (`heads`), which borrows
@@ -255,7 +255,7 @@ pub fn heads<A: Element>(
     d: usize,
     weight: HeadNorm<'_>,
     eps: f32,
-    rope: Option<(&RopeTable, usize)>,
+    rope: Option<(&RopeTable, Positions<'_>)>,
     mut out: HeadsOut<'_, A>,
 ) {
     e.used.note(kernel_name!(e.isa(), A, "heads_f32"));
@@ -306,18 +306,23 @@ impl Kernel for Softmax<'_> {
     fn run<V: Vector>(self, v: V) {
         for r in self.range {
             // SAFETY: each row goes to one thread (`softmax`), which borrows the matrix throughout.
-            let x = unsafe { self.x.row(r) };
-            let max = v.splat_f32s(simd::max(v, x));
-            for x in x.chunks_mut(V::F32_LANES) {
-                let e = simd::exp_nonpos(v, v.sub_f32s(load(v, x), max));
-                store(v, x, e);
-            }
-            let scale = v.splat_f32s(1.0 / simd::sum(v, x));
-            for x in x.chunks_mut(V::F32_LANES) {
-                let y = v.mul_f32s(load(v, x), scale);
-                store(v, x, y);
-            }
+            softmax_row(v, unsafe { self.x.row(r) });
         }
+    }
+}
+
+/// Softmax of one row, in place.
+#[inline(always)]
+pub(super) fn softmax_row<V: Vector>(v: V, x: &mut [f32]) {
+    let max = v.splat_f32s(simd::max(v, x));
+    for x in x.chunks_mut(V::F32_LANES) {
+        let e = simd::exp_nonpos(v, v.sub_f32s(load(v, x), max));
+        store(v, x, e);
+    }
+    let scale = v.splat_f32s(1.0 / simd::sum(v, x));
+    for x in x.chunks_mut(V::F32_LANES) {
+        let y = v.mul_f32s(load(v, x), scale);
+        store(v, x, y);
     }
 }
 

@@ -3,7 +3,9 @@
 
 use std::{path::Path, sync::Arc};
 
-use ttft_kernels::{AttnShape, DType, Element, Engine, HeadsOut, Mat, MatMut, Output, RopeTable, Weight};
+use ttft_kernels::{
+    AttnShape, DType, Element, Engine, HeadsOut, Mat, MatMut, Output, Positions, Query, RopeTable, Weight,
+};
 
 use crate::{
     Error, Result,
@@ -188,7 +190,6 @@ impl Network {
         let l = &self.layers[i];
         let d = self.config.head_dim;
         let (q_dim, kv_dim) = (self.config.q_dim(i), self.config.kv_dim(i));
-        let batch = act.batch;
         let qkv = l.qkv.view();
 
         // Queries, keys and values come out of one product where all rows need all three.
@@ -217,28 +218,108 @@ impl Network {
             }
         };
 
-        if want == Want::Last {
+        if want != Want::All {
             act.keep_last();
         }
         if !whole {
             act.project(e, &l.attn_norm, qkv.rows_at(0, q_dim))?;
         }
-        let (rows, dim, start) = (act.rows(), act.dim, act.past);
-        let n = act.n;
+        self.queries(e, i, act, rope)?;
+        if want == Want::LastQuery {
+            return Ok(());
+        }
+        let shape = AttnShape { batch: act.batch, n: act.n, past: act.past };
+        let (q, out) = act.attention(q_dim);
+        e.attention(q, &cache.k, &cache.v, shape, out)?;
+        self.finish(e, i, act)
+    }
+
+    /// Layer `i` for rows that stand anywhere in their sequences ([`Activations::load`]), up to their keys and values:
+    /// `store` takes the keys (RoPE applied) of all rows, then their values, `[rows, kv_heads * head_dim]` each.
+    /// [`Network::attend_each`] does the rest.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    pub fn keys_and_values<A: Element>(
+        &self,
+        e: &Engine,
+        i: usize,
+        act: &mut Activations<A>,
+        rope: &RopeTable,
+        mut store: impl FnMut(Part, Mat<'_, A>),
+    ) -> Result<()> {
+        let l = &self.layers[i];
+        let (d, q_dim, kv_dim) = (self.config.head_dim, self.config.q_dim(i), self.config.kv_dim(i));
+        act.project(e, &l.attn_norm, l.qkv.view())?;
+        let rows = act.rows();
+        for (part, at) in [(Part::Keys, q_dim), (Part::Values, q_dim + kv_dim)] {
+            let src = Mat::new(&act.y[..rows * act.y_cols], rows, act.y_cols).cols_at(at, kv_dim);
+            let (norm, rope) = match part {
+                Part::Keys => (l.k_norm.as_deref(), Some((rope, Positions::Each(&act.positions[..rows])))),
+                Part::Values => (None, None),
+            };
+            // Attention's output is not there yet: its place is free.
+            let to = &mut act.o[..rows * kv_dim];
+            e.heads(src, rows, d, norm, EPS, rope, HeadsOut::Rows(MatMut::new(to, rows, kv_dim)))?;
+            store(part, Mat::new(to, rows, kv_dim));
+        }
+        Ok(())
+    }
+
+    /// The rest of layer `i` after [`Network::keys_and_values`]: every row attends to what its query says.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    pub fn attend_each<A: Element>(
+        &self,
+        e: &Engine,
+        i: usize,
+        act: &mut Activations<A>,
+        rope: &RopeTable,
+        cache: &LayerCache<A>,
+        queries: &[Query],
+    ) -> Result<()> {
+        self.queries(e, i, act, rope)?;
+        let (q, out) = act.attention(self.config.q_dim(i));
+        e.attention_each(q, &cache.k, &cache.v, queries, out)?;
+        self.finish(e, i, act)
+    }
+
+    /// The heads of the queries, out of the last projection.
+    fn queries<A: Element>(&self, e: &Engine, i: usize, act: &mut Activations<A>, rope: &RopeTable) -> Result<()> {
+        let (rows, q_dim) = (act.rows(), self.config.q_dim(i));
         let q = Mat::new(&act.y[..rows * act.y_cols], rows, act.y_cols).cols_at(0, q_dim);
         let to = HeadsOut::Rows(MatMut::new(&mut act.q[..rows * q_dim], rows, q_dim));
-        e.heads(q, batch, d, l.q_norm.as_deref(), EPS, Some((rope, start)), to)?;
-        e.attention(
-            Mat::new(&act.q[..rows * q_dim], rows, q_dim),
-            &cache.k,
-            &cache.v,
-            AttnShape { batch, n, past: start },
-            MatMut::new(&mut act.o[..rows * q_dim], rows, q_dim),
-        )?;
+        let rope = Some((rope, Positions::Each(&act.positions[..rows])));
+        Ok(e.heads(q, act.batch, self.config.head_dim, self.layers[i].q_norm.as_deref(), EPS, rope, to)?)
+    }
+
+    /// How much the last row of each sequence attended to entries `0..len` of `cache` in layer `i`, the last to run, for
+    /// every query head: `[batch, H, len]`. Of rows that were loaded one by one, the first of all count as the last of
+    /// their sequences.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    pub fn last_weights<A: Element>(
+        &self,
+        e: &Engine,
+        i: usize,
+        act: &Activations<A>,
+        cache: &LayerCache<A>,
+        len: usize,
+        out: &mut [f32],
+    ) -> Result<()> {
+        let (rows, q_dim) = (act.rows(), self.config.q_dim(i));
+        let q = Mat::new(&act.q[..rows * q_dim], rows, q_dim).rows_step(act.n - 1, cache.k.batch(), act.n);
+        Ok(e.attention_weights(q, &cache.k, len, out)?)
+    }
+
+    /// A layer after its attention: output projection and feed-forward network.
+    fn finish<A: Element>(&self, e: &Engine, i: usize, act: &mut Activations<A>) -> Result<()> {
+        let l = &self.layers[i];
+        let (rows, dim, q_dim, f) = (act.rows(), act.dim, self.config.q_dim(i), l.shape.ffn);
         let o = Mat::new(&act.o[..rows * q_dim], rows, q_dim);
         e.linear(o, l.out.view(), Output::Add(MatMut::new(&mut act.x[..rows * dim], rows, dim)))?;
-
-        let f = l.shape.ffn;
         for (r, m) in chunks(rows, CHUNK) {
             let x = &mut act.x[r * dim..][..m * dim];
             let h = &mut act.h[..m * dim];
@@ -361,6 +442,17 @@ pub enum Want {
     All,
     /// The last one of each sequence; keys and values are still made for all.
     Last,
+    /// None: the layer ends after keys and values of all and the query of the last one of each sequence.
+    LastQuery,
+}
+
+/// What [`Network::keys_and_values`] hands out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Keys, after k_norm and RoPE.
+    Keys,
+    /// Values.
+    Values,
 }
 
 /// The residual stream of `batch * n` rows and the scratch of one layer.
@@ -369,7 +461,10 @@ pub struct Activations<A> {
     dim: usize,
     batch: usize,
     n: usize,
+    /// Entries of the caches before the first of these rows.
     past: usize,
+    /// Where each row stands in its sequence, for RoPE.
+    positions: Vec<u32>,
     /// Residual stream, `[rows, D]`.
     x: Vec<f32>,
     /// Normalised chunk, `[CHUNK, D]`.
@@ -397,6 +492,7 @@ impl<A: Element> Activations<A> {
             batch: 0,
             n: 0,
             past: 0,
+            positions: zeroed(rows as u64)?,
             x: zeroed(s.x)?,
             h: zeroed(s.h)?,
             y: zeroed(s.y)?,
@@ -410,30 +506,98 @@ impl<A: Element> Activations<A> {
     /// Bytes that [`Activations::new`] allocates.
     pub fn bytes(c: &OpenElmConfig, rows: usize) -> u64 {
         let s = Sizes::new(c, rows);
-        let f32s = s.x.saturating_add(s.y).saturating_mul(4);
+        let f32s = s.x.saturating_add(s.y).saturating_add(rows as u64).saturating_mul(4);
         let own = s.h.saturating_add(s.q).saturating_add(s.q).saturating_add(s.g).saturating_mul(size_of::<A>() as u64);
         f32s.saturating_add(own)
     }
 
     fn start(&mut self, batch: usize, n: usize, past: usize) {
         (self.batch, self.n, self.past) = (batch, n, past);
+        self.place(Positions::From(past));
+    }
+
+    /// Says where the rows stand in their sequences, if not right after what the caches hold.
+    ///
+    /// # Panics
+    /// If there is not one position for each row.
+    pub fn place(&mut self, at: Positions<'_>) {
+        let (rows, n) = (self.rows(), self.n.max(1));
+        match at {
+            Positions::From(start) => {
+                self.positions[..rows].iter_mut().enumerate().for_each(|(r, p)| *p = (start + r % n) as u32);
+            }
+            Positions::Each(each) => self.positions[..rows].copy_from_slice(each),
+        }
     }
 
     fn rows(&self) -> usize {
         self.batch * self.n
     }
 
+    /// Rows of each sequence.
+    pub fn n(&self) -> usize {
+        self.n
+    }
+
+    /// Row `r` of the residual stream, `[D]`.
+    pub fn row(&self, r: usize) -> &[f32] {
+        &self.x[r * self.dim..][..self.dim]
+    }
+
+    /// Starts from rows of other passes, each of a sequence of its own: its residual stream `[D]` and its position.
+    ///
+    /// # Panics
+    /// If there are more of them than rows were planned, or one is not `[D]`.
+    pub fn load<'a>(&mut self, rows: impl Iterator<Item = (&'a [f32], u32)>) {
+        (self.batch, self.n, self.past) = (0, 1, 0);
+        for (row, position) in rows {
+            self.x[self.batch * self.dim..][..self.dim].copy_from_slice(row);
+            self.positions[self.batch] = position;
+            self.batch += 1;
+        }
+    }
+
+    /// Drops all rows from `rows` on.
+    pub fn truncate(&mut self, rows: usize) {
+        debug_assert!(self.n == 1 && rows <= self.batch);
+        self.batch = rows;
+    }
+
+    /// Keeps `keep.len() / batch` rows of each sequence: `keep` are their places within it, ascending, `[batch * m]`.
+    ///
+    /// # Panics
+    /// If a sequence has no such row.
+    pub fn retain(&mut self, keep: &[u32]) {
+        self.compact(keep.len() / self.batch, |to| keep[to] as usize);
+    }
+
     /// Drops all but the last position of each sequence.
     fn keep_last(&mut self) {
+        let last = self.n - 1;
+        self.past += last;
+        self.compact(1, |_| last);
+    }
+
+    /// Keeps `m` rows of each sequence; `at` gives the place, within its sequence, of what becomes a row. Ascending.
+    fn compact(&mut self, m: usize, at: impl Fn(usize) -> usize) {
         let (n, dim) = (self.n, self.dim);
-        if n > 1 {
-            for b in 0..self.batch {
-                let from = (b * n + n - 1) * dim;
-                self.x.copy_within(from..from + dim, b * dim);
-            }
-            self.past += n - 1;
-            self.n = 1;
+        if m == n {
+            return;
         }
+        for to in 0..self.batch * m {
+            assert!(at(to) < n, "row {} of a sequence of {n}", at(to));
+            let from = to / m * n + at(to);
+            self.x.copy_within(from * dim..(from + 1) * dim, to * dim);
+            self.positions[to] = self.positions[from];
+        }
+        self.n = m;
+    }
+
+    /// Queries, and where attention's output goes.
+    fn attention(&mut self, q_dim: usize) -> (Mat<'_, A>, MatMut<'_, A>) {
+        let rows = self.rows();
+        let out = MatMut::new(&mut self.o[..rows * q_dim], rows, q_dim);
+        (Mat::new(&self.q[..rows * q_dim], rows, q_dim), out)
     }
 
     /// `y = norm(x) W^T`.
@@ -475,7 +639,8 @@ impl<A: Element> Activations<A> {
     ) -> Result<()> {
         let (k, v) = (self.y_at(keys_at, kv_dim), self.y_at(keys_at + kv_dim, kv_dim));
         let at = self.past;
-        e.heads(k, self.batch, d, k_norm, EPS, Some((rope, at)), HeadsOut::Cache(&mut c.k, at))?;
+        let rope = Some((rope, Positions::Each(&self.positions[..self.rows()])));
+        e.heads(k, self.batch, d, k_norm, EPS, rope, HeadsOut::Cache(&mut c.k, at))?;
         Ok(e.heads(v, self.batch, d, None, EPS, None, HeadsOut::Cache(&mut c.v, at))?)
     }
 }

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use ttft_kernels::{DType, Element, Engine, HeadsOut, Mat, MatMut, Output, RopeTable};
+use ttft_kernels::{DType, Element, Engine, HeadsOut, Mat, MatMut, Output, Positions, RopeTable};
 
 use crate::{
     Error, Network, OpenElmConfig, Result,
@@ -167,7 +167,7 @@ impl Predictor {
             keep.extend_from_slice(buffer);
         }
         let keys = HeadsOut::Cache(&mut cache.k, 0);
-        e.heads(Mat::new(buffer, rows, n), batch, d, base.k_norm(i), EPS, Some((rope, 0)), keys)?;
+        e.heads(Mat::new(buffer, rows, n), batch, d, base.k_norm(i), EPS, Some((rope, Positions::From(0))), keys)?;
         map(&raw.v, &l.v, buffer)?;
         Ok(e.heads(Mat::new(buffer, rows, n), batch, d, None, EPS, None, HeadsOut::Cache(&mut cache.v, 0))?)
     }
