@@ -1,6 +1,10 @@
 //! Key/value caches.
 
+use std::ops::Range;
+
 use ttft_kernels::{Element, HeadCache, RopeTable};
+
+use crate::config::OpenElmConfig;
 
 /// Keys and values of one layer, as its attention reads them: keys after k_norm and RoPE, values as projected; each
 /// `[batch, kv_heads, capacity, head_dim]`.
@@ -19,15 +23,27 @@ impl<A: Element> LayerCache<A> {
         LayerCache { k: zero.clone(), v: zero }
     }
 
-    /// The first `len` positions as `{name}.k` and `{name}.v`, `[batch, kv_heads, len, head_dim]` in f32, keys with RoPE
-    /// undone.
-    pub fn dump(&self, name: &str, len: usize, rope: &RopeTable) -> [NamedTensor; 2] {
-        let mut k = gather(format!("{name}.k"), &self.k, len);
+    /// `len` entries of each sequence as `{name}.k` and `{name}.v`, `[batch, kv_heads, len, head_dim]` in f32, keys with
+    /// RoPE undone. `at(b, i)` says of the i-th of sequence b where in the cache it is and at which position it stands.
+    pub fn dump(
+        &self,
+        name: &str,
+        len: usize,
+        at: impl Fn(usize, usize) -> (usize, usize),
+        rope: &RopeTable,
+    ) -> [NamedTensor; 2] {
+        let mut k = gather(format!("{name}.k"), &self.k, len, &at);
         for (i, head) in k.data.chunks_exact_mut(self.k.head_dim()).enumerate() {
-            rope.unrotate(i % len, head);
+            rope.unrotate(at(i / (self.k.heads() * len), i % len).1, head);
         }
-        [k, gather(format!("{name}.v"), &self.v, len)]
+        [k, gather(format!("{name}.v"), &self.v, len, &at)]
     }
+}
+
+/// One layer of `layers` for each distinct count of key/value heads: what caches that serve one layer at a time need.
+pub(crate) fn distinct_heads(c: &OpenElmConfig, layers: Range<usize>) -> Vec<usize> {
+    let heads = |j: usize| c.layers[j].kv_heads;
+    layers.clone().filter(|&j| (layers.start..j).all(|i| heads(i) != heads(j))).collect()
 }
 
 /// A tensor on its way out: a cache, or logits.
@@ -41,13 +57,18 @@ pub struct NamedTensor {
     pub data: Vec<f32>,
 }
 
-fn gather<A: Element>(name: String, c: &HeadCache<A>, len: usize) -> NamedTensor {
+fn gather<A: Element>(
+    name: String,
+    c: &HeadCache<A>,
+    len: usize,
+    at: impl Fn(usize, usize) -> (usize, usize),
+) -> NamedTensor {
     let mut data = Vec::with_capacity(c.batch() * c.heads() * len * c.head_dim());
     for b in 0..c.batch() {
         for h in 0..c.heads() {
             let head = c.head(b, h);
-            for p in 0..len {
-                data.extend(head.row(p).iter().map(|x| x.to_f32()));
+            for i in 0..len {
+                data.extend(head.row(at(b, i).0).iter().map(|x| x.to_f32()));
             }
         }
     }

@@ -7,7 +7,7 @@
 use ttft_kernels::DType;
 
 use crate::{
-    Extent, OpenElmConfig, Phase, Predictor, Result, RunSpec, System, config::TensorSpec,
+    Extent, OpenElmConfig, Phase, Predictor, Pruning, Result, RunSpec, System, config::TensorSpec,
     kv_prediction::auxiliary_layers, zoo,
 };
 
@@ -18,6 +18,8 @@ pub struct CostSystem {
     pub base: OpenElmConfig,
     /// The auxiliary and the layer map, of KV prediction.
     pub pair: Option<(OpenElmConfig, Vec<usize>)>,
+    /// On which tokens it works, if not on all.
+    pub pruning: Option<Pruning>,
     /// Storage type of the weights.
     pub weights: DType,
 }
@@ -72,22 +74,32 @@ impl CostSystem {
     /// The shapes of a loaded system.
     pub fn of(system: &System) -> CostSystem {
         let base = system.base();
-        let pair = match system {
-            System::Network(_) => None,
-            System::KvPrediction(s) => Some((s.aux.config().clone(), s.predictor.layer_map().to_vec())),
+        let (pair, pruning) = match system {
+            System::Network(_) => (None, None),
+            System::KvPrediction(s) => (Some((s.aux.config().clone(), s.predictor.layer_map().to_vec())), None),
+            System::Pruned(s) => (None, Some(s.pruning)),
         };
-        CostSystem { base: base.config().clone(), pair, weights: base.weight_dtype() }
+        CostSystem { base: base.config().clone(), pair, pruning, weights: base.weight_dtype() }
     }
 
-    /// The shapes of a network or pair of the zoo.
+    /// The shapes of one network on its own.
+    pub fn network(base: OpenElmConfig, weights: DType) -> CostSystem {
+        CostSystem { base, pair: None, pruning: None, weights }
+    }
+
+    /// The shapes of a network, pair or pruned network of the zoo.
     ///
     /// # Errors
     /// [`crate::Error::UnknownName`].
     pub fn named(name: &str, weights: DType) -> Result<CostSystem> {
-        let Ok(p) = zoo::pair(name) else {
-            return Ok(CostSystem { base: zoo::network(name)?, pair: None, weights });
-        };
-        Ok(CostSystem { base: zoo::network(p.base)?, pair: Some((zoo::network(p.aux)?, p.layer_map)), weights })
+        if let Ok(p) = zoo::pair(name) {
+            let pair = Some((zoo::network(p.aux)?, p.layer_map));
+            return Ok(CostSystem { pair, ..Self::network(zoo::network(p.base)?, weights) });
+        }
+        if let Ok((base, pruning)) = zoo::token_pruned(name) {
+            return Ok(CostSystem { pruning: Some(pruning), ..Self::network(zoo::network(base)?, weights) });
+        }
+        Ok(Self::network(zoo::network(name)?, weights))
     }
 
     /// Parameters of the predictor; 0 without one.
@@ -100,6 +112,9 @@ impl CostSystem {
     pub fn first_token(&self, spec: &RunSpec) -> Vec<PhaseCost> {
         let n = spec.prompt as u64;
         let c = self.counter(spec);
+        if let Some(pruning) = self.pruning {
+            return c.pruned(&self.base, pruning, spec);
+        }
         let Some((aux, map)) = &self.pair else {
             return vec![c.network(Phase::Prefill, &self.base, n, 0, spec.extent)];
         };
@@ -110,9 +125,24 @@ impl CostSystem {
         vec![c.auxiliary(aux, map, n - 1, spec.extent), c.prediction(&self.base, aux, map, n - 1), step]
     }
 
-    /// Cost of the token after `past` positions, by the base alone.
+    /// Cost of the token after `past` positions, by the base alone. Of LazyLLM without the tokens that it revives, which
+    /// depend on what the tokens attend to.
     pub fn next_token(&self, spec: &RunSpec, past: usize) -> PhaseCost {
-        self.counter(spec).network(Phase::BaseStep, &self.base, 1, past as u64, Extent::FirstToken)
+        let c = self.counter(spec);
+        match self.pruning {
+            Some(p @ Pruning::Lazy { .. }) => {
+                let layers = self.base.layers.len();
+                c.layers(Phase::BaseStep, &self.base, Extent::FirstToken, |i| {
+                    let [here, next] = lazy_tokens(p, i, layers, past + 1);
+                    (1, here - 1, if next < here { here } else { 0 })
+                })
+            }
+            Some(p) => {
+                let dropped = spec.prompt - p.tokens(0, self.base.layers.len(), spec.prompt);
+                c.network(Phase::BaseStep, &self.base, 1, (past - dropped) as u64, Extent::FirstToken)
+            }
+            None => c.network(Phase::BaseStep, &self.base, 1, past as u64, Extent::FirstToken),
+        }
     }
 
     fn counter(&self, spec: &RunSpec) -> Counter {
@@ -124,19 +154,26 @@ impl CostSystem {
     }
 
     /// The paper's approximation, 2 FLOPs per parameter and token: `t_base(N)`, or `t_aux(N-1) + t_predictor(N-1) +
-    /// t_base(1)`; parameters with the tied embedding once.
+    /// t_base(1)`; parameters with the tied embedding once. Of token pruning [`Pruning::paper_share`] of `t_base(N)`.
     pub fn paper_flops(&self, batch: usize, prompt: usize) -> u64 {
         let (b, n) = (batch as u64, prompt as u64);
         let base = self.base.params();
         match &self.pair {
-            None => 2 * b * n * base,
+            None => {
+                let all = 2 * b * n * base;
+                self.pruning.map_or(all, |p| (all as f64 * p.paper_share()).round() as u64)
+            }
             Some((aux, _)) => 2 * b * ((n - 1) * (aux.params() + self.predictor_params()) + base),
         }
     }
 
-    /// The paper's headline figure: `params(base) / params(auxiliary)`; 1 without an auxiliary.
+    /// The paper's headline figure: `params(base) / params(auxiliary)`, the inverse of [`Pruning::paper_share`], or 1.
     pub fn paper_reduction(&self) -> f64 {
-        self.pair.as_ref().map_or(1.0, |(aux, _)| self.base.params() as f64 / aux.params() as f64)
+        match (&self.pair, self.pruning) {
+            (Some((aux, _)), _) => self.base.params() as f64 / aux.params() as f64,
+            (None, Some(pruning)) => 1.0 / pruning.paper_share(),
+            (None, None) => 1.0,
+        }
     }
 }
 
@@ -147,6 +184,11 @@ struct Counter {
     weights: u64,
     /// Bytes of an element of caches.
     cache: u64,
+}
+
+/// Tokens that LazyLLM's layer `i` takes of `n`, and the next one; after the last layer as many.
+fn lazy_tokens(p: Pruning, i: usize, layers: usize, n: usize) -> [u64; 2] {
+    [i, (i + 1).min(layers - 1)].map(|i| p.tokens(i, layers, n) as u64)
 }
 
 /// Positions that queries at `past..past + n` see in all.
@@ -175,14 +217,70 @@ impl Counter {
 
     /// Embeddings, layers and head of a network over `n` new positions.
     fn network(&self, phase: Phase, c: &OpenElmConfig, n: u64, past: u64, extent: Extent) -> PhaseCost {
+        self.layers(phase, c, extent, |_| (n, past, 0))
+    }
+
+    /// As [`Counter::network`], where layers differ: `of(layer)` gives its new positions, those in its cache before them,
+    /// and how many the tokens are ranked by the last one's attention to.
+    fn layers(
+        &self,
+        phase: Phase,
+        c: &OpenElmConfig,
+        extent: Extent,
+        of: impl Fn(usize) -> (u64, u64, u64),
+    ) -> PhaseCost {
         let mut out = PhaseCost { phase, flops: Flops::default(), weight_bytes: 0, cache_bytes: 0 };
-        let needed = if extent == Extent::FirstToken { 1 } else { n };
         let last = c.layers.len() - 1;
-        for i in 0..c.layers.len() {
-            self.layer(c, i, n, if i == last { needed } else { n }, past, &mut out);
+        let needed = |n: u64| if extent == Extent::FirstToken { 1 } else { n };
+        for i in 0..=last {
+            let (n, past, ranked) = of(i);
+            self.layer(c, i, n, if i == last { needed(n) } else { n }, past, &mut out);
+            self.ranking(c, i, ranked, &mut out);
         }
-        self.ends(c, n, needed, &mut out);
+        self.ends(c, of(0).0, needed(of(last).0), &mut out);
         out
+    }
+
+    /// The last token's attention to `n` positions: a product of its query with their keys, which are read again.
+    fn ranking(&self, c: &OpenElmConfig, i: usize, n: u64, out: &mut PhaseCost) {
+        out.flops.attention += 2 * c.q_dim(i) as u64 * self.batch * n;
+        out.cache_bytes += c.kv_dim(i) as u64 * self.batch * n * self.cache;
+    }
+
+    fn pruned(&self, c: &OpenElmConfig, p: Pruning, spec: &RunSpec) -> Vec<PhaseCost> {
+        let (n, layers) = (spec.prompt as u64, c.layers.len());
+        if let Pruning::Lazy { .. } = p {
+            return vec![self.layers(Phase::Prefill, c, spec.extent, |i| {
+                let [here, next] = lazy_tokens(p, i, layers, spec.prompt);
+                (here, 0, if next < here { here } else { 0 })
+            })];
+        }
+        let kept = p.tokens(0, layers, spec.prompt) as u64;
+        let prefill = self.network(Phase::Prefill, c, kept, 0, spec.extent);
+        let selecting = p.selection_layers(layers);
+        if selecting == 0 {
+            return vec![prefill];
+        }
+        let mut out = PhaseCost { phase: Phase::Selection, flops: Flops::default(), weight_bytes: 0, cache_bytes: 0 };
+        for i in 0..selecting {
+            let ends = i + 1 == selecting && spec.extent == Extent::FirstToken;
+            self.layer(c, i, n, if ends { 0 } else { n }, 0, &mut out);
+            if ends {
+                self.last_query(c, i, n, &mut out);
+            }
+            self.ranking(c, i, n, &mut out);
+        }
+        self.ends(c, n, 0, &mut out);
+        vec![out, prefill]
+    }
+
+    /// The query of the last of `n` positions, in a layer that ends there.
+    fn last_query(&self, c: &OpenElmConfig, i: usize, n: u64, out: &mut PhaseCost) {
+        let (dim, q_dim) = (c.dim as u64, c.q_dim(i) as u64);
+        let head_norms = if c.qk_norm { 2 * c.head_dim as u64 } else { 0 };
+        out.flops.projections += 2 * self.batch * dim * q_dim;
+        out.weight_bytes += (dim * q_dim + head_norms) * self.weights;
+        out.cache_bytes += 2 * c.kv_dim(i) as u64 * self.batch * n * self.cache;
     }
 
     /// Embedding look-up of `n` positions of each sequence; final norm and output head of `heads` of them.

@@ -117,6 +117,15 @@ pub enum Error {
         /// The names that exist.
         known: Vec<&'static str>,
     },
+    /// A name that is no token pruning.
+    #[error(
+        "unknown token pruning '{name}', expected RP-r, SP-r or La-b with fractions from 0.01 to 1.00 in two decimals and \
+         b at most a, such as RP-0.75 or L0.75-0.10"
+    )]
+    Pruning {
+        /// The name given.
+        name: String,
+    },
     /// A prompt without tokens.
     #[error("prompt {row} is empty; give at least one token")]
     EmptyPrompt {

@@ -1,4 +1,4 @@
-//! OpenELM networks and KV prediction (arXiv 2410.08391) on memory-mapped weights.
+//! OpenELM networks, KV prediction (arXiv 2410.08391) and token pruning on memory-mapped weights.
 //!
 //! [`plan`] allocates everything that a run needs; [`Inference::first_token`] then is the time to first token, and
 //! nothing else. [`Network`] offers the steps of a pass (embed, layer, head) and [`Predictor`] its own (one base layer
@@ -9,9 +9,11 @@ pub mod arch;
 pub mod cache;
 pub mod config;
 pub mod cost;
+mod decoder;
 mod error;
 pub mod kv_prediction;
 pub mod prompts;
+pub mod pruning;
 mod run;
 pub mod synth;
 pub mod weights;
@@ -22,5 +24,6 @@ pub use config::OpenElmConfig;
 pub use error::{Error, Result};
 pub use kv_prediction::{KvPrediction, predictor::Predictor, zoo};
 pub use prompts::Prompts;
+pub use pruning::{Pruned, Pruning};
 pub use run::{Extent, Inference, MemoryPlan, Phase, PhaseTimes, Precision, RunSpec, System, memory, memory_of, plan};
 pub use ttft_kernels::DType;

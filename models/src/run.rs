@@ -10,10 +10,9 @@ use crate::{
     arch::openelm::{Activations, head_buffer},
     config::{OpenElmConfig, TensorSpec},
     cost::CostSystem,
-    kv_prediction::{
-        auxiliary_cache_layers, auxiliary_layers,
-        pipeline::{KvRun, NetworkRun},
-    },
+    decoder::{Decoder, NetworkRun, rope_bytes},
+    kv_prediction::{auxiliary_cache_layers, auxiliary_layers, pipeline::KvRun},
+    pruning::{Pruned, Pruning, lazy::LazyRun, subset::SubsetRun},
 };
 
 /// Type of activations between operations, and of caches. Weights stay as they are in their file; the residual stream
@@ -108,7 +107,9 @@ impl RunSpec {
 /// A part of the time to first token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Phase {
-    /// A network alone, on the whole prompt.
+    /// Choosing which tokens of the prompt to keep.
+    Selection,
+    /// A network alone, on the whole prompt or what is kept of it.
     Prefill,
     /// The auxiliary network on all but the last token.
     Auxiliary,
@@ -122,6 +123,7 @@ impl Phase {
     /// Name, as in records.
     pub const fn name(self) -> &'static str {
         match self {
+            Phase::Selection => "selection",
             Phase::Prefill => "prefill",
             Phase::Auxiliary => "auxiliary",
             Phase::Prediction => "prediction",
@@ -146,6 +148,8 @@ pub enum System {
     Network(Arc<Network>),
     /// KV prediction.
     KvPrediction(KvPrediction),
+    /// One network on part of its tokens.
+    Pruned(Pruned),
 }
 
 impl System {
@@ -154,6 +158,7 @@ impl System {
         match self {
             System::Network(n) => n,
             System::KvPrediction(s) => &s.base,
+            System::Pruned(s) => &s.base,
         }
     }
 }
@@ -185,7 +190,8 @@ pub trait Inference: Send {
 
     /// The caches as they stand, in f32, keys without RoPE, `[batch, kv_heads, len, head_dim]`: `base_cache.{i}.k|v` of a
     /// network; `kvp_cache.{i}.k|v`, `aux_cache.{j}.k|v`, `predicted.{i}.v|k_normed` (and `predicted.{i}.k` if
-    /// recorded) of KV prediction.
+    /// recorded) of KV prediction. Where tokens are dropped, `base_cache` holds those that the last call attended to, and
+    /// `kept` (or `kept.{i}`, where layers differ) their positions, `[batch, len]`.
     fn cache_dump(&self) -> Vec<NamedTensor>;
 }
 
@@ -194,7 +200,7 @@ pub trait Inference: Send {
 pub struct MemoryPlan {
     /// Mapped weights. They belong to the page cache, and should fit in memory for a warm measurement.
     pub weights: u64,
-    /// Key/value caches, the auxiliary's included.
+    /// Key/value caches, the auxiliary's included, and outputs of layers that are kept like them.
     pub caches: u64,
     /// Activations, logits, RoPE tables.
     pub activations: u64,
@@ -215,7 +221,7 @@ impl MemoryPlan {
 /// What a run of `system` would need. Saturates instead of overflowing.
 pub fn memory(system: &System, spec: &RunSpec) -> MemoryPlan {
     let weights = match system {
-        System::Network(n) => n.mapped_bytes(),
+        System::Network(_) | System::Pruned(_) => system.base().mapped_bytes(),
         System::KvPrediction(s) => sum([s.base.mapped_bytes(), s.aux.mapped_bytes(), s.predictor.mapped_bytes()]),
     };
     MemoryPlan { weights, ..memory_of(&CostSystem::of(system), spec) }
@@ -229,56 +235,56 @@ pub fn memory_of(system: &CostSystem, spec: &RunSpec) -> MemoryPlan {
     }
 }
 
-fn mul(factors: &[usize]) -> u64 {
+pub(crate) fn mul(factors: &[usize]) -> u64 {
     factors.iter().fold(1, |a, b| a.saturating_mul(*b as u64))
 }
 
-fn sum(parts: impl IntoIterator<Item = u64>) -> u64 {
+pub(crate) fn sum(parts: impl IntoIterator<Item = u64>) -> u64 {
     parts.into_iter().fold(0, u64::saturating_add)
 }
 
 /// Keys and values of layer `i`, for `positions` of each sequence.
-fn kv_bytes<A>(c: &OpenElmConfig, i: usize, batch: usize, positions: usize) -> u64 {
+pub(crate) fn kv_bytes<A>(c: &OpenElmConfig, i: usize, batch: usize, positions: usize) -> u64 {
     mul(&[2, batch, positions, c.kv_dim(i), size_of::<A>()])
 }
 
 fn memory_as<A: Element>(system: &CostSystem, spec: &RunSpec) -> MemoryPlan {
     let (b, n) = (spec.batch, spec.prompt);
     let c = &system.base;
-    let rope = |c: &OpenElmConfig, positions: usize| mul(&[c.head_dim, positions, 4]);
-    let full = |c: &OpenElmConfig, rows: usize| match spec.extent {
-        Extent::FirstToken => 0,
-        Extent::FullNetwork => mul(&[head_buffer(c, rows), 4]),
-    };
     let matrices = |t: Vec<TensorSpec>| {
         let elements = sum(t.iter().filter(|t| t.shape.len() == 2).map(TensorSpec::elements));
         elements.saturating_mul(system.weights.size() as u64)
     };
-    let positions = spec.positions();
-    let mut plan = MemoryPlan {
-        weights: matrices(c.tensors()),
-        caches: sum((0..c.layers.len()).map(|i| kv_bytes::<A>(c, i, b, positions))),
-        activations: sum([rope(c, positions), mul(&[b, c.vocab, 4]), mul(&[b, 4])]),
+    let weights = matrices(c.tensors());
+    let [caches, activations] = match (system.pruning, &system.pair) {
+        (Some(p @ Pruning::Lazy { .. }), _) => LazyRun::<A>::bytes(c, p, spec),
+        (Some(p), _) => SubsetRun::<A>::bytes(c, p, spec),
+        (None, None) => Decoder::<A>::bytes(c, spec, n, spec.positions()),
+        (None, Some(_)) => Decoder::<A>::bytes(c, spec, 1, spec.positions()),
     };
-    let rows = b.saturating_mul(n);
-    let own = match &system.pair {
-        None => [Activations::<A>::bytes(c, rows), if n > 1 { full(c, rows) } else { 0 }, 0, 0],
-        Some((a, map)) => {
-            let m = n.saturating_sub(1);
-            let rows = b.saturating_mul(m);
-            plan.weights = sum([plan.weights, matrices(a.tensors()), matrices(Predictor::tensors(c, a, map))]);
-            let layers = auxiliary_layers(map, a.layers.len(), spec.extent);
-            let kept = sum((0..layers).map(|j| kv_bytes::<A>(a, j, b, m)));
-            let attending = auxiliary_cache_layers(a, layers, spec.extent);
-            let scratch = sum(attending.into_iter().map(|j| kv_bytes::<A>(a, j, b, m)));
-            plan.caches = sum([plan.caches, kept, scratch]);
-            let predicted = mul(&[rows, (0..c.layers.len()).map(|i| c.kv_dim(i)).max().unwrap_or(0), 4]);
-            let auxiliary = sum([Activations::<A>::bytes(a, rows), rope(a, m)]);
-            [Activations::<A>::bytes(c, b), auxiliary, predicted, full(a, rows)]
-        }
-    };
-    plan.activations = sum([plan.activations, sum(own)]);
+    let mut plan = MemoryPlan { weights, caches, activations };
+    if let Some((a, map)) = &system.pair {
+        let m = n.saturating_sub(1);
+        let rows = b.saturating_mul(m);
+        plan.weights = sum([plan.weights, matrices(a.tensors()), matrices(Predictor::tensors(c, a, map))]);
+        let layers = auxiliary_layers(map, a.layers.len(), spec.extent);
+        let kept = sum((0..layers).map(|j| kv_bytes::<A>(a, j, b, m)));
+        let attending = auxiliary_cache_layers(a, layers, spec.extent);
+        let scratch = sum(attending.into_iter().map(|j| kv_bytes::<A>(a, j, b, m)));
+        plan.caches = sum([plan.caches, kept, scratch]);
+        let all = if spec.extent == Extent::FullNetwork { mul(&[head_buffer(a, rows), 4]) } else { 0 };
+        let predicted = mul(&[rows, (0..c.layers.len()).map(|i| c.kv_dim(i)).max().unwrap_or(0), 4]);
+        let own = [Activations::<A>::bytes(a, rows), rope_bytes(a, m), all, predicted];
+        plan.activations = sum([plan.activations, sum(own)]);
+    }
     plan
+}
+
+fn pruned<A: Element>(s: &Pruned, spec: RunSpec) -> Result<Box<dyn Inference>> {
+    Ok(match s.pruning {
+        Pruning::Random(_) | Pruning::Static(_) => Box::new(SubsetRun::<A>::new(s, spec)?),
+        Pruning::Lazy { .. } => Box::new(LazyRun::<A>::new(s, spec)?),
+    })
 }
 
 /// Allocates everything that a run needs.
@@ -295,6 +301,8 @@ pub fn plan(system: &System, spec: &RunSpec) -> Result<Box<dyn Inference>> {
     Ok(match (system, spec.precision) {
         (System::Network(n), Precision::F32) => Box::new(NetworkRun::<f32>::new(n, *spec)?),
         (System::Network(n), Precision::Bf16) => Box::new(NetworkRun::<bf16>::new(n, *spec)?),
+        (System::Pruned(s), Precision::F32) => pruned::<f32>(s, *spec)?,
+        (System::Pruned(s), Precision::Bf16) => pruned::<bf16>(s, *spec)?,
         (System::KvPrediction(s), Precision::F32) => Box::new(KvRun::<f32>::new(s, *spec)?),
         (System::KvPrediction(s), Precision::Bf16) => Box::new(KvRun::<bf16>::new(s, *spec)?),
     })

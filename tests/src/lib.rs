@@ -1,6 +1,7 @@
 //! Helpers that the test suites share. The suites are in `tests/tests`.
 
 pub mod models;
+pub mod pruning;
 
 use ttft_kernels::{Backend, DType, Engine, Isa, Options};
 

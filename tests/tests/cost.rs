@@ -111,7 +111,7 @@ fn tiny(layers: usize) -> OpenElmConfig {
 
 #[test]
 fn a_small_prefill_by_hand() {
-    let s = CostSystem { base: tiny(2), pair: None, weights: DType::BF16 };
+    let s = CostSystem::network(tiny(2), DType::BF16);
     // A layer's weights: qkv [16, 8], out [8, 8], proj_1 [12, 8], proj_2 [8, 6] = 128 + 64 + 96 + 48 = 336.
     let whole = s.first_token(&spec(3, 5, Extent::FullNetwork));
     assert_eq!(whole.len(), 1);
@@ -150,7 +150,7 @@ fn a_small_prefill_by_hand() {
 
 #[test]
 fn a_small_prediction_by_hand() {
-    let s = CostSystem { base: tiny(2), pair: Some((tiny(3), vec![1, 1])), weights: DType::F32 };
+    let s = CostSystem { pair: Some((tiny(3), vec![1, 1])), ..CostSystem::network(tiny(2), DType::F32) };
     let [aux, prediction, step]: [_; 3] = s.first_token(&spec(1, 4, Extent::FirstToken)).try_into().unwrap();
     assert_eq!([aux.phase, prediction.phase, step.phase], [Phase::Auxiliary, Phase::Prediction, Phase::BaseStep]);
     // Three tokens; layer 0 whole, of layer 1 keys and values alone, layer 2 is read by nobody.
@@ -175,6 +175,75 @@ fn a_small_prediction_by_hand() {
     assert_eq!(aux.flops.head, 2 * 3 * 80);
     assert_eq!(s.paper_flops(1, 4), 2 * (3 * (tiny(3).params() + 80) + tiny(2).params()));
     assert_eq!(s.first_token(&spec(1, 1, Extent::FirstToken)).len(), 1);
+}
+
+#[test]
+fn pruned_reductions_of_the_paper() {
+    // Table 5's column, with the two rows that it exchanges put right (Table 7).
+    let printed = [1.33, 2.00, 4.00, 1.33, 2.00, 1.21, 1.38, 1.60, 1.77, 1.83, 1.89, 1.54, 1.82, 2.04, 2.13, 2.20];
+    for (name, reduction) in zoo::PRUNINGS.into_iter().zip(printed) {
+        let s = CostSystem::named(&format!("OE1.1B-{name}"), DType::BF16).unwrap();
+        // 1 / 0.825 and 1 / 0.725 are printed cut, not rounded.
+        assert!((s.paper_reduction() - reduction).abs() < 0.0101, "{name}: {}", s.paper_reduction());
+        let (all, left) =
+            (CostSystem::named("OE1.1B", DType::BF16).unwrap().paper_flops(64, 59), s.paper_flops(64, 59));
+        assert!((all as f64 / left as f64 - s.paper_reduction()).abs() < 1e-6, "{name}");
+    }
+}
+
+#[test]
+fn the_formula_of_token_pruning_holds_for_equal_layers() {
+    // It takes layers for equal, but OpenELM's grow with depth: the quarter that static pruning runs twice is its narrowest,
+    // and what LazyLLM leaves out its widest. Random pruning leaves out all alike, and more than its share of attention.
+    let total = |name: &str| {
+        let s = CostSystem::named(name, DType::BF16).unwrap();
+        s.first_token(&spec(8, 1024, Extent::FirstToken)).iter().map(|p| p.flops.total()).sum::<u64>() as f64
+    };
+    for name in zoo::PRUNINGS {
+        let name = format!("OE1.1B-{name}");
+        let (exact, formula) =
+            (total("OE1.1B") / total(&name), CostSystem::named(&name, DType::BF16).unwrap().paper_reduction());
+        let most = if name.contains("RP") { 1.1 } else { 1.5 };
+        assert!((1.0..most).contains(&(exact / formula)), "{name}: {exact} {formula}");
+    }
+}
+
+#[test]
+fn a_small_static_pruning_by_hand() {
+    let pruning = Some("SP-0.50".parse().unwrap());
+    let s = CostSystem { pruning, ..CostSystem::network(tiny(5), DType::F32) };
+    let [selection, prefill]: [_; 2] = s.first_token(&spec(3, 5, Extent::FirstToken)).try_into().unwrap();
+    assert_eq!([selection.phase, prefill.phase], [Phase::Selection, Phase::Prefill]);
+    // Two layers: the first whole, of the second keys and values [8, 8] and the last query [8, 8]; in each the last query's
+    // product with 5 keys, 4 heads of 2.
+    assert_eq!(
+        selection.flops,
+        Flops {
+            projections: 2 * 15 * 336 + 2 * 15 * 64 + 2 * 3 * 64,
+            attention: 3 * 4 * 15 * 8 + 2 * (3 * 4 * 5 * 4),
+            head: 0,
+            prediction: 0,
+        }
+    );
+    // ceil(5 / 2) = 3 tokens are left.
+    let alone = CostSystem::network(tiny(5), DType::F32).first_token(&spec(3, 3, Extent::FirstToken));
+    assert_eq!(vec![prefill], alone);
+    assert_eq!(s.next_token(&spec(3, 5, Extent::FirstToken), 5).flops.attention, 5 * (3 * 4 * 4 * 8));
+}
+
+#[test]
+fn a_small_lazy_pruning_by_hand() {
+    let s = CostSystem { pruning: Some("L0.80-0.20".parse().unwrap()), ..CostSystem::network(tiny(5), DType::F32) };
+    let [prefill]: [_; 1] = s.first_token(&spec(1, 10, Extent::FullNetwork)).try_into().unwrap();
+    // Depths 0.1, 0.3, 0.5, 0.7, 0.9: 10, 8, 6, 4 and 2 tokens; ranked after all layers but the last.
+    assert_eq!(prefill.flops.projections, 2 * (10 + 8 + 6 + 4 + 2) * 336);
+    let pairs = 55 + 36 + 21 + 10 + 3;
+    assert_eq!(prefill.flops.attention, 4 * pairs * 8 + (10 + 8 + 6 + 4) * 4 * 4);
+    assert_eq!(prefill.flops.head, 2 * 2 * 80);
+    let next = s.next_token(&spec(1, 10, Extent::FirstToken), 10);
+    // Of 11 tokens 11, 9, 7, 5 and 3.
+    assert_eq!(next.flops.attention, (11 + 9 + 7 + 5 + 3) * 4 * 8 + (11 + 9 + 7 + 5) * 4 * 4);
+    assert_eq!(next.flops.projections, 5 * 2 * 336);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::{alloc::System as SystemAllocator, sync::Arc};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use ttft_kernels::{Backend, Isa};
 use ttft_models::{
-    DType, Extent, Network, Precision, RunSpec, System, cost::CostSystem, memory, memory_of, plan, synth,
+    DType, Extent, Network, Precision, Pruned, RunSpec, System, cost::CostSystem, memory, memory_of, plan, synth,
 };
 use ttft_tests::{
     engine,
@@ -32,7 +32,9 @@ fn plans_are_what_is_allocated_and_weights_stay_mapped() {
 
     let e = engine(Isa::best(), 1, Backend::Ours);
     let [base, aux, kvp] = systems(&models);
-    for system in [base, aux, kvp, System::Network(Arc::new(wide))] {
+    let pruned = |p: &str| System::Pruned(Pruned::new(Arc::clone(&models.base), p.parse().unwrap()));
+    let pruned = ["RP-0.50", "SP-0.25", "L0.75-0.10"].map(pruned);
+    for system in [base, aux, kvp, System::Network(Arc::new(wide))].into_iter().chain(pruned) {
         for precision in [Precision::F32, Precision::Bf16] {
             for extent in [Extent::FirstToken, Extent::FullNetwork] {
                 for (batch, prompt, generate) in [(1, 1, 1), (2, 9, 4), (3, 700, 2)] {

@@ -10,7 +10,7 @@ use std::{path::Path, sync::Arc};
 
 use predictor::Predictor;
 
-use crate::{Extent, Network, OpenElmConfig, Result, arch::openelm::Names, weights::Tensors};
+use crate::{Extent, Network, OpenElmConfig, Result, arch::openelm::Names, cache::distinct_heads, weights::Tensors};
 
 /// Base, auxiliary and predictor that belong together.
 #[derive(Clone, Debug)]
@@ -65,6 +65,5 @@ pub(crate) fn auxiliary_layers(map: &[usize], layers: usize, extent: Extent) -> 
 /// per distinct count of heads, as only one layer runs at a time.
 pub(crate) fn auxiliary_cache_layers(aux: &OpenElmConfig, layers: usize, extent: Extent) -> Vec<usize> {
     let attending = layers - usize::from(extent == Extent::FirstToken);
-    let heads = |j: usize| aux.layers[j].kv_heads;
-    (0..attending).filter(|&j| (0..j).all(|i| heads(i) != heads(j))).collect()
+    distinct_heads(aux, 0..attending)
 }

@@ -1,7 +1,7 @@
-//! The networks and pairs of the paper (Tables 1 and 4), as data.
+//! The networks and pairs of the paper (Tables 1 and 4) and the token prunings it times (Table 5), as data.
 
 use crate::{
-    Error, OpenElmConfig, Result,
+    Error, OpenElmConfig, Pruning, Result,
     config::{LayerShape, make_divisible},
 };
 
@@ -61,7 +61,27 @@ pub const PAIRS: [&str; 11] = [
 /// time, the predictor's, and one step more.
 pub const CONTROLS: [&str; 1] = ["OE1.1B-KVP-SELF"];
 
-/// Everything that has a name, but for the controls.
+/// Names of the token prunings that the paper times; behind the name of a network, `OE1.1B-RP-0.75`, that of a system.
+pub const PRUNINGS: [&str; 16] = [
+    "RP-0.75",
+    "RP-0.50",
+    "RP-0.25",
+    "SP-0.50",
+    "SP-0.25",
+    "L0.75-0.75",
+    "L0.75-0.50",
+    "L0.75-0.25",
+    "L0.75-0.10",
+    "L0.75-0.05",
+    "L0.75-0.01",
+    "L0.50-0.50",
+    "L0.50-0.25",
+    "L0.50-0.10",
+    "L0.50-0.05",
+    "L0.50-0.01",
+];
+
+/// Every network and pair, which have weights of their own, but for the controls.
 pub fn names() -> impl Iterator<Item = &'static str> {
     NETWORKS.into_iter().chain(PAIRS)
 }
@@ -174,4 +194,18 @@ pub fn pair(name: &str) -> Result<Pair> {
         }
     };
     Ok(Pair { name, base, aux, layer_map })
+}
+
+/// The network of [`NETWORKS`] and the token pruning in a name such as `OE1.1B-L0.75-0.50`; any fractions will do.
+///
+/// # Errors
+/// [`Error::UnknownName`]: it begins with no network. [`Error::Pruning`]: what follows is no pruning.
+pub fn token_pruned(name: &str) -> Result<(&'static str, Pruning)> {
+    let split = |n: &'static str| Some((n, name.strip_prefix(n)?.strip_prefix('-')?));
+    let (base, rest) = NETWORKS
+        .into_iter()
+        .filter_map(split)
+        .max_by_key(|(n, _)| n.len())
+        .ok_or_else(|| Error::UnknownName { what: "network", name: name.to_owned(), known: NETWORKS.to_vec() })?;
+    Ok((base, rest.parse()?))
 }

@@ -1,0 +1,138 @@
+//! Scores of tokens, and the choice by them.
+
+use ttft_kernels::{Element, Engine};
+
+use super::Ranking;
+use crate::{
+    Network, Result,
+    arch::openelm::{Activations, zeroed},
+    cache::LayerCache,
+    config::OpenElmConfig,
+    run::{mul, sum},
+};
+
+/// Scores of the tokens of a batch, and the buffers that making and reading them takes.
+pub(crate) struct Scores {
+    ranking: Ranking,
+    batch: usize,
+    /// Tokens of each sequence that are scored.
+    len: usize,
+    /// `[batch, len]`.
+    scores: Vec<f32>,
+    /// Attention by head, `[batch, H, len]`.
+    weights: Vec<f32>,
+    /// Places of one sequence, while they are sorted.
+    order: Vec<u32>,
+}
+
+impl Scores {
+    /// For at most `len` tokens of each sequence.
+    pub fn new(c: &OpenElmConfig, ranking: Ranking, batch: usize, len: usize) -> Result<Scores> {
+        Ok(Scores {
+            ranking,
+            batch,
+            len: 0,
+            scores: zeroed((batch * len) as u64)?,
+            weights: zeroed(mul(&[batch, heads(c), len]))?,
+            order: Vec::with_capacity(len),
+        })
+    }
+
+    /// Bytes that [`Scores::new`] allocates.
+    pub fn bytes(c: &OpenElmConfig, batch: usize, len: usize) -> u64 {
+        sum([mul(&[batch, len, 4]), mul(&[batch, heads(c), len, 4]), mul(&[len, 4])])
+    }
+
+    /// Starts over, for `len` tokens of each sequence.
+    pub fn start(&mut self, len: usize) {
+        self.len = len;
+        self.scores[..self.batch * len].fill(0.0);
+    }
+
+    /// Adds how much the last row of each sequence attended to the first entries of `cache` in layer `i`, which has just
+    /// run, averaged over heads; or, if so ranked, what [`seeded`] says of `position(b, entry)`.
+    pub fn add<A: Element>(
+        &mut self,
+        e: &Engine,
+        (net, i): (&Network, usize),
+        act: &Activations<A>,
+        cache: &LayerCache<A>,
+        position: impl Fn(usize, usize) -> u32,
+    ) -> Result<()> {
+        let len = self.len;
+        if self.ranking == Ranking::Seeded {
+            self.add_seeded(position);
+            return Ok(());
+        }
+        let heads = net.config().layers[i].query_heads;
+        let weights = &mut self.weights[..self.batch * heads * len];
+        net.last_weights(e, i, act, cache, len, weights)?;
+        let scale = 1.0 / heads as f32;
+        for (scores, weights) in self.scores.chunks_exact_mut(len).zip(weights.chunks_exact(heads * len)) {
+            for head in weights.chunks_exact(len) {
+                scores.iter_mut().zip(head).for_each(|(s, w)| *s += w * scale);
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds what [`seeded`] says.
+    pub fn add_seeded(&mut self, position: impl Fn(usize, usize) -> u32) {
+        for (b, scores) in self.scores[..self.batch * self.len].chunks_exact_mut(self.len).enumerate() {
+            scores.iter_mut().enumerate().for_each(|(i, s)| *s += seeded(b, position(b, i)));
+        }
+    }
+
+    /// The places of the `count` tokens of each sequence that score highest, ascending, `[batch * count]`: the last one
+    /// always, then the highest, of equals the earlier.
+    pub fn choose(&mut self, count: usize, places: &mut Vec<u32>) {
+        let (len, others) = (self.len, count - 1);
+        places.clear();
+        for scores in self.scores[..self.batch * len].chunks_exact(len) {
+            self.order.clear();
+            self.order.extend(0..len as u32 - 1);
+            if others < self.order.len() {
+                let score = |i: &u32| scores[*i as usize];
+                self.order.select_nth_unstable_by(others, |a, b| score(b).total_cmp(&score(a)).then(a.cmp(b)));
+                self.order.truncate(others);
+                self.order.sort_unstable();
+            }
+            places.extend(self.order.iter().copied().chain([len as u32 - 1]));
+        }
+    }
+}
+
+fn heads(c: &OpenElmConfig) -> usize {
+    c.layers.iter().map(|l| l.query_heads).max().unwrap_or(0)
+}
+
+/// A score in [0, 1) for a token of a sequence (SplitMix64's finaliser): the same everywhere.
+pub fn seeded(sequence: usize, position: u32) -> f32 {
+    let mut z = ((sequence as u64) << 32 | u64::from(position)).wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    ((z ^ (z >> 31)) >> 40) as f32 / (1u64 << 24) as f32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_and_the_highest_are_chosen_and_of_equals_the_earlier() {
+        let scores = vec![0.1, 0.5, 0.5, 0.2, 0.0, 0.9, 0.3, 0.3, 0.3, 0.0];
+        let mut s =
+            Scores { ranking: Ranking::Attention, batch: 2, len: 5, scores, weights: Vec::new(), order: Vec::new() };
+        let mut places = Vec::new();
+        for (count, expected) in [
+            (1, vec![4, 4]),
+            (2, vec![1, 4, 0, 4]),
+            (3, vec![1, 2, 4, 0, 1, 4]),
+            (4, vec![1, 2, 3, 4, 0, 1, 2, 4]),
+            (5, vec![0, 1, 2, 3, 4, 0, 1, 2, 3, 4]),
+        ] {
+            s.choose(count, &mut places);
+            assert_eq!(places, expected, "{count}");
+        }
+    }
+}
