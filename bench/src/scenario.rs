@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use ttft_kernels::DType;
-use ttft_models::{Extent, Precision, zoo};
+use ttft_models::{Extent, Precision, Pruning, zoo};
 use ttft_reports::schema::Kind;
 
 /// The presets by name, with their text. A new preset is a file and a row here.
@@ -32,8 +32,8 @@ pub struct Scenario {
     /// What it is for.
     pub description: String,
     /// Pairs (each stands for its base alone, its auxiliary alone and the KV prediction) and single networks: a
-    /// layer-pruned one is compared with the network it was made from, any other with `base`. What stands here twice is
-    /// measured twice, as a control.
+    /// layer-pruned one is compared with the network it was made from, any other with `base`; and networks on part of their
+    /// tokens (`OE1.1B-RP-0.50`). What stands here twice is measured twice, as a control.
     pub systems: Vec<String>,
     /// The network that single canonical networks are compared with; by default each stands for itself.
     pub base: Option<String>,
@@ -134,8 +134,14 @@ impl Arm {
     pub fn networks(&self) -> Vec<&str> {
         match &self.aux {
             Some(aux) => vec![&self.base, aux],
+            None if self.pruning().is_some() => vec![&self.base],
             None => vec![&self.system],
         }
+    }
+
+    /// The token pruning it is, if it is one.
+    pub fn pruning(&self) -> Option<Pruning> {
+        zoo::token_pruned(&self.system).ok().map(|(_, pruning)| pruning)
     }
 }
 
@@ -179,9 +185,20 @@ fn arms_of(name: &str, base: Option<&str>) -> Result<Vec<Arm>> {
         let kvp = Arm { kind: Kind::Kvp, aux: Some(pair.aux.into()), ..alone(name, pair.base) };
         return Ok(vec![alone(pair.base, pair.base), alone(pair.aux, pair.base), kvp]);
     }
+    if let Ok((network, pruning)) = zoo::token_pruned(name) {
+        let kind = match pruning {
+            Pruning::Random(_) => Kind::RandomPruned,
+            Pruning::Static(_) => Kind::StaticPruned,
+            Pruning::Lazy { .. } => Kind::LazyPruned,
+        };
+        return Ok(vec![alone(network, network), Arm { kind, ..alone(name, network) }]);
+    }
     if zoo::network(name).is_err() {
-        let (networks, pairs) = (zoo::NETWORKS.join(", "), zoo::PAIRS.join(", "));
-        bail!("'{name}' is neither a network ({networks}) nor a pair ({pairs})");
+        let [networks, pairs, prunings] = [&zoo::NETWORKS[..], &zoo::PAIRS, &zoo::PRUNINGS].map(|n| n.join(", "));
+        bail!(
+            "'{name}' is neither a network ({networks}) nor a pair ({pairs}) nor a network with a token pruning \
+             ({prunings}) behind its name"
+        );
     }
     let base = zoo::pruned_from(name).or(base).unwrap_or(name);
     Ok(vec![alone(base, base), alone(name, base)])
@@ -318,6 +335,18 @@ mod tests {
     }
 
     #[test]
+    fn token_prunings_are_compared_with_their_network() {
+        assert_eq!(
+            ids(r#"systems = ["OE270M-L0.75-0.10", "OE270M-RP-0.33"]"#),
+            [
+                "ttft/OE270M/base/b1/p8 OE270M",
+                "ttft/OE270M-RP-0.33/random_pruned/b1/p8 OE270M",
+                "ttft/OE270M-L0.75-0.10/lazy_pruned/b1/p8 OE270M",
+            ]
+        );
+    }
+
+    #[test]
     fn what_is_listed_twice_is_measured_twice() {
         assert_eq!(
             ids(r#"systems = ["OE1.1B", "OE1.1B", "OE1.1B-KVP-SELF"]"#),
@@ -335,8 +364,7 @@ mod tests {
         let scenario = Scenario::load("table5").unwrap();
         let arms = scenario.arms().unwrap();
         let ours: Vec<_> = arms.iter().map(|a| a.id(64, 59)).collect();
-        let mut paper = ttft_reports::paper::table5().cells;
-        paper.retain(|c| matches!(c.kind, Kind::Base | Kind::Aux | Kind::Kvp));
+        let paper = ttft_reports::paper::table5().cells;
         for cell in &paper {
             assert!(ours.contains(&cell.id), "{} is not measured", cell.id);
         }

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use jiff::{Timestamp, Unit};
 use ttft_kernels::Engine;
 use ttft_models::{
-    Extent, Inference, KvPrediction, Network, PhaseTimes, Predictor, RunSpec, System,
+    Extent, Inference, KvPrediction, Network, PhaseTimes, Predictor, Pruned, RunSpec, System,
     cost::{CostSystem, Flops, PhaseCost},
     plan,
 };
@@ -374,7 +374,10 @@ impl Session {
                 predictor.warm();
                 System::KvPrediction(KvPrediction { base: base.clone(), aux: aux.clone(), predictor: predictor.into() })
             }
-            [network, ..] => System::Network(network.clone()),
+            [network, ..] => match arm.pruning() {
+                Some(pruning) => System::Pruned(Pruned::new(network.clone(), pruning)),
+                None => System::Network(network.clone()),
+            },
             [] => bail!("{}: a system without a network", arm.system),
         };
         let system = Arc::new(system);
@@ -447,7 +450,7 @@ impl Session {
     /// Token ids of the synthetic prompt: spread over the vocabulary, the same for every system.
     fn prompt(&self, system: &System, n: usize) -> Vec<u32> {
         let vocab = match system {
-            System::Network(n) => n.config().vocab,
+            System::Network(_) | System::Pruned(_) => system.base().config().vocab,
             System::KvPrediction(p) => p.base.config().vocab.min(p.aux.config().vocab),
         };
         let mut state = self.scenario.seed;

@@ -174,8 +174,8 @@ impl Weights {
             Some(aux) => Some((self.config(aux)?, zoo::pair(&arm.system)?.layer_map)),
             None => None,
         };
-        let network = if arm.aux.is_some() { &arm.base } else { &arm.system };
-        Ok(CostSystem { base: self.config(network)?, pair, weights: self.dtype })
+        let base = self.config(arm.networks()[0])?;
+        Ok(CostSystem { base, pair, pruning: arm.pruning(), weights: self.dtype })
     }
 
     /// How deep a prompt goes in an arm.

@@ -305,16 +305,20 @@ fn weights_are_the_softmax_of_the_scores() {
 fn weights_of_wrong_shapes_are_errors() {
     let e = engine(Isa::best(), 1, Backend::Ours);
     let k = HeadCache::<f32>::new(2, 2, 5, 3);
-    let (q, mut out) = ([0.0; 24], [0.0; 40]);
-    for (rows, len, out, what) in
-        [(1, 5, 40, "batch"), (2, 6, 48, "capacity"), (2, 5, 39, "output"), (2, 0, 0, "at least"), (4, 5, 40, "batch")]
-    {
-        let out = if out > 40 { &mut vec![0.0; out][..] } else { &mut out[..out] };
-        let q = Mat::new(&q[..rows * 6], rows, 6);
-        let q = if rows == 2 { Mat::new(&[0.0; 24], 2, 12) } else { q };
-        let error = e.attention_weights(q, &k, len, out).unwrap_err().to_string();
+    let (q, mut out) = ([0.0; 24], [0.0; 48]);
+    for (rows, cols, len, n, what) in [
+        (1, 12, 5, 20, "batch"),
+        (2, 9, 5, 30, "columns"),
+        (2, 12, 6, 48, "capacity"),
+        (2, 12, 5, 39, "output"),
+        (2, 12, 0, 0, "at least"),
+    ] {
+        let q = Mat::new(&q[..rows * cols], rows, cols);
+        let error = e.attention_weights(q, &k, len, &mut out[..n]).unwrap_err().to_string();
         assert!(error.contains(what), "{error}");
     }
+    e.attention_weights(Mat::new(&q, 2, 12), &k, 5, &mut out[..40]).unwrap();
+    assert!(out[..40].iter().all(|x| (x - 0.2).abs() < 1e-6) && out[40..] == [0.0; 8]);
 }
 
 #[test]

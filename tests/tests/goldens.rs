@@ -185,7 +185,7 @@ fn bf16_stays_within_its_rounding() {
             let exact = first(&engines[0], Precision::F32);
             let rms = (exact.iter().map(|x| x * x).sum::<f32>() / exact.len() as f32).sqrt();
             let layers = match &system {
-                System::Network(n) => n.config().layers.len(),
+                System::Network(_) | System::Pruned(_) => system.base().config().layers.len(),
                 System::KvPrediction(s) => s.base.config().layers.len() + s.aux.config().layers.len(),
             };
             let tolerance = 5.0 * 2.0 * 0.4 * 2f32.powi(-8) * (7.0 * layers as f32 + 1.0).sqrt() * rms;

@@ -200,7 +200,9 @@ fn random_pruning_keeps_the_last_and_differs_between_sequences() {
     assert_ne!(kept[0], kept[1]);
     let other: Vec<u32> = case.ids.iter().map(|i| i / 2).collect();
     run.first_token(e, &other).unwrap();
-    assert_eq!(taken(&*run, 0, case.batch).unwrap(), kept, "it depends on nothing but places");
+    assert_ne!(taken(&*run, 0, case.batch).unwrap(), kept, "other prompts, other tokens");
+    run.first_token(e, &case.ids[..case.prompt].repeat(2)).unwrap();
+    assert_eq!(taken(&*run, 0, case.batch).unwrap(), [kept[0].clone(), kept[0].clone()], "equal prompts, equal tokens");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use crate::{
     weights::{Size, Weights},
 };
 
-/// List networks and pairs: parameters, bytes on disk, FLOPs reductions, memory
+/// List networks, pairs and token prunings: parameters, bytes on disk, FLOPs reductions, memory
 #[derive(Args, Debug)]
 pub struct Zoo {
     /// Sequences
@@ -93,8 +93,10 @@ fn arms() -> Result<Vec<Arm>> {
         }
     }
     let of = |base: &str| {
-        let pairs: Vec<_> = zoo::PAIRS.into_iter().filter(|p| zoo::pair(p).is_ok_and(|p| p.base == base)).collect();
-        scenario::arms(Some(base), &pairs)
+        let pairs = zoo::PAIRS.into_iter().filter(|p| zoo::pair(p).is_ok_and(|p| p.base == base)).map(str::to_owned);
+        // The paper prunes tokens of one base alone.
+        let pruned = zoo::PRUNINGS.iter().filter(|_| base == "OE1.1B").map(|p| format!("{base}-{p}"));
+        scenario::arms(Some(base), &pairs.chain(pruned).collect::<Vec<_>>())
     };
     Ok(bases.into_iter().map(of).collect::<Result<Vec<_>>>()?.concat())
 }

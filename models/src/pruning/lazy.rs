@@ -175,6 +175,7 @@ impl<A: Element> LazyRun<A> {
         let RunSpec { batch, prompt, extent, .. } = self.base.spec;
         let layers = self.base.caches.len();
         self.base.reset(0);
+        self.scores.prompts(ids);
         self.kept.depth.fill(layers as u32);
         for s in &mut self.sparse {
             s.slots.fill(NONE);

@@ -5,8 +5,8 @@
 //! keeps tokens of its own but as many as the others, `ceil(fraction * N)`, and where two tokens rank alike the earlier
 //! one is kept. Fractions are whole percents, so that counts are exact.
 //!
-//! **`RP-r`, random.** A pseudo-random score for each (sequence, position), the same in every run, ranks the tokens; the
-//! base runs on the fraction r that ranks highest, and later tokens attend to those alone.
+//! **`RP-r`, random.** A pseudo-random score for each position, seeded by the ids of the prompt and so the same in every
+//! run, ranks the tokens; the base runs on the fraction r that ranks highest, and later tokens attend to those alone.
 //!
 //! **`SP-r`, static.** The first `ceil(L / 4)` of the L layers run on the whole prompt. A token's score is the last token's
 //! attention to it, averaged over the heads of a layer and summed over these layers. The base then runs from layer 0 on

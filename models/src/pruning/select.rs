@@ -15,6 +15,8 @@ use crate::{
 pub(crate) struct Scores {
     ranking: Ranking,
     batch: usize,
+    /// Of each sequence, for scores that are not attention.
+    seeds: Vec<u64>,
     /// Tokens of each sequence that are scored.
     len: usize,
     /// `[batch, len]`.
@@ -31,6 +33,7 @@ impl Scores {
         Ok(Scores {
             ranking,
             batch,
+            seeds: zeroed(batch as u64)?,
             len: 0,
             scores: zeroed((batch * len) as u64)?,
             weights: zeroed(mul(&[batch, heads(c), len]))?,
@@ -40,7 +43,16 @@ impl Scores {
 
     /// Bytes that [`Scores::new`] allocates.
     pub fn bytes(c: &OpenElmConfig, batch: usize, len: usize) -> u64 {
-        sum([mul(&[batch, len, 4]), mul(&[batch, heads(c), len, 4]), mul(&[len, 4])])
+        sum([mul(&[batch, 8]), mul(&[batch, len, 4]), mul(&[batch, heads(c), len, 4]), mul(&[len, 4])])
+    }
+
+    /// Takes new prompts, `[batch * prompt]`: what is ranked by a seed is ranked alike in equal prompts.
+    pub fn prompts(&mut self, ids: &[u32]) {
+        if self.ranking == Ranking::Seeded {
+            let seed = |prompt: &[u32]| prompt.iter().fold(0, |seed, id| mix(seed ^ u64::from(*id)));
+            let seeds = ids.chunks_exact(ids.len() / self.batch).map(seed);
+            self.seeds.iter_mut().zip(seeds).for_each(|(to, seed)| *to = seed);
+        }
     }
 
     /// Starts over, for `len` tokens of each sequence.
@@ -79,7 +91,7 @@ impl Scores {
     /// Adds what [`seeded`] says.
     pub fn add_seeded(&mut self, position: impl Fn(usize, usize) -> u32) {
         for (b, scores) in self.scores[..self.batch * self.len].chunks_exact_mut(self.len).enumerate() {
-            scores.iter_mut().enumerate().for_each(|(i, s)| *s += seeded(b, position(b, i)));
+            scores.iter_mut().enumerate().for_each(|(i, s)| *s += seeded(self.seeds[b], position(b, i)));
         }
     }
 
@@ -106,12 +118,17 @@ fn heads(c: &OpenElmConfig) -> usize {
     c.layers.iter().map(|l| l.query_heads).max().unwrap_or(0)
 }
 
-/// A score in [0, 1) for a token of a sequence (SplitMix64's finaliser): the same everywhere.
-pub fn seeded(sequence: usize, position: u32) -> f32 {
-    let mut z = ((sequence as u64) << 32 | u64::from(position)).wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    ((z ^ (z >> 31)) >> 40) as f32 / (1u64 << 24) as f32
+/// A score in [0, 1) for a position, the same everywhere.
+fn seeded(seed: u64, position: u32) -> f32 {
+    (mix(seed ^ u64::from(position)) >> 40) as f32 / (1u64 << 24) as f32
+}
+
+/// SplitMix64's step.
+fn mix(z: u64) -> u64 {
+    let z = z.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
 }
 
 #[cfg(test)]
@@ -121,8 +138,15 @@ mod tests {
     #[test]
     fn the_last_and_the_highest_are_chosen_and_of_equals_the_earlier() {
         let scores = vec![0.1, 0.5, 0.5, 0.2, 0.0, 0.9, 0.3, 0.3, 0.3, 0.0];
-        let mut s =
-            Scores { ranking: Ranking::Attention, batch: 2, len: 5, scores, weights: Vec::new(), order: Vec::new() };
+        let mut s = Scores {
+            ranking: Ranking::Attention,
+            batch: 2,
+            seeds: Vec::new(),
+            len: 5,
+            scores,
+            weights: Vec::new(),
+            order: Vec::new(),
+        };
         let mut places = Vec::new();
         for (count, expected) in [
             (1, vec![4, 4]),

@@ -107,6 +107,7 @@ impl<A: Element> Inference for SubsetRun<A> {
         self.base.reset(prompt - self.count);
         let mut phases = Vec::with_capacity(2);
         let selection = Instant::now();
+        self.scores.prompts(ids);
         self.scores.start(prompt);
         if self.layers > 0 {
             self.score(e, ids)?;
