@@ -7,6 +7,11 @@ use ttft_reports::schema::{Cell, Cost, Dtype, Limits};
 /// Part of the measured limits that a phase is expected to reach before one has been measured.
 const EFFICIENCY: f64 = 0.7;
 
+/// Seconds of this much arithmetic and memory at the machine's limits: whichever takes longer.
+pub fn roofline(flops: f64, bytes: f64, flops_per_s: f64, bytes_per_s: f64) -> f64 {
+    (flops / flops_per_s).max(bytes / bytes_per_s)
+}
+
 /// The speed of this machine on phases of inference: the measured limits, corrected by what was measured.
 #[derive(Clone, Debug)]
 pub struct Speed {
@@ -25,9 +30,9 @@ impl Speed {
         Speed { flops_per_s: gflops * 1e9, bytes_per_s: gb * 1e9, factor: HashMap::new() }
     }
 
-    /// Expected seconds of a phase at the limits: arithmetic or memory, whichever takes longer.
+    /// Expected seconds of a phase at the limits.
     fn bound(&self, cost: &Cost) -> f64 {
-        (cost.flops.total() as f64 / self.flops_per_s).max(cost.bytes() as f64 / self.bytes_per_s)
+        roofline(cost.flops.total() as f64, cost.bytes() as f64, self.flops_per_s, self.bytes_per_s)
     }
 
     /// Expected seconds of phases one after another.

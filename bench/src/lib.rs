@@ -9,6 +9,7 @@ pub mod estimate;
 pub mod gate;
 pub mod knobs;
 pub mod machine;
+pub mod micro;
 pub mod output;
 pub mod planner;
 pub mod rounds;

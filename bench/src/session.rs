@@ -490,9 +490,10 @@ impl Session {
         ensure!(!times.is_empty(), "{}: no samples were taken", cell.id);
         cell.samples_ns = times.iter().map(|t| nanos(t.total)).collect();
         for phase in &mut cell.phases {
-            let of =
-                |t: &&PhaseTimes| t.phases.iter().find(|(p, _)| p.name() == phase.name).map_or(0, |(_, d)| nanos(*d));
-            phase.samples_ns = times.iter().map(of).collect();
+            let of = |t: &&PhaseTimes| t.phases.iter().find(|p| p.phase.name() == phase.name).copied();
+            phase.samples_ns = times.iter().map(|t| of(t).map_or(0, |p| nanos(p.time))).collect();
+            // The same in every sample: it follows from shapes and threads.
+            phase.parallel_regions = times.first().and_then(of).map(|p| p.regions as u64);
         }
         cell.decode = (decode > 0).then(|| Decode {
             steps: decode,

@@ -247,6 +247,7 @@ fn bench_runs_tiny_and_leaves_a_record() {
         let expected: &[_] = if cell.aux.is_some() { &["auxiliary", "prediction", "base_step"] } else { &["prefill"] };
         assert_eq!(phases, expected, "{}", cell.id);
         assert!(cell.phases.iter().all(|p| p.samples_ns.iter().all(|&ns| ns > 0)), "{}", cell.id);
+        assert!(cell.phases.iter().all(|p| p.parallel_regions.is_some()), "{}", cell.id);
         assert!(cell.cost().unwrap().flops.total() > 0 && cell.paper_flops.unwrap() > 0, "{}", cell.id);
     }
     // Rotation: in every group each system was at every place once.

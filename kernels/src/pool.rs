@@ -84,6 +84,12 @@ impl Pool {
         self.workers.len() + 1
     }
 
+    /// Parallel regions since the pool was built: starts of its workers. Work that is run on the calling thread alone is
+    /// none. Wraps around.
+    pub fn regions(&self) -> usize {
+        self.shared.epoch.load(Relaxed)
+    }
+
     /// Runs `body(thread)` once on every thread and returns when all are done. A panic in `body` is passed on.
     pub fn run(&self, body: impl Fn(usize) + Sync) {
         if self.workers.is_empty() {
@@ -199,6 +205,18 @@ mod tests {
     }
 
     #[test]
+    fn regions_are_starts_of_workers() {
+        let pool = Pool::new(2);
+        for (tasks, regions) in [(0, 0), (1, 0), (2, 1), (100, 2)] {
+            pool.for_each(tasks, |_, _| ());
+            assert_eq!(pool.regions(), regions, "after {tasks} tasks");
+        }
+        let alone = Pool::new(1);
+        alone.for_each(100, |_, _| ());
+        assert_eq!(alone.regions(), 0);
+    }
+
+    #[test]
     fn a_panic_reaches_the_caller_and_the_pool_lives_on() {
         let pool = Pool::new(3);
         for bad in 0..3 {
@@ -209,7 +227,7 @@ mod tests {
         pool.run(|_| {
             n.fetch_add(1, Relaxed);
         });
-        assert_eq!(n.into_inner(), 3);
+        assert_eq!((n.into_inner(), pool.regions()), (3, 4));
     }
 
     #[test]

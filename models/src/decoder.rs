@@ -9,7 +9,7 @@ use std::{
 use ttft_kernels::{Element, Engine, Mat, Positions, RopeTable};
 
 use crate::{
-    Error, Extent, Inference, NamedTensor, Network, Phase, PhaseTimes, Result, RunSpec,
+    Error, Extent, Inference, NamedTensor, Network, Phase, PhaseTime, PhaseTimes, Result, RunSpec,
     arch::openelm::{Activations, Kv, Want, head_buffer, zeroed},
     cache::LayerCache,
     config::OpenElmConfig,
@@ -181,10 +181,8 @@ impl<A: Element> Inference for NetworkRun<A> {
         let d = &mut self.0;
         prompts::check(ids, d.spec.batch, d.spec.prompt, d.net.config().vocab)?;
         d.reset(0);
-        let prefill = Instant::now();
-        d.append(e, ids, d.spec.extent)?;
-        let prefill = prefill.elapsed();
-        Ok(PhaseTimes { total: start.elapsed(), phases: vec![(Phase::Prefill, prefill)] })
+        let prefill = PhaseTime::of(e, Phase::Prefill, || d.append(e, ids, d.spec.extent))?;
+        Ok(PhaseTimes { total: start.elapsed(), phases: vec![prefill] })
     }
 
     fn next_token(&mut self, e: &Engine) -> Result<Duration> {

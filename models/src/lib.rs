@@ -25,5 +25,7 @@ pub use error::{Error, Result};
 pub use kv_prediction::{KvPrediction, predictor::Predictor, zoo};
 pub use prompts::Prompts;
 pub use pruning::{Pruned, Pruning};
-pub use run::{Extent, Inference, MemoryPlan, Phase, PhaseTimes, Precision, RunSpec, System, memory, memory_of, plan};
+pub use run::{
+    Extent, Inference, MemoryPlan, Phase, PhaseTime, PhaseTimes, Precision, RunSpec, System, memory, memory_of, plan,
+};
 pub use ttft_kernels::DType;

@@ -1,6 +1,9 @@
 //! What a run is, what it needs, and the trait behind which its element type disappears.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use half::bf16;
 use ttft_kernels::{DType, Element, Engine, Mat};
@@ -132,13 +135,33 @@ impl Phase {
     }
 }
 
+/// What one phase took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PhaseTime {
+    /// The phase.
+    pub phase: Phase,
+    /// Its time.
+    pub time: Duration,
+    /// Parallel regions that it entered: starts of the engine's threads, none of an engine with one thread.
+    pub regions: usize,
+}
+
+impl PhaseTime {
+    /// Runs `f` as a phase.
+    pub(crate) fn of(e: &Engine, phase: Phase, f: impl FnOnce() -> Result<()>) -> Result<PhaseTime> {
+        let (start, regions) = (Instant::now(), e.pool().regions());
+        f()?;
+        Ok(PhaseTime { phase, time: start.elapsed(), regions: e.pool().regions().wrapping_sub(regions) })
+    }
+}
+
 /// Where the time to first token went. The rest, `total` less the sum of the phases, is the checking of the ids.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PhaseTimes {
     /// Ids in memory to first token chosen for every sequence.
     pub total: Duration,
     /// In order of execution. KV prediction on one-token prompts has a base step alone.
-    pub phases: Vec<(Phase, Duration)>,
+    pub phases: Vec<PhaseTime>,
 }
 
 /// What runs.

@@ -158,8 +158,8 @@ fn phases_are_those_of_the_system() {
     let phases = |system: &System, prompt: usize| {
         let spec = RunSpec { prompt, ..case.spec(Precision::F32, Extent::FirstToken) };
         let times = plan(system, &spec).unwrap().first_token(e, &case.ids[..case.batch * prompt]).unwrap();
-        assert!(times.phases.iter().map(|p| p.1).sum::<std::time::Duration>() <= times.total);
-        times.phases.into_iter().map(|p| p.0).collect::<Vec<_>>()
+        assert!(times.phases.iter().map(|p| p.time).sum::<std::time::Duration>() <= times.total);
+        times.phases.into_iter().map(|p| p.phase).collect::<Vec<_>>()
     };
     let [base, _, kvp] = systems(&case.models);
     assert_eq!(phases(&base, case.prompt), [Phase::Prefill]);

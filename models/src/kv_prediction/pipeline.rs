@@ -9,7 +9,7 @@ use ttft_kernels::{Element, Engine, Mat, RopeTable};
 
 use super::{KvPrediction, Predictor, auxiliary_cache_layers, auxiliary_layers};
 use crate::{
-    Extent, Inference, NamedTensor, Network, Phase, PhaseTimes, Result, RunSpec,
+    Extent, Inference, NamedTensor, Network, Phase, PhaseTime, PhaseTimes, Result, RunSpec,
     arch::openelm::{Activations, Kv, Want, head_buffer, zeroed},
     cache::{LayerCache, RawKv, heads_first},
     decoder::Decoder,
@@ -125,20 +125,16 @@ impl<A: Element> Inference for KvRun<A> {
         self.base.reset(0);
         let mut phases = Vec::with_capacity(3);
         if let Some(mut aux) = self.aux.take() {
-            let t = Instant::now();
-            let ran = aux.forward(e, &self.head, batch);
-            phases.push((Phase::Auxiliary, t.elapsed()));
-            let t = Instant::now();
             let layers = self.base.caches.len();
-            let predicted = ran.and_then(|()| (0..layers).try_for_each(|i| self.predict(e, i, &aux)));
-            phases.push((Phase::Prediction, t.elapsed()));
+            let ran = PhaseTime::of(e, Phase::Auxiliary, || aux.forward(e, &self.head, batch)).and_then(|auxiliary| {
+                let predict = || (0..layers).try_for_each(|i| self.predict(e, i, &aux));
+                Ok([auxiliary, PhaseTime::of(e, Phase::Prediction, predict)?])
+            });
             self.aux = Some(aux);
-            predicted?;
+            phases.extend(ran?);
             self.base.filled(prompt - 1);
         }
-        let t = Instant::now();
-        self.base.append(e, &self.tail, extent)?;
-        phases.push((Phase::BaseStep, t.elapsed()));
+        phases.push(PhaseTime::of(e, Phase::BaseStep, || self.base.append(e, &self.tail, extent))?);
         Ok(PhaseTimes { total: start.elapsed(), phases })
     }
 

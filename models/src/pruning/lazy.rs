@@ -6,7 +6,7 @@ use ttft_kernels::{Element, Engine, Mat, Positions, Query};
 
 use super::{Pruned, Pruning, select::Scores};
 use crate::{
-    Extent, Inference, NamedTensor, Phase, PhaseTimes, Result, RunSpec,
+    Extent, Inference, NamedTensor, Phase, PhaseTime, PhaseTimes, Result, RunSpec,
     arch::openelm::{Activations, Kv, Part, Want, zeroed},
     cache::{LayerCache, distinct_heads},
     config::OpenElmConfig,
@@ -342,10 +342,8 @@ impl<A: Element> Inference for LazyRun<A> {
         let start = Instant::now();
         let RunSpec { batch, prompt, .. } = self.base.spec;
         prompts::check(ids, batch, prompt, self.base.net.config().vocab)?;
-        let prefill = Instant::now();
-        self.prefill(e, ids)?;
-        let prefill = prefill.elapsed();
-        Ok(PhaseTimes { total: start.elapsed(), phases: vec![(Phase::Prefill, prefill)] })
+        let prefill = PhaseTime::of(e, Phase::Prefill, || self.prefill(e, ids))?;
+        Ok(PhaseTimes { total: start.elapsed(), phases: vec![prefill] })
     }
 
     fn next_token(&mut self, e: &Engine) -> Result<Duration> {

@@ -6,7 +6,7 @@ use ttft_kernels::{Element, Engine, Mat, Positions};
 
 use super::{Pruned, Pruning, Ranking, select::Scores};
 use crate::{
-    Extent, Inference, NamedTensor, Phase, PhaseTimes, Result, RunSpec,
+    Extent, Inference, NamedTensor, Phase, PhaseTime, PhaseTimes, Result, RunSpec,
     arch::openelm::{Kv, Want},
     cache::{LayerCache, distinct_heads},
     config::OpenElmConfig,
@@ -97,16 +97,10 @@ impl<A: Element> SubsetRun<A> {
         }
         Ok(())
     }
-}
 
-impl<A: Element> Inference for SubsetRun<A> {
-    fn first_token(&mut self, e: &Engine, ids: &[u32]) -> Result<PhaseTimes> {
-        let start = Instant::now();
-        let RunSpec { batch, prompt, extent, .. } = self.base.spec;
-        prompts::check(ids, batch, prompt, self.base.net.config().vocab)?;
-        self.base.reset(prompt - self.count);
-        let mut phases = Vec::with_capacity(2);
-        let selection = Instant::now();
+    /// Chooses the tokens that are kept: `self.kept` and their ids.
+    fn select(&mut self, e: &Engine, ids: &[u32]) -> Result<()> {
+        let prompt = self.base.spec.prompt;
         self.scores.prompts(ids);
         self.scores.start(prompt);
         if self.layers > 0 {
@@ -119,12 +113,23 @@ impl<A: Element> Inference for SubsetRun<A> {
         for (ids, kept) in ids.chunks_exact(prompt).zip(self.kept.chunks_exact(self.count)) {
             self.ids.extend(kept.iter().map(|&p| ids[p as usize]));
         }
+        Ok(())
+    }
+}
+
+impl<A: Element> Inference for SubsetRun<A> {
+    fn first_token(&mut self, e: &Engine, ids: &[u32]) -> Result<PhaseTimes> {
+        let start = Instant::now();
+        let RunSpec { batch, prompt, extent, .. } = self.base.spec;
+        prompts::check(ids, batch, prompt, self.base.net.config().vocab)?;
+        self.base.reset(prompt - self.count);
+        let mut phases = Vec::with_capacity(2);
+        let selection = PhaseTime::of(e, Phase::Selection, || self.select(e, ids))?;
         if self.layers > 0 {
-            phases.push((Phase::Selection, selection.elapsed()));
+            phases.push(selection);
         }
-        let prefill = Instant::now();
-        self.base.forward(e, &self.ids, Positions::Each(&self.kept), extent)?;
-        phases.push((Phase::Prefill, prefill.elapsed()));
+        let prefill = || self.base.forward(e, &self.ids, Positions::Each(&self.kept), extent);
+        phases.push(PhaseTime::of(e, Phase::Prefill, prefill)?);
         Ok(PhaseTimes { total: start.elapsed(), phases })
     }
 
