@@ -31,7 +31,8 @@ struct Cell {
     dtype: DType,
     shape: (usize, usize, usize),
     series: Series,
-    kernels: Vec<&'static str>,
+    /// Kernels of each contender: the engine, then the peers.
+    who: Vec<String>,
 }
 
 fn main() -> ExitCode {
@@ -44,7 +45,7 @@ fn main() -> ExitCode {
 }
 
 fn measure<A: Operand>(group: &mut Group<'_>, setup: &Setup) -> Result<Vec<Cell>> {
-    let e = &setup.engine;
+    let (e, peers) = (&setup.engine, A::peers());
     let mut cells = Vec::new();
     // Made on first use: listing and filtering cost nothing.
     let mut operands = None;
@@ -59,9 +60,16 @@ fn measure<A: Operand>(group: &mut Group<'_>, setup: &Setup) -> Result<Vec<Cell>
                 flops,
                 mul,
                 || Ok(operands.get_or_insert_with(|| Products::<A>::new(setup))),
-                |o, turn, iters| Ok(micro::in_turn(1, turn, iters, |_| o.linear(e, shape))),
+                |o, turn, iters| {
+                    Ok(micro::in_turn(1 + peers.len(), turn, iters, |who| match who.checked_sub(1) {
+                        None => o.linear(e, shape),
+                        Some(i) => o.time(shape, |x, w, y| peers[i].1(x, w, y, e.threads())),
+                    }))
+                },
             )?;
-            cells.extend(series.map(|series| Cell { dtype: A::DTYPE, shape, series, kernels: e.take_used() }));
+            let mut who = vec![e.take_used().join(", ")];
+            who.extend(peers.iter().map(|p| format!("crate {}", p.0)));
+            cells.extend(series.map(|series| Cell { dtype: A::DTYPE, shape, series, who }));
         }
     }
     Ok(cells)
@@ -69,12 +77,17 @@ fn measure<A: Operand>(group: &mut Group<'_>, setup: &Setup) -> Result<Vec<Cell>
 
 /// Rates by shape, with what bounds them.
 fn show(setup: &Setup, cells: &[Cell]) {
-    let header = ["weights", "M", "N x K", "ms", "GFLOP/s", "% of peak", "GB/s", "% of read", "kernel"];
-    let row = |c: &Cell| {
-        let ((m, n, k), speed, seconds) = (c.shape, c.series.speed(), c.series.seconds(0));
+    let mut header =
+        vec!["weights", "M", "N x K", "ms", "GFLOP/s", "% of peak", "GB/s", "% of read", "kernel", "time / ttft"];
+    let alone = cells.iter().all(|c| c.who.len() == 1);
+    if alone {
+        header.pop();
+    }
+    let row = |c: &Cell, i: usize| {
+        let ((m, n, k), speed, seconds) = (c.shape, c.series.speed(), c.series.seconds(i));
         let gflops = (2 * m * n * k) as f64 / seconds / 1e9;
         let gb_s = (n * k * c.dtype.size()) as f64 / seconds / 1e9;
-        vec![
+        let mut row = vec![
             c.dtype.name().to_owned(),
             m.to_string(),
             format!("{n} x {k}"),
@@ -83,8 +96,13 @@ fn show(setup: &Setup, cells: &[Cell]) {
             percent(gflops, speed.gflops),
             format!("{gb_s:.1}"),
             percent(gb_s, speed.gb_s),
-            c.kernels.join(", "),
-        ]
+            c.who[i].clone(),
+        ];
+        if !alone {
+            row.push(format!("{:.2}", c.series.ratio(i, 0)));
+        }
+        row
     };
-    micro::print(setup, "weights cold", &header, cells.iter().map(row));
+    let rows = cells.iter().flat_map(|c| (0..c.who.len()).map(move |i| row(c, i)));
+    micro::print(setup, "weights cold", &header, rows);
 }

@@ -45,7 +45,10 @@ impl Setup {
     pub fn from_env(smoke: bool) -> Result<Setup> {
         let knobs = RunKnobs::from_env()?;
         let full = std::env::var(SHAPES).is_ok_and(|v| v == "full");
-        Ok(Setup { engine: knobs.engine.engine()?, knobs, full, smoke })
+        let engine = knobs.engine.engine()?;
+        #[cfg(feature = "peers")]
+        rayon::ThreadPoolBuilder::new().num_threads(engine.threads()).build_global()?;
+        Ok(Setup { engine, knobs, full, smoke })
     }
 
     /// Bytes that cold operands rotate through.
@@ -67,15 +70,28 @@ pub const WEIGHTS: [(usize, usize); 7] =
 /// Most rows of activations that [`Products`] holds.
 pub const MOST_ROWS: usize = 1024;
 
+/// Another library's `y = x W^T`, on so many threads.
+pub type PeerProduct<A> = fn(Mat<'_, A>, Mat<'_, A>, MatMut<'_, f32>, usize);
+
 /// Element types of a product's activations and weights.
 pub trait Operand: Element {
     /// The matrix as weights.
     fn weight(m: Mat<'_, Self>) -> Weight<'_>;
+
+    /// Other libraries that multiply this type, if the feature `peers` brought them in.
+    fn peers() -> Vec<(&'static str, PeerProduct<Self>)> {
+        Vec::new()
+    }
 }
 
 impl Operand for f32 {
     fn weight(m: Mat<'_, f32>) -> Weight<'_> {
         Weight::F32(m)
+    }
+
+    #[cfg(feature = "peers")]
+    fn peers() -> Vec<(&'static str, PeerProduct<f32>)> {
+        ttft_kernels::peers::PEERS.iter().map(|p| (p.name, p.product)).collect()
     }
 }
 

@@ -24,6 +24,8 @@ mod view;
 
 pub use contract::{GemmKernel, Mul};
 pub use cpu::Isa;
+#[cfg(feature = "peers")]
+pub use driver::peers;
 pub use driver::rope::RopeTable;
 pub use engine::{AttnShape, Backend, Engine, HeadNorm, HeadsOut, Options, Output, Positions, Query};
 pub use error::{Error, Result};

@@ -3,7 +3,7 @@
 use super::gemm::{Split, Target, widen};
 use crate::{
     engine::{Engine, Output},
-    view::{Element, Mat, Weight},
+    view::{Element, Mat, MatMut, Weight},
 };
 
 /// Output features of one task.
@@ -32,30 +32,7 @@ pub fn linear<A: Element>(e: &Engine, x: Mat<'_, A>, w: Weight<'_>, mut out: Out
                     Mat::new(&wide[..n * k], n, k)
                 }
             };
-            // SAFETY: y is m x n, x is m x k and W n x k, all dense or with the row strides given; gemm reads no `dst`.
-            unsafe {
-                gemm::gemm(
-                    m,
-                    n,
-                    k,
-                    y.as_mut_ptr(),
-                    1,
-                    n as isize,
-                    false,
-                    x.data().as_ptr(),
-                    1,
-                    x.stride() as isize,
-                    wf.data().as_ptr(),
-                    wf.stride() as isize,
-                    1,
-                    0.0f32,
-                    1.0f32,
-                    false,
-                    false,
-                    false,
-                    gemm::Parallelism::None,
-                );
-            }
+            product(x, wf, MatMut::new(y, m, n), gemm::Parallelism::None);
         }
         let (a, b) = y.split_at(m * n);
         for (i, a) in a.chunks_exact(n).enumerate() {
@@ -83,6 +60,38 @@ pub fn linear<A: Element>(e: &Engine, x: Mat<'_, A>, w: Weight<'_>, mut out: Out
             }
         }
     });
+}
+
+/// `y = x W^T`.
+pub(super) fn product(x: Mat<'_, f32>, w: Mat<'_, f32>, mut y: MatMut<'_, f32>, threads: gemm::Parallelism) {
+    let (m, n, k) = (x.rows(), w.rows(), x.cols());
+    assert_eq!((w.cols(), y.rows(), y.cols()), (k, m, n));
+    let (xs, ws, ys) = (x.stride() as isize, w.stride() as isize, y.stride() as isize);
+    let y = y.data_mut().as_mut_ptr();
+    // SAFETY: the views hold m x k, n x k and m x n elements at these strides, as just checked; gemm reads no `dst`.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            y,
+            1,
+            ys,
+            false,
+            x.data().as_ptr(),
+            1,
+            xs,
+            w.data().as_ptr(),
+            ws,
+            1,
+            0.0f32,
+            1.0f32,
+            false,
+            false,
+            false,
+            threads,
+        );
+    }
 }
 
 fn widen_weight(w: Weight<'_>, out: &mut [f32]) {

@@ -4,6 +4,8 @@ pub mod attention;
 mod dot;
 pub mod gemm;
 mod gemm_crate;
+#[cfg(feature = "peers")]
+pub mod peers;
 pub mod rope;
 pub mod rowwise;
 mod scratch;
