@@ -27,8 +27,6 @@ use ttft_models::{
 use ttft_reports::schema::{Kind, Sampler};
 
 const PAIR: &str = "OE1.1B-KVP-C-450M";
-const BASE: &str = "OE1.1B";
-const AUX: &str = "OE450M";
 
 /// Ids that every network has, tiny ones too.
 const VOCAB: usize = 512;
@@ -61,13 +59,19 @@ struct Cell {
 
 fn main() -> ExitCode {
     common::main("phases", |group, setup| {
+        let mut scenario = setup.knobs.scenario()?;
+        scenario.systems = vec![PAIR.into()];
+        let arms = scenario.arms()?;
         let mut session = None;
         let mut cells = Vec::new();
         for (batch, prompt, base, pair) in CELLS {
-            let arms = [(base, BASE, Kind::Base, None), (pair, PAIR, Kind::Kvp, Some(AUX))];
-            for (_, system, kind, aux) in arms.into_iter().filter(|a| setup.full || a.0) {
-                let arm = Arm { kind, system: system.into(), base: BASE.into(), aux: aux.map(Into::into) };
-                cells.extend(measure(group, setup, &mut session, &arm, batch, prompt)?);
+            let selected = |a: &&Arm| match a.kind {
+                Kind::Base => setup.full || base,
+                Kind::Kvp => setup.full || pair,
+                _ => false,
+            };
+            for arm in arms.iter().filter(selected) {
+                cells.extend(measure(group, setup, &mut session, arm, batch, prompt)?);
             }
         }
         show(setup, &cells);
