@@ -12,7 +12,7 @@ use common::Group;
 use criterion::Throughput;
 use half::bf16;
 use ttft_bench::micro::{self, Operand, Series, Setup, percent, time, value};
-use ttft_kernels::{DType, Engine, HeadsOut, Mat, MatMut, RopeTable};
+use ttft_kernels::{DType, Engine, HeadsOut, Mat, MatMut, Positions, RopeTable};
 
 /// Widths of OpenELM-1.1B: residual stream (and queries), a head, gated activations of the last layer, vocabulary.
 const DIM: usize = 2048;
@@ -89,7 +89,7 @@ fn ops<A: Operand>() -> [Op<A>; 8] {
             bytes: 4 + a,
             run: |e, b, m| {
                 let (norm, out) = (Some(&b.weight[..HEAD_DIM]), HeadsOut::Rows(y(&mut b.y, m, DIM)));
-                e.heads(x(&b.x, m, DIM), 1, HEAD_DIM, norm, EPS, Some((&b.rope, 0)), out).expect(FITS);
+                e.heads(x(&b.x, m, DIM), 1, HEAD_DIM, norm, EPS, Some((&b.rope, Positions::From(0))), out).expect(FITS);
             },
         },
         Op {

@@ -266,7 +266,7 @@ fn phases_are_those_of_the_pruning() {
     let phases = |name: &str| {
         let times = case.run(&case.pruned(name), Extent::FirstToken).first_token(e, &case.ids).unwrap();
         assert!(times.phases.iter().map(|p| p.time).sum::<std::time::Duration>() <= times.total);
-        times.phases.into_iter().map(|p| p.0).collect::<Vec<_>>()
+        times.phases.into_iter().map(|p| p.phase).collect::<Vec<_>>()
     };
     assert_eq!(phases("RP-0.50"), [Phase::Prefill]);
     assert_eq!(phases("SP-0.50"), [Phase::Selection, Phase::Prefill]);
