@@ -160,7 +160,7 @@ pub(crate) struct ForWeight<T> {
 }
 
 /// `out[m][n] = x[m] . w[n]` for a few rows of f32 or BF16 activations: no packing, weights read once, in place.
-/// `rows` rows of x against `n` consecutive rows of W.
+/// `rows` rows of x against `n` consecutive rows of W; what the caller will read after them, at `next`, may be prefetched.
 ///
 /// # Safety
 /// `x` is readable for `rows` rows of `k` elements `x_stride` apart, `w` for `n` rows of `k` elements `w_stride` apart;
@@ -175,6 +175,7 @@ pub(crate) type Dot<X, W> = unsafe fn(
     n: usize,
     out: *mut f32,
     out_stride: usize,
+    next: *const u8,
 );
 
 /// One GEMM micro-kernel with its packing: a row of the registry.

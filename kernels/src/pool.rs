@@ -139,6 +139,20 @@ impl Pool {
             }
         });
     }
+
+    /// As [`Pool::for_each`], with the task that the same thread will do next: `body(task, next, thread)`.
+    pub fn for_each_ahead(&self, tasks: usize, body: impl Fn(usize, Option<usize>, usize) + Sync) {
+        let next = AtomicUsize::new(0);
+        let claim = || Some(next.fetch_add(1, Relaxed)).filter(|&t| t < tasks);
+        let work = |thread| {
+            let mut task = claim();
+            while let Some(t) = task {
+                task = claim();
+                body(t, task, thread);
+            }
+        };
+        if tasks <= 1 { work(0) } else { self.run(work) }
+    }
 }
 
 impl Drop for Pool {
@@ -199,7 +213,11 @@ mod tests {
                     assert!(thread < threads);
                     hits[t].fetch_add(1, Relaxed);
                 });
-                assert!(hits.iter().all(|h| h.load(Relaxed) == 1), "{threads} threads, {tasks} tasks");
+                pool.for_each_ahead(tasks, |t, next, thread| {
+                    assert!(thread < threads && next.is_none_or(|n| t < n && n < tasks));
+                    hits[t].fetch_add(1, Relaxed);
+                });
+                assert!(hits.iter().all(|h| h.load(Relaxed) == 2), "{threads} threads, {tasks} tasks");
             }
         }
     }

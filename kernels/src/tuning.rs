@@ -7,13 +7,30 @@ use crate::{contract::GemmKernel, cpu::Isa, view::DType};
 pub(crate) const BLOCK_BYTES: usize = 208 * 1024;
 
 /// Bytes of W that one few-row task streams: long enough for the hardware's prefetchers, short enough to balance.
-pub(crate) const DOT_TASK_BYTES: usize = 128 * 1024;
+pub(crate) const DOT_TASK_BYTES: usize = 512 * 1024;
 
-/// Up to this many rows of x, weights are streamed through the few-row kernels: above, K = 2048 of x no longer fits the
-/// first-level cache, and tiles are as fast.
-pub(crate) fn dot_rows(_isa: Isa, _x: DType, _w: DType) -> usize {
-    6
+/// Up to this many rows of x, weights are used in place by the few-row kernels: packing them would cost more than the sums
+/// across lanes do. Measured at the shapes of OpenELM-1.1B.
+pub(crate) fn dot_rows(isa: Isa, x: DType, w: DType) -> usize {
+    match isa {
+        Isa::Avx512Bf16 if (x, w) == (DType::BF16, DType::BF16) => 32,
+        Isa::Avx512 | Isa::Avx512Bf16 => 24,
+        Isa::Avx2 => 8,
+        _ => 6,
+    }
 }
+
+/// Time of a few-row kernel for each row of x, relative to a tile's: from here to [`DOT_ROWS_MAX`] rows it still wins where
+/// tiles would pad more.
+pub(crate) fn dot_cost(isa: Isa) -> f64 {
+    match isa {
+        Isa::Avx512 | Isa::Avx512Bf16 => 1.02,
+        _ => 1.5,
+    }
+}
+
+/// Most rows of x for a few-row kernel: with more, x no longer stays in the second-level cache.
+pub(crate) const DOT_ROWS_MAX: usize = 128;
 
 /// Time of a tile for each row of x, relative to the best tile of its ISA.
 pub(crate) fn tile_cost(_k: &GemmKernel) -> f64 {

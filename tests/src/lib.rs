@@ -5,18 +5,36 @@ pub mod pruning;
 
 use ttft_kernels::{Backend, DType, Engine, Isa, Options};
 
-/// The ISA levels to test on this machine: all that it has. Says so, and names those it lacks, so that nothing skipped
-/// looks passed. If `TTFT_REQUIRE_ISA` names a level (or several, comma-separated) that is not here, panics.
+/// Whether `TTFT_TEST_SMALL` asks for fewer repetitions, for an emulator some 200 times slower than hardware: every kernel
+/// and every case that has a name still runs.
+pub fn small() -> bool {
+    std::env::var_os("TTFT_TEST_SMALL").is_some()
+}
+
+/// Thread counts to test: all of `counts`, or the last of them alone if [`small`].
+pub fn threads(counts: &[usize]) -> &[usize] {
+    if small() { &counts[counts.len() - 1..] } else { counts }
+}
+
+/// Random cases to try: `n`, or a sixth of them if [`small`].
+pub fn cases(n: u32) -> u32 {
+    if small() { n.div_ceil(6) } else { n }
+}
+
+/// The ISA levels to test on this machine: all that it has, without the portable one if [`small`] (it is the same code on
+/// every CPU). Says so, and names those left out, so that nothing skipped looks passed. If `TTFT_REQUIRE_ISA` names a level
+/// (or several, comma-separated) that is not here, panics.
 ///
 /// # Panics
 /// See above.
 pub fn isas() -> Vec<Isa> {
-    let have = Isa::detected();
+    let have: Vec<_> = Isa::detected().into_iter().filter(|i| !small() || *i != Isa::Portable).collect();
     let missing: Vec<_> = Isa::ALL.into_iter().filter(|i| !have.contains(i)).collect();
-    println!("ISA levels exercised: {have:?}; skipped, not on this CPU: {missing:?}");
+    println!("ISA levels exercised: {have:?}; skipped, not on this CPU or not asked for: {missing:?}");
     if let Ok(want) = std::env::var("TTFT_REQUIRE_ISA") {
         for name in want.split(',').filter(|n| !n.is_empty()) {
-            Isa::parse(name).unwrap_or_else(|e| panic!("TTFT_REQUIRE_ISA: {e}"));
+            let isa = Isa::parse(name).unwrap_or_else(|e| panic!("TTFT_REQUIRE_ISA: {e}"));
+            assert!(have.contains(&isa), "TTFT_REQUIRE_ISA: {name} is here but not exercised");
         }
     }
     have

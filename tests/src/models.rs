@@ -59,11 +59,11 @@ pub fn read(path: &Path) -> HashMap<String, Tensor> {
     file.tensors().into_iter().map(|(name, t)| tensor(name, t)).collect()
 }
 
-/// Every ISA of this machine with our kernels and the gemm crate, on 1 and 2 threads.
+/// Every ISA to test with our kernels and the gemm crate, on 1 and 2 threads.
 pub fn engines() -> Vec<Engine> {
     let backends = [Backend::Ours, Backend::Gemm];
-    let each = |isa| backends.into_iter().flat_map(move |b| [1, 2].map(|threads| crate::engine(isa, threads, b)));
-    crate::isas().into_iter().flat_map(each).collect()
+    let each = |isa| backends.into_iter().flat_map(move |b| crate::threads(&[1, 2]).iter().map(move |t| (isa, *t, b)));
+    crate::isas().into_iter().flat_map(each).map(|(isa, threads, b)| crate::engine(isa, threads, b)).collect()
 }
 
 /// Names an engine in messages.

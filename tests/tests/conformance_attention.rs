@@ -8,7 +8,7 @@ use ttft_kernels::{
     guard::{Flush, Guarded},
     kernels_of, reference,
 };
-use ttft_tests::{EPS, dot_bound, engine, isas, values};
+use ttft_tests::{EPS, cases, dot_bound, engine, isas, threads, values};
 
 #[derive(Clone, Copy, Debug)]
 struct Case {
@@ -109,7 +109,7 @@ fn around(edge: usize) -> [usize; 3] {
 fn every_kernel_around_its_edges() {
     for isa in isas() {
         for kernel in kernels_of(isa).into_iter().filter(|k| k.isa == isa) {
-            for threads in [1, 2] {
+            for &threads in threads(&[1, 2]) {
                 let gemm_kernel = Some(kernel.name.to_owned());
                 let e =
                     Engine::new(&Options { isa: Some(isa), threads: Some(threads), gemm_kernel, ..Options::default() })
@@ -132,7 +132,7 @@ fn every_kernel_around_its_edges() {
 #[test]
 fn shapes_of_the_models() {
     for isa in isas() {
-        for threads in [1, 2, 3] {
+        for &threads in threads(&[1, 2, 3]) {
             let e = engine(isa, threads, Backend::Ours);
             // Prefill, continued prefill, a decode step, a batch of them.
             let base = Case { kv_heads: 3, group: 4, ..PLAIN };
@@ -147,7 +147,7 @@ fn shapes_of_the_models() {
 #[test]
 fn few_rows_over_long_and_split_caches() {
     for isa in isas() {
-        for threads in [1, 2, 3] {
+        for &threads in threads(&[1, 2, 3]) {
             let e = engine(isa, threads, Backend::Ours);
             for past in [0, 1, 126, 127, 128, 511, 512, 1023, 1500, 2600] {
                 both(&e, Case { past, d: 32, group: 3, ..PLAIN });
@@ -354,10 +354,10 @@ fn case() -> impl Strategy<Value = Case> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(24), failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn random_shapes(c in case(), threads in 1..4usize) {
-        for isa in Isa::detected() {
+        for isa in isas() {
             both(&engine(isa, threads, Backend::Ours), c);
         }
     }

@@ -8,7 +8,7 @@ use ttft_kernels::{
     guard::{Flush, Guarded},
     kernels_of,
 };
-use ttft_tests::{EPS, dot_bound, engine, isas, values};
+use ttft_tests::{EPS, cases, dot_bound, engine, isas, threads, values};
 
 /// What `linear` writes to.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -148,7 +148,7 @@ fn around(edge: usize) -> [usize; 3] {
 fn every_kernel_around_its_tile_edges() {
     for isa in isas() {
         for kernel in kernels_of(isa).into_iter().filter(|k| k.isa == isa) {
-            for threads in [1, 2] {
+            for &threads in threads(&[1, 2]) {
                 let e = Engine::new(&Options {
                     isa: Some(isa),
                     threads: Some(threads),
@@ -187,8 +187,8 @@ fn every_kernel_around_its_tile_edges() {
 fn few_rows_of_every_type() {
     for isa in isas() {
         let e = engine(isa, 2, Backend::Ours);
-        for m in 1..=9 {
-            for n in [1, 2, 3, 4, 5, 64, 131] {
+        for m in (1..=9).chain([24, 31, 60]) {
+            for n in [1, 2, 3, 5, 6, 7, 12, 64, 131] {
                 for k in [1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 64, 250] {
                     let flush = if (n + k) % 2 == 0 { Flush::End } else { Flush::Start };
                     all_types(&e, Case { m, n, k, pad: m % 2, out: Out::Store, w: DType::F32, flush });
@@ -196,6 +196,12 @@ fn few_rows_of_every_type() {
             }
             for out in [Out::Bias, Out::Add, Out::SwiGlu] {
                 all_types(&e, Case { m, n: 46, k: 97, pad: 3, out, w: DType::F32, flush: Flush::End });
+            }
+        }
+        // K around the stretch that a tile works on, W around a task.
+        for (m, n, k) in [(5, 7, 1023), (2, 13, 1025), (7, 5, 2047), (1, 7, 2049), (3, 12, 4099), (4, 800, 200)] {
+            for out in [Out::Store, Out::Add, Out::SwiGlu] {
+                all_types(&e, Case { m, n: n + n % 2, k, pad: 1, out, w: DType::F32, flush: Flush::End });
             }
         }
         println!("{isa}: {:?}", e.take_used());
@@ -259,7 +265,7 @@ fn unknown_kernels_and_isas_name_what_there_is() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(48), ..ProptestConfig::default() })]
 
     #[test]
     fn any_shape(
@@ -272,7 +278,7 @@ proptest! {
             w: [DType::F32, DType::F16, DType::BF16][w],
             flush: if start { Flush::Start } else { Flush::End },
         };
-        for isa in Isa::detected() {
+        for isa in isas() {
             let e = engine(isa, threads, Backend::Ours);
             if wide { check::<f32>(&e, c) } else { check::<bf16>(&e, c) }
         }

@@ -8,7 +8,7 @@ use ttft_kernels::{
     guard::{Flush, Guarded},
     reference,
 };
-use ttft_tests::{EPS, dot_bound, engine, isas, values};
+use ttft_tests::{EPS, cases, dot_bound, engine, isas, threads, values};
 
 /// Lengths around the vectors of every ISA, unrolled or not, and around the blocks of argmax; rows enough to share.
 const LENGTHS: [usize; 22] = [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 130, 511, 513, 1100];
@@ -62,7 +62,7 @@ fn compare<A: Element>(y: &Rows<A>, want: &[f64], bound: impl Fn(usize) -> f64, 
 /// Every ISA level on 1, 2 and 3 threads.
 fn engines(f: impl Fn(&Engine)) {
     for isa in isas() {
-        for threads in [1, 2, 3] {
+        for &threads in threads(&[1, 2, 3]) {
             f(&engine(isa, threads, Backend::Ours));
         }
     }
@@ -379,7 +379,7 @@ fn shapes_that_do_not_fit_are_refused() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(48), failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn random_rows(rows in 1..40usize, cols in 1..900usize, pad in 0..4usize, threads in 1..4usize) {
         for isa in isas() {

@@ -106,15 +106,6 @@ unsafe impl Vector for V {
         unsafe { V(_mm256_set1_ps(x)) }
     }
     #[inline(always)]
-    unsafe fn sum(self) -> f32 {
-        // SAFETY: AVX.
-        unsafe {
-            let s = _mm_add_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
-            let s = _mm_add_ps(s, _mm_movehl_ps(s, s));
-            _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)))
-        }
-    }
-    #[inline(always)]
     unsafe fn transpose(b: &mut [Self; 16]) {
         // SAFETY: AVX. Pairs of rows, then quads, then 128-bit halves.
         unsafe {
@@ -142,9 +133,9 @@ unsafe impl Vector for V {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
     #[inline(always)]
-    unsafe fn prefetch_once(p: *const u8) {
+    unsafe fn prefetch_l2(p: *const u8) {
         // SAFETY: a prefetch of any address is harmless.
-        unsafe { _mm_prefetch::<_MM_HINT_NTA>(p.cast()) }
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
     }
 }
 
@@ -158,6 +149,7 @@ dot_kernel!(
     V,
     F32xF32,
     MacF32,
+    2,
     "dot_f32xf32_f32_avx2",
     f32 as F32,
     f32 as F32
@@ -169,6 +161,7 @@ dot_kernel!(
     V,
     F32xF16,
     MacF32,
+    2,
     "dot_f32xf16_f32_avx2",
     f32 as F32,
     u16 as F16
@@ -180,6 +173,7 @@ dot_kernel!(
     V,
     F32xBf16,
     MacF32,
+    2,
     "dot_f32xbf16_f32_avx2",
     f32 as F32,
     u16 as Bf16

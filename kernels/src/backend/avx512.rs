@@ -106,9 +106,28 @@ unsafe impl Vector for V {
         unsafe { V(_mm512_set1_ps(x)) }
     }
     #[inline(always)]
-    unsafe fn sum(self) -> f32 {
-        // SAFETY: AVX-512F.
-        unsafe { _mm512_reduce_add_ps(self.0) }
+    unsafe fn sum_each(b: &mut [Self; 16]) -> Self {
+        // SAFETY: AVX-512F. Sums of pairs within 128 bits, then of quads, then of the four 128-bit lanes.
+        unsafe {
+            let mut pairs = [_mm512_setzero_ps(); 8];
+            for (i, p) in pairs.iter_mut().enumerate() {
+                let (x, y) = (b[2 * i].0, b[2 * i + 1].0);
+                *p = _mm512_add_ps(_mm512_unpacklo_ps(x, y), _mm512_unpackhi_ps(x, y));
+            }
+            let mut quads = [_mm512_setzero_ps(); 4];
+            for (i, q) in quads.iter_mut().enumerate() {
+                let (x, y) = (_mm512_castps_pd(pairs[2 * i]), _mm512_castps_pd(pairs[2 * i + 1]));
+                let (lo, hi) = (_mm512_unpacklo_pd(x, y), _mm512_unpackhi_pd(x, y));
+                *q = _mm512_add_ps(_mm512_castpd_ps(lo), _mm512_castpd_ps(hi));
+            }
+            let mut halves = [_mm512_setzero_ps(); 2];
+            for (i, h) in halves.iter_mut().enumerate() {
+                let (x, y) = (quads[2 * i], quads[2 * i + 1]);
+                *h = _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(x, y), _mm512_shuffle_f32x4::<0xdd>(x, y));
+            }
+            let (x, y) = (halves[0], halves[1]);
+            V(_mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(x, y), _mm512_shuffle_f32x4::<0xdd>(x, y)))
+        }
     }
     #[inline(always)]
     unsafe fn transpose(b: &mut [Self; 16]) {
@@ -157,9 +176,9 @@ unsafe impl Vector for V {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
     #[inline(always)]
-    unsafe fn prefetch_once(p: *const u8) {
+    unsafe fn prefetch_l2(p: *const u8) {
         // SAFETY: a prefetch of any address is harmless.
-        unsafe { _mm_prefetch::<_MM_HINT_NTA>(p.cast()) }
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
     }
 }
 
@@ -178,6 +197,7 @@ dot_kernel!(
     V,
     F32xF32,
     MacF32,
+    6,
     "dot_f32xf32_f32_avx512",
     f32 as F32,
     f32 as F32
@@ -189,6 +209,7 @@ dot_kernel!(
     V,
     F32xF16,
     MacF32,
+    6,
     "dot_f32xf16_f32_avx512",
     f32 as F32,
     u16 as F16
@@ -200,6 +221,7 @@ dot_kernel!(
     V,
     F32xBf16,
     MacF32,
+    6,
     "dot_f32xbf16_f32_avx512",
     f32 as F32,
     u16 as Bf16
@@ -211,6 +233,7 @@ dot_kernel!(
     V,
     Bf16xBf16,
     MacBf16,
+    6,
     "dot_bf16xbf16_f32_avx512bf16",
     u16 as Bf16Pair,
     u16 as Bf16Pair

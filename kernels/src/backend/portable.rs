@@ -94,10 +94,6 @@ unsafe impl Vector for V {
         V([x; 4])
     }
     #[inline(always)]
-    unsafe fn sum(self) -> f32 {
-        (self.0[0] + self.0[2]) + (self.0[1] + self.0[3])
-    }
-    #[inline(always)]
     unsafe fn transpose(b: &mut [Self; 16]) {
         let t: [V; 4] = std::array::from_fn(|i| V(std::array::from_fn(|j| b[j].0[i])));
         b[..4].copy_from_slice(&t);
@@ -106,9 +102,9 @@ unsafe impl Vector for V {
 
 gemm_kernel!(f32_8x4, Isa::Portable, [], V, F32, 2 x 4, "gemm_f32xf32_f32_8x4_portable");
 
-dot_kernel!(dot_f32, Isa::Portable, [], V, F32xF32, MacF32, "dot_f32xf32_f32_portable", f32 as F32, f32 as F32);
-dot_kernel!(dot_f16, Isa::Portable, [], V, F32xF16, MacF32, "dot_f32xf16_f32_portable", f32 as F32, u16 as F16);
-dot_kernel!(dot_bf16, Isa::Portable, [], V, F32xBf16, MacF32, "dot_f32xbf16_f32_portable", f32 as F32, u16 as Bf16);
+dot_kernel!(dot_f32, Isa::Portable, [], V, F32xF32, MacF32, 2, "dot_f32xf32_f32_portable", f32 as F32, f32 as F32);
+dot_kernel!(dot_f16, Isa::Portable, [], V, F32xF16, MacF32, 2, "dot_f32xf16_f32_portable", f32 as F32, u16 as F16);
+dot_kernel!(dot_bf16, Isa::Portable, [], V, F32xBf16, MacF32, 2, "dot_f32xbf16_f32_portable", f32 as F32, u16 as Bf16);
 
 epilogues!([], V);
 

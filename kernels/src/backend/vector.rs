@@ -86,8 +86,19 @@ pub(crate) unsafe trait Vector: Copy {
         }
     }
     unsafe fn splat_f32(x: f32) -> Self;
-    /// Sum of the lanes.
-    unsafe fn sum(self) -> f32;
+    /// The sum of the lanes of each of the first `LANES` vectors.
+    #[inline(always)]
+    unsafe fn sum_each(block: &mut [Self; 16]) -> Self {
+        // SAFETY: the caller runs with the ISA's features.
+        unsafe {
+            Self::transpose(block);
+            let mut s = block[0];
+            for v in &block[1..Self::LANES] {
+                s = s.add(*v);
+            }
+            s
+        }
+    }
     /// Transposes the `LANES x LANES` block in the first `LANES` vectors.
     unsafe fn transpose(block: &mut [Self; 16]);
     /// `acc + a . b` lane by lane: the BF16 pair product. Only for ISAs that have it.
@@ -96,8 +107,8 @@ pub(crate) unsafe trait Vector: Copy {
     }
     /// Prefetches the line at `p`; any address will do.
     unsafe fn prefetch(_p: *const u8) {}
-    /// Prefetches the line at `p`, which will be read once; any address will do.
-    unsafe fn prefetch_once(_p: *const u8) {}
+    /// Prefetches the line at `p` to the second-level cache; any address will do.
+    unsafe fn prefetch_l2(_p: *const u8) {}
 }
 
 /// The multiply-add of a kernel: both operands are vectors of 32-bit lanes.
@@ -432,14 +443,23 @@ pub(crate) unsafe fn pack_w<V: Vector, L: Load<V>, const NR: usize>(
     }
 }
 
-/// `contract::Dot`: one row of W at a time, from end to end as memory likes it, by up to 8 rows of x. A row that more
-/// than 8 rows of x share is read again from the first-level cache.
+/// Rows of x in a tile of [`dot`].
+const DOT_XR: usize = 4;
+
+/// Bytes of each row of x that a tile of [`dot`] works on: those of four rows are half of a first-level cache of 32 KB.
+const DOT_CHUNK: usize = 4096;
+
+/// Bytes of W that pass from memory to the second-level cache while the block before them is computed.
+const DOT_BLOCK: usize = 64 << 10;
+
+/// `contract::Dot`, by tiles of `WR` rows of W as they lie in memory, in blocks that every row of x meets while they are in
+/// the second-level cache. Vectors run along K in both operands: no packing, but sums across lanes at the end.
 ///
 /// # Safety
 /// As `contract::Dot`.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-pub(crate) unsafe fn dot<V: Vector, M: Mac<V>, X: Load<V>, W: Load<V>>(
+pub(crate) unsafe fn dot<V: Vector, M: Mac<V>, X: Load<V>, W: Load<V>, const WR: usize>(
     k: usize,
     x: *const X::T,
     x_stride: usize,
@@ -449,65 +469,147 @@ pub(crate) unsafe fn dot<V: Vector, M: Mac<V>, X: Load<V>, W: Load<V>>(
     n: usize,
     out: *mut f32,
     out_stride: usize,
+    next: *const u8,
 ) {
     // SAFETY: rows of x below `rows` and of W below `n` are read, `out[m][n]` is written for those alone.
     unsafe {
-        for j in 0..n {
-            let w = w.add(j * w_stride);
-            let mut i = 0;
-            while i < rows {
-                let (x, out) = (x.add(i * x_stride), out.add(i * out_stride + j));
-                i += match rows - i {
-                    8.. => dot_rows::<V, M, X, W, 8>(k, x, x_stride, w, out, out_stride),
-                    4.. => dot_rows::<V, M, X, W, 4>(k, x, x_stride, w, out, out_stride),
-                    2.. => dot_rows::<V, M, X, W, 2>(k, x, x_stride, w, out, out_stride),
-                    _ => dot_rows::<V, M, X, W, 1>(k, x, x_stride, w, out, out_stride),
-                };
+        let row_bytes = k * size_of::<W::T>();
+        let block = (DOT_BLOCK / row_bytes / WR).max(1) * WR;
+        let vecs = k.div_ceil(V::LANES * X::PER_LANE);
+        for j in (0..n).step_by(block) {
+            let (nb, w) = (block.min(n - j), w.add(j * w_stride));
+            let following = if j + nb < n { w.add(nb * w_stride).cast() } else { next };
+            let turns = rows.div_ceil(DOT_XR) * nb.div_ceil(WR) * vecs;
+            let mut ahead = Lines::new(following, nb * row_bytes, turns);
+            let chunk = DOT_CHUNK / size_of::<X::T>();
+            for at in (0..k).step_by(chunk) {
+                let len = chunk.min(k - at);
+                for i in (0..rows).step_by(DOT_XR) {
+                    let (x, out) = (x.add(i * x_stride + at), out.add(i * out_stride + j));
+                    let (w, rows) = (w.add(at), rows - i);
+                    let to = (out, out_stride, at > 0);
+                    match rows {
+                        1 => dot_tiles::<V, M, X, W, WR, 1>(len, x, x_stride, w, w_stride, nb, to, &mut ahead),
+                        2 => dot_tiles::<V, M, X, W, WR, 2>(len, x, x_stride, w, w_stride, nb, to, &mut ahead),
+                        3 => dot_tiles::<V, M, X, W, WR, 3>(len, x, x_stride, w, w_stride, nb, to, &mut ahead),
+                        _ => dot_tiles::<V, M, X, W, WR, DOT_XR>(len, x, x_stride, w, w_stride, nb, to, &mut ahead),
+                    }
+                }
             }
         }
     }
 }
 
-/// Bytes ahead that [`dot`] prefetches, without displacing what the second-level cache holds.
-const DOT_AHEAD: usize = 2048;
+/// Prefetches a stretch of memory evenly over a number of turns.
+struct Lines {
+    at: *const u8,
+    /// Prefetches in each turn, and bytes between them.
+    per_turn: usize,
+    step: usize,
+}
 
-/// `out[m] = x[m] . w` for MR rows of x; returns MR.
+impl Lines {
+    fn new(at: *const u8, bytes: usize, turns: usize) -> Lines {
+        let each = bytes.div_ceil(turns);
+        let per_turn = each.div_ceil(64);
+        Lines { at, per_turn, step: each.div_ceil(per_turn) }
+    }
+
+    #[inline(always)]
+    unsafe fn turn<V: Vector>(&mut self) {
+        for _ in 0..self.per_turn {
+            // SAFETY: prefetches may have any address.
+            unsafe { V::prefetch_l2(self.at) };
+            self.at = self.at.wrapping_add(self.step);
+        }
+    }
+}
+
+/// `out[m][j] (+)= x[m] . w[j]` for XR rows of x and `n` rows of W.
 ///
 /// # Safety
-/// `x` is readable for MR rows, `w` for one row of `k` elements; `out` is writable at `m * out_stride`.
+/// As `contract::Dot`; `to` is `out`, its stride, and whether to add.
 #[inline(always)]
-unsafe fn dot_rows<V: Vector, M: Mac<V>, X: Load<V>, W: Load<V>, const MR: usize>(
+#[allow(clippy::too_many_arguments)]
+unsafe fn dot_tiles<V: Vector, M: Mac<V>, X: Load<V>, W: Load<V>, const WR: usize, const XR: usize>(
     k: usize,
     x: *const X::T,
     x_stride: usize,
     w: *const W::T,
-    out: *mut f32,
-    out_stride: usize,
-) -> usize {
+    w_stride: usize,
+    n: usize,
+    to: (*mut f32, usize, bool),
+    ahead: &mut Lines,
+) {
+    // SAFETY: the caller's promise; full tiles, then single rows.
+    unsafe {
+        let at = |j: usize| (w.add(j * w_stride), (to.0.add(j), to.1, to.2));
+        let full = n - n % WR;
+        for j in (0..full).step_by(WR) {
+            let (w, to) = at(j);
+            dot_tile::<V, M, X, W, WR, XR>(k, x, x_stride, w, w_stride, to, ahead);
+        }
+        for j in full..n {
+            let (w, to) = at(j);
+            dot_tile::<V, M, X, W, 1, XR>(k, x, x_stride, w, w_stride, to, ahead);
+        }
+    }
+}
+
+/// [`dot_tiles`] for `WR` rows of W: each vector of W serves XR rows of x, each of x WR rows of W.
+///
+/// # Safety
+/// As [`dot_tiles`].
+#[inline(always)]
+unsafe fn dot_tile<V: Vector, M: Mac<V>, X: Load<V>, W: Load<V>, const WR: usize, const XR: usize>(
+    k: usize,
+    x: *const X::T,
+    x_stride: usize,
+    w: *const W::T,
+    w_stride: usize,
+    (out, out_stride, add): (*mut f32, usize, bool),
+    ahead: &mut Lines,
+) {
     let per_vec = V::LANES * X::PER_LANE;
     // SAFETY: elements `< k` of each row are read, by the caller's promise; the tail by `load_part`.
     unsafe {
-        let mut c = [V::zero(); MR];
+        let mut c = [[V::zero(); WR]; XR];
         let mut at = 0;
         while at + per_vec <= k {
-            V::prefetch_once(w.add(at).cast::<u8>().wrapping_add(DOT_AHEAD));
-            let wv = W::load(w.add(at));
+            ahead.turn::<V>();
+            let mut ws = [V::zero(); WR];
+            for (r, v) in ws.iter_mut().enumerate() {
+                *v = W::load(w.add(r * w_stride + at));
+            }
             for (i, c) in c.iter_mut().enumerate() {
-                *c = M::mac(*c, X::load(x.add(i * x_stride + at)), wv);
+                let xv = X::load(x.add(i * x_stride + at));
+                for r in 0..WR {
+                    c[r] = M::mac(c[r], xv, ws[r]);
+                }
             }
             at += per_vec;
         }
         if at < k {
-            let wv = W::load_part(w.add(at), k - at);
             for (i, c) in c.iter_mut().enumerate() {
-                *c = M::mac(*c, X::load_part(x.add(i * x_stride + at), k - at), wv);
+                let xv = X::load_part(x.add(i * x_stride + at), k - at);
+                for (r, c) in c.iter_mut().enumerate() {
+                    *c = M::mac(*c, xv, W::load_part(w.add(r * w_stride + at), k - at));
+                }
             }
         }
-        for (i, c) in c.iter().enumerate() {
-            *out.add(i * out_stride) = c.sum();
+        let c = c.as_flattened();
+        for from in (0..c.len()).step_by(V::LANES) {
+            let some = &c[from..c.len().min(from + V::LANES)];
+            let mut block = [V::zero(); 16];
+            block[..some.len()].copy_from_slice(some);
+            let mut sums = [0f32; 16];
+            V::sum_each(&mut block).store(sums.as_mut_ptr().cast());
+            for (at, sum) in sums.iter().enumerate().take(some.len()) {
+                let out = out.add((from + at) / WR * out_stride + (from + at) % WR);
+                *out = if add { *out + sum } else { *sum };
+            }
         }
     }
-    MR
 }
 
 /// Where unpacked values go.
@@ -743,9 +845,9 @@ pub(crate) const fn row<V: Vector>(
     }
 }
 
-/// A module with one few-row kernel and its registry row.
+/// A module with one few-row kernel (tiles of `$wr` rows of W) and its registry row.
 macro_rules! dot_kernel {
-    ($module:ident, $isa:expr, $attr:tt, $v:ty, $variant:ident, $mac:ident, $name:literal,
+    ($module:ident, $isa:expr, $attr:tt, $v:ty, $variant:ident, $mac:ident, $wr:literal, $name:literal,
      $xt:ty as $x:ident, $wt:ty as $w:ident) => {
         pub(super) mod $module {
             use super::*;
@@ -755,8 +857,8 @@ macro_rules! dot_kernel {
             };
 
             stamp!($attr, dot: "`contract::Dot`",
-                (k: usize, x: *const $xt, x_stride: usize, rows: usize, w: *const $wt, w_stride: usize, n: usize, out: *mut f32, out_stride: usize)
-                => vk::dot::<$v, vk::$mac, vk::$x, vk::$w>);
+                (k: usize, x: *const $xt, x_stride: usize, rows: usize, w: *const $wt, w_stride: usize, n: usize, out: *mut f32, out_stride: usize, next: *const u8)
+                => vk::dot::<$v, vk::$mac, vk::$x, vk::$w, $wr>);
             pub const KERNEL: DotKernel = DotKernel { name: $name, isa: $isa, fun: DotFn::$variant(dot) };
         }
     };

@@ -5,7 +5,7 @@ use crate::{
     contract::{DotFn, DotKernel},
     engine::{Engine, Output},
     registry, tuning,
-    view::{DType, Element, Mat, Weight},
+    view::{DType, Element, Mat, Weight, with_weight},
 };
 
 /// The kernel for these types, of the strongest level that has one; failing BF16 activations, for their f32 values.
@@ -44,16 +44,22 @@ pub fn linear<A: Element>(e: &Engine, x: Mat<'_, A>, w: Weight<'_>, mut out: Out
 
     let row_bytes = k * w.dtype().size() * split.halves();
     let fit = (tuning::DOT_TASK_BYTES / row_bytes.max(1)).max(1);
-    let rows = fit.min(split.n.div_ceil(4 * e.threads())).next_multiple_of(4);
-    e.pool.for_each(split.n.div_ceil(rows), |task, thread| {
+    let rows = fit.min(split.n.div_ceil(4 * e.threads())).next_multiple_of(12);
+    let address = |n: usize| with_weight!(w, t => t.row(n).as_ptr().cast::<u8>());
+    e.pool.for_each_ahead(split.n.div_ceil(rows), |task, next, thread| {
         let n0 = task * rows;
         let n = rows.min(split.n - n0);
         let mut scratch = e.scratch.thread(thread);
         let temp: &mut [f32] =
             &mut bytemuck::cast_slice_mut(scratch.get(split.halves() * m * n * 4))[..split.halves() * m * n];
         let (a, b) = temp.split_at_mut(m * n);
-        for (h, o) in [(0, &mut *a), (split.second.unwrap_or(0), &mut *b)].into_iter().take(split.halves()) {
-            call(kernel, x, m, x_stride, w.rows_at(n0 + h, n), o);
+        let after = next.map_or(std::ptr::null(), |t| address(t * rows));
+        match split.second {
+            None => call(kernel, x, m, x_stride, w.rows_at(n0, n), a, after),
+            Some(half) => {
+                call(kernel, x, m, x_stride, w.rows_at(n0, n), a, address(n0 + half));
+                call(kernel, x, m, x_stride, w.rows_at(n0 + half, n), b, after);
+            }
         }
         if let Target::SwiGluF32(_) | Target::SwiGluBf16(_) = target {
             // SAFETY: both halves hold `m * n` values; the engine's ISA is that of its epilogues.
@@ -87,8 +93,8 @@ enum Rows<'a> {
     Bits(&'a [u16]),
 }
 
-/// `out[m][n] = x[m] . w[n]`, dense, for `m` rows of x that start `x_stride` elements apart.
-fn call(kernel: &DotKernel, x: Rows<'_>, m: usize, x_stride: usize, w: Weight<'_>, out: &mut [f32]) {
+/// `out[m][n] = x[m] . w[n]`, dense, for `m` rows of x that start `x_stride` elements apart. `next` is read soon after.
+fn call(kernel: &DotKernel, x: Rows<'_>, m: usize, x_stride: usize, w: Weight<'_>, out: &mut [f32], next: *const u8) {
     let (k, n) = (w.k(), w.n());
     let len = match x {
         Rows::F32(x) => x.len(),
@@ -101,16 +107,16 @@ fn call(kernel: &DotKernel, x: Rows<'_>, m: usize, x_stride: usize, w: Weight<'_
     unsafe {
         match (kernel.fun, x, w) {
             (DotFn::F32xF32(f), Rows::F32(x), Weight::F32(w)) => {
-                f(k, x.as_ptr(), x_stride, m, w.data().as_ptr(), w.stride(), n, o, n);
+                f(k, x.as_ptr(), x_stride, m, w.data().as_ptr(), w.stride(), n, o, n, next);
             }
             (DotFn::F32xF16(f), Rows::F32(x), Weight::F16(w)) => {
-                f(k, x.as_ptr(), x_stride, m, w.data().as_ptr().cast(), w.stride(), n, o, n);
+                f(k, x.as_ptr(), x_stride, m, w.data().as_ptr().cast(), w.stride(), n, o, n, next);
             }
             (DotFn::F32xBf16(f), Rows::F32(x), Weight::BF16(w)) => {
-                f(k, x.as_ptr(), x_stride, m, w.data().as_ptr().cast(), w.stride(), n, o, n);
+                f(k, x.as_ptr(), x_stride, m, w.data().as_ptr().cast(), w.stride(), n, o, n, next);
             }
             (DotFn::Bf16xBf16(f), Rows::Bits(x), Weight::BF16(w)) => {
-                f(k, x.as_ptr(), x_stride, m, w.data().as_ptr().cast(), w.stride(), n, o, n);
+                f(k, x.as_ptr(), x_stride, m, w.data().as_ptr().cast(), w.stride(), n, o, n, next);
             }
             _ => unreachable!("choose() matches the kernel's types"),
         }

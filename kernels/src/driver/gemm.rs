@@ -76,8 +76,10 @@ pub fn linear<A: Element>(e: &Engine, x: Mat<'_, A>, w: Weight<'_>, out: Output<
         Backend::Gemm => gemm_crate::linear(e, x, w, out),
         Backend::Ours => match e.forced.filter(|k| accepts(k, A::DTYPE, w.dtype())) {
             Some(k) => blocked(e, k, x, w, out),
-            None if x.rows() <= tuning::dot_rows(e.isa, A::DTYPE, w.dtype()) => dot::linear(e, x, w, out),
-            None => blocked(e, choose(e, x.rows(), A::DTYPE, w.dtype()), x, w, out),
+            None => match choose(e, x.rows(), A::DTYPE, w.dtype()) {
+                Some(k) => blocked(e, k, x, w, out),
+                None => dot::linear(e, x, w, out),
+            },
         },
     }
 }
@@ -90,15 +92,22 @@ pub(super) fn accepts(k: &GemmKernel, x: DType, w: DType) -> bool {
     }
 }
 
-/// The kernel of the strongest level that can serve these types, with the least padded work for `m` rows.
-fn choose(e: &Engine, m: usize, x: DType, w: DType) -> &'static GemmKernel {
+/// The kernel of the strongest level that can serve these types, with the least padded work for `m` rows; none if a few-row
+/// kernel does less.
+fn choose(e: &Engine, m: usize, x: DType, w: DType) -> Option<&'static GemmKernel> {
+    if m <= tuning::dot_rows(e.isa, x, w) {
+        return None;
+    }
     let able: Vec<_> = registry::kernels_of(e.isa).into_iter().filter(|k| accepts(k, x, w)).collect();
     let isa = able[0].isa;
     let cost = |k: &GemmKernel| m.next_multiple_of(k.mr) as f64 * tuning::tile_cost(k);
-    able.into_iter()
+    let best = able
+        .into_iter()
         .filter(|k| k.isa == isa)
         .min_by(|a, b| cost(a).total_cmp(&cost(b)))
-        .expect("every level has a kernel for every type: the portable one")
+        .expect("every level has a kernel for every type: the portable one");
+    let dot = m.next_multiple_of(4) as f64 * tuning::dot_cost(e.isa);
+    (m > tuning::DOT_ROWS_MAX || cost(best) <= dot).then_some(best)
 }
 
 /// Calls the typed packing function of `k`.

@@ -32,6 +32,7 @@ unsafe fn dot<M: Mac<V>, X: Load<V>, W: Load<V>>(
     n: usize,
     out: *mut f32,
     out_stride: usize,
+    _next: *const u8,
 ) {
     // SAFETY: blocks are of rows of x below `rows` and of W below `n` alone.
     unsafe {
@@ -101,16 +102,16 @@ unsafe fn block<M: Mac<V>, X: Load<V>, W: Load<V>, const R: usize, const C: usiz
 }
 
 stamp!([], f32_f32: "`contract::Dot`",
-    (k: usize, x: *const f32, x_stride: usize, rows: usize, w: *const f32, w_stride: usize, n: usize, out: *mut f32, out_stride: usize)
+    (k: usize, x: *const f32, x_stride: usize, rows: usize, w: *const f32, w_stride: usize, n: usize, out: *mut f32, out_stride: usize, next: *const u8)
     => dot::<MacF32, F32, F32>);
 stamp!([], f32_f16: "`contract::Dot`",
-    (k: usize, x: *const f32, x_stride: usize, rows: usize, w: *const u16, w_stride: usize, n: usize, out: *mut f32, out_stride: usize)
+    (k: usize, x: *const f32, x_stride: usize, rows: usize, w: *const u16, w_stride: usize, n: usize, out: *mut f32, out_stride: usize, next: *const u8)
     => dot::<MacF32, F32, F16>);
 stamp!([], f32_bf16: "`contract::Dot`",
-    (k: usize, x: *const f32, x_stride: usize, rows: usize, w: *const u16, w_stride: usize, n: usize, out: *mut f32, out_stride: usize)
+    (k: usize, x: *const f32, x_stride: usize, rows: usize, w: *const u16, w_stride: usize, n: usize, out: *mut f32, out_stride: usize, next: *const u8)
     => dot::<MacF32, F32, Bf16>);
 stamp!([target_feature(enable = "neon,bf16")], bf16_bf16: "`contract::Dot`",
-    (k: usize, x: *const u16, x_stride: usize, rows: usize, w: *const u16, w_stride: usize, n: usize, out: *mut f32, out_stride: usize)
+    (k: usize, x: *const u16, x_stride: usize, rows: usize, w: *const u16, w_stride: usize, n: usize, out: *mut f32, out_stride: usize, next: *const u8)
     => dot::<MacBf16, Bf16Pair, Bf16Pair>);
 
 pub(super) const NEON: &[DotKernel] = &[

@@ -32,6 +32,13 @@ impl V {
     fn zip(self, b: V, f: impl Fn(float32x4_t, float32x4_t) -> float32x4_t) -> V {
         V([f(self.0[0], b.0[0]), f(self.0[1], b.0[1])])
     }
+
+    /// Sum of the lanes.
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        // SAFETY: NEON, which every AArch64 CPU of Rust's targets has.
+        unsafe { vaddvq_f32(vaddq_f32(self.0[0], self.0[1])) }
+    }
 }
 
 /// Transposes a 4x4 block.
@@ -168,11 +175,6 @@ unsafe impl Vector for V {
     unsafe fn splat_f32(x: f32) -> Self {
         // SAFETY: NEON.
         unsafe { V([vdupq_n_f32(x); 2]) }
-    }
-    #[inline(always)]
-    unsafe fn sum(self) -> f32 {
-        // SAFETY: NEON.
-        unsafe { vaddvq_f32(vaddq_f32(self.0[0], self.0[1])) }
     }
     #[inline(always)]
     unsafe fn transpose(block: &mut [Self; 16]) {
