@@ -11,6 +11,7 @@ pub mod knobs;
 pub mod machine;
 pub mod micro;
 pub mod output;
+pub mod pages;
 pub mod planner;
 pub mod rounds;
 pub mod scenario;

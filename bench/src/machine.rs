@@ -4,12 +4,14 @@
 
 use std::{fs, path::Path};
 
+use crate::pages::Pages;
 use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
 use ttft_kernels::{
     DType, Engine, Isa, Mul,
     cpu::{self, topology},
     kernels_of, peak,
 };
+
 use ttft_reports::schema::{Cache, CoreClass, Drift, Dtype, Git, Limits, Machine, Peak};
 
 const CPUS: &str = "/sys/devices/system/cpu";
@@ -220,7 +222,7 @@ impl Probe {
     /// Bandwidth of reading memory. It is held only meanwhile, so that it is not counted as a cell's; and written, so
     /// that every page is there and is its own.
     fn read(&self, engine: &Engine, rounds: usize) -> Option<f64> {
-        positive(peak::read_gb_s(engine, &vec![1; self.bytes], rounds))
+        positive(peak::read_gb_s(engine, Pages::new(self.bytes, |_| 1u8).as_slice(), rounds))
     }
 
     /// The limits of the engine's ISA and threads.

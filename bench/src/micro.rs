@@ -13,7 +13,7 @@ use comfy_table::{Table, presets};
 use half::bf16;
 use ttft_kernels::{DType, Element, Engine, Mat, MatMut, Output, Pool, Weight, peak};
 
-use crate::knobs::RunKnobs;
+use crate::{knobs::RunKnobs, pages::Pages};
 
 /// Set to `full`, takes every cell of a benchmark's list; the default is what a plain `cargo bench` has time for.
 pub const SHAPES: &str = "TTFT_SHAPES";
@@ -105,24 +105,25 @@ impl Operand for bf16 {
 /// pass.
 #[derive(Debug)]
 pub struct Cold<A> {
-    data: Vec<A>,
+    data: Pages<A>,
     at: usize,
 }
 
 impl<A: Element> Cold<A> {
     /// Room for matrices of up to `largest` elements.
     pub fn new(setup: &Setup, largest: usize) -> Cold<A> {
-        Cold { data: (0..largest.max(setup.cold() / size_of::<A>())).map(value).collect(), at: 0 }
+        Cold { data: Pages::new(largest.max(setup.cold() / size_of::<A>()), value), at: 0 }
     }
 
     /// The next matrix of `rows x cols`.
     pub fn next(&mut self, rows: usize, cols: usize) -> Mat<'_, A> {
         let size = rows * cols;
-        if self.at + size > self.data.len() {
+        let data = self.data.as_slice();
+        if self.at + size > data.len() {
             self.at = 0;
         }
         self.at += size;
-        Mat::new(&self.data[self.at - size..self.at], rows, cols)
+        Mat::new(&data[self.at - size..self.at], rows, cols)
     }
 }
 
@@ -174,18 +175,18 @@ pub struct Speed {
 /// Measures the machine in some milliseconds. Unlike [`crate::machine::Probe`] it keeps its memory: nobody counts it here.
 #[derive(Debug)]
 pub struct Gauge {
-    memory: Vec<u8>,
+    memory: Pages<u8>,
 }
 
 impl Gauge {
     /// Writes its memory once.
     pub fn new(setup: &Setup) -> Gauge {
-        Gauge { memory: vec![1; setup.cold().max(1 << 20)] }
+        Gauge { memory: Pages::new(setup.cold().max(1 << 20), |_| 1) }
     }
 
     /// The speed now, of multiply-adds in `dtype`.
     pub fn speed(&self, engine: &Engine, dtype: DType) -> Speed {
-        Speed { gflops: peak::gflops(engine, dtype, 3, 2), gb_s: peak::read_gb_s(engine, &self.memory, 1) }
+        Speed { gflops: peak::gflops(engine, dtype, 3, 2), gb_s: peak::read_gb_s(engine, self.memory.as_slice(), 1) }
     }
 }
 
@@ -328,7 +329,7 @@ mod tests {
 
     #[test]
     fn cold_matrices_follow_one_another() {
-        let mut cold = Cold::<f32> { data: (0..10).map(|i| i as f32).collect(), at: 0 };
+        let mut cold = Cold::<f32> { data: Pages::new(10, |i| i as f32), at: 0 };
         let first = |m: Mat<'_, f32>| m.row(0)[0];
         assert_eq!([first(cold.next(2, 2)), first(cold.next(1, 4)), first(cold.next(2, 2))], [0.0, 4.0, 0.0]);
     }

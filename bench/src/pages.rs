@@ -1,0 +1,53 @@
+//! Memory on large pages, as a mapped weights file has where the system can: how fast memory can be read depends on them.
+
+use std::marker::PhantomData;
+
+use bytemuck::Pod;
+
+/// A fixed number of elements, written once, on large pages if the system gives them.
+#[derive(Debug)]
+pub struct Pages<T> {
+    map: Option<memmap2::MmapMut>,
+    len: usize,
+    of: PhantomData<T>,
+}
+
+impl<T: Pod> Pages<T> {
+    /// `len` elements, element `i` being `value(i)`.
+    ///
+    /// # Panics
+    /// If the system has no such memory.
+    pub fn new(len: usize, value: impl Fn(usize) -> T) -> Pages<T> {
+        let bytes = len * size_of::<T>();
+        let map = (bytes > 0).then(|| {
+            let mut map = memmap2::MmapMut::map_anon(bytes).unwrap_or_else(|e| panic!("{bytes} bytes of memory: {e}"));
+            // A wish: where it is not granted, pages stay small.
+            #[cfg(target_os = "linux")]
+            let _ = map.advise(memmap2::Advice::HugePage);
+            for (i, x) in bytemuck::cast_slice_mut(&mut map).iter_mut().enumerate() {
+                *x = value(i);
+            }
+            map
+        });
+        Pages { map, len, of: PhantomData }
+    }
+
+    /// The elements.
+    pub fn as_slice(&self) -> &[T] {
+        self.map.as_ref().map_or(&[], |m| &bytemuck::cast_slice(m)[..self.len])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn holds_what_was_written() {
+        for len in [0, 1, 1000, 3 << 20] {
+            let p = Pages::new(len, |i| i as u32);
+            assert_eq!(p.as_slice().len(), len);
+            assert!(p.as_slice().iter().enumerate().all(|(i, x)| *x == i as u32));
+        }
+    }
+}
