@@ -60,7 +60,7 @@ def write(folder, path):
 
 def network(folder, path, dtype, threads):
     """A function of ids [1, prompt] that computes the first token from an empty cache; None for other batches."""
-    from llama_cpp import Llama
+    from llama_cpp import Llama, llama_get_logits_ith
 
     if not path.exists():
         write(folder, path)
@@ -70,9 +70,10 @@ def network(folder, path, dtype, threads):
     def first_token(ids):
         if len(ids) != 1:
             return None
+        # From position 0 on, which drops the cache of the call before; logits of the last token alone.
         llama.reset()
-        llama._ctx.kv_cache_clear()
         llama.eval(ids[0].tolist())
-        return int(np.argmax(llama._scores[-1]))
+        logits = llama_get_logits_ith(llama.ctx, -1)
+        return int(np.argmax(np.ctypeslib.as_array(logits, shape=(llama.n_vocab(),))))
 
     return first_token

@@ -4,6 +4,7 @@
     VENV/bin/python bench/peers/peers.py check              the peer's networks compute what the fixtures say
     VENV/bin/python bench/peers/peers.py gemm               PyTorch (oneDNN): plain, and weights prepacked
     VENV/bin/python bench/peers/peers.py model              PyTorch: base, auxiliary and KV prediction
+    VENV/bin/pip install llama-cpp-python==0.3.36           (builds llama.cpp: a C++ compiler, minutes)
     VENV/bin/python bench/peers/peers.py model --llama      llama.cpp beside it: base and auxiliary, batch 1
 
 Run it from anywhere in the repository; it builds `ttft` by cargo. Rounds alternate between `ttft` and its peers, so that
