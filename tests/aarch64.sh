@@ -122,7 +122,7 @@ macos() {
         touch "$lib/ready"
     fi
     say "check for $MACOS"
-    cargo check --workspace --all-targets --target $MACOS --locked
+    cargo check --workspace --all-targets --features ttft-bench/accelerate --target $MACOS --locked
 }
 
 case ${1:-all} in

@@ -233,7 +233,7 @@ impl Probe {
         }
         let peaks = types.into_iter().filter_map(|d| {
             let gflops = positive(peak::gflops(engine, d, 5, 20))?;
-            Some(Peak { dtype: dtype(d), isa: Some(engine.isa().name().into()), gflops })
+            Some(Peak { dtype: dtype(d), isa: Some(peak::roof(engine).into()), gflops })
         });
         Limits {
             peaks: peaks.collect(),

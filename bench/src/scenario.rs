@@ -96,8 +96,12 @@ impl Named for Extent {
 }
 
 impl Named for ttft_kernels::Backend {
-    const NAMES: &'static [(&'static str, Self)] =
-        &[("ttft", ttft_kernels::Backend::Ours), ("gemm", ttft_kernels::Backend::Gemm)];
+    const NAMES: &'static [(&'static str, Self)] = &[
+        ("ttft", ttft_kernels::Backend::Ours),
+        ("gemm", ttft_kernels::Backend::Gemm),
+        #[cfg(all(target_os = "macos", feature = "accelerate"))]
+        ("accelerate", ttft_kernels::Backend::Accelerate),
+    ];
 }
 
 fn named<'de, D: serde::Deserializer<'de>, T: Named>(d: D) -> Result<T, D::Error> {

@@ -6,7 +6,7 @@ use crate::{
     driver::{self, rope::RopeTable},
     error::{Error, Result, expect},
     pool::Pool,
-    registry,
+    registry, tuning,
     view::{Element, HeadCache, Mat, MatMut, Weight},
 };
 
@@ -18,6 +18,9 @@ pub enum Backend {
     Ours,
     /// The `gemm` crate, on f32 (16-bit weights are widened slab by slab).
     Gemm,
+    /// Apple's Accelerate, on f32 as well, with its own threads (macOS, feature `accelerate`).
+    #[cfg(all(target_os = "macos", feature = "accelerate"))]
+    Accelerate,
 }
 
 impl Backend {
@@ -26,6 +29,8 @@ impl Backend {
         match self {
             Backend::Ours => "ttft",
             Backend::Gemm => "gemm",
+            #[cfg(all(target_os = "macos", feature = "accelerate"))]
+            Backend::Accelerate => "accelerate",
         }
     }
 }
@@ -116,6 +121,8 @@ pub struct Engine {
     pub(crate) pool: Pool,
     pub(crate) forced: Option<&'static GemmKernel>,
     pub(crate) scratch: driver::Scratch,
+    /// Packed bytes of one block of W.
+    pub(crate) block_bytes: usize,
     pub(crate) used: registry::Used,
 }
 
@@ -136,6 +143,7 @@ impl Engine {
             isa,
             backend: o.backend,
             scratch: driver::Scratch::new(threads),
+            block_bytes: tuning::block_bytes(cpu::cache::caches()),
             pool,
             forced,
             used: Default::default(),

@@ -40,7 +40,13 @@ impl Limits {
 /// GFLOP/s of register-only multiply-adds with operands of `dtype` on the engine's threads, the median of `rounds`
 /// rounds of about `millis` ms; the type the ISA really multiplies in (BF16 weights are widened to F32 without
 /// `vdpbf16ps` or `BFMMLA`, F16 weights always).
+///
+/// The Accelerate backend uses a unit that no instruction of ours reaches: its roof is its own fastest product.
 pub fn gflops(e: &Engine, dtype: DType, rounds: usize, millis: u64) -> f64 {
+    #[cfg(all(target_os = "macos", feature = "accelerate"))]
+    if e.backend() == crate::engine::Backend::Accelerate {
+        return crate::driver::library::accelerate::gflops();
+    }
     let spin: fn(Isa, u64) -> u64 = match (e.isa(), dtype) {
         #[cfg(target_arch = "x86_64")]
         (Isa::Avx512Bf16, DType::BF16) => |_, steps| x86::dot_bf16(steps),
@@ -71,6 +77,15 @@ pub fn gflops(e: &Engine, dtype: DType, rounds: usize, millis: u64) -> f64 {
         let (time, flops) = round(steps);
         flops as f64 / time.as_secs_f64() / 1e9
     })
+}
+
+/// Whose multiply-adds [`gflops`] measures: the ISA, or a library's.
+pub fn roof(e: &Engine) -> &'static str {
+    match e.backend() {
+        #[cfg(all(target_os = "macos", feature = "accelerate"))]
+        crate::engine::Backend::Accelerate => "accelerate",
+        _ => e.isa().name(),
+    }
 }
 
 /// GB/s of reading `buffer` once on the engine's threads, the median of `rounds`.

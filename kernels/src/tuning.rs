@@ -1,10 +1,18 @@
 //! Numbers only: what was measured, or follows from a cache size, for each ISA. kernels/README.md has the arithmetic.
 
-use crate::{contract::GemmKernel, cpu::Isa, view::DType};
+use crate::{
+    contract::GemmKernel,
+    cpu::{Isa, cache::Caches},
+    view::DType,
+};
 
-/// Packed bytes of one block of W: a fifth of a 1 MB second-level cache, so that the block, the next one being packed
-/// and a panel of x fit together.
-pub(crate) const BLOCK_BYTES: usize = 208 * 1024;
+/// Packed bytes of one block of W: a fifth of a core's second-level cache, so that the block, the next one being packed and
+/// a panel of x fit together. More than a fifth of 1 MB gains nothing and balances worse, so that this is also what cores
+/// with a large shared cache take (Apple's: 12 or 16 MB for four or five of them); an unknown cache counts as one of 1 MB.
+pub(crate) fn block_bytes(caches: Caches) -> usize {
+    const MOST: usize = 208 << 10;
+    caches.l2.map_or(MOST, |l2| (l2 / 5) as usize).clamp(32 << 10, MOST)
+}
 
 /// Bytes of W that one few-row task streams: long enough for the hardware's prefetchers, short enough to balance.
 pub(crate) const DOT_TASK_BYTES: usize = 512 * 1024;
@@ -47,3 +55,16 @@ pub(crate) const ATTENTION_PANELS: usize = 16;
 
 /// Up to this many rows of one KV head, attention streams its cache in place.
 pub(crate) const ATTENTION_STREAM_ROWS: usize = 8;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_follow_the_cache() {
+        let of = |kb: Option<u64>| block_bytes(Caches { l2: kb.map(|k| k << 10), ..Caches::default() }) >> 10;
+        // Unknown, Apple M2's clusters, Zen 4, Zen 2, an old Intel core, nonsense.
+        let sizes = [None, Some(16 << 10), Some(1024), Some(512), Some(256), Some(1)];
+        assert_eq!(sizes.map(of), [208, 208, 204, 102, 51, 32]);
+    }
+}

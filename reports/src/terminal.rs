@@ -127,6 +127,10 @@ pub fn limits(run: &RunHeader) -> String {
     let peak = |dtype: Dtype| Some(format!("{} {} GFLOP/s", dtype.name(), format::figure(limits.peak_gflops(dtype)?)));
     let mut parts: Vec<String> =
         [Dtype::F32, Dtype::Bf16, Dtype::F16, Dtype::I8].into_iter().filter_map(peak).collect();
+    // Which roof it is that shares of the peak stand against.
+    if let (Some(last), Some(isa)) = (parts.last_mut(), limits.peaks.first().and_then(|p| p.isa.as_deref())) {
+        last.push_str(&format!(" ({isa})"));
+    }
     parts.extend(limits.read_gb_per_s.map(|b| format!("memory read {} GB/s", format::figure(b))));
     if parts.is_empty() {
         return "unknown".into();

@@ -11,7 +11,7 @@ use std::{
 
 use half::{bf16, slice::HalfFloatSliceExt};
 
-use super::{SharedMut, dot, gemm_crate};
+use super::{SharedMut, dot, library};
 use crate::{
     backend::vector::UNROLL,
     contract::{Ahead, Copier, Drain, Epilogues, GemmKernel, Micro, Mul, Unit, UnitShape},
@@ -70,10 +70,12 @@ impl<'a> Target<'a> {
 
 pub fn linear<A: Element>(e: &Engine, x: Mat<'_, A>, w: Weight<'_>, out: Output<'_, A>) {
     if w.k() == 0 {
-        return gemm_crate::linear(e, x, w, out);
+        return library::linear(e, &library::GEMM, x, w, out);
     }
     match e.backend {
-        Backend::Gemm => gemm_crate::linear(e, x, w, out),
+        Backend::Gemm => library::linear(e, &library::GEMM, x, w, out),
+        #[cfg(all(target_os = "macos", feature = "accelerate"))]
+        Backend::Accelerate => library::linear(e, &library::ACCELERATE, x, w, out),
         Backend::Ours => match e.forced.filter(|k| accepts(k, A::DTYPE, w.dtype())) {
             Some(k) => blocked(e, k, x, w, out),
             None => match choose(e, x.rows(), A::DTYPE, w.dtype()) {
@@ -225,7 +227,7 @@ fn blocked<A: Element>(e: &Engine, k: &'static GemmKernel, x: Mat<'_, A>, w: Wei
     let src = Source::new(k, w);
     let halves = split.halves();
     let all_tiles = split.n.div_ceil(k.nr);
-    let most = (tuning::BLOCK_BYTES / (chunks * k.tile_bytes * halves)).clamp(1, all_tiles);
+    let most = (e.block_bytes / (chunks * k.tile_bytes * halves)).clamp(1, all_tiles);
     let block_bytes = halves * most * chunks * k.tile_bytes;
     let half_acc = most * k.nr * k.mr;
     // The queue moves whole vectors; rows that end in part of one are packed between blocks.

@@ -3,7 +3,7 @@
 pub mod attention;
 mod dot;
 pub mod gemm;
-mod gemm_crate;
+pub(crate) mod library;
 #[cfg(feature = "peers")]
 pub mod peers;
 pub mod rope;

@@ -21,7 +21,7 @@ pub const PEERS: &[Peer] = &[
 ];
 
 fn gemm(x: Mat<'_, f32>, w: Mat<'_, f32>, y: MatMut<'_, f32>, threads: usize) {
-    super::gemm_crate::product(x, w, y, gemm::Parallelism::Rayon(threads));
+    super::library::product(x, w, y, gemm::Parallelism::Rayon(threads));
 }
 
 fn matrixmultiply(x: Mat<'_, f32>, w: Mat<'_, f32>, mut y: MatMut<'_, f32>, _threads: usize) {
