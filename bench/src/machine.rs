@@ -114,7 +114,7 @@ pub fn fingerprint() -> Machine {
         page_bytes: page_bytes(),
         os: System::long_os_version().ok().and_then(|s| text(&s)),
         kernel: System::kernel_version().ok().and_then(|s| text(&s)),
-        governor: read(format!("{CPUS}/cpu0/cpufreq/scaling_governor")),
+        governor: read(format!("{CPUS}/cpu0/cpufreq/scaling_governor")).or_else(power),
         frequency_mhz: cpu.and_then(|c| known(c.frequency())).map(|mhz| mhz as f64),
         load_1m: load(),
         virtualised: virtualised(),
@@ -144,6 +144,35 @@ fn page_bytes() -> Option<u64> {
 #[cfg(not(unix))]
 fn page_bytes() -> Option<u64> {
     None
+}
+
+/// What limits the clock, where there is no governor: macOS tells it by `pmset`.
+#[cfg(target_os = "macos")]
+fn power() -> Option<String> {
+    let pmset = |args: &[&str]| {
+        let out = std::process::Command::new("/usr/bin/pmset").args(args).output().ok()?;
+        out.status.success().then(|| String::from_utf8_lossy(&out.stdout).into_owned())
+    };
+    power_state(&pmset(&["-g"])?, &pmset(&["-g", "therm"]).unwrap_or_default())
+}
+
+#[cfg(not(target_os = "macos"))]
+fn power() -> Option<String> {
+    None
+}
+
+/// Low power mode out of `pmset -g`, and the thermal limit of the clock out of `pmset -g therm`; a machine that was not
+/// throttled since it started has no such limit.
+#[cfg(any(test, target_os = "macos"))]
+fn power_state(settings: &str, thermal: &str) -> Option<String> {
+    let number = |text: &str, key: &str| {
+        let rest = text.lines().find_map(|l| l.trim().strip_prefix(key))?;
+        rest.trim_start_matches(['=', ' ', '\t']).split_whitespace().next()?.parse::<u32>().ok()
+    };
+    let low = number(settings, "lowpowermode").map(|n| if n == 0 { "low power mode off" } else { "low power mode on" });
+    let limit = number(thermal, "CPU_Speed_Limit").map(|n| format!("clock limited to {n}% by heat"));
+    let parts: Vec<_> = low.map(Into::into).into_iter().chain(limit).collect::<Vec<String>>();
+    (!parts.is_empty()).then(|| parts.join(", "))
 }
 
 /// One-minute load average.
@@ -279,6 +308,17 @@ mod tests {
         for (s, bytes) in [("32K", Some(32768)), ("1M", Some(1 << 20)), ("7", Some(7)), ("K", None), ("1T", None)] {
             assert_eq!(size(s), bytes, "{s}");
         }
+    }
+
+    #[test]
+    fn power_states_of_macos() {
+        let settings =
+            "System-wide power settings:\nCurrently in use:\n standby              1\n lowpowermode         1\n";
+        let thermal = "Note: No thermal warning level has been recorded\n\tCPU_Scheduler_Limit \t= 100\n\tCPU_Speed_Limit \t= 72\n";
+        let state = |s, t| power_state(s, t).unwrap();
+        assert_eq!(state(settings, thermal), "low power mode on, clock limited to 72% by heat");
+        assert_eq!(state(&settings.replace("mode         1", "mode         0"), ""), "low power mode off");
+        assert_eq!(power_state("", "CPU_Speed_Limit = soon"), None);
     }
 
     #[cfg(target_os = "linux")]

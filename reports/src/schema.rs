@@ -207,7 +207,7 @@ pub struct Machine {
     pub os: Option<String>,
     /// Kernel version.
     pub kernel: Option<String>,
-    /// CPU frequency governor.
+    /// CPU frequency governor; on macOS low power mode and the thermal limit of the clock.
     pub governor: Option<String>,
     /// CPU frequency at the start.
     pub frequency_mhz: Option<f64>,
