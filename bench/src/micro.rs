@@ -132,7 +132,7 @@ impl<A: Element> Cold<A> {
 pub struct Products<A> {
     weights: Cold<A>,
     x: Vec<A>,
-    y: Vec<f32>,
+    y: Pages<f32>,
 }
 
 impl<A: Operand> Products<A> {
@@ -142,7 +142,7 @@ impl<A: Operand> Products<A> {
         Products {
             weights: Cold::new(setup, most(|(n, k)| n * k)),
             x: (0..MOST_ROWS * most(|w| w.1)).map(value).collect(),
-            y: vec![0.0; MOST_ROWS * most(|w| w.0)],
+            y: Pages::new(MOST_ROWS * most(|w| w.0), |_| 0.0),
         }
     }
 
@@ -153,7 +153,7 @@ impl<A: Operand> Products<A> {
         product: impl FnOnce(Mat<'_, A>, Mat<'_, A>, MatMut<'_, f32>),
     ) -> Duration {
         let (x, w) = (Mat::new(&self.x[..m * k], m, k), self.weights.next(n, k));
-        let y = MatMut::new(&mut self.y[..m * n], m, n);
+        let y = MatMut::new(&mut self.y.as_mut_slice()[..m * n], m, n);
         time(|| product(x, w, y))
     }
 

@@ -36,6 +36,11 @@ impl<T: Pod> Pages<T> {
     pub fn as_slice(&self) -> &[T] {
         self.map.as_ref().map_or(&[], |m| &bytemuck::cast_slice(m)[..self.len])
     }
+
+    /// The elements, to be changed.
+    pub fn as_mut_slice(&mut self) -> &mut [T] {
+        self.map.as_mut().map_or(&mut [], |m| &mut bytemuck::cast_slice_mut(m)[..self.len])
+    }
 }
 
 #[cfg(test)]

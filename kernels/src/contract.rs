@@ -265,6 +265,12 @@ pub(crate) type Unpack<T> =
 /// Both are valid for `len` elements; the CPU has the ISA.
 pub(crate) type SiluMul = unsafe fn(len: usize, a: *mut f32, b: *const f32);
 
+/// Prefetches `rows` rows of `len` bytes, `stride` bytes apart, to be written.
+///
+/// # Safety
+/// The CPU has the ISA; any address will do.
+pub(crate) type Own = unsafe fn(at: *const u8, len: usize, rows: usize, stride: usize);
+
 /// What the GEMM driver needs of an ISA besides micro-kernels.
 #[derive(Debug)]
 pub(crate) struct Epilogues {
@@ -272,4 +278,5 @@ pub(crate) struct Epilogues {
     pub add: Unpack<f32>,
     pub store_bf16: Unpack<u16>,
     pub silu_mul: SiluMul,
+    pub own: Own,
 }

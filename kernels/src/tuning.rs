@@ -14,6 +14,10 @@ pub(crate) fn block_bytes(caches: Caches) -> usize {
     caches.l2.map_or(MOST, |l2| (l2 / 5) as usize).clamp(32 << 10, MOST)
 }
 
+/// Chunks of K that a block of W spans where packing is hidden: with a longer K, a block would have too few tiles to reuse a
+/// panel of x while it is in the second-level cache.
+pub(crate) const BLOCK_CHUNKS: usize = 2;
+
 /// Bytes of W that one few-row task streams: long enough for the hardware's prefetchers, short enough to balance.
 pub(crate) const DOT_TASK_BYTES: usize = 512 * 1024;
 

@@ -137,6 +137,11 @@ unsafe impl Vector for V {
         // SAFETY: a prefetch of any address is harmless.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
     }
+    #[inline(always)]
+    unsafe fn prefetch_write(p: *const u8) {
+        // SAFETY: a prefetch of any address is harmless.
+        unsafe { _mm_prefetch::<_MM_HINT_ET0>(p.cast()) }
+    }
 }
 
 gemm_kernel!(f32_16x6, Isa::Avx2, [target_feature(enable = "avx2,fma,f16c")], V, F32, 2 x 6, "gemm_f32xf32_f32_16x6_avx2");

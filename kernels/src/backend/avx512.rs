@@ -180,6 +180,11 @@ unsafe impl Vector for V {
         // SAFETY: a prefetch of any address is harmless.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
     }
+    #[inline(always)]
+    unsafe fn prefetch_write(p: *const u8) {
+        // SAFETY: a prefetch of any address is harmless.
+        unsafe { _mm_prefetch::<_MM_HINT_ET0>(p.cast()) }
+    }
 }
 
 gemm_kernel!(f32_32x12, Isa::Avx512, [target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")], V, F32, 2 x 12, "gemm_f32xf32_f32_32x12_avx512");

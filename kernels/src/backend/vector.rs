@@ -109,6 +109,8 @@ pub(crate) unsafe trait Vector: Copy {
     unsafe fn prefetch(_p: *const u8) {}
     /// Prefetches the line at `p` to the second-level cache; any address will do.
     unsafe fn prefetch_l2(_p: *const u8) {}
+    /// Prefetches the line at `p`, to be written; any address will do.
+    unsafe fn prefetch_write(_p: *const u8) {}
 }
 
 /// The multiply-add of a kernel: both operands are vectors of 32-bit lanes.
@@ -144,9 +146,6 @@ pub(crate) const TILE_STRIDE: usize = STEPS * 4 + 64;
 /// Steps of one turn of the micro-kernel's loop.
 pub(crate) const UNROLL: usize = 4;
 
-/// Bytes ahead of the copy that are prefetched.
-const COPY_AHEAD: usize = 4096;
-
 /// Copies one vector of the queue, which is not empty.
 ///
 /// # Safety
@@ -155,7 +154,7 @@ const COPY_AHEAD: usize = 4096;
 unsafe fn copy_one<V: Vector, L: Load<V>>(q: &mut Copier) {
     // SAFETY: `in_chunk` vectors from `src` are readable and from `dst` writable, as the driver listed them.
     unsafe {
-        V::prefetch(q.src.wrapping_add(COPY_AHEAD));
+        V::prefetch(q.src.wrapping_add(q.shape.src_stride));
         L::load(q.src.cast()).store(q.dst.cast());
         q.src = q.src.add(V::LANES * L::PER_LANE * size_of::<L::T>());
         q.dst = q.dst.add(V::LANES * 4);
@@ -737,6 +736,22 @@ pub(crate) unsafe fn silu_mul<V: Vector>(len: usize, a: *mut f32, b: *const f32)
     }
 }
 
+/// `contract::Own`.
+///
+/// # Safety
+/// As `contract::Own`.
+#[inline(always)]
+pub(crate) unsafe fn own<V: Vector>(at: *const u8, len: usize, rows: usize, stride: usize) {
+    for r in 0..rows {
+        let row = at.wrapping_add(r * stride);
+        let lines = (row.addr() % 64 + len).div_ceil(64);
+        for line in 0..lines {
+            // SAFETY: prefetches may have any address.
+            unsafe { V::prefetch_write(row.wrapping_add(line * 64)) };
+        }
+    }
+}
+
 /// Defines `$name`: a generic body inlined into a function with the ISA's target features.
 macro_rules! stamp {
     ([$($attr:meta)?], $name:ident: $doc:literal, ($($arg:ident: $ty:ty),*) => $body:expr) => {
@@ -884,7 +899,10 @@ macro_rules! epilogues {
             stamp!($attr, silu_mul: "`contract::SiluMul`",
                 (len: usize, a: *mut f32, b: *const f32) => vk::silu_mul::<$v>);
 
-            pub const TABLE: Epilogues = Epilogues { store, add, store_bf16, silu_mul };
+            stamp!($attr, own: "`contract::Own`",
+                (at: *const u8, len: usize, rows: usize, stride: usize) => vk::own::<$v>);
+
+            pub const TABLE: Epilogues = Epilogues { store, add, store_bf16, silu_mul, own };
         }
         pub(crate) use epilogues::TABLE as EPILOGUES;
     };

@@ -68,6 +68,19 @@ impl<'a> Target<'a> {
     }
 }
 
+impl Target<'_> {
+    /// Fetches `y[m0..m0 + cols][n0..n0 + rows]` to be written.
+    fn own(&self, e: &Epilogues, m0: usize, n0: usize, cols: usize, rows: usize, stride: usize) {
+        let (at, len) = (m0 * stride + n0, (cols - 1) * stride + rows);
+        let (y, size): (*const u8, usize) = match self {
+            Target::Store(y, _) | Target::Add(y) | Target::SwiGluF32(y) => (y.ptr(at, len).cast(), 4),
+            Target::SwiGluBf16(y) => (y.ptr(at, len).cast(), 2),
+        };
+        // SAFETY: prefetches may have any address; the engine checked the ISA.
+        unsafe { (e.own)(y, rows * size, cols, stride * size) }
+    }
+}
+
 pub fn linear<A: Element>(e: &Engine, x: Mat<'_, A>, w: Weight<'_>, out: Output<'_, A>) {
     if w.k() == 0 {
         return library::linear(e, &library::GEMM, x, w, out);
@@ -155,11 +168,11 @@ impl<'a> Source<'a> {
         Source { micro, drain, w, k }
     }
 
-    /// Address of row `n`, after checking that `rows` rows from there are inside W.
-    fn rows(&self, n: usize, rows: usize) -> *const u8 {
+    /// Address of element `at` of row `n`, after checking that it and the rest of `rows` rows from there are inside W.
+    fn at(&self, n: usize, rows: usize, at: usize) -> *const u8 {
         with_weight!(self.w, t => {
-            assert!(rows > 0 && rows <= self.k.nr && n + rows <= t.rows());
-            t.data()[n * t.stride()..].as_ptr().cast()
+            assert!(rows > 0 && rows <= self.k.nr && n + rows <= t.rows() && at < t.cols());
+            t.data()[n * t.stride() + at..].as_ptr().cast()
         })
     }
 
@@ -182,9 +195,8 @@ impl<'a> Source<'a> {
     /// `dst` is writable for `tile_bytes`, 64-byte aligned; the CPU has the kernel's ISA.
     unsafe fn pack(&self, n: usize, rows: usize, at: usize, len: usize, dst: *mut u8) {
         assert!(len <= self.k.kc && at + len <= self.w.k());
-        let size = self.w.dtype().size();
-        let (src, stride) = (self.rows(n, rows).wrapping_add(at * size), self.stride_bytes() / size);
-        // SAFETY: `rows` checked the source; half's types are transparent u16.
+        let (src, stride) = (self.at(n, rows, at), self.stride_bytes() / self.w.dtype().size());
+        // SAFETY: `Source::at` checked the source; half's types are transparent u16.
         unsafe {
             match (&self.w, &self.k.w_f32, &self.k.w_f16) {
                 (Weight::BF16(_), ..) => (self.k.w_bf16.pack)(src.cast(), stride, rows, len, dst),
@@ -223,23 +235,24 @@ fn blocked<A: Element>(e: &Engine, k: &'static GemmKernel, x: Mat<'_, A>, w: Wei
         }
     });
 
-    // Blocks of W: up to `most` tiles of each half, two of them in a thread's buffer: one computed, one being packed.
+    // Blocks of W: up to `most` tiles of each half, by a group of chunks of K; two of them in a thread's buffer: one
+    // computed, one being packed.
     let src = Source::new(k, w);
     let halves = split.halves();
     let all_tiles = split.n.div_ceil(k.nr);
-    let most = (e.block_bytes / (chunks * k.tile_bytes * halves)).clamp(1, all_tiles);
-    let block_bytes = halves * most * chunks * k.tile_bytes;
-    let half_acc = most * k.nr * k.mr;
-    // The queue moves whole vectors; rows that end in part of one are packed between blocks.
+    // The queue moves whole vectors; rows that end in part of one are packed between blocks, whole rows at a time, as are
+    // those of kernels without a queue.
     let per_vec = k.lanes * k.ku;
     let drain = src.drain.filter(|_| kk.is_multiple_of(per_vec));
-    let shape = UnitShape {
-        src_stride: src.stride_bytes(),
-        chunks,
-        vecs: k.kc / per_vec,
-        last_vecs: chunk_len(chunks - 1) / per_vec,
-        chunk_stride: k.tile_bytes,
-    };
+    let group = drain.map_or(chunks, |_| tuning::BLOCK_CHUNKS.min(chunks));
+    let groups = chunks.div_ceil(group);
+    let in_group = |g: usize| g * group..chunks.min((g + 1) * group);
+    let most = (e.block_bytes / (group * k.tile_bytes * halves)).clamp(1, all_tiles);
+    let block_bytes = halves * most * group * k.tile_bytes;
+    // Accumulators of a panel; all panels keep theirs from one group of chunks to the next.
+    let half_acc = most * k.nr * k.mr;
+    let panel_acc = halves * half_acc;
+    let acc_len = if groups > 1 { panels * panel_acc } else { panel_acc };
 
     let next = AtomicUsize::new(0);
     // A thread starts with one tile, since nothing hides its packing, and shrinks its claims near the end.
@@ -252,94 +265,115 @@ fn blocked<A: Element>(e: &Engine, k: &'static GemmKernel, x: Mat<'_, A>, w: Wei
 
     e.pool.run(|thread| {
         let mut scratch = e.scratch.thread(thread);
-        let bytes = scratch.get(2 * block_bytes + halves * half_acc * 4);
+        let bytes = scratch.get(2 * block_bytes + acc_len * 4);
         let (w_pack, acc) = bytes.split_at_mut(2 * block_bytes);
         let (acc, w_pack) = (acc.as_mut_ptr().cast::<f32>(), w_pack.as_mut_ptr());
         // SAFETY: both halves of the buffer are `block_bytes` long.
         let mut buffers = [w_pack, unsafe { w_pack.add(block_bytes) }];
-        let tile_at = |h: usize, t: usize, c: usize| ((h * most + t) * chunks + c) * k.tile_bytes;
-        let mut units: Vec<Unit> = Vec::with_capacity(halves * most * chunks);
+        // Tile t of a block, in its c-th chunk of a group.
+        let tile_at = |h: usize, t: usize, c: usize| ((h * most + t) * group + c) * k.tile_bytes;
+        let mut units: Vec<Unit> = Vec::with_capacity(halves * most);
 
         // The rows of tile t of a block that starts at tile t0: first row of W and count.
         let rows_of = |h: usize, t: usize| {
             let n = t * k.nr;
             (h * split.second.unwrap_or(0) + n, k.nr.min(split.n - n))
         };
-        let pack_block = |block: &Range<usize>, buffer: *mut u8| {
+        let pack_block = |block: &Range<usize>, g: usize, buffer: *mut u8| {
             for (i, t) in block.clone().enumerate() {
                 for h in 0..halves {
-                    for c in 0..chunks {
+                    for (at, c) in in_group(g).enumerate() {
                         let (n, rows) = rows_of(h, t);
                         // SAFETY: the tile's place lies inside this thread's buffer.
-                        unsafe { src.pack(n, rows, c * k.kc, chunk_len(c), buffer.add(tile_at(h, i, c))) };
+                        unsafe { src.pack(n, rows, c * k.kc, chunk_len(c), buffer.add(tile_at(h, i, at))) };
                     }
                 }
             }
         };
 
-        let Some(mut block) = claim(true) else { return };
-        pack_block(&block, buffers[0]);
+        let Some(first) = claim(true) else { return };
+        let (mut block, mut g) = (first, 0);
+        pack_block(&block, g, buffers[0]);
         loop {
-            let next_block = claim(false);
+            let next = if g + 1 < groups { Some((block.clone(), g + 1)) } else { claim(false).map(|b| (b, 0)) };
             units.clear();
             let turns = panels
                 * block.len()
                 * halves
-                * (0..chunks).map(|c| chunk_len(c).div_ceil(k.ku) / UNROLL).sum::<usize>();
-            if let (Some(next), Some(_)) = (&next_block, drain) {
-                for (i, t) in next.clone().enumerate() {
-                    for h in 0..halves {
+                * in_group(g).map(|c| chunk_len(c).div_ceil(k.ku) / UNROLL).sum::<usize>();
+            if let (Some((next, g)), Some(_)) = (&next, drain) {
+                for h in 0..halves {
+                    for (i, t) in next.clone().enumerate() {
                         let (n, rows) = rows_of(h, t);
                         // SAFETY: inside the other half of the buffer.
                         let dst = unsafe { buffers[1].add(tile_at(h, i, 0)) };
-                        units.push(Unit { src: src.rows(n, rows), rows, dst });
+                        units.push(Unit { src: src.at(n, rows, g * group * k.kc), rows, dst });
                     }
                 }
             }
-            let (prefetch, bytes) = match (&next_block, drain) {
-                (Some(next), None) => src.span(next.start * k.nr, (next.len() * k.nr).min(split.n - next.start * k.nr)),
+            let (prefetch, bytes) = match (&next, drain) {
+                (Some((b, _)), None) => src.span(b.start * k.nr, (b.len() * k.nr).min(split.n - b.start * k.nr)),
                 _ => (std::ptr::null(), 0),
             };
             let step = bytes.div_ceil((turns * UNROLL).max(1)).min(64);
+            let of = in_group(next.as_ref().map_or(0, |n| n.1));
+            let shape = UnitShape {
+                src_stride: src.stride_bytes(),
+                chunks: of.len(),
+                vecs: k.kc / per_vec,
+                last_vecs: chunk_len(of.end - 1) / per_vec,
+                chunk_stride: k.tile_bytes,
+            };
             let mut ahead = Ahead { queue: Copier::new(&units, shape, turns), prefetch, step };
 
             let (n0, rows) = (block.start * k.nr, (block.len() * k.nr).min(split.n - block.start * k.nr));
+            let last_group = g + 1 == groups;
             for p in 0..panels {
-                if let Target::Store(_, Some(bias)) = target {
+                let (m0, cols) = (p * k.mr, k.mr.min(m - p * k.mr));
+                // SAFETY: every panel has its accumulators, if there is more than one group.
+                let acc = unsafe { acc.add(if groups > 1 { p * panel_acc } else { 0 }) };
+                if let (Target::Store(_, Some(bias)), 0) = (target, g) {
                     for (i, b) in bias[n0..n0 + rows].iter().enumerate() {
                         // SAFETY: `rows * mr` accumulators are inside the buffer.
                         unsafe { std::slice::from_raw_parts_mut(acc.add(i * k.mr), k.mr) }.fill(*b);
                     }
                 }
-                for c in 0..chunks {
+                for (at, c) in in_group(g).enumerate() {
                     let steps = chunk_len(c).div_ceil(k.ku);
                     let accumulate = c > 0 || matches!(target, Target::Store(_, Some(_)));
                     for h in 0..halves {
                         for t in 0..block.len() {
+                            if c + 1 == chunks && h + 1 == halves {
+                                // What `finish` writes soon is fetched in the shadow of the last multiply-adds.
+                                let n = t * k.nr;
+                                target.own(epilogues, m0, n0 + n, cols, k.nr.min(rows - n), y_stride);
+                            }
                             // SAFETY: panel and tile were packed by this kernel for this chunk's length; the accumulator
                             // tile is inside the buffer; no thread writes `packed` any more; the queue's units were
-                            // checked by `Source::rows` and lie in the other half of the buffer.
+                            // checked by `Source::at` and lie in the other half of the buffer.
                             unsafe {
                                 let panel = packed.slice(p * panel_bytes + c * chunk_bytes, chunk_bytes).as_ptr();
-                                let tile = buffers[0].add(tile_at(h, t, c));
+                                let tile = buffers[0].add(tile_at(h, t, at));
                                 let acc = acc.add(h * half_acc + t * k.nr * k.mr);
                                 (src.micro)(steps, panel, tile, acc, accumulate, &mut ahead);
                             }
                         }
                     }
                 }
-                let (m0, cols) = (p * k.mr, k.mr.min(m - p * k.mr));
-                // SAFETY: the accumulators of `rows` features by `cols` rows are computed; blocks of columns are disjoint.
-                unsafe { finish(epilogues, target, acc, half_acc, k.mr, rows, cols, m0, n0, y_stride) };
+                if last_group {
+                    // SAFETY: the accumulators of `rows` features by `cols` rows are computed; blocks of columns are
+                    // disjoint.
+                    unsafe { finish(epilogues, target, acc, half_acc, k.mr, rows, cols, m0, n0, y_stride) };
+                }
             }
-            let Some(next) = next_block else { break };
+            let Some((next_block, next_g)) = next else { break };
             match drain {
                 // SAFETY: as for the kernel's queue above.
                 Some(drain) => unsafe { drain(&mut ahead.queue) },
-                None => pack_block(&next, buffers[1]),
+                None => pack_block(&next_block, next_g, buffers[1]),
             }
             buffers.swap(0, 1);
-            block = next;
+            (block, g) = (next_block, next_g);
         }
     });
 }
