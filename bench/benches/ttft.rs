@@ -119,7 +119,7 @@ fn run(criterion: &mut Criterion, args: &CriterionArgs, mut knobs: RunKnobs) -> 
             match error {
                 Some(e) => session.fail(&id, &e)?,
                 None if args.profile() => {}
-                None => session.close(running, if args.quick() { calls } else { args.sample_size() }, None)?,
+                None => session.close(&running, if args.quick() { calls } else { args.sample_size() }, None)?,
             }
         }
     }

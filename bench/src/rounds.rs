@@ -168,7 +168,7 @@ fn measure_group(session: &mut Session, group: &Group) -> Result<()> {
         }
     })?;
     bar.finish_and_clear();
-    for (running, positions) in open.into_iter().zip(positions) {
+    for (running, positions) in open.iter().zip(positions) {
         if let Some(running) = running {
             session.close(running, rounds as usize, Some(((0..rounds).collect(), positions)))?;
         }

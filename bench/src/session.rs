@@ -478,11 +478,13 @@ impl Session {
     }
 
     /// Closes a cell and writes it to the record. The last `samples` calls are its samples, the ones before warm-up.
+    /// Its buffers stay: a system that takes memory back while the next cell's probe runs would disturb that.
     ///
     /// # Errors
     /// What writing the record says.
-    pub fn close(&mut self, running: Running, samples: usize, rounds: Option<(Vec<u32>, Vec<u32>)>) -> Result<()> {
-        let Running { mut cell, calls, kernels, before, decode, .. } = running;
+    pub fn close(&mut self, running: &Running, samples: usize, rounds: Option<(Vec<u32>, Vec<u32>)>) -> Result<()> {
+        let Running { cell, calls, kernels, before, decode, .. } = running;
+        let (mut cell, decode) = (cell.clone(), *decode);
         let (warm, taken) = calls.split_at(calls.len().saturating_sub(samples));
         let nanos = |d: Duration| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX);
         cell.warmup_ns = warm.iter().flat_map(|c| &c.times).map(|t| nanos(t.total)).collect();
@@ -500,7 +502,7 @@ impl Session {
             samples_ns: taken.iter().flat_map(|c| &c.steps).map(|d| nanos(*d)).collect(),
         });
         (cell.rounds, cell.round_positions) = rounds.unzip();
-        cell.kernels = kernels.into_iter().map(Into::into).collect();
+        cell.kernels = kernels.iter().map(|k| (*k).into()).collect();
         let faults = |f: fn(&(u64, u64)) -> u64| taken.iter().map(|c| c.faults.as_ref().map(f)).sum::<Option<u64>>();
         cell.memory = Some(Memory {
             peak_rss_bytes: machine::status_bytes("VmHWM"),
@@ -508,7 +510,7 @@ impl Session {
             minor_faults: faults(|f| f.0),
             major_faults: faults(|f| f.1),
         });
-        cell.drift = Some(machine::drift(before, self.probe.speed(&self.engine)));
+        cell.drift = Some(machine::drift(*before, self.probe.speed(&self.engine)));
         cell.load_after = machine::load();
         self.speed.learn(&cell);
         self.writer.cell(&cell)?;
