@@ -252,6 +252,10 @@ fn bench_runs_tiny_and_leaves_a_record() {
     let record = ttft_reports::schema::Record::read(&out).unwrap();
     assert_eq!(record.cells.len(), 2 * 5);
     assert!(record.skipped.is_empty());
+    // It can be shared: it does not say where things lie.
+    let folder = dir.path().to_string_lossy().into_owned();
+    assert!(!fs::read_to_string(&out).unwrap().contains(&folder));
+    assert_eq!(record.run.command.last().map(String::as_str), Some("weights"));
     for cell in &record.cells {
         assert_eq!(cell.samples_ns.len(), 3, "{}", cell.id);
         assert_eq!(cell.rounds, Some(vec![0, 1, 2]));
