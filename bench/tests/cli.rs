@@ -294,6 +294,29 @@ fn bench_skips_what_the_budget_does_not_hold() {
     assert!(record.skipped.iter().all(|s| s.reason.contains("TTFT_BUDGET") && s.estimate_s.is_some()));
 }
 
+/// What memory does not hold is told by the plan, and skipped with the reason.
+#[test]
+fn bench_skips_what_memory_does_not_hold() {
+    let dir = TempDir::new().unwrap();
+    let (out, scenario) = (dir.path().join("run.jsonl"), dir.path().join("large.toml"));
+    fs::write(&scenario, SMALL.replace("[4, 5]", "[131072]").replace("[1]", "[4096]")).unwrap();
+    let bench = || {
+        let mut c = ttft();
+        c.args(["bench", "--tiny", "--threads", "1", "--budget", "1e12", "--scenario"]).arg(&scenario);
+        c.arg("--weights").arg(dir.path().join("w")).arg("--out").arg(&out);
+        c
+    };
+    let plan = succeed(bench().arg("--plan"));
+    assert!(plan.contains("memory does not hold it: OE270M, OE270M at 4096 x 131072"), "{plan}");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "a plan leaves nothing behind");
+    succeed(&mut bench());
+    let record = ttft_reports::schema::Record::read(&out).unwrap();
+    assert!(record.cells.is_empty());
+    let skipped: Vec<_> = record.skipped.iter().map(|s| (s.id.as_str(), s.reason.contains("of memory"))).collect();
+    assert_eq!(skipped, [("ttft/OE270M/base/b4096/p131072", true), ("ttft/OE270M/base/b4096/p131072/2", true)]);
+    assert!(record.skipped.iter().all(|s| s.estimate_bytes > Some(1 << 40)), "{:?}", record.skipped);
+}
+
 #[test]
 fn bench_refuses_bad_scenarios() {
     fail(ttft().args(["bench", "--scenario", "quik"]), &["quik", "quick, grid"]);
@@ -353,6 +376,8 @@ fn bench_resumes_and_repeats_what_was_disturbed() {
     assert_eq!((read().cells.len(), attempts()), (4, vec![1, 1, 2, 1]));
     // Nothing is left to do.
     let before = fs::read(&out).unwrap();
+    let plan = succeed(bench().args(["--plan", "--resume"]).arg(&out));
+    assert!(plan.contains("time: about 0 ns"), "{plan}");
     succeed(bench().arg("--resume").arg(&out));
     assert!(fs::read(&out).unwrap() == before);
 
