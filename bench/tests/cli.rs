@@ -9,6 +9,7 @@ use std::{
 
 use safetensors::{Dtype, SafeTensors};
 use tempfile::TempDir;
+use ttft_bench::scenario::{PRESETS, Scenario};
 use ttft_kernels::{Engine, Isa, Options};
 use ttft_models::{Extent, Network, Precision, Pruned, RunSpec, System, plan};
 
@@ -337,6 +338,33 @@ fn bench_runs_tiny_and_leaves_a_record() {
     }
     // An existing record is not overwritten.
     fail(&mut c, &["run.jsonl", "exists"]);
+}
+
+/// Every system of every preset runs, on tiny networks and a short prompt; in a small run those of one preset alone. (That
+/// the sizes of a preset can be planned is tested with the planner.)
+#[test]
+fn bench_runs_the_systems_of_every_preset() {
+    let dir = TempDir::new().unwrap();
+    let small = std::env::var_os("TTFT_TEST_SMALL").is_some();
+    for (preset, text) in PRESETS.iter().filter(|(name, _)| !small || *name == "controls") {
+        let [file, out] = ["toml", "jsonl"].map(|end| dir.path().join(format!("{preset}.{end}")));
+        let short = |line: &str| match line.split(' ').next() {
+            Some("lengths") => "lengths = [5]".to_owned(),
+            Some("batches") => "batches = [2]".to_owned(),
+            _ => line.to_owned(),
+        };
+        fs::write(&file, text.lines().map(short).collect::<Vec<_>>().join("\n")).unwrap();
+        let mut c = ttft();
+        c.args(["bench", "--tiny", "--rounds", "1", "--threads", "1", "--budget", "1e6", "--preset"]).arg(&file);
+        succeed(c.arg("--weights").arg(dir.path().join("w")).arg("--out").arg(&out));
+        let (record, scenario) = (ttft_reports::schema::Record::read(&out).unwrap(), Scenario::load(preset).unwrap());
+        let ids: Vec<_> = scenario.arms().unwrap().iter().map(|a| a.id(2, 5)).collect();
+        assert_eq!(record.cells.iter().map(|c| c.id.clone()).collect::<Vec<_>>(), ids, "{preset}");
+        for cell in &record.cells {
+            assert!(cell.gate.as_ref().is_some_and(|g| g.passed), "{}", cell.id);
+            assert_eq!(cell.decode.as_ref().map_or(0, |d| d.samples_ns.len()), scenario.decode as usize, "{}", cell.id);
+        }
+    }
 }
 
 #[test]
