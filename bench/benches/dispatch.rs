@@ -1,5 +1,6 @@
-//! Checks the dispatcher: at every shape, its own choice in turn with every GEMM kernel of the registry that can serve it,
-//! weights cold. A choice that is more than 5% behind the fastest is flagged.
+//! Checks the dispatcher: at every shape, its own choice in turn with every kernel of the registry that can serve it and that
+//! `TTFT_KERNEL` can force, weights cold. A choice that is more than 5% behind the fastest is flagged; kernels that cannot be
+//! forced are named below the table.
 //!
 //! Kernels that take more than twice as long as the choice in one call are left out. `TTFT_SHAPES=full` takes every shape.
 
@@ -16,7 +17,7 @@ use ttft_bench::{
     machine::compute_dtype,
     micro::{self, Operand, Products, Series, Setup, WEIGHTS},
 };
-use ttft_kernels::{DType, Engine, Mul, kernels_of};
+use ttft_kernels::{DType, Engine, Isa, Mul, isas, kernels_of};
 
 /// Rows, and whether a plain `cargo bench` takes them: where the choice changes.
 const ROWS: [(usize, bool); 16] = [
@@ -59,24 +60,40 @@ struct Cell {
 
 fn main() -> ExitCode {
     common::main("dispatch", |group, setup| {
-        let mut cells = measure::<bf16>(group, setup)?;
-        cells.extend(measure::<f32>(group, setup)?);
-        show(setup, &cells);
+        let mut unforced = Vec::new();
+        let mut cells = measure::<bf16>(group, setup, &mut unforced)?;
+        cells.extend(measure::<f32>(group, setup, &mut unforced)?);
+        show(setup, &cells, &unforced);
         Ok(())
     })
 }
 
-/// An engine for each kernel that takes these types, with the kernel's name.
-fn forced<A: Operand>(setup: &Setup) -> Result<Vec<(&'static str, Engine)>> {
-    let able = |mul| mul == Mul::F32 || A::DTYPE == DType::BF16;
-    let kernels = kernels_of(setup.engine.isa()).into_iter().filter(|k| able(k.mul));
-    let engine = |name: &str| EngineKnobs { kernel: Some(name.into()), ..setup.knobs.engine.clone() }.engine();
-    kernels.map(|k| Ok((k.name, engine(k.name)?))).collect()
+/// An engine for each kernel that takes activations and weights of this type, with the kernel's name. Those that no engine
+/// can be forced to go to `unforced`.
+fn forced<A: Operand>(setup: &Setup, unforced: &mut Vec<&'static str>) -> Result<Vec<(&'static str, Engine)>> {
+    let isa = setup.engine.isa();
+    let tiles = kernels_of(isa).into_iter().filter(|k| k.mul == Mul::F32 || A::DTYPE == DType::BF16).map(|k| k.name);
+    // BF16 activations can be widened.
+    let able = |(x, w): (DType, DType)| w == A::DTYPE && (x == A::DTYPE || x == DType::F32);
+    let level = |isa: Isa| isas().iter().find(|r| r.isa == isa);
+    let levels = std::iter::successors(level(isa), |r| level(r.base?));
+    let few_rows = levels.flat_map(|r| r.dot).filter(|k| able(k.dtypes())).map(|k| k.name);
+    let mut engines = Vec::new();
+    for name in tiles.chain(few_rows) {
+        match (EngineKnobs { kernel: Some(name.into()), ..setup.knobs.engine.clone() }).engine() {
+            Ok(engine) => engines.push((name, engine)),
+            Err(e) if matches!(e.downcast_ref(), Some(ttft_kernels::Error::KernelUnknown { .. })) => {
+                unforced.push(name)
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(engines)
 }
 
-fn measure<A: Operand>(group: &mut Group<'_>, setup: &Setup) -> Result<Vec<Cell>> {
+fn measure<A: Operand>(group: &mut Group<'_>, setup: &Setup, unforced: &mut Vec<&'static str>) -> Result<Vec<Cell>> {
     let e = &setup.engine;
-    let all = forced::<A>(setup)?;
+    let all = forced::<A>(setup, unforced)?;
     let mut cells = Vec::new();
     let mut operands = None;
     for (m, quick) in ROWS {
@@ -110,7 +127,7 @@ fn measure<A: Operand>(group: &mut Group<'_>, setup: &Setup) -> Result<Vec<Cell>
     Ok(cells)
 }
 
-fn show(setup: &Setup, cells: &[Cell]) {
+fn show(setup: &Setup, cells: &[Cell], unforced: &[&str]) {
     let header = ["weights", "M", "N x K", "choice", "GFLOP/s", "fastest kernel", "GFLOP/s", "choice is behind by", ""];
     let row = |c: &Cell| {
         let (m, n, k) = c.shape;
@@ -137,5 +154,8 @@ fn show(setup: &Setup, cells: &[Cell]) {
     let late = cells.iter().filter(|c| (1..=c.kernels.len()).any(|i| c.series.ratio(0, i) > 1.0 + BEHIND)).count();
     if !cells.is_empty() {
         println!("{late} of {} choices are more than {:.0}% behind", cells.len(), 100.0 * BEHIND);
+        if !unforced.is_empty() {
+            println!("not compared, for they cannot be forced: {}", unforced.join(", "));
+        }
     }
 }

@@ -60,12 +60,13 @@ fn run(criterion: &mut Criterion, args: &CriterionArgs, mut knobs: RunKnobs) -> 
     }
     let size = if args.test() { Size::Tiny } else { Size::Real };
     let mut session = Session::start(&knobs, Sampler::Criterion, u32::try_from(args.sample_size()).ok(), size)?;
-    let runs = session.scenario.rounds + 1;
+    let samples = session.scenario.rounds;
+    let runs = samples + 1;
     let groups = session.scenario.groups();
     let any = |a: &&Arm| groups.iter().any(|&(batch, prompt)| args.selects(&a.id(batch, prompt)));
     let arms: Vec<Arm> = session.arms.iter().filter(any).cloned().collect();
     if !args.test() {
-        println!("{}\n", Plan::new(&session, &arms, runs, Residence::Alone)?);
+        println!("{}\n", Plan::new(&session, &arms, samples, Residence::Alone)?);
     }
     session.weights.make(&arms)?;
     let mut group = criterion.benchmark_group("ttft");
@@ -119,7 +120,7 @@ fn run(criterion: &mut Criterion, args: &CriterionArgs, mut knobs: RunKnobs) -> 
             match error {
                 Some(e) => session.fail(&id, &e)?,
                 None if args.profile() => {}
-                None => session.close(running, if args.quick() { calls } else { args.sample_size() }, None)?,
+                None => session.close(&running, if args.quick() { calls } else { args.sample_size() }, None)?,
             }
         }
     }

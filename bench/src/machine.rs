@@ -248,10 +248,10 @@ impl Probe {
         Probe::new((4 * last).clamp(64 << 20, 1 << 30).min(most.max(1 << 20)) as usize, dtype)
     }
 
-    /// Bandwidth of reading memory. It is held only meanwhile, so that it is not counted as a cell's; and written, so
-    /// that every page is there and is its own.
-    fn read(&self, engine: &Engine, rounds: usize) -> Option<f64> {
-        positive(peak::read_gb_s(engine, Pages::new(self.bytes, |_| 1u8).as_slice(), rounds))
+    /// The memory that is read. It is held only meanwhile, so that it is not counted as a cell's; and written, so that
+    /// every page is there and is its own.
+    fn memory(&self) -> Pages<u8> {
+        Pages::new(self.bytes, |_| 1)
     }
 
     /// The limits of the engine's ISA and threads.
@@ -261,24 +261,32 @@ impl Probe {
             types.push(DType::BF16);
         }
         let peaks = types.into_iter().filter_map(|d| {
-            let gflops = positive(peak::gflops(engine, d, 5, 20))?;
+            let gflops = fastest((0..5).map(|_| peak::gflops(engine, d, 1, 20)))?;
             Some(Peak { dtype: dtype(d), isa: Some(peak::roof(engine).into()), gflops })
         });
+        let memory = self.memory();
         Limits {
             peaks: peaks.collect(),
-            read_gb_per_s: self.read(engine, 5),
+            read_gb_per_s: fastest((0..5).map(|_| peak::read_gb_s(engine, memory.as_slice(), 1))),
             threads: engine.threads().try_into().ok(),
         }
     }
 
-    /// The speed now, in some milliseconds: GFLOP/s and GB/s.
+    /// The speed now, GFLOP/s and GB/s: bursts of both in turn, spread over some ten milliseconds.
     pub fn speed(&self, engine: &Engine) -> (Option<f64>, Option<f64>) {
-        (positive(peak::gflops(engine, self.dtype, 3, 4)), self.read(engine, 1))
+        const BURSTS: usize = 8;
+        let memory = self.memory();
+        // Each burst finds out for itself how long a millisecond is, so that an interruption there spoils no other.
+        let burst = |_| (peak::gflops(engine, self.dtype, 1, 1), peak::read_gb_s(engine, memory.as_slice(), 1));
+        let (gflops, gb_s): (Vec<_>, Vec<_>) = (0..BURSTS).map(burst).unzip();
+        (fastest(gflops), fastest(gb_s))
     }
 }
 
-fn positive(x: f64) -> Option<f64> {
-    (x.is_finite() && x > 0.0).then_some(x)
+/// The highest of the rates of several bursts: an interruption slows some of them, a machine that has become slower all.
+/// None if no rate is a positive number.
+fn fastest(rates: impl IntoIterator<Item = f64>) -> Option<f64> {
+    rates.into_iter().filter(|r| r.is_finite() && *r > 0.0).reduce(f64::max)
 }
 
 /// The speed before and after.
@@ -319,6 +327,30 @@ mod tests {
         assert_eq!(state(settings, thermal), "low power mode on, clock limited to 72% by heat");
         assert_eq!(state(&settings.replace("mode         1", "mode         0"), ""), "low power mode off");
         assert_eq!(power_state("", "CPU_Speed_Limit = soon"), None);
+    }
+
+    #[test]
+    fn an_interruption_is_no_drift_and_a_lasting_slowdown_is() {
+        let calm = [464.0, 470.0, 469.0, 466.0];
+        let change = |after: &[f64]| {
+            let speed = |rates: &[f64]| (fastest(rates.iter().copied()), None);
+            drift(speed(&calm), speed(after)).change()
+        };
+        // An interrupted burst has the rate of almost nothing done, or half of it where one of two threads waited.
+        assert!(change(&[7.0, 235.0, 234.0, 468.0]).unwrap() < 0.01);
+        assert!(change(&[235.0, 7.0, 234.0, 235.0]).unwrap() > 0.9);
+        assert!((change(&calm.map(|r| r / 1.25)).unwrap() - 0.25).abs() < 1e-9);
+        assert_eq!(change(&[]), None);
+    }
+
+    #[test]
+    fn the_fastest_is_the_highest_true_rate() {
+        assert_eq!(fastest([3.0, 1.0, 2.0]), Some(3.0));
+        assert_eq!(fastest([5.0]), Some(5.0));
+        assert_eq!(fastest([f64::NAN, 4.0, f64::INFINITY, -1.0]), Some(4.0));
+        for none in [&[][..], &[0.0], &[f64::NAN, f64::NEG_INFINITY]] {
+            assert_eq!(fastest(none.iter().copied()), None);
+        }
     }
 
     #[cfg(target_os = "linux")]

@@ -19,10 +19,18 @@ use crate::{
 const FEWEST: u32 = 3;
 
 /// Rounds that `left` seconds hold at `round` seconds each, one more for the warm-up; none if they are too few.
-fn rounds_within(left: f64, round: f64, asked: u32) -> Option<u32> {
+pub(crate) fn rounds_within(left: f64, round: f64, asked: u32) -> Option<u32> {
     let fit = (left / round - 1.0).floor();
     let rounds = if fit >= f64::from(asked) { asked } else { fit.max(0.0) as u32 };
     (rounds >= FEWEST.min(asked)).then_some(rounds)
+}
+
+/// What [`run`] would take.
+///
+/// # Errors
+/// A system that is not in the zoo.
+pub fn plan(session: &Session) -> Result<Plan> {
+    Plan::new(session, &session.arms, session.scenario.rounds, Residence::Together)
 }
 
 /// Measures every group of the scenario that the record does not hold yet; then, for at most `until_stable` seconds,
@@ -31,12 +39,12 @@ fn rounds_within(left: f64, round: f64, asked: u32) -> Option<u32> {
 /// # Errors
 /// What writing the record says. A cell that cannot be timed is noted and the others go on.
 pub fn run(session: &mut Session, until_stable: Option<f64>) -> Result<()> {
-    let (arms, samples) = (session.arms.clone(), session.scenario.rounds + 1);
-    println!("{}\n", Plan::new(session, &arms, samples, Residence::Together)?);
+    let arms = session.arms.clone();
+    println!("{}\n", plan(session)?);
     session.weights.make(&arms)?;
     let mut groups = Vec::new();
     for (batch, prompt) in session.scenario.groups() {
-        for group in parts(session, &arms, batch, prompt)? {
+        for group in fitting(session, &arms, batch, prompt)? {
             if session.finished(&group) {
                 eprintln!("{}: finished before", group.label());
             } else {
@@ -51,9 +59,15 @@ pub fn run(session: &mut Session, until_stable: Option<f64>) -> Result<()> {
     }
 }
 
-/// All arms at one size, in as few groups as memory allows. What does not fit at all is noted.
-fn parts(session: &mut Session, arms: &[Arm], batch: usize, prompt: usize) -> Result<Vec<Group>> {
+/// All arms at one size, in as few groups as memory allows, and those that do not fit at all.
+pub(crate) fn parts(session: &Session, arms: &[Arm], batch: usize, prompt: usize) -> Result<(Vec<Group>, Vec<Arm>)> {
     let (parts, left) = split(arms, |part| Ok(session.over_memory(part.iter(), batch, prompt)?.is_none()))?;
+    Ok((parts.into_iter().zip(1..).map(|(arms, part)| Group { batch, prompt, part, arms }).collect(), left))
+}
+
+/// As [`parts`]; what does not fit is noted.
+fn fitting(session: &mut Session, arms: &[Arm], batch: usize, prompt: usize) -> Result<Vec<Group>> {
+    let (groups, left) = parts(session, arms, batch, prompt)?;
     for arm in left {
         // What is free may have changed since.
         let over = session.over_memory([&arm].into_iter(), batch, prompt)?;
@@ -61,7 +75,7 @@ fn parts(session: &mut Session, arms: &[Arm], batch: usize, prompt: usize) -> Re
         let (id, estimate_bytes) = (arm.id(batch, prompt), (need > 0).then_some(need));
         session.skip(Skipped { id, reason, estimate_bytes, ..Default::default() })?;
     }
-    Ok(parts.into_iter().zip(1..).map(|(arms, part)| Group { batch, prompt, part, arms }).collect())
+    Ok(groups)
 }
 
 /// Arms in as few parts as possible that all fit, and those that do not fit at all. Every part after the first has its own
@@ -124,7 +138,7 @@ fn measure_again(session: &mut Session, groups: &[Group], limit: f64) -> Result<
 }
 
 /// Estimated seconds of one sample of each system.
-fn round_seconds(session: &Session, group: &Group) -> Result<f64> {
+pub(crate) fn round_seconds(session: &Session, group: &Group) -> Result<f64> {
     group.arms.iter().map(|arm| session.estimate(arm, group.batch, group.prompt)).sum()
 }
 
@@ -168,7 +182,7 @@ fn measure_group(session: &mut Session, group: &Group) -> Result<()> {
         }
     })?;
     bar.finish_and_clear();
-    for (running, positions) in open.into_iter().zip(positions) {
+    for (running, positions) in open.iter().zip(positions) {
         if let Some(running) = running {
             session.close(running, rounds as usize, Some(((0..rounds).collect(), positions)))?;
         }

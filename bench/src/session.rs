@@ -104,14 +104,21 @@ impl Group {
     }
 }
 
-/// The command line; of the program only its name, since where it lies is the user's own affair.
-fn command() -> Vec<String> {
-    let mut args: Vec<String> = std::env::args().collect();
-    if let Some(program) = args.first_mut() {
-        let name = Path::new(program.as_str()).file_name().map(|n| n.to_string_lossy().into_owned());
-        *program = name.unwrap_or_default();
+/// The command line as records keep it: where things lie is the user's own affair, so of a path only the file's name.
+/// Criterion takes no paths, but filters that look like some.
+fn command(args: impl Iterator<Item = String>, sampler: Sampler) -> Vec<String> {
+    let cut = |(i, arg): (usize, String)| if i == 0 || sampler == Sampler::Rounds { file_name(&arg) } else { arg };
+    args.enumerate().map(cut).collect()
+}
+
+/// `DIR/FILE` and `--option=DIR/FILE` without the folder; anything else as it is.
+fn file_name(arg: &str) -> String {
+    let at = arg.find('=').filter(|_| arg.starts_with('-')).map_or(0, |at| at + 1);
+    let (option, value) = arg.split_at(at);
+    match Path::new(value).file_name() {
+        Some(name) if value.contains(std::path::is_separator) => format!("{option}{}", name.to_string_lossy()),
+        _ => arg.to_owned(),
     }
-    args
 }
 
 /// The time now, RFC 3339 in UTC, to the second.
@@ -178,7 +185,7 @@ impl Setup {
         let header = RunHeader {
             schema: schema::SCHEMA.into(),
             started_at: Some(now()),
-            command: command(),
+            command: command(std::env::args(), sampler),
             git: machine::git(),
             ttft_version: Some(env!("CARGO_PKG_VERSION").into()),
             rustc: machine::rustc(),
@@ -478,11 +485,13 @@ impl Session {
     }
 
     /// Closes a cell and writes it to the record. The last `samples` calls are its samples, the ones before warm-up.
+    /// Its buffers stay: a system that takes memory back while the next cell's probe runs would disturb that.
     ///
     /// # Errors
     /// What writing the record says.
-    pub fn close(&mut self, running: Running, samples: usize, rounds: Option<(Vec<u32>, Vec<u32>)>) -> Result<()> {
-        let Running { mut cell, calls, kernels, before, decode, .. } = running;
+    pub fn close(&mut self, running: &Running, samples: usize, rounds: Option<(Vec<u32>, Vec<u32>)>) -> Result<()> {
+        let Running { cell, calls, kernels, before, decode, .. } = running;
+        let (mut cell, decode) = (cell.clone(), *decode);
         let (warm, taken) = calls.split_at(calls.len().saturating_sub(samples));
         let nanos = |d: Duration| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX);
         cell.warmup_ns = warm.iter().flat_map(|c| &c.times).map(|t| nanos(t.total)).collect();
@@ -500,7 +509,7 @@ impl Session {
             samples_ns: taken.iter().flat_map(|c| &c.steps).map(|d| nanos(*d)).collect(),
         });
         (cell.rounds, cell.round_positions) = rounds.unzip();
-        cell.kernels = kernels.into_iter().map(Into::into).collect();
+        cell.kernels = kernels.iter().map(|k| (*k).into()).collect();
         let faults = |f: fn(&(u64, u64)) -> u64| taken.iter().map(|c| c.faults.as_ref().map(f)).sum::<Option<u64>>();
         cell.memory = Some(Memory {
             peak_rss_bytes: machine::status_bytes("VmHWM"),
@@ -508,7 +517,7 @@ impl Session {
             minor_faults: faults(|f| f.0),
             major_faults: faults(|f| f.1),
         });
-        cell.drift = Some(machine::drift(before, self.probe.speed(&self.engine)));
+        cell.drift = Some(machine::drift(*before, self.probe.speed(&self.engine)));
         cell.load_after = machine::load();
         self.speed.learn(&cell);
         self.writer.cell(&cell)?;
@@ -521,9 +530,11 @@ impl Session {
     /// # Errors
     /// What writing the record says.
     pub fn skip(&mut self, skipped: Skipped) -> Result<()> {
-        let (id, reason) = (&skipped.id, skipped.reason.replace(char::is_control, " "));
+        let Skipped { id, reason, .. } = &skipped;
+        let reason = reason.replace(char::is_control, " ");
         eprintln!("skipped {id}: {reason}");
         self.skipped.insert(id.clone());
+        let reason = self.weights.without_root(&reason);
         Ok(self.writer.skipped(&Skipped { reason, ..skipped })?)
     }
 
@@ -675,6 +686,16 @@ fn default_record(scenario: &str, started_at: &str) -> Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn records_keep_no_folders() {
+        let recorded = |args: &[&str], sampler| command(args.iter().map(|a| (*a).to_owned()), sampler).join(" ");
+        let args =
+            ["/opt/ttft", "bench", "--preset", "fig1", "--out=/home/me/r.jsonl", "--weights", "../w/", "--rounds=3"];
+        assert_eq!(recorded(&args, Sampler::Rounds), "ttft bench --preset fig1 --out=r.jsonl --weights w --rounds=3");
+        let args = ["/a/target/release/deps/ttft-0a1b", "--bench", "kvp/b4", "--sample-size=20"];
+        assert_eq!(recorded(&args, Sampler::Criterion), "ttft-0a1b --bench kvp/b4 --sample-size=20");
+    }
 
     #[test]
     fn systems_of_one_checkpoint_share_its_mapping() {

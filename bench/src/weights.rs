@@ -57,6 +57,15 @@ impl Weights {
         self.size
     }
 
+    /// A message without the place that the weights lie in, for records, which are shared.
+    pub fn without_root(&self, message: &str) -> String {
+        if !self.root.is_absolute() {
+            return message.to_owned();
+        }
+        let [inside, root] = [self.root.join(""), self.root.clone()].map(|p| p.display().to_string());
+        message.replace(&inside, "").replace(&root, "the folder of the weights")
+    }
+
     fn config(&self, name: &str) -> Result<OpenElmConfig> {
         let mut c = zoo::network(name)?;
         if self.size == Size::Tiny {
@@ -234,6 +243,16 @@ mod tests {
         std::fs::write(&file, &good[..good.len() - 1]).unwrap();
         weights.make(&arms).unwrap();
         assert!(std::fs::read(&file).unwrap() == good);
+    }
+
+    #[test]
+    fn messages_can_do_without_the_folder() {
+        let root = std::path::absolute("w").unwrap();
+        let weights = Weights::new(Some(root.clone()), DType::F32, 0, Size::Real).unwrap();
+        let message = format!("{}: b4/p59 in {}", weights.folder("OE270M").display(), root.display());
+        assert_eq!(weights.without_root(&message), "OE270M-f32-seed0: b4/p59 in the folder of the weights");
+        let relative = Weights::new(Some("w".into()), DType::F32, 0, Size::Real).unwrap();
+        assert_eq!(relative.without_root("a new w/x"), "a new w/x");
     }
 
     #[test]

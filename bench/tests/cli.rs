@@ -4,11 +4,14 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Output},
+    sync::Arc,
 };
 
 use safetensors::{Dtype, SafeTensors};
 use tempfile::TempDir;
-use ttft_kernels::Isa;
+use ttft_bench::scenario::{PRESETS, Scenario};
+use ttft_kernels::{Engine, Isa, Options};
+use ttft_models::{Extent, Network, Precision, Pruned, RunSpec, System, plan};
 
 const FIXTURES: [&str; 3] = ["A", "B", "C"];
 const TOLERANCE: f32 = 1e-4;
@@ -91,6 +94,13 @@ fn compare(out: &Path, fixture: &Path, kvp: bool, what: &str) {
     for name in found.names() {
         let theirs = match name {
             "logits_last" | "greedy_ids" | "greedy_logits" => format!("{prefix}{name}"),
+            // Where tokens can be dropped, which were kept: compared only where that is all of them.
+            _ if name.starts_with("kept") => {
+                let kept = found.tensor(name).unwrap();
+                let n = kept.shape()[1];
+                assert!(f32s(&kept).iter().enumerate().all(|(i, p)| *p == (i % n) as f32), "{what}: {name}");
+                continue;
+            }
             _ => {
                 caches += 1;
                 name.to_owned()
@@ -129,6 +139,59 @@ fn logits_reproduces_the_fixtures() {
             }
         }
     }
+}
+
+/// A pruning that drops nothing is what was recorded of the base; one that drops some is what the library computes, which
+/// is compared with its definition elsewhere.
+#[test]
+fn logits_of_token_prunings() {
+    const GENERATE: usize = 4;
+    let dir = TempDir::new().unwrap();
+    let out = dir.path().join("out.safetensors");
+    for name in FIXTURES {
+        let fixture = fixture(name);
+        let tokens = tokens(dir.path(), &fixture);
+        let run = |pruning: &str, generate: usize| {
+            let generate = generate.to_string();
+            let args = ["--prune", pruning, "--generate", &generate, "--dump-cache", "--threads", "1"];
+            succeed(logits(&fixture, &tokens, false, &out).args(args));
+        };
+        for pruning in ["RP-1.00", "SP-1.00", "L1.00-1.00"] {
+            run(pruning, 8);
+            compare(&out, &fixture, false, &format!("{name} {pruning}"));
+        }
+        let rows: Vec<Vec<u32>> = serde_json::from_slice(&fs::read(&tokens).unwrap()).unwrap();
+        let base = Arc::new(Network::load(&fixture.join("base")).unwrap());
+        let engine = Engine::new(&Options { threads: Some(1), ..Options::default() }).unwrap();
+        for pruning in ["RP-0.50", "SP-0.25", "L0.75-0.10"] {
+            run(pruning, GENERATE);
+            let (batch, prompt, precision) = (rows.len(), rows[0].len(), Precision::F32);
+            let spec = RunSpec { batch, prompt, generate: GENERATE, precision, extent: Extent::FirstToken };
+            let system = System::Pruned(Pruned::new(Arc::clone(&base), pruning.parse().unwrap()));
+            let mut inference = plan(&system, &spec).unwrap();
+            inference.first_token(&engine, &rows.concat()).unwrap();
+            let bytes = fs::read(&out).unwrap();
+            let found = SafeTensors::deserialize(&bytes).unwrap();
+            for t in inference.cache_dump() {
+                let there = found.tensor(&t.name).unwrap();
+                assert_eq!((there.shape(), f32s(&there)), (&t.shape[..], t.data), "{name} {pruning}: {}", t.name);
+            }
+            let there = f32s(&found.tensor("greedy_logits").unwrap());
+            let vocab = base.config().vocab;
+            for step in 0..GENERATE {
+                if step > 0 {
+                    inference.next_token(&engine).unwrap();
+                }
+                for b in 0..batch {
+                    let row = &there[(b * GENERATE + step) * vocab..][..vocab];
+                    assert!(row == inference.logits().row(b), "{name} {pruning}: step {step}, sequence {b}");
+                }
+            }
+        }
+    }
+    let (fixture, tokens) = (fixture("A"), dir.path().join("tokens.json"));
+    fail(logits(&fixture, &tokens, false, &out).args(["--prune", "RP-2.00"]), &["RP-2.00", "RP-0.75"]);
+    fail(logits(&fixture, &tokens, true, &out).args(["--prune", "RP-0.50"]), &["--prune", "--aux"]);
 }
 
 #[test]
@@ -252,6 +315,10 @@ fn bench_runs_tiny_and_leaves_a_record() {
     let record = ttft_reports::schema::Record::read(&out).unwrap();
     assert_eq!(record.cells.len(), 2 * 5);
     assert!(record.skipped.is_empty());
+    // It can be shared: it does not say where things lie.
+    let folder = dir.path().to_string_lossy().into_owned();
+    assert!(!fs::read_to_string(&out).unwrap().contains(&folder));
+    assert_eq!(record.run.command.last().map(String::as_str), Some("weights"));
     for cell in &record.cells {
         assert_eq!(cell.samples_ns.len(), 3, "{}", cell.id);
         assert_eq!(cell.rounds, Some(vec![0, 1, 2]));
@@ -273,6 +340,33 @@ fn bench_runs_tiny_and_leaves_a_record() {
     fail(&mut c, &["run.jsonl", "exists"]);
 }
 
+/// Every system of every preset runs, on tiny networks and a short prompt; in a small run those of one preset alone. (That
+/// the sizes of a preset can be planned is tested with the planner.)
+#[test]
+fn bench_runs_the_systems_of_every_preset() {
+    let dir = TempDir::new().unwrap();
+    let small = std::env::var_os("TTFT_TEST_SMALL").is_some();
+    for (preset, text) in PRESETS.iter().filter(|(name, _)| !small || *name == "controls") {
+        let [file, out] = ["toml", "jsonl"].map(|end| dir.path().join(format!("{preset}.{end}")));
+        let short = |line: &str| match line.split(' ').next() {
+            Some("lengths") => "lengths = [5]".to_owned(),
+            Some("batches") => "batches = [2]".to_owned(),
+            _ => line.to_owned(),
+        };
+        fs::write(&file, text.lines().map(short).collect::<Vec<_>>().join("\n")).unwrap();
+        let mut c = ttft();
+        c.args(["bench", "--tiny", "--rounds", "1", "--threads", "1", "--budget", "1e6", "--preset"]).arg(&file);
+        succeed(c.arg("--weights").arg(dir.path().join("w")).arg("--out").arg(&out));
+        let (record, scenario) = (ttft_reports::schema::Record::read(&out).unwrap(), Scenario::load(preset).unwrap());
+        let ids: Vec<_> = scenario.arms().unwrap().iter().map(|a| a.id(2, 5)).collect();
+        assert_eq!(record.cells.iter().map(|c| c.id.clone()).collect::<Vec<_>>(), ids, "{preset}");
+        for cell in &record.cells {
+            assert!(cell.gate.as_ref().is_some_and(|g| g.passed), "{}", cell.id);
+            assert_eq!(cell.decode.as_ref().map_or(0, |d| d.samples_ns.len()), scenario.decode as usize, "{}", cell.id);
+        }
+    }
+}
+
 #[test]
 fn bench_skips_what_the_budget_does_not_hold() {
     let dir = TempDir::new().unwrap();
@@ -288,6 +382,29 @@ fn bench_skips_what_the_budget_does_not_hold() {
     assert!(record.cells.is_empty());
     assert_eq!(record.skipped.len(), 20);
     assert!(record.skipped.iter().all(|s| s.reason.contains("TTFT_BUDGET") && s.estimate_s.is_some()));
+}
+
+/// What memory does not hold is told by the plan, and skipped with the reason.
+#[test]
+fn bench_skips_what_memory_does_not_hold() {
+    let dir = TempDir::new().unwrap();
+    let (out, scenario) = (dir.path().join("run.jsonl"), dir.path().join("large.toml"));
+    fs::write(&scenario, SMALL.replace("[4, 5]", "[131072]").replace("[1]", "[4096]")).unwrap();
+    let bench = || {
+        let mut c = ttft();
+        c.args(["bench", "--tiny", "--threads", "1", "--budget", "1e12", "--scenario"]).arg(&scenario);
+        c.arg("--weights").arg(dir.path().join("w")).arg("--out").arg(&out);
+        c
+    };
+    let plan = succeed(bench().arg("--plan"));
+    assert!(plan.contains("memory does not hold it: OE270M, OE270M at 4096 x 131072"), "{plan}");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "a plan leaves nothing behind");
+    succeed(&mut bench());
+    let record = ttft_reports::schema::Record::read(&out).unwrap();
+    assert!(record.cells.is_empty());
+    let skipped: Vec<_> = record.skipped.iter().map(|s| (s.id.as_str(), s.reason.contains("of memory"))).collect();
+    assert_eq!(skipped, [("ttft/OE270M/base/b4096/p131072", true), ("ttft/OE270M/base/b4096/p131072/2", true)]);
+    assert!(record.skipped.iter().all(|s| s.estimate_bytes > Some(1 << 40)), "{:?}", record.skipped);
 }
 
 #[test]
@@ -349,6 +466,8 @@ fn bench_resumes_and_repeats_what_was_disturbed() {
     assert_eq!((read().cells.len(), attempts()), (4, vec![1, 1, 2, 1]));
     // Nothing is left to do.
     let before = fs::read(&out).unwrap();
+    let plan = succeed(bench().args(["--plan", "--resume"]).arg(&out));
+    assert!(plan.contains("time: about 0 ns"), "{plan}");
     succeed(bench().arg("--resume").arg(&out));
     assert!(fs::read(&out).unwrap() == before);
 

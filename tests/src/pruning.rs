@@ -41,6 +41,12 @@ impl Oracle {
         Oracle { config, tensors: tensors.into_iter().map(widen).collect() }
     }
 
+    /// The network without the layers that are not `kept`.
+    pub fn keep_layers(&mut self, kept: &[usize]) {
+        self.config.layers = kept.iter().map(|&i| self.config.layers[i]).collect();
+        self.tensors = only_layers(std::mem::take(&mut self.tensors), kept);
+    }
+
     fn of(&self, i: usize, name: &str) -> &[f64] {
         &self.tensors[&format!("layers.{i}.{name}.weight")]
     }
@@ -173,6 +179,17 @@ impl Oracle {
         s.taken = vec![taken; self.config.layers.len()];
         self.logits(s)
     }
+}
+
+/// The tensors of a network without the layers that are not `kept`: theirs are left out, the others take their numbers.
+pub fn only_layers<T>(tensors: HashMap<String, T>, kept: &[usize]) -> HashMap<String, T> {
+    let renamed = |name: String| {
+        let Some((model, layer)) = name.split_once("layers.") else { return Some(name) };
+        let (i, rest) = layer.split_once('.').expect("a layer's tensor has a name of its own");
+        let place = kept.iter().position(|k| k.to_string() == i)?;
+        Some(format!("{model}layers.{place}.{rest}"))
+    };
+    tensors.into_iter().filter_map(|(name, t)| Some((renamed(name)?, t))).collect()
 }
 
 /// The places of the last and of the `count - 1` others that score highest, ascending.

@@ -13,14 +13,83 @@ fn spec(batch: usize, prompt: usize, extent: Extent) -> RunSpec {
     RunSpec { batch, prompt, generate: 1, precision: Precision::F32, extent }
 }
 
+/// Query heads as (layers, heads of each) and widths of the feed-forward networks in units of 256, as the configurations of
+/// the published checkpoints list them.
+#[test]
+fn shapes_of_the_published_checkpoints() {
+    type Published = (&'static str, &'static [(usize, usize)], &'static [usize]);
+    const NETWORKS: [Published; 4] = [
+        ("OE270M", &[(5, 12), (7, 16), (4, 20)], &[3, 4, 5, 6, 7, 8, 10, 11, 12, 13, 14, 15, 17, 18, 19, 20]),
+        (
+            "OE450M",
+            &[(3, 12), (7, 16), (6, 20), (4, 24)],
+            &[3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 20, 21, 22, 23, 24],
+        ),
+        (
+            "OE1.1B",
+            &[(3, 16), (7, 20), (8, 24), (6, 28), (4, 32)],
+            &[4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 18, 18, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32],
+        ),
+        (
+            "OE3B",
+            &[(4, 12), (14, 16), (12, 20), (6, 24)],
+            &[
+                6, 7, 8, 10, 11, 12, 13, 14, 16, 17, 18, 19, 20, 22, 23, 24, 25, 26, 28, 29, 30, 31, 32, 34, 35, 36,
+                37, 38, 40, 41, 42, 43, 44, 46, 47, 48,
+            ],
+        ),
+    ];
+    for (name, heads, widths) in NETWORKS {
+        let heads = heads.iter().flat_map(|&(layers, heads)| std::iter::repeat_n(heads, layers));
+        let expected: Vec<_> = heads.zip(widths).map(|(heads, width)| (heads, heads / 4, 256 * width)).collect();
+        let layers = zoo::network(name).unwrap().layers;
+        assert_eq!(layers.iter().map(|l| (l.query_heads, l.kv_heads, l.ffn)).collect::<Vec<_>>(), expected, "{name}");
+    }
+}
+
+/// Table 4: the layers that are kept, and nothing else, are those of the base.
+#[test]
+fn layer_pruned_networks_are_the_kept_layers_of_their_base() {
+    let kept = [("0.75", vec![0, 1, 2]), ("0.50", vec![0, 2]), ("0.25", vec![0])];
+    for (base, (fraction, of_four)) in ["OE1.1B", "OE3B"].into_iter().flat_map(|b| kept.iter().map(move |k| (b, k))) {
+        let name = format!("{base}-LP-{fraction}");
+        let whole = zoo::network(base).unwrap();
+        let layers = whole.layers.iter().enumerate().filter(|(i, _)| of_four.contains(&(i % 4))).map(|(_, l)| *l);
+        let expected = OpenElmConfig { layers: layers.collect(), ..whole.clone() };
+        assert_eq!(zoo::network(&name).unwrap(), expected, "{name}");
+        assert_eq!(zoo::pruned_from(&name), Some(base));
+    }
+}
+
 #[test]
 fn parameters_of_the_paper() {
-    for (name, params) in
-        [("OE270M", 271_527_168), ("OE450M", 457_179_136), ("OE1.1B", 1_079_891_456), ("OE3B", 3_036_647_424)]
-    {
+    for (name, params) in [
+        ("OE270M", 271_527_168),
+        ("OE450M", 457_179_136),
+        ("OE1.1B", 1_079_891_456),
+        ("OE3B", 3_036_647_424),
+        ("OE1.1B-LP-0.75", 806_707_840),
+        ("OE1.1B-LP-0.50", 559_476_480),
+        ("OE1.1B-LP-0.25", 300_186_496),
+        ("OE3B-LP-0.75", 2_260_381_440),
+        ("OE3B-LP-0.50", 1_541_524_992),
+        ("OE3B-LP-0.25", 791_211_264),
+    ] {
         assert_eq!(zoo::network(name).unwrap().params(), params, "{name}");
     }
-    for (name, params) in [("OE1.1B-KVP-C-450M", 6_206_592), ("OE1.1B-KVP-C-270M", 5_436_544)] {
+    for (name, params) in [
+        ("OE1.1B-KVP-C-450M", 6_206_592),
+        ("OE1.1B-KVP-C-270M", 5_436_544),
+        ("OE1.1B-KVP-LP-0.75", 8_672_384),
+        ("OE1.1B-KVP-LP-0.50", 8_672_384),
+        ("OE1.1B-KVP-LP-0.25", 8_459_392),
+        ("OE3B-KVP-C-1.1B", 16_032_768),
+        ("OE3B-KVP-C-450M", 12_264_448),
+        ("OE3B-KVP-C-270M", 10_691_584),
+        ("OE3B-KVP-LP-0.75", 25_469_952),
+        ("OE3B-KVP-LP-0.50", 25_469_952),
+        ("OE3B-KVP-LP-0.25", 24_749_056),
+    ] {
         assert_eq!(CostSystem::named(name, DType::F32).unwrap().predictor_params(), params, "{name}");
     }
 }
@@ -278,15 +347,27 @@ fn the_zoo_is_complete_and_consistent() {
         assert_eq!(used, (0..aux.layers.len()).collect::<Vec<_>>(), "{name}");
     }
     // Table 1, verbatim.
-    for (name, map) in [
+    let table = [
         ("OE1.1B-KVP-C-450M", "0 0 1 1 2 2 3 3 4 4 5 5 6 6 7 7 8 9 10 11 12 13 14 15 16 17 18 19"),
         ("OE1.1B-KVP-C-270M", "0 0 1 1 2 2 3 3 4 4 5 5 6 6 7 7 8 8 9 9 10 10 11 11 12 13 14 15"),
         ("OE1.1B-KVP-LP-0.75", "0 1 2 2 3 4 5 5 6 7 8 8 9 10 11 11 12 13 14 14 15 16 17 17 18 19 20 20"),
         ("OE1.1B-KVP-LP-0.50", "0 0 1 1 2 2 3 3 4 4 5 5 6 6 7 7 8 8 9 9 10 10 11 11 12 12 13 13"),
         ("OE1.1B-KVP-LP-0.25", "0 0 0 0 1 1 1 1 2 2 2 2 3 3 3 3 4 4 4 4 5 5 5 5 6 6 6 6"),
+        (
+            "OE3B-KVP-C-1.1B",
+            "0 0 1 1 2 2 3 3 4 4 5 5 6 6 7 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27",
+        ),
         ("OE3B-KVP-C-450M", "0 0 1 1 2 2 3 3 4 4 5 5 6 6 7 7 8 8 9 9 10 10 11 11 12 12 13 13 14 14 15 15 16 17 18 19"),
         ("OE3B-KVP-C-270M", "0 0 0 1 1 1 2 2 2 3 3 3 4 4 5 5 6 6 7 7 8 8 9 9 10 10 11 11 12 12 13 13 14 14 15 15"),
-    ] {
+        (
+            "OE3B-KVP-LP-0.75",
+            "0 1 2 2 3 4 5 5 6 7 8 8 9 10 11 11 12 13 14 14 15 16 17 17 18 19 20 20 21 22 23 23 24 25 26 26",
+        ),
+        ("OE3B-KVP-LP-0.50", "0 0 1 1 2 2 3 3 4 4 5 5 6 6 7 7 8 8 9 9 10 10 11 11 12 12 13 13 14 14 15 15 16 16 17 17"),
+        ("OE3B-KVP-LP-0.25", "0 0 0 0 1 1 1 1 2 2 2 2 3 3 3 3 4 4 4 4 5 5 5 5 6 6 6 6 7 7 7 7 8 8 8 8"),
+    ];
+    assert_eq!(table.map(|(name, _)| name), zoo::PAIRS);
+    for (name, map) in table {
         let expected: Vec<usize> = map.split(' ').map(|j| j.parse().unwrap()).collect();
         assert_eq!(zoo::pair(name).unwrap().layer_map, expected, "{name}");
     }

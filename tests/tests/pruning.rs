@@ -1,8 +1,10 @@
-//! Random, static and lazy token pruning against their definitions in f64, and against the plain base.
+//! Random, static and lazy token pruning against their definitions in f64, and against the plain base; layer pruning against
+//! the layers that are kept.
 
 use std::{path::Path, sync::Arc};
 
 use proptest::prelude::*;
+use safetensors::{Dtype, tensor::TensorView};
 use ttft_kernels::{Backend, DType, Engine, Isa};
 use ttft_models::{
     Extent, Inference, Network, Phase, Precision, Pruned, Pruning, RunSpec, System, plan,
@@ -11,8 +13,8 @@ use ttft_models::{
 };
 use ttft_tests::{
     engine,
-    models::{ATOL, assert_close, describe, fixture, max_abs_diff},
-    pruning::{Oracle, Sequence},
+    models::{ATOL, FIXTURES, assert_close, describe, fixture, max_abs_diff, read},
+    pruning::{Oracle, Sequence, only_layers},
 };
 
 const GENERATE: usize = 7;
@@ -255,6 +257,32 @@ fn bf16_stays_within_its_rounding() {
                 let d = max_abs_diff(&exact, &run(e, Precision::Bf16));
                 assert!(d <= tolerance && d > ATOL, "{} {name} {}: {d}, at most {tolerance}", case.name, describe(e));
             }
+        }
+    }
+}
+
+/// Half of the layers of a recorded network in a folder of their own, as a layer-pruned checkpoint is published, are the
+/// layers that were kept, at the first token and after it.
+#[test]
+fn a_layer_pruned_checkpoint_is_the_kept_layers_of_its_base() {
+    for name in FIXTURES {
+        let base = fixture(name).join("base");
+        let mut oracle = Oracle::load(&base);
+        let kept: Vec<usize> = (0..oracle.config.layers.len()).step_by(2).collect();
+        oracle.keep_layers(&kept);
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("config.json"), oracle.config.to_json("float32").to_string()).unwrap();
+        let tensors = only_layers(read(&base.join("model.safetensors")), &kept);
+        let views = tensors.iter().map(|(name, t)| {
+            (name, TensorView::new(Dtype::F32, t.shape.clone(), bytemuck::cast_slice(&t.f32s)).unwrap())
+        });
+        std::fs::write(dir.path().join("model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
+
+        let case = Case { oracle, ..Case::new(name, dir.path(), 2, 9) };
+        let all: Vec<usize> = (0..case.prompt).collect();
+        let (expected, _) = steps(&case, "RP-1.00".parse().unwrap(), Some(&[all.clone(), all]));
+        for e in engines() {
+            compare(&case, &System::Network(Arc::clone(&case.net)), Extent::FirstToken, &e, &expected, name);
         }
     }
 }

@@ -23,6 +23,9 @@ pub struct Bench {
     /// Measure groups with disturbed cells (machine speed moved, interval wide) again, for at most so long in all
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "600", value_parser = knobs::seconds)]
     until_stable: Option<f64>,
+    /// Print what the run would take (time, memory, disk; what would be skipped), and stop
+    #[arg(long)]
+    plan: bool,
     /// Run tiny networks of the same structure: a check of seconds that measures nothing real
     #[arg(long)]
     tiny: bool,
@@ -31,12 +34,21 @@ pub struct Bench {
 }
 
 impl Bench {
-    pub fn run(self) -> Result<()> {
+    pub fn run(mut self) -> Result<()> {
+        // A plan leaves no record behind.
+        let scratch = self.plan.then(tempfile::tempdir).transpose()?;
+        if let Some(dir) = &scratch {
+            self.knobs.out = Some(dir.path().join("plan.jsonl"));
+        }
         let size = if self.tiny { Size::Tiny } else { Size::Real };
         let mut session = match &self.resume {
             Some(record) => Session::resume(&self.knobs, self.rounds, size, record)?,
             None => Session::start(&self.knobs, Sampler::Rounds, self.rounds, size)?,
         };
+        if self.plan {
+            println!("{}", rounds::plan(&session)?);
+            return Ok(());
+        }
         rounds::run(&mut session, self.until_stable)?;
         session.finish()
     }

@@ -9,7 +9,9 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use safetensors::{Dtype, View, serialize};
 use serde_json::Value;
-use ttft_models::{Extent, KvPrediction, NamedTensor, Network, Precision, Predictor, RunSpec, System, memory, plan};
+use ttft_models::{
+    Extent, KvPrediction, NamedTensor, Network, Precision, Predictor, Pruned, Pruning, RunSpec, System, memory, plan,
+};
 
 use ttft_reports::format::bytes;
 
@@ -18,7 +20,7 @@ use crate::{knobs::EngineKnobs, machine, output::Pending, scenario::Named};
 /// Longest tokens file that is read.
 const MAX_TOKENS_BYTES: u64 = 256 << 20;
 
-/// Run a network, or a KV prediction, on token ids and write its logits
+/// Run a network, whole or on part of its tokens, or a KV prediction, on token ids and write its logits
 #[derive(Args, Debug)]
 pub struct Logits {
     /// Folder of the base network (config.json, model.safetensors)
@@ -30,6 +32,9 @@ pub struct Logits {
     /// Folder of the predictor
     #[arg(long, value_name = "DIR", requires = "aux")]
     predictor: Option<PathBuf>,
+    /// Token pruning of the base: RP-0.50 (random), SP-0.25 (static), L0.75-0.10 (LazyLLM), any fractions
+    #[arg(long, value_name = "PRUNING", conflicts_with = "aux")]
+    prune: Option<Pruning>,
     /// JSON array of prompts: equal-length arrays of token ids
     #[arg(long, value_name = "FILE")]
     tokens: PathBuf,
@@ -67,7 +72,10 @@ impl Logits {
                 let predictor = Arc::new(Predictor::load(predictor, &base, &aux)?);
                 System::KvPrediction(KvPrediction { base, aux, predictor })
             }
-            _ => System::Network(base),
+            _ => match self.prune {
+                Some(pruning) => System::Pruned(Pruned::new(base, pruning)),
+                None => System::Network(base),
+            },
         };
         let generate = self.generate as usize;
         let extent = if self.full_network { Extent::FullNetwork } else { Extent::FirstToken };
