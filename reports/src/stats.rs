@@ -68,6 +68,12 @@ impl Estimate {
     pub fn scaled(&self, factor: f64) -> Estimate {
         Estimate { value: self.value * factor, interval: self.interval.map(|i| i.scaled(factor)), ..*self }
     }
+
+    /// `dividend` over this figure; both are positive.
+    pub fn over(&self, dividend: f64) -> Estimate {
+        let inverse = |i: Interval| Interval { low: dividend / i.high, high: dividend / i.low, level: i.level };
+        Estimate { value: dividend / self.value, interval: self.interval.map(inverse), ..*self }
+    }
 }
 
 /// The median; `None` of no samples. Of an even number, the mean of the two in the middle.

@@ -99,7 +99,7 @@ pub enum Doubt {
 impl fmt::Display for Doubt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Doubt::Drift(change) => write!(f, "machine speed moved by {}", format::percent(*change)),
+            Doubt::Drift(change) => write!(f, "machine speed moved by {}", format::change(*change)),
             Doubt::Spread(width) => write!(f, "interval is {} wide", format::percent(*width)),
             Doubt::Trend(change) => {
                 write!(f, "later samples are {} slower (throttling?)", format::percent(*change))

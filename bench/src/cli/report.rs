@@ -1,6 +1,9 @@
 //! What records say: `ttft validate`, `ttft compare` and `ttft report`.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
@@ -19,7 +22,7 @@ const PAPER: &str = "paper";
 /// Say whether FLOPs became latency in a run, and where they did not
 #[derive(Args, Debug)]
 pub struct Validate {
-    /// A record of `ttft bench` or `cargo bench`
+    /// A record of `ttft bench` or `cargo bench`; `paper` stands for the paper's Table 5 on its Apple M2 Pro
     run: PathBuf,
 }
 
@@ -48,13 +51,17 @@ pub struct Report {
     csv: Option<PathBuf>,
 }
 
+fn open(path: &Path) -> Result<Record> {
+    if path.as_os_str() == PAPER { Ok(paper::table5()) } else { Ok(Record::read(path)?) }
+}
+
 /// Runs with their names: the files' names without ending, told apart by a number where they are equal.
 fn read(paths: &[PathBuf]) -> Result<Vec<(String, Record)>> {
     let mut seen = BTreeMap::<String, u32>::new();
     paths
         .iter()
         .map(|path| {
-            let record = if path.as_os_str() == PAPER { paper::table5() } else { Record::read(path)? };
+            let record = open(path)?;
             let stem = path.file_stem().map_or_else(|| PAPER.into(), |s| s.to_string_lossy().into_owned());
             let count = seen.entry(stem.clone()).and_modify(|n| *n += 1).or_insert(1);
             Ok((if *count > 1 { format!("{stem} ({count})") } else { stem }, record))
@@ -68,7 +75,7 @@ fn sides(runs: &[(String, Record)]) -> Vec<Side<'_>> {
 
 impl Validate {
     pub fn run(self) -> Result<()> {
-        println!("{}", terminal::validation(&Record::read(&self.run)?, None));
+        println!("{}", terminal::validation(&open(&self.run)?, None));
         Ok(())
     }
 }
