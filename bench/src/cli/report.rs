@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    io::{self, Write},
     path::{Path, PathBuf},
 };
 
@@ -69,22 +70,28 @@ fn read(paths: &[PathBuf]) -> Result<Vec<(String, Record)>> {
         .collect()
 }
 
+/// Prints to a reader that may have seen enough, such as `head`.
+fn print(text: &str) -> Result<()> {
+    match io::stdout().lock().write_all(text.as_bytes()) {
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        printed => printed.context("cannot print the answer"),
+    }
+}
+
 fn sides(runs: &[(String, Record)]) -> Vec<Side<'_>> {
     runs.iter().map(|(name, record)| Side { name, record }).collect()
 }
 
 impl Validate {
     pub fn run(self) -> Result<()> {
-        println!("{}", terminal::validation(&open(&self.run)?, None));
-        Ok(())
+        print(&terminal::validation(&open(&self.run)?, None))
     }
 }
 
 impl Compare {
     pub fn run(self) -> Result<()> {
         let runs = read(&self.runs)?;
-        println!("{}", terminal::comparison(&compare(&sides(&runs))?, None));
-        Ok(())
+        print(&terminal::comparison(&compare(&sides(&runs))?, None))
     }
 }
 

@@ -93,7 +93,7 @@ fn fields(run: &str, row: &summary::Row, verdict: Option<String>) -> [String; 54
     let seconds = |ns: &[u64]| text(stats::median(&summary::seconds(ns)));
     let phase = |name: &str| cell.phase(name).map(|p| seconds(&p.samples_ns)).unwrap_or_default();
     let rest = if cell.phases.is_empty() { String::new() } else { seconds(&cell.unattributed_ns()) };
-    let regions = cell.phases.iter().map(|p| p.parallel_regions).sum::<Option<u64>>();
+    let regions = cell.phases.iter().try_fold(0u64, |sum, p| Some(sum.saturating_add(p.parallel_regions?)));
     let memory = cell.memory.as_ref();
     [
         run.into(),

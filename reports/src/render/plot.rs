@@ -105,7 +105,8 @@ impl Axis {
 
     /// A logarithmic axis with ticks at 1, 2, 5 of each decade: 1 alone over many decades, all figures within one.
     pub fn log(title: &str, values: impl IntoIterator<Item = f64>, label: impl Fn(f64) -> String) -> Self {
-        let (low, high) = span(values.into_iter().filter(|v| *v > 0.0));
+        // Further out, products of the ends would be 0 or infinite and the decades endless.
+        let (low, high) = span(values.into_iter().filter(|v| (1e-100..1e100).contains(v)));
         let room = (high / low).powf(0.06).max(1.15);
         let (low, high) = (low / room, high * room);
         let steps: &[f64] = match high / low {

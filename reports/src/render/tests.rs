@@ -186,6 +186,28 @@ fn runs_without_figures_still_make_a_report() {
     assert!(page.contains("have no comparable workload in common"));
 }
 
+#[test]
+fn axes_end_whatever_they_hold() {
+    let label = |v: f64| v.to_string();
+    let extremes = [f64::NAN, f64::INFINITY, f64::MIN, -1.0, 0.0, 5e-324, 1e-99, 1.0, 1e99, f64::MAX];
+    for a in extremes {
+        for b in extremes {
+            for axis in [plot::Axis::log("", [a, b], label), plot::Axis::log_at("", [a, b], label)] {
+                assert!(axis.ticks.len() < 500 && 0.0 < axis.range.0 && axis.range.0 < axis.range.1, "{axis:?}");
+                assert!(axis.range.1.is_finite());
+            }
+            assert!(plot::Axis::linear("", [a, b], label).ticks.len() <= 50);
+        }
+    }
+    let ticks =
+        |low, high| plot::Axis::log("", [low, high], label).ticks.iter().map(|t| t.1.clone()).collect::<Vec<_>>();
+    assert_eq!(ticks(1.0, 100.0), ["1", "2", "5", "10", "20", "50", "100"]);
+    assert_eq!(ticks(200.0, 470.0), ["200", "300", "400", "500"]);
+    assert_eq!(ticks(1.0, 1e5), ["1", "10", "100", "1000", "10000", "100000"]);
+    let lengths = plot::Axis::log_at("", [59.0, 64.0, 1024.0], label).ticks;
+    assert_eq!(lengths.iter().map(|t| t.1.as_str()).collect::<Vec<_>>(), ["59", "", "1024"]);
+}
+
 /// All numbers of a line but its times, which must fit one another, and its size, which its hash covers.
 fn numbers<'a>(value: &'a mut Value, found: &mut Vec<&'a mut Value>) {
     match value {
