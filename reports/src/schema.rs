@@ -638,7 +638,7 @@ pub struct Record {
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
     /// The file system refused.
-    #[error("{}: cannot {what}: {source}", path.display())]
+    #[error("{}: cannot {what}", path.display())]
     Io {
         /// The record.
         path: PathBuf,
@@ -782,7 +782,14 @@ fn scan(source: impl Read, path: &Path) -> Result<Scan> {
         {
             return Err(RecordError::Version { path: path.into(), found });
         }
-        parse(text).and_then(|l| builder.add(l)).map_err(|(field, message)| fault(&field, message))?;
+        parse(text).and_then(|l| builder.add(l)).map_err(|(field, message)| {
+            let hint = if line == 1 {
+                " (a record of `ttft bench` or `cargo bench` starts with a whole `run` line)"
+            } else {
+                ""
+            };
+            fault(&field, message + hint)
+        })?;
         bytes += read as u64;
         lines += 1;
     };

@@ -100,7 +100,21 @@ impl Report {
         let wanted = [("html", self.html), ("md", self.md), ("csv", self.csv)];
         ensure!(wanted.iter().any(|(_, f)| f.is_some()), "nothing to write: give --html, --md or --csv with a file");
         let runs = read(&self.runs)?;
-        let files = wanted.into_iter().filter_map(|(format, file)| Some((format, file?)));
+        let files: Vec<(&str, PathBuf)> =
+            wanted.into_iter().filter_map(|(format, file)| Some((format, file?))).collect();
+        for (i, (_, file)) in files.iter().enumerate() {
+            ensure!(
+                files[..i].iter().all(|(_, other)| other != file),
+                "{} is named twice: give each format a file of its own",
+                file.display()
+            );
+            let same = |run: &PathBuf| matches!((run.canonicalize(), file.canonicalize()), (Ok(a), Ok(b)) if a == b);
+            ensure!(
+                !self.runs.iter().any(same),
+                "{} is a record and is not overwritten: write the report elsewhere",
+                file.display()
+            );
+        }
         for (name, file) in files {
             let format = render::format(name).with_context(|| format!("no report format {name}"))?;
             let pending = Pending::claim(&file)?;
@@ -109,5 +123,32 @@ impl Report {
             println!("wrote {}", file.display());
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ttft_reports::schema::{RunHeader, Writer};
+
+    use super::*;
+
+    #[test]
+    fn a_report_never_takes_the_place_of_a_record_or_of_another_report() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let run = path("run.jsonl");
+        Writer::create(&run, RunHeader { run_id: "r".into(), ..RunHeader::default() }).unwrap();
+        let before = std::fs::read(&run).unwrap();
+        let report = |md: &str, csv: &str| {
+            Report { runs: vec![PAPER.into(), run.clone()], html: None, md: Some(path(md)), csv: Some(path(csv)) }.run()
+        };
+        let error = report("a", "run.jsonl").unwrap_err().to_string();
+        assert!(error.contains("run.jsonl is a record and is not overwritten"), "{error}");
+        let error = report("a", "a").unwrap_err().to_string();
+        assert!(error.contains("named twice"), "{error}");
+        assert_eq!(std::fs::read(&run).unwrap(), before);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is written before all is well");
+        report("a", "b").unwrap();
+        assert!(path("a").is_file() && path("b").is_file());
     }
 }

@@ -149,6 +149,7 @@ fn files_that_are_not_records_are_refused() {
         ("{\"cell\":{}}\n", "missing field"),
         ("{\"run\":{}}\n", "missing field `schema`"),
         ("{\"run\":", "EOF while parsing"),
+        ("system,ttft_s\n", "starts with a whole `run` line"),
     ] {
         let error = read(text).unwrap_err().to_string();
         assert!(error.contains(expected), "{text:?}: {error}");
