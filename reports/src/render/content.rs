@@ -220,16 +220,16 @@ fn claims(validation: &Validation) -> Vec<Block> {
     let mut blocks = vec![lead(answer), text(reason)];
     let rows: Vec<Vec<String>> = validation.claims.iter().map(claim_fields).collect();
     let head =
-        ["system", "verdict", "b x p", "FLOPs red.", "roofline red.", "TTFT red.", "ratio", "where the time went"];
+        ["system", "verdict", "b x p", "ratio", "TTFT red.", "FLOPs red.", "roofline red.", "where the time went"];
     let claims = table("Every system against its base", &head, &[0, 1, 7], rows);
     push_table(&mut blocks, claims.mark(marked(validation.claims.iter().map(|c| &c.row))));
     blocks.push(text(
-        "b x p: sequences x prompt tokens of each. FLOPs red.: exact operations of the base over those of the system (with \
-         *: by the paper's approximation). Roofline red.: the same of the time in which every phase takes the longer of its \
-         FLOPs at the measured peak and its bytes at the measured bandwidth; where it is smaller, memory limits what can be \
-         had. TTFT red.: time of the base over time of the system. Ratio: TTFT red. over FLOPs red. Where the time went: \
-         time beyond what the FLOPs would take at the base's own rate, as a share of the system's TTFT, largest first; \
-         negative is time gained. (!): not to be trusted.",
+        "b x p: sequences x prompt tokens of each. Ratio: TTFT red. over FLOPs red. TTFT red.: time of the base over time of \
+         the system. FLOPs red.: exact operations of the base over those of the system (with *: by the paper's \
+         approximation). Roofline red.: the same of the time in which every phase takes the longer of its FLOPs at the \
+         measured peak and its bytes at the measured bandwidth; where it is smaller, memory limits what can be had. Where \
+         the time went: time beyond what the FLOPs would take at the base's own rate, as a share of the system's TTFT, \
+         largest first; negative is time gained. (!): not to be trusted.",
     ));
     push_table(&mut blocks, over_auxiliary(&validation.claims));
     if let Some(model) = &validation.model {
@@ -350,10 +350,10 @@ fn claim_fields(claim: &Claim) -> Vec<String> {
         row.cell.system.clone(),
         claim.verdict.to_string(),
         size(row.cell),
+        or_unknown(efficiency.or_else(own)),
+        or_unknown(speedup.map(|s| with_interval(format::ratio(s.value), format::ratio_interval(&s)))),
         or_unknown(reduction.map(|r| format!("{}{star}", format::ratio(r)))),
         or_unknown(row.roofline_reduction.map(format::ratio)),
-        or_unknown(speedup.map(|s| with_interval(format::ratio(s.value), format::ratio_interval(&s)))),
-        or_unknown(efficiency.or_else(own)),
         losses_text(claim),
     ]
 }
