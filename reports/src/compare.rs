@@ -221,7 +221,7 @@ fn sizes(record: &Record) -> String {
         sizes.iter().take(12).map(|(batch, prompt)| format!("{batch} x {prompt}")).collect::<Vec<_>>().join(", ");
     match sizes.len() {
         0 => "no cells".into(),
-        ..=12 => list,
+        1..=12 => list,
         n => format!("{list} and {} more", n - 12),
     }
 }

@@ -385,6 +385,8 @@ mod tests {
         let mut noisy = good.clone();
         noisy.samples_ns.iter_mut().step_by(2).for_each(|ns| *ns = *ns * 13 / 10);
         assert!(matches!(doubts(&noisy, None)[..], [Doubt::Spread(_)]), "{:?}", doubts(&noisy, None));
+        // Only what measuring again can mend makes a cell unstable.
+        assert!(unstable(&noisy) && !unstable(&hot) && !unstable(&cold) && !unstable(&good));
         assert_eq!(doubts(&Cell { samples_ns: vec![], gate: None, ..good }, None), []);
     }
 }

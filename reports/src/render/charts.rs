@@ -17,27 +17,35 @@ use crate::{
 /// Most samples drawn for one cell.
 const MOST_DOTS: usize = 200;
 
-/// Most bars that stand beside the scatter.
-const MOST_BARS: usize = 12;
+/// Most bars, or labelled points, of a chart that is taken in at a glance.
+const FEW: usize = 12;
 
-/// What answers at a glance: FLOPs against latency and, unless they are many, the phases. `prefix` makes ids unique in a
-/// page.
+/// What answers at a glance: FLOPs against latency and, beside it, the phases of a few cells or the map of many. `prefix`
+/// makes ids unique in a page.
 pub fn first(prefix: &str, rows: &[Row]) -> Result<Vec<Chart>, RenderError> {
     let mut charts: Vec<Chart> = headline(prefix, rows, &Series::of(rows))?.into_iter().collect();
-    charts.extend(stacked_phases(prefix, rows)?.filter(|_| bars(rows).len() <= MOST_BARS));
+    match bars(rows).len() <= FEW {
+        true => charts.extend(stacked_phases(prefix, rows)?),
+        false => charts.extend(heat_maps(prefix, rows)?),
+    }
     Ok(charts)
 }
 
 /// All other charts that the run has data for.
 pub fn others(prefix: &str, record: &Record, rows: &[Row]) -> Result<Vec<Chart>, RenderError> {
     let series = Series::of(rows);
+    let few = bars(rows).len() <= FEW;
     let mut charts = Vec::new();
     charts.extend(by_length(prefix, rows, &series)?);
     charts.extend(by_batch(prefix, rows, &series)?);
-    charts.extend(heat_maps(prefix, rows)?);
+    if few {
+        charts.extend(heat_maps(prefix, rows)?);
+    }
     charts.extend(overhead(prefix, rows, &series)?);
     charts.extend(roofline(prefix, record, rows)?);
-    charts.extend(stacked_phases(prefix, rows)?.filter(|_| bars(rows).len() > MOST_BARS));
+    if !few {
+        charts.extend(stacked_phases(prefix, rows)?);
+    }
     charts.extend(distributions(prefix, rows)?);
     Ok(charts)
 }
@@ -126,7 +134,7 @@ fn headline(prefix: &str, rows: &[Row], series: &Series) -> Result<Option<Chart>
     }
     let kvp: Vec<_> = points.iter().filter(|p| p.0.cell.kind == Kind::Kvp).collect();
     let place = |row: &Row| (row.cell.batch, row.cell.prompt);
-    if kvp.len() <= MOST_BARS && kvp.iter().any(|p| place(p.0) != place(kvp[0].0)) {
+    if kvp.len() <= FEW && kvp.iter().any(|p| place(p.0) != place(kvp[0].0)) {
         let words = |row: &Row| format!("{} x {}", row.cell.batch, row.cell.prompt);
         marks.extend(kvp.iter().map(|(row, x, y)| Mark::Aside { x: *x, y: y.value, words: words(row) }));
     }
@@ -293,7 +301,7 @@ fn heat_maps(prefix: &str, rows: &[Row]) -> Result<Vec<Chart>, RenderError> {
         let speedups = cells.iter().filter_map(|r| r.speedup).map(|s| s.estimate.value);
         let caption = match (crossed, speedups.fold(f64::INFINITY, f64::min) > 1.0) {
             (true, _) => {
-                "1: FLOPs translate to latency; orange: they do not. The thick line is the break-even: beyond it, KV prediction is slower than the base."
+                "1: FLOPs translate to latency; orange: they do not. The thick line is the break-even: on its side of lower ratios, KV prediction is slower than the base."
             }
             (false, true) => {
                 "1: FLOPs translate to latency; orange: they do not. No break-even line: KV prediction pays at every size measured."
@@ -378,7 +386,8 @@ fn excess_lines(points: &[Excess], series: &Series) -> Vec<Mark> {
             let (x, y) = place(point);
             marks.push(Mark::Point { x, y, interval: point.2, series: of, text: excess_text(point) });
         }
-        let (x, y) = place(line[line.len() - 1]);
+        // Where what is added differs most.
+        let (x, y) = place(line[0]);
         marks.push(Mark::Aside { x, y, words: format!("b{batch}") });
     }
     marks

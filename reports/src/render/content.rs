@@ -303,7 +303,7 @@ fn headline(validation: &Validation) -> (String, String) {
     let mut reason = Vec::new();
     if !speedups.is_empty() {
         let slower = speedups.iter().filter(|s| **s <= 1.0).count();
-        let but = if slower > 0 { format!(", no faster than it in {slower} cells") } else { String::new() };
+        let but = if slower > 0 { format!("; no faster in {slower} of {}", speedups.len()) } else { String::new() };
         reason.push(format!("Speedup over the base: {}{but}.", range(&speedups, format::ratio)));
     }
     reason.extend(main_causes(&short));

@@ -304,7 +304,8 @@ impl Plot {
             }
         }
         asides.sort_unstable_by_key(|((x, y), _)| (*y, *x));
-        let mut placed: Vec<(Range<i32>, i32)> = Vec::new();
+        let meet = |a: &Range<i32>, b: &Range<i32>| a.start < b.end && b.start < a.end;
+        let mut placed: Vec<(Range<i32>, i32, HPos, &String)> = Vec::new();
         for ((x, y), words) in asides {
             let width = (words.chars().count() as f64 * f64::from(LETTERS) * 0.45) as i32;
             let right = (x + 16..x + 16 + width, HPos::Left);
@@ -314,12 +315,19 @@ impl Plot {
                 across.end < 2 * WIDTH as i32 && points.iter().find(covered).is_none()
             };
             let (across, anchor) = if free(&right) || !free(&left) { right } else { left };
-            let overlapping = placed.iter().filter(|(p, _)| p.start < across.end && across.start < p.end);
-            let y = overlapping.map(|(_, y)| y + LINE).fold(y, i32::max);
+            let y = placed.iter().filter(|p| meet(&p.0, &across)).map(|p| p.1 + LINE).fold(y, i32::max);
+            placed.push((across, y, anchor, words));
+        }
+        // What was pushed below the axis moves up again, and what is above it with it.
+        let (_, bottom) = chart.backend_coord(&(self.x.range.0, self.y.range.0));
+        for i in (0..placed.len()).rev() {
+            let below = placed[i + 1..].iter().filter(|p| meet(&p.0, &placed[i].0)).map(|p| p.1 - LINE);
+            placed[i].1 = below.fold(placed[i].1.min(bottom - LINE / 2), i32::min);
+        }
+        for (across, y, anchor, words) in placed {
             let at = if matches!(anchor, HPos::Left) { across.start } else { across.end };
             let style = ("sans-serif", LETTERS).into_font().color(&Ink::Muted.color());
             area.draw(&Text::new(words.as_str(), (at, y), style.pos(Pos::new(anchor, VPos::Center))))?;
-            placed.push((across, y));
         }
         Ok(())
     }

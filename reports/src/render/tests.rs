@@ -105,6 +105,21 @@ fn the_answer_and_its_reason_come_before_charts_and_tables() {
 }
 
 #[test]
+fn a_run_of_many_cells_has_its_maps_beside_the_scatter_and_its_samples_in_parts() {
+    let mut record = samples::run();
+    record.cells.clear();
+    for (batch, prompt) in [(1, 64), (1, 128), (2, 64), (2, 128), (4, 64), (4, 128), (8, 128)] {
+        record
+            .cells
+            .extend(["OE1.1B", "OE1.1B-KVP-C-450M", "OE1.1B-KVP-C-270M"].map(|s| samples::cell(s, batch, prompt, 6)));
+    }
+    let page = render("html", &[("many", &record)]);
+    let at = |id: &str| page.find(&format!("id=\"r0-{id}\"")).unwrap_or_else(|| panic!("{id}"));
+    let order = ["headline", "heat-0", "heat-1", "length-1", "phases", "samples-0", "samples-1"].map(at);
+    assert!(order.is_sorted() && order[2] < page.find("<table").unwrap(), "{order:?}");
+}
+
+#[test]
 fn a_run_says_what_its_controls_are_worth() {
     let mut record = samples::run();
     record.cells.truncate(3);
