@@ -99,7 +99,7 @@ impl fmt::Display for Verdict {
 /// Geometric means of one side against the first.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Means {
-    /// Workloads behind them.
+    /// Workloads behind them: all but those whose figures have known faults.
     pub workloads: usize,
     /// Of [`Versus::ratio`].
     pub ratio: Option<f64>,
@@ -184,6 +184,16 @@ pub fn compare<'a>(sides: &[Side<'a>]) -> Result<Comparison<'a>, CompareError> {
         }
         if !list.is_empty() {
             warnings.insert(format!("{}: cells left out: {list}", side.name));
+        }
+        let faulty = |l: &Line| [&l.rows[0], &l.rows[i + 1]].into_iter().flatten().any(|row| row.cell.has_faults());
+        let all = versus.len();
+        let versus: Vec<&Versus> = lines.iter().filter(|l| !faulty(l)).filter_map(|l| l.versus[i].as_ref()).collect();
+        if versus.len() < all {
+            let n = all - versus.len();
+            warnings.insert(format!(
+                "{}: left out of the mean for known faults of a figure: {n} of {all} workloads",
+                side.name
+            ));
         }
         let mean = |of: fn(&Versus) -> Option<f64>| {
             versus.iter().map(|v| of(v)).collect::<Option<Vec<f64>>>().and_then(|v| stats::geometric_mean(&v))
@@ -331,7 +341,15 @@ fn against(first: Side, side: Side, a: &Cell, b: &Cell) -> Option<Versus> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{paper, samples, schema::Extent};
+    use crate::{
+        paper, samples,
+        schema::{Extent, Kind},
+    };
+
+    /// A cell of the paper's size without samples.
+    fn random_pruned(system: &str) -> Cell {
+        Cell::new(Kind::RandomPruned, system, "OE1.1B", None, 64, 59)
+    }
 
     fn sides<'a>(a: &'a Record, b: &'a Record) -> [Side<'a>; 2] {
         [Side { name: "here", record: a }, Side { name: "there", record: b }]
@@ -426,6 +444,12 @@ mod tests {
             let (i, j) = (there.ratio.interval.unwrap(), back.ratio.interval.unwrap());
             assert!((i.low * j.high - 1.0).abs() < 1e-12 && (i.high * j.low - 1.0).abs() < 1e-12);
         }
+        let faulty = "OE1.1B-RP-0.25";
+        let mut pruned = here.clone();
+        pruned.cells[1] = Cell { samples_ns: pruned.cells[1].samples_ns.clone(), ..random_pruned(faulty) };
+        let comparison = compare(&[paper_side, Side { name: "here", record: &pruned }]).unwrap();
+        assert_eq!((comparison.lines.len(), comparison.means[0].workloads), (3, 2), "{:?}", comparison.warnings);
+        assert!(comparison.warnings.iter().any(|w| w.ends_with("1 of 3 workloads")));
         let unknown = |needle: &str| there.warnings.iter().any(|w| w.starts_with(needle));
         assert!(unknown("paper does not record the type of weights"));
         assert!(unknown("paper does not record its peak and bandwidth"));

@@ -429,6 +429,11 @@ impl Cell {
         rest.iter().try_fold(first.cost?, |sum, p| Some(sum.plus(&p.cost?)))
     }
 
+    /// Whether its figures are published ones with known faults.
+    pub fn has_faults(&self) -> bool {
+        self.published.as_ref().is_some_and(|p| !p.faults.is_empty())
+    }
+
     /// The phase of this name.
     pub fn phase(&self, name: &str) -> Option<&PhaseRecord> {
         self.phases.iter().find(|p| p.name == name)

@@ -430,11 +430,7 @@ fn control_text(control: &validate::Control) -> String {
 }
 
 fn marked<'a>(rows: impl Iterator<Item = &'a Row<'a>>) -> Vec<usize> {
-    rows.enumerate().filter(|(_, r)| !r.doubts.is_empty() || has_faults(r.cell)).map(|(i, _)| i).collect()
-}
-
-fn has_faults(cell: &Cell) -> bool {
-    cell.published.as_ref().is_some_and(|p| !p.faults.is_empty())
+    rows.enumerate().filter(|(_, r)| !r.doubts.is_empty() || r.cell.has_faults()).map(|(i, _)| i).collect()
 }
 
 fn cells(rows: &[Row]) -> Vec<Block> {
@@ -816,14 +812,13 @@ pub(crate) fn side_by_side(comparison: &compare::Comparison) -> Vec<Block> {
     let of = |name: &str| [format!("TTFT, {name}"), format!("TTFT red., {name}")];
     let mut head = vec!["system".to_string(), "b x p".into()];
     let mut words = vec![0];
-    head.extend(of(first));
     for (side, normalised) in others.iter().zip(&normalised) {
-        head.extend(of(side.name));
         head.push(format!("{first} / {}", side.name));
         head.extend(normalised.iter().map(|(name, _)| name.to_string()));
         words.push(head.len());
         head.push(format!("{} is", side.name));
     }
+    head.extend(comparison.sides.iter().flat_map(|side| of(side.name)));
     let mut single = false;
     let mut doubted = Vec::new();
     let mut rows = Vec::new();
@@ -834,10 +829,8 @@ pub(crate) fn side_by_side(comparison: &compare::Comparison) -> Vec<Block> {
             [or_unknown(ttft), or_unknown(own.map(|s| format::ratio(s.estimate.value)))]
         };
         let mut fields = vec![line.cell().system.clone(), size(line.cell())];
-        fields.extend(of(&line.rows[0]));
-        for ((row, versus), normalised) in line.rows[1..].iter().zip(&line.versus).zip(&normalised) {
+        for (versus, normalised) in line.versus.iter().zip(&normalised) {
             let ratio = versus.map(|v| with_interval(format::ratio(v.ratio.value), format::ratio_interval(&v.ratio)));
-            fields.extend(of(row));
             fields.push(or_unknown(ratio));
             fields.extend(normalised.iter().map(|(_, of)| or_unknown(versus.and_then(|v| of(&v)).map(format::ratio))));
             let verdict = versus.map(|v| {
@@ -847,7 +840,8 @@ pub(crate) fn side_by_side(comparison: &compare::Comparison) -> Vec<Block> {
             });
             fields.push(or_unknown(verdict));
         }
-        if line.rows.iter().flatten().any(|r| !r.doubts.is_empty() || has_faults(r.cell)) {
+        fields.extend(line.rows.iter().flat_map(of));
+        if line.rows.iter().flatten().any(|r| !r.doubts.is_empty() || r.cell.has_faults()) {
             doubted.push(rows.len());
         }
         rows.push(fields);
@@ -875,7 +869,7 @@ pub(crate) fn side_by_side(comparison: &compare::Comparison) -> Vec<Block> {
 
 /// One side's means in a sentence.
 fn means_text(first: &str, name: &str, means: &compare::Means) -> String {
-    let Some(ratio) = means.ratio else { return format!("{name}: no mean.") };
+    let Some(ratio) = means.ratio else { return format!("{name}: no mean, for want of sound figures.") };
     let than = if ratio >= 1.0 {
         format!("is {} as fast as {first}", format::ratio(ratio))
     } else {
