@@ -59,9 +59,10 @@ impl<'a> Line<'a> {
 /// One side against the first.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Versus {
-    /// TTFT of the first by TTFT of this side: above 1, this side is faster.
+    /// TTFT of the first by TTFT of this side: above 1, this side is faster. Against a published figure, the interval is
+    /// of the measured side's spread alone.
     pub ratio: Estimate,
-    /// Test of the samples; `None` for published figures.
+    /// Test of the samples; `None` if a side is a published figure.
     pub test: Option<MannWhitney>,
     /// What that comes to.
     pub verdict: Verdict,
@@ -80,7 +81,7 @@ pub enum Verdict {
     Slower,
     /// No difference beyond noise.
     WithinNoise,
-    /// A figure without spread: its ratio is all that can be said.
+    /// No side has a spread: the ratio is all that can be said.
     NoSpread,
 }
 
@@ -98,7 +99,7 @@ impl fmt::Display for Verdict {
 /// Geometric means of one side against the first.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Means {
-    /// Workloads behind them.
+    /// Workloads behind them: all but those whose figures have known faults.
     pub workloads: usize,
     /// Of [`Versus::ratio`].
     pub ratio: Option<f64>,
@@ -168,15 +169,31 @@ pub fn compare<'a>(sides: &[Side<'a>]) -> Result<Comparison<'a>, CompareError> {
         let versus: Vec<&Versus> = lines.iter().filter_map(|l| l.versus[i].as_ref()).collect();
         let list = refused.into_iter().collect::<Vec<_>>().join("; ");
         if versus.is_empty() {
-            let none = "no cell of equal kind, system, base, auxiliary, batch and prompt";
-            return Err(CompareError::Nothing {
-                first: first.name.into(),
-                other: side.name.into(),
-                reason: if list.is_empty() { none.into() } else { list },
-            });
+            let reason = match list.is_empty() {
+                true => format!(
+                    "no cell of equal kind, system, base, auxiliary, batch and prompt. {} has {}; {} has {}. Measure a size \
+                     (batch x prompt) and systems that both have",
+                    first.name,
+                    sizes(first.record),
+                    side.name,
+                    sizes(side.record)
+                ),
+                false => format!("{list}. Measure one of them again as the other was"),
+            };
+            return Err(CompareError::Nothing { first: first.name.into(), other: side.name.into(), reason });
         }
         if !list.is_empty() {
             warnings.insert(format!("{}: cells left out: {list}", side.name));
+        }
+        let faulty = |l: &Line| [&l.rows[0], &l.rows[i + 1]].into_iter().flatten().any(|row| row.cell.has_faults());
+        let all = versus.len();
+        let versus: Vec<&Versus> = lines.iter().filter(|l| !faulty(l)).filter_map(|l| l.versus[i].as_ref()).collect();
+        if versus.len() < all {
+            let n = all - versus.len();
+            warnings.insert(format!(
+                "{}: left out of the mean for known faults of a figure: {n} of {all} workloads",
+                side.name
+            ));
         }
         let mean = |of: fn(&Versus) -> Option<f64>| {
             versus.iter().map(|v| of(v)).collect::<Option<Vec<f64>>>().and_then(|v| stats::geometric_mean(&v))
@@ -188,7 +205,35 @@ pub fn compare<'a>(sides: &[Side<'a>]) -> Result<Comparison<'a>, CompareError> {
             by_bandwidth: mean(|v| v.by_bandwidth),
         });
     }
+    for (i, side) in sides.iter().enumerate() {
+        let rows: Vec<&Row> = lines.iter().filter_map(|l| l.rows[i].as_ref()).collect();
+        let doubted = rows.iter().filter(|r| !r.doubts.is_empty()).count();
+        if doubted > 0 {
+            warnings.insert(format!(
+                "{}: {doubted} of {} cells are not to be trusted ((!) in the table); the run's own report says why",
+                side.name,
+                rows.len()
+            ));
+        }
+        let limits = &side.record.run.limits;
+        if limits.peaks.is_empty() || limits.read_gb_per_s.is_none() {
+            warnings
+                .insert(format!("{} does not record its peak and bandwidth: nothing is normalised by them", side.name));
+        }
+    }
     Ok(Comparison { sides: sides.to_vec(), lines, means, warnings: warnings.into_iter().collect() })
+}
+
+/// The sizes of a record's cells, in words.
+fn sizes(record: &Record) -> String {
+    let sizes: BTreeSet<(u32, u32)> = record.cells.iter().map(|c| (c.batch, c.prompt)).collect();
+    let list =
+        sizes.iter().take(12).map(|(batch, prompt)| format!("{batch} x {prompt}")).collect::<Vec<_>>().join(", ");
+    match sizes.len() {
+        0 => "no cells".into(),
+        1..=12 => list,
+        n => format!("{list} and {} more", n - 12),
+    }
 }
 
 /// The cell of `record` that does the same work; why not, if all that ask for the same do it differently.
@@ -257,27 +302,28 @@ fn warn(first: Side, side: Side, a: &Cell, b: &Cell, warnings: &mut BTreeSet<Str
         for fault in cell.published.iter().flat_map(|p| &p.faults) {
             warnings.insert(format!("{name}, {}: {fault}", cell.system));
         }
-        if !summary::doubts(cell, None).is_empty() {
-            warnings.insert(format!("{name}: {} is not to be trusted, see its run's table", cell.id));
-        }
     }
 }
 
 fn against(first: Side, side: Side, a: &Cell, b: &Cell) -> Option<Versus> {
     // Rounds of different runs share numbers, never a moment: not paired.
     let (slow, fast) = (summary::seconds(&a.samples_ns), summary::seconds(&b.samples_ns));
-    let published = a.published.is_some() || b.published.is_some();
+    let (a_s, b_s) = (summary::ttft(a)?, summary::ttft(b)?);
     let same_run = std::ptr::eq(first.record, side.record);
-    let ratio = match published || same_run {
-        true => summary::ratio(a, b)?.estimate,
-        false => stats::unpaired_ratio(&slow, &fast)?,
+    let (ratio, test) = match (&a.published, &b.published) {
+        (None, None) => {
+            let ratio = if same_run { summary::ratio(a, b)?.estimate } else { stats::unpaired_ratio(&slow, &fast)? };
+            (ratio, stats::mann_whitney(&slow, &fast))
+        }
+        (None, Some(_)) => (a_s.scaled(1.0 / b_s.value), None),
+        (Some(_), _) => (b_s.over(a_s.value), None),
     };
-    let test = if published { None } else { stats::mann_whitney(&slow, &fast) };
-    let verdict = match (ratio.interval, test) {
-        (Some(i), Some(test)) if test.p < ALPHA && i.low > 1.0 => Verdict::Faster,
-        (Some(i), Some(test)) if test.p < ALPHA && i.high < 1.0 => Verdict::Slower,
-        (Some(_), Some(_)) => Verdict::WithinNoise,
-        _ => Verdict::NoSpread,
+    let beyond_chance = test.is_none_or(|t| t.p < ALPHA);
+    let verdict = match ratio.interval {
+        Some(i) if beyond_chance && i.low > 1.0 => Verdict::Faster,
+        Some(i) if beyond_chance && i.high < 1.0 => Verdict::Slower,
+        Some(_) => Verdict::WithinNoise,
+        None => Verdict::NoSpread,
     };
     let own = |of: &dyn Fn(&Limits, &Cell) -> Option<f64>| {
         let (at_first, here) = (of(&first.record.run.limits, a)?, of(&side.record.run.limits, b)?);
@@ -295,7 +341,15 @@ fn against(first: Side, side: Side, a: &Cell, b: &Cell) -> Option<Versus> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{paper, samples, schema::Extent};
+    use crate::{
+        paper, samples,
+        schema::{Extent, Kind},
+    };
+
+    /// A cell of the paper's size without samples.
+    fn random_pruned(system: &str) -> Cell {
+        Cell::new(Kind::RandomPruned, system, "OE1.1B", None, 64, 59)
+    }
 
     fn sides<'a>(a: &'a Record, b: &'a Record) -> [Side<'a>; 2] {
         [Side { name: "here", record: a }, Side { name: "there", record: b }]
@@ -340,7 +394,11 @@ mod tests {
         let (a, mut b) = (samples::run(), samples::run());
         b.cells.iter_mut().for_each(|c| c.precision = Some(Dtype::F32));
         let error = compare(&sides(&a, &b)).unwrap_err().to_string();
-        assert_eq!(error, "`here` and `there` have no comparable workload in common: precision bf16 against f32");
+        assert_eq!(
+            error,
+            "`here` and `there` have no comparable workload in common: precision bf16 against f32. Measure one of them \
+             again as the other was"
+        );
         b.cells[0].precision = Some(Dtype::Bf16);
         b.cells[0].threads = Some(8);
         b.cells[1].extent = Some(Extent::FullNetwork);
@@ -355,8 +413,18 @@ mod tests {
         b.cells[0].phases[0].cost.as_mut().unwrap().flops.projections /= 1000;
         assert!(compare(&sides(&a, &b)).unwrap_err().to_string().contains("by exact count"));
         b.cells.truncate(0);
-        assert!(compare(&sides(&a, &b)).unwrap_err().to_string().contains("no cell of equal kind"));
+        let error = compare(&sides(&a, &b)).unwrap_err().to_string();
+        assert!(error.contains("here has 1 x 64, 1 x 256, 4 x 64, 4 x 256; there has no cells. Measure"), "{error}");
         assert!(matches!(compare(&sides(&a, &b)[..1]), Err(CompareError::TooFew(1))));
+    }
+
+    #[test]
+    fn doubts_are_counted_for_each_side() {
+        let (a, mut b) = (samples::run(), samples::run());
+        b.cells.iter_mut().take(3).for_each(|c| c.gate = None);
+        let warnings = compare(&sides(&a, &b)).unwrap().warnings;
+        assert!(warnings.iter().any(|w| w.starts_with("here: 1 of 20 cells")), "{warnings:?}");
+        assert!(warnings.iter().any(|w| w.starts_with("there: 4 of 20 cells")), "{warnings:?}");
     }
 
     #[test]
@@ -364,10 +432,28 @@ mod tests {
         let paper = paper::table5();
         let mut here = samples::run();
         here.cells = ["OE1.1B", "OE450M", "OE1.1B-KVP-C-450M"].map(|s| samples::cell(s, 64, 59, 4)).into();
-        let comparison =
-            compare(&[Side { name: "paper", record: &paper }, Side { name: "here", record: &here }]).unwrap();
-        assert_eq!(comparison.lines.len(), 3);
-        assert!(comparison.lines.iter().all(|l| l.versus[0].unwrap().verdict == Verdict::NoSpread));
-        assert!(comparison.warnings.iter().any(|w| w.starts_with("paper does not record the type of weights")));
+        let (paper_side, here_side) = (Side { name: "paper", record: &paper }, Side { name: "here", record: &here });
+        let there = compare(&[paper_side, here_side]).unwrap();
+        let back = compare(&[here_side, paper_side]).unwrap();
+        assert_eq!(there.lines.len(), 3);
+        for (there, back) in there.lines.iter().zip(&back.lines) {
+            let (there, back) = (there.versus[0].unwrap(), back.versus[0].unwrap());
+            // The sample machine is slower than the paper's; what spread there is, is its own.
+            assert_eq!((there.verdict, back.verdict, there.test), (Verdict::Slower, Verdict::Faster, None));
+            assert!((there.ratio.value * back.ratio.value - 1.0).abs() < 1e-12);
+            let (i, j) = (there.ratio.interval.unwrap(), back.ratio.interval.unwrap());
+            assert!((i.low * j.high - 1.0).abs() < 1e-12 && (i.high * j.low - 1.0).abs() < 1e-12);
+        }
+        let faulty = "OE1.1B-RP-0.25";
+        let mut pruned = here.clone();
+        pruned.cells[1] = Cell { samples_ns: pruned.cells[1].samples_ns.clone(), ..random_pruned(faulty) };
+        let comparison = compare(&[paper_side, Side { name: "here", record: &pruned }]).unwrap();
+        assert_eq!((comparison.lines.len(), comparison.means[0].workloads), (3, 2), "{:?}", comparison.warnings);
+        assert!(comparison.warnings.iter().any(|w| w.ends_with("1 of 3 workloads")));
+        let unknown = |needle: &str| there.warnings.iter().any(|w| w.starts_with(needle));
+        assert!(unknown("paper does not record the type of weights"));
+        assert!(unknown("paper does not record its peak and bandwidth"));
+        let alone = compare(&[paper_side, Side { name: "again", record: &paper }]).unwrap();
+        assert!(alone.lines.iter().all(|l| l.versus[0].unwrap().verdict == Verdict::NoSpread));
     }
 }

@@ -63,6 +63,11 @@ pub fn percent(value: f64) -> String {
     if value.abs() < 9.95 { format!("{value:.1}%") } else { format!("{value:.0}%") }
 }
 
+/// A relative change: a percentage, or a factor if it more than doubles.
+pub fn change(value: f64) -> String {
+    if value <= 1.0 { percent(value) } else { format!("{}x", figure(value + 1.0)) }
+}
+
 /// Bytes in binary units.
 pub fn bytes(value: u64) -> String {
     let units = ["B", "KiB", "MiB", "GiB", "TiB"];
@@ -108,6 +113,7 @@ mod tests {
         assert_eq!([0, 1023, 1024, 24 << 30].map(bytes), ["0 B", "1023 B", "1.00 KiB", "24.0 GiB"]);
         assert_eq!([999, 7_690_000_000_000].map(flops), ["999 FLOP", "7.69 TFLOP"]);
         assert_eq!([0.0123, 0.87, -0.0001].map(percent), ["1.2%", "87%", "0.0%"]);
+        assert_eq!([0.063, 1.0, 62.8].map(change), ["6.3%", "100%", "63.8x"]);
     }
 
     #[test]

@@ -429,6 +429,11 @@ impl Cell {
         rest.iter().try_fold(first.cost?, |sum, p| Some(sum.plus(&p.cost?)))
     }
 
+    /// Whether its figures are published ones with known faults.
+    pub fn has_faults(&self) -> bool {
+        self.published.as_ref().is_some_and(|p| !p.faults.is_empty())
+    }
+
     /// The phase of this name.
     pub fn phase(&self, name: &str) -> Option<&PhaseRecord> {
         self.phases.iter().find(|p| p.name == name)
@@ -638,7 +643,7 @@ pub struct Record {
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
     /// The file system refused.
-    #[error("{}: cannot {what}: {source}", path.display())]
+    #[error("{}: cannot {what}", path.display())]
     Io {
         /// The record.
         path: PathBuf,
@@ -782,7 +787,14 @@ fn scan(source: impl Read, path: &Path) -> Result<Scan> {
         {
             return Err(RecordError::Version { path: path.into(), found });
         }
-        parse(text).and_then(|l| builder.add(l)).map_err(|(field, message)| fault(&field, message))?;
+        parse(text).and_then(|l| builder.add(l)).map_err(|(field, message)| {
+            let hint = if line == 1 {
+                " (a record of `ttft bench` or `cargo bench` starts with a whole `run` line)"
+            } else {
+                ""
+            };
+            fault(&field, message + hint)
+        })?;
         bytes += read as u64;
         lines += 1;
     };

@@ -6,6 +6,10 @@
 //! Intervals ask for a confidence of [`LEVEL`]. The range of n samples covers the median of their distribution with
 //! probability 1 - 2^(1-n) only (each side is missed if all n lie beyond it), so below 6 samples the interval *is* that
 //! range, and [`Interval::level`] says how little it promises: 75% for 3 samples. Below 3 there is none.
+//!
+//! A plain percentile bootstrap of few samples is too narrow: its 95% cover the median of 7 samples 88 times in 100. So
+//! its tails are shortened to those of Student's t (Hesterberg, "What Teachers Should Know About the Bootstrap", 2015,
+//! expanded percentile interval); with many samples the two are the same.
 
 use rand_chacha::{
     ChaCha8Rng,
@@ -64,6 +68,12 @@ impl Estimate {
     pub fn scaled(&self, factor: f64) -> Estimate {
         Estimate { value: self.value * factor, interval: self.interval.map(|i| i.scaled(factor)), ..*self }
     }
+
+    /// `dividend` over this figure; both are positive.
+    pub fn over(&self, dividend: f64) -> Estimate {
+        let inverse = |i: Interval| Interval { low: dividend / i.high, high: dividend / i.low, level: i.level };
+        Estimate { value: dividend / self.value, interval: self.interval.map(inverse), ..*self }
+    }
 }
 
 /// The median; `None` of no samples. Of an even number, the mean of the two in the middle.
@@ -116,7 +126,7 @@ fn range_level(n: usize) -> f64 {
     1.0 - 2f64.powi(1 - n.min(1000) as i32)
 }
 
-/// The median with a percentile bootstrap interval. `None` of no samples; no interval of 1 or 2.
+/// The median with an expanded percentile bootstrap interval. `None` of no samples; no interval of 1 or 2.
 pub fn median_estimate(samples: &[f64]) -> Option<Estimate> {
     let value = median(samples)?;
     let n = samples.len();
@@ -126,7 +136,8 @@ pub fn median_estimate(samples: &[f64]) -> Option<Estimate> {
         6..MANY => {
             let mut rng = ChaCha8Rng::seed_from_u64(SEED);
             let mut resample = vec![0.0; n];
-            Some(percentile((0..RESAMPLES).map(|_| draw_median(samples, &mut resample, &mut rng)).collect()))
+            let draws = (0..RESAMPLES).map(|_| draw_median(samples, &mut resample, &mut rng)).collect();
+            Some(percentile(draws, n))
         }
         MANY.. => {
             // Normal approximation of the binomial ranks.
@@ -154,10 +165,23 @@ fn draw_median(samples: &[f64], resample: &mut [f64], rng: &mut ChaCha8Rng) -> f
     median_of(resample)
 }
 
-fn percentile(mut draws: Vec<f64>) -> Interval {
+/// The interval of the draws of a bootstrap over `samples` samples.
+fn percentile(mut draws: Vec<f64>, samples: usize) -> Interval {
     draws.sort_unstable_by(f64::total_cmp);
-    let tail = (1.0 - LEVEL) / 2.0;
+    let tail = tail(samples);
     Interval { low: interpolate(&draws, tail), high: interpolate(&draws, 1.0 - tail), level: LEVEL }
+}
+
+/// Share of the draws left out at either end: the normal tail beyond `t sqrt(n/(n-1))`, where t is Student's quantile
+/// of n - 1 degrees of freedom.
+fn tail(n: usize) -> f64 {
+    let (z, freedom) = (1.959_964f64, (n.max(2) - 1) as f64);
+    // Cornish-Fisher expansion: from 5 degrees of freedom on, within 0.3%.
+    let t = z
+        + (z.powi(3) + z) / (4.0 * freedom)
+        + (5.0 * z.powi(5) + 16.0 * z.powi(3) + 3.0 * z) / (96.0 * freedom.powi(2))
+        + (3.0 * z.powi(7) + 19.0 * z.powi(5) + 17.0 * z.powi(3) - 15.0 * z) / (384.0 * freedom.powi(3));
+    libm::erfc(t * ((freedom + 1.0) / freedom / 2.0).sqrt()) / 2.0
 }
 
 /// How many times `slow` takes the time of `fast`, from pairs taken in the same rounds: the median of the rounds'
@@ -184,7 +208,7 @@ pub fn unpaired_ratio(slow: &[f64], fast: &[f64]) -> Option<Estimate> {
             let mut rng = ChaCha8Rng::seed_from_u64(SEED);
             let (mut a, mut b) = (vec![0.0; slow.len()], vec![0.0; fast.len()]);
             let draw = |_| draw_median(&slow, &mut a, &mut rng) / draw_median(&fast, &mut b, &mut rng);
-            Some(percentile((0..RESAMPLES).map(draw).collect()))
+            Some(percentile((0..RESAMPLES).map(draw).collect(), slow.len().min(fast.len())))
         }
     };
     Some(Estimate { value, interval, samples: fewest })

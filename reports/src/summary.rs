@@ -99,7 +99,7 @@ pub enum Doubt {
 impl fmt::Display for Doubt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Doubt::Drift(change) => write!(f, "machine speed moved by {}", format::percent(*change)),
+            Doubt::Drift(change) => write!(f, "machine speed moved by {}", format::change(*change)),
             Doubt::Spread(width) => write!(f, "interval is {} wide", format::percent(*width)),
             Doubt::Trend(change) => {
                 write!(f, "later samples are {} slower (throttling?)", format::percent(*change))
@@ -385,6 +385,8 @@ mod tests {
         let mut noisy = good.clone();
         noisy.samples_ns.iter_mut().step_by(2).for_each(|ns| *ns = *ns * 13 / 10);
         assert!(matches!(doubts(&noisy, None)[..], [Doubt::Spread(_)]), "{:?}", doubts(&noisy, None));
+        // Only what measuring again can mend makes a cell unstable.
+        assert!(unstable(&noisy) && !unstable(&hot) && !unstable(&cold) && !unstable(&good));
         assert_eq!(doubts(&Cell { samples_ns: vec![], gate: None, ..good }, None), []);
     }
 }

@@ -89,7 +89,7 @@ fn words(blocks: &[Block], width: Option<u16>) -> String {
 /// Machine, limits, run and drift, one line each.
 pub fn head(record: &Record) -> String {
     let drift = match summary::largest_drift(record) {
-        Some((change, cell)) => format!("at most {} over a cell ({})", format::percent(change), cell.id),
+        Some((change, cell)) => format!("at most {} over a cell ({})", format::change(change), cell.id),
         None => "unknown".into(),
     };
     let mut lines = vec![

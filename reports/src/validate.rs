@@ -132,6 +132,8 @@ pub struct Model {
     pub s_per_region: Option<f64>,
     /// Phases it was fitted to.
     pub phases: usize,
+    /// Whether they are all of one batch and prompt length: the three terms then hardly differ.
+    pub one_size: bool,
     /// Root mean square of the relative residuals.
     pub rms: f64,
     /// The phase the model misses by most: cell id, phase, relative residual (positive: slower than the model).
@@ -173,6 +175,15 @@ pub struct Explained {
     pub residual: f64,
 }
 
+impl Explained {
+    /// The term with the largest part of the miss, in words.
+    pub fn largest(&self) -> &'static str {
+        let side = self.miss.signum();
+        let terms = [(self.bytes, "bytes"), (self.regions.unwrap_or(0.0), "parallel regions"), (self.residual, "none")];
+        terms.into_iter().max_by(|a, b| (a.0 * side).total_cmp(&(b.0 * side))).map_or("none", |t| t.1)
+    }
+}
+
 /// Where KV prediction stops paying, for one system and batch.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BreakEven<'a> {
@@ -181,7 +192,7 @@ pub struct BreakEven<'a> {
     /// The batch.
     pub batch: u32,
     /// Measured prompt lengths with the speedup, by length.
-    pub measured: Vec<(u32, f64)>,
+    pub measured: Vec<(u32, Estimate)>,
     /// What that comes to.
     pub outcome: Outcome,
 }
@@ -195,20 +206,30 @@ pub enum Outcome {
     AlwaysMeetsAt(f64),
     /// It pays at all measured lengths.
     Always,
-    /// It pays at no measured length.
+    /// It does not pay at the longest measured length.
     Never,
 }
 
-impl fmt::Display for Outcome {
+impl fmt::Display for BreakEven<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Outcome::From(n) => write!(f, "pays from about {n:.0} prompt tokens on"),
-            Outcome::AlwaysMeetsAt(n) => {
-                write!(f, "pays at every measured length; break-even extrapolated to about {n:.0} prompt tokens")
+        let lengths: Vec<u32> = self.measured.iter().map(|m| m.0).collect();
+        let at = match lengths[..] {
+            [only] => format!("at {only} prompt tokens, the only length measured"),
+            [first, .., last] => format!("at every length measured, {first} to {last} prompt tokens"),
+            [] => "at no length".into(),
+        };
+        match self.outcome {
+            Outcome::From(n) => write!(f, "pays from about {n:.0} prompt tokens on")?,
+            Outcome::AlwaysMeetsAt(n) => write!(f, "pays {at}; break-even extrapolated to about {n:.0}")?,
+            Outcome::Always => write!(f, "pays {at}")?,
+            Outcome::Never if lengths.len() > 1 => {
+                write!(f, "does not pay up to {} prompt tokens, the longest measured", lengths[lengths.len() - 1])?;
             }
-            Outcome::Always => write!(f, "pays at every measured length"),
-            Outcome::Never => write!(f, "pays at no measured length"),
+            Outcome::Never => write!(f, "does not pay {at}")?,
         }
+        let even = |speedup: &Estimate| speedup.interval.is_some_and(|i| i.contains(1.0));
+        let unsure: Vec<String> = self.measured.iter().filter(|m| even(&m.1)).map(|m| m.0.to_string()).collect();
+        if unsure.is_empty() { Ok(()) } else { write!(f, " (within noise of the base at {})", unsure.join(", ")) }
     }
 }
 
@@ -347,6 +368,7 @@ fn fit(record: &Record) -> Option<Model> {
         s_per_byte: x[1],
         s_per_region: with_regions.then_some(x[2]),
         phases: observed.len(),
+        one_size: observed.iter().all(|o| (o.0.batch, o.0.prompt) == (observed[0].0.batch, observed[0].0.prompt)),
         rms: (squares / observed.len() as f64).sqrt(),
         worst: worst.map(|(cell, phase, e)| (cell.id.clone(), phase.name.clone(), residual(e))),
     })
@@ -423,16 +445,15 @@ fn break_even<'a>(rows: &[Row<'a>]) -> Vec<BreakEven<'a>> {
     }
     keys.into_iter()
         .filter_map(|(system, batch)| {
-            // (length, TTFT, speedup) by length.
-            let mut points: Vec<(u32, f64, f64)> = rows
+            let mut cells: Vec<(u32, f64, Estimate)> = rows
                 .iter()
                 .filter(|r| r.cell.system == system && r.cell.batch == batch && r.cell.kind == Kind::Kvp)
-                .filter_map(|r| Some((r.cell.prompt, r.ttft?.value, r.speedup?.estimate.value)))
+                .filter_map(|r| Some((r.cell.prompt, r.ttft?.value, r.speedup?.estimate)))
                 .collect();
-            points.sort_by_key(|p| p.0);
-            points.dedup_by_key(|p| p.0);
-            let outcome = outcome(&points)?;
-            Some(BreakEven { system, batch, measured: points.into_iter().map(|(n, _, s)| (n, s)).collect(), outcome })
+            cells.sort_by_key(|c| c.0);
+            cells.dedup_by_key(|c| c.0);
+            let outcome = outcome(&cells.iter().map(|(n, ttft, s)| (*n, *ttft, s.value)).collect::<Vec<_>>())?;
+            Some(BreakEven { system, batch, measured: cells.into_iter().map(|(n, _, s)| (n, s)).collect(), outcome })
         })
         .collect()
 }
@@ -461,7 +482,8 @@ fn outcome(points: &[(u32, f64, f64)]) -> Option<Outcome> {
 }
 
 /// A/A: the same workload measured twice in one group, and the odd against the even rounds of each base. Auxiliary =
-/// base: the same network alone and inside of KV prediction takes times in the ratio of its FLOPs. After the first token, KV prediction is its base, and takes its time.
+/// base: the same network alone and inside of KV prediction takes times in the ratio of its FLOPs. After the first token,
+/// KV prediction is its base, and takes its time.
 fn controls(record: &Record) -> Vec<Control> {
     let mut controls = Vec::new();
     let mut control = |name: String, ratio: Estimate, expected: f64| {
@@ -536,6 +558,7 @@ mod tests {
         let total: f64 = claim.losses.iter().map(|l| l.seconds).sum();
         assert!((total / explained.miss - 1.0).abs() < 0.05, "losses add up to the miss: {total} {explained:?}");
         assert!(explained.bytes / explained.miss > 0.9, "{explained:?}");
+        assert_eq!(explained.largest(), "bytes");
         assert!((explained.bytes + explained.regions.unwrap() + explained.residual - explained.miss).abs() < 1e-12);
         let alone = claim_of(&validation, "ttft/OE450M/aux/b4/p256");
         assert_eq!(alone.verdict, Verdict::Holds);
@@ -576,6 +599,28 @@ mod tests {
         );
         assert_eq!(outcome(&[point(128)]), Some(Outcome::Always));
         assert_eq!(outcome(&[at(8, 1.0, 2.0), at(16, 2.0, 2.0)]), Some(Outcome::Always));
+    }
+
+    #[test]
+    fn break_even_is_said_of_what_was_measured() {
+        let text = |measured: &[(u32, f64, f64)], outcome| {
+            let estimate = |low, high| {
+                let interval = Some(Interval { low, high, level: 0.95 });
+                Estimate { value: f64::midpoint(low, high), interval, samples: 9 }
+            };
+            let measured = measured.iter().map(|(n, low, high)| (*n, estimate(*low, *high))).collect();
+            BreakEven { system: "s", batch: 1, measured, outcome }.to_string()
+        };
+        let (one, two) = ([(59, 1.5, 1.6)], [(64, 0.9, 1.2), (256, 1.5, 1.6)]);
+        assert_eq!(text(&one, Outcome::Always), "pays at 59 prompt tokens, the only length measured");
+        assert_eq!(text(&one, Outcome::Never), "does not pay at 59 prompt tokens, the only length measured");
+        assert_eq!(
+            text(&two, Outcome::AlwaysMeetsAt(33.3)),
+            "pays at every length measured, 64 to 256 prompt tokens; break-even extrapolated to about 33 (within noise of the \
+             base at 64)"
+        );
+        assert_eq!(text(&two[1..], Outcome::From(99.6)), "pays from about 100 prompt tokens on");
+        assert!(text(&two, Outcome::Never).starts_with("does not pay up to 256 prompt tokens, the longest measured"));
     }
 
     #[test]

@@ -17,21 +17,35 @@ use crate::{
 /// Most samples drawn for one cell.
 const MOST_DOTS: usize = 200;
 
-/// FLOPs against latency. `prefix` makes ids unique in a page.
-pub fn first(prefix: &str, rows: &[Row]) -> Result<Option<Chart>, RenderError> {
-    headline(prefix, rows, &Series::of(rows))
+/// Most bars, or labelled points, of a chart that is taken in at a glance.
+const FEW: usize = 12;
+
+/// What answers at a glance: FLOPs against latency and, beside it, the phases of a few cells or the map of many. `prefix`
+/// makes ids unique in a page.
+pub fn first(prefix: &str, rows: &[Row]) -> Result<Vec<Chart>, RenderError> {
+    let mut charts: Vec<Chart> = headline(prefix, rows, &Series::of(rows))?.into_iter().collect();
+    match bars(rows).len() <= FEW {
+        true => charts.extend(stacked_phases(prefix, rows)?),
+        false => charts.extend(heat_maps(prefix, rows)?),
+    }
+    Ok(charts)
 }
 
-/// All other charts that the run has data for. `prefix` makes their ids unique in a page.
-pub fn all(prefix: &str, record: &Record, rows: &[Row]) -> Result<Vec<Chart>, RenderError> {
+/// All other charts that the run has data for.
+pub fn others(prefix: &str, record: &Record, rows: &[Row]) -> Result<Vec<Chart>, RenderError> {
     let series = Series::of(rows);
+    let few = bars(rows).len() <= FEW;
     let mut charts = Vec::new();
     charts.extend(by_length(prefix, rows, &series)?);
     charts.extend(by_batch(prefix, rows, &series)?);
-    charts.extend(heat_maps(prefix, rows)?);
+    if few {
+        charts.extend(heat_maps(prefix, rows)?);
+    }
     charts.extend(overhead(prefix, rows, &series)?);
     charts.extend(roofline(prefix, record, rows)?);
-    charts.extend(stacked_phases(prefix, rows)?);
+    if !few {
+        charts.extend(stacked_phases(prefix, rows)?);
+    }
     charts.extend(distributions(prefix, rows)?);
     Ok(charts)
 }
@@ -74,6 +88,12 @@ fn bounds(estimate: &stats::Estimate) -> Option<(f64, f64)> {
     estimate.interval.map(|i| (i.low, i.high))
 }
 
+/// What an axis must hold of an estimate.
+fn reach(estimate: &stats::Estimate) -> [f64; 3] {
+    let (low, high) = bounds(estimate).unwrap_or((estimate.value, estimate.value));
+    [estimate.value, low, high]
+}
+
 fn plain(value: f64) -> String {
     let text = format!("{value:.3}");
     text.trim_end_matches('0').trim_end_matches('.').to_string()
@@ -81,7 +101,7 @@ fn plain(value: f64) -> String {
 
 fn chart(plot: Plot, caption: &str, legend: Vec<Entry>) -> Result<Chart, RenderError> {
     let svg = plot.svg()?;
-    Ok(Chart { title: plot.title, svg, caption: caption.into(), legend, wide: plot.size.0 > 600 })
+    Ok(Chart { title: plot.title, svg, caption: caption.into(), legend })
 }
 
 fn headline(prefix: &str, rows: &[Row], series: &Series) -> Result<Option<Chart>, RenderError> {
@@ -93,13 +113,13 @@ fn headline(prefix: &str, rows: &[Row], series: &Series) -> Result<Option<Chart>
     if points.is_empty() {
         return Ok(None);
     }
-    let values = || points.iter().flat_map(|(_, x, y)| [*x, y.value]).chain([1.0]);
+    let values = || points.iter().flat_map(|(_, x, y)| reach(y).into_iter().chain([*x])).chain([1.0]);
     let axis = |title: &str| Axis::linear(title, values(), |v| format!("{}x", plain(v)));
     let (x, y) = (axis("FLOPs reduction"), axis("TTFT reduction"));
     let ends = vec![(x.range.0, x.range.0), (x.range.1, x.range.1)];
     let mut marks = vec![Mark::Line { points: ends, ink: Ink::Muted, width: 3, dashed: true }];
-    let at = x.range.0 + 0.70 * (x.range.1 - x.range.0);
-    let above = at + 0.16 * (x.range.1 - x.range.0);
+    let at = x.range.0 + 0.60 * (x.range.1 - x.range.0);
+    let above = at + 0.23 * (x.range.1 - x.range.0);
     marks.push(Mark::Label { x: at, y: above, words: "FLOPs = latency".into(), ink: Ink::Muted });
     for (row, x, y) in &points {
         let interval = format::ratio_interval(y).map(|i| format!(" {i}")).unwrap_or_default();
@@ -112,6 +132,12 @@ fn headline(prefix: &str, rows: &[Row], series: &Series) -> Result<Option<Chart>
         );
         marks.push(Mark::Point { x: *x, y: y.value, interval: bounds(y), series: series.index(row), text });
     }
+    let kvp: Vec<_> = points.iter().filter(|p| p.0.cell.kind == Kind::Kvp).collect();
+    let place = |row: &Row| (row.cell.batch, row.cell.prompt);
+    if kvp.len() <= FEW && kvp.iter().any(|p| place(p.0) != place(kvp[0].0)) {
+        let words = |row: &Row| format!("{} x {}", row.cell.batch, row.cell.prompt);
+        marks.extend(kvp.iter().map(|(row, x, y)| Mark::Aside { x: *x, y: y.value, words: words(row) }));
+    }
     let plot = Plot {
         id: format!("{prefix}-headline"),
         title: "FLOPs reduction against TTFT reduction".into(),
@@ -119,14 +145,14 @@ fn headline(prefix: &str, rows: &[Row], series: &Series) -> Result<Option<Chart>
             "{} systems and sizes against their base; below the dashed line, FLOPs were saved and time was not.",
             points.len()
         ),
-        size: (560, 470),
-        left: 62,
+        height: 380,
+        left: 56,
         x,
         y,
         marks,
     };
-    let caption = "Each mark is a system at one batch and length, against its base. On the dashed line FLOPs translate to \
-                   latency; below it they do not. Bars are intervals.";
+    let caption = "Each mark is a system at one batch x prompt length, against its base. On the dashed line TTFT falls as \
+                   much as FLOPs; below it, less. Bars are intervals.";
     chart(plot, caption, series.legend(points.iter().map(|p| p.0))).map(Some)
 }
 
@@ -173,10 +199,10 @@ fn ttft_lines(
         id,
         title,
         description: format!("TTFT of {} cells, both axes logarithmic.", rows.len()),
-        size: (560, 400),
-        left: 72,
+        height: 320,
+        left: 70,
         x: Axis::log_at(axis, rows.iter().map(|r| f64::from(over(r))), |v| format!("{v:.0}")),
-        y: Axis::log("TTFT", rows.iter().filter_map(|r| Some(r.ttft?.value)), format::seconds),
+        y: Axis::log("TTFT", rows.iter().filter_map(|r| r.ttft.as_ref()).flat_map(reach), format::seconds),
         marks,
     };
     chart(plot, "Both axes are logarithmic. Lower is better.", series.legend(rows.iter().copied()))
@@ -207,8 +233,12 @@ fn diverging(value: f64) -> Ink {
 }
 
 fn heat_maps(prefix: &str, rows: &[Row]) -> Result<Vec<Chart>, RenderError> {
-    let systems: BTreeSet<&str> =
-        rows.iter().filter(|r| r.cell.kind == Kind::Kvp).map(|r| r.cell.system.as_str()).collect();
+    let mut systems: Vec<&str> = Vec::new();
+    for row in rows.iter().filter(|r| r.cell.kind == Kind::Kvp) {
+        if !systems.contains(&row.cell.system.as_str()) {
+            systems.push(&row.cell.system);
+        }
+    }
     let mut charts = Vec::new();
     for (i, system) in systems.into_iter().enumerate() {
         let cells: Vec<&Row> = rows
@@ -262,8 +292,8 @@ fn heat_maps(prefix: &str, rows: &[Row]) -> Result<Vec<Chart>, RenderError> {
             id: format!("{prefix}-heat-{i}"),
             title: format!("{system}: TTFT reduction / FLOPs reduction"),
             description: format!("Ratio over {} lengths and {} batches.", lengths.len(), batches.len()),
-            size: (560, 130 + 50 * batches.len() as u32),
-            left: 62,
+            height: 56 + 44 * batches.len() as u32,
+            left: 56,
             x: Axis::names("prompt tokens", lengths.iter().map(u32::to_string), false),
             y: Axis::names("batch", batches.iter().map(u32::to_string), true),
             marks,
@@ -271,7 +301,7 @@ fn heat_maps(prefix: &str, rows: &[Row]) -> Result<Vec<Chart>, RenderError> {
         let speedups = cells.iter().filter_map(|r| r.speedup).map(|s| s.estimate.value);
         let caption = match (crossed, speedups.fold(f64::INFINITY, f64::min) > 1.0) {
             (true, _) => {
-                "1: FLOPs translate to latency; orange: they do not. The thick line is the break-even: beyond it, KV prediction is slower than the base."
+                "1: FLOPs translate to latency; orange: they do not. The thick line is the break-even: on its side of lower ratios, KV prediction is slower than the base."
             }
             (false, true) => {
                 "1: FLOPs translate to latency; orange: they do not. No break-even line: KV prediction pays at every size measured."
@@ -285,8 +315,11 @@ fn heat_maps(prefix: &str, rows: &[Row]) -> Result<Vec<Chart>, RenderError> {
     Ok(charts)
 }
 
+/// A KV prediction, what it takes beyond its auxiliary alone as a share of that, and the interval.
+type Excess<'a> = (&'a Row<'a>, f64, Option<(f64, f64)>);
+
 fn overhead(prefix: &str, rows: &[Row], series: &Series) -> Result<Option<Chart>, RenderError> {
-    let mut points = Vec::new();
+    let mut points: Vec<Excess> = Vec::new();
     for row in rows.iter().filter(|r| r.cell.kind == Kind::Kvp) {
         let alone = rows.iter().find(|r| {
             Some(&r.cell.system) == row.cell.aux.as_ref()
@@ -301,45 +334,88 @@ fn overhead(prefix: &str, rows: &[Row], series: &Series) -> Result<Option<Chart>
     if points.is_empty() {
         return Ok(None);
     }
+    let lengths: BTreeSet<u32> = points.iter().map(|p| p.0.cell.prompt).collect();
+    let over_lengths = lengths.len() > 1 && !series.by_kind;
+    let reach = points.iter().flat_map(|(_, y, i)| i.map_or([*y; 2], |(low, high)| [low, high])).chain([0.0]);
+    let excess = Axis::linear("additional TTFT", reach, |v| format!("{}%", plain(100.0 * v)));
+    let (height, left, x, y, marks) = if over_lengths {
+        let title = "prompt tokens of each sequence";
+        let x = Axis::log_at(title, lengths.into_iter().map(f64::from), |v| format!("{v:.0}"));
+        (320, 66, x, excess, excess_lines(&points, series))
+    } else {
+        (rows_height(points.len()), 14, excess, Axis::rows(points.len()), excess_rows(&points))
+    };
+    let plot = Plot {
+        id: format!("{prefix}-overhead"),
+        title: "KV prediction over its auxiliary alone".into(),
+        description: format!("Additional TTFT of {} cells in percent of the auxiliary network's own.", points.len()),
+        height,
+        left,
+        x,
+        y,
+        marks,
+    };
+    let caption =
+        "What prediction and the one-token base step add to the auxiliary network's own TTFT, with intervals.";
+    if over_lengths {
+        let legend = series.legend(points.iter().map(|p| p.0));
+        chart(plot, &format!("{caption} b is the batch."), legend).map(Some)
+    } else {
+        chart(plot, caption, Vec::new()).map(Some)
+    }
+}
+
+fn excess_text((row, excess, interval): &Excess) -> String {
+    let interval = interval.map(|(low, high)| format!(" [{}, {}]", format::percent(low), format::percent(high)));
+    let interval = interval.unwrap_or_default();
+    format!("{}: {}{interval} over the auxiliary alone", name(row), format::percent(*excess))
+}
+
+/// Lines over prompt length, one for each system and batch.
+fn excess_lines(points: &[Excess], series: &Series) -> Vec<Mark> {
     let mut marks = Vec::new();
     let keys: BTreeSet<(&str, u32)> = points.iter().map(|p| (p.0.cell.system.as_str(), p.0.cell.batch)).collect();
     for (system, batch) in keys {
         let mut line: Vec<_> = points.iter().filter(|p| p.0.cell.system == system && p.0.cell.batch == batch).collect();
         line.sort_by_key(|p| p.0.cell.prompt);
-        let ink = Ink::Series(series.index(line[0].0));
-        let path = line.iter().map(|p| (f64::from(p.0.cell.prompt), p.1)).collect();
-        marks.push(Mark::Line { points: path, ink, width: 3, dashed: false });
-        if let Some(last) = line.last() {
-            let (x, y) = (f64::from(last.0.cell.prompt), last.1);
-            marks.push(Mark::Aside { x, y, words: format!("b{batch}"), ink: Ink::Muted });
+        let place = |p: &Excess| (f64::from(p.0.cell.prompt), p.1);
+        let of = series.index(line[0].0);
+        let path = line.iter().map(|p| place(p)).collect();
+        marks.push(Mark::Line { points: path, ink: Ink::Series(of), width: 3, dashed: false });
+        for point in &line {
+            let (x, y) = place(point);
+            marks.push(Mark::Point { x, y, interval: point.2, series: of, text: excess_text(point) });
         }
-        for (row, y, interval) in line {
-            let text = format!("{}: {} over the auxiliary alone", name(row), format::percent(*y));
-            let x = f64::from(row.cell.prompt);
-            marks.push(Mark::Point { x, y: *y, interval: *interval, series: series.index(row), text });
-        }
+        // Where what is added differs most.
+        let (x, y) = place(line[0]);
+        marks.push(Mark::Aside { x, y, words: format!("b{batch}") });
     }
-    let plot = Plot {
-        id: format!("{prefix}-overhead"),
-        title: "KV prediction over its auxiliary alone".into(),
-        description: format!("Additional TTFT of {} cells in percent of the auxiliary network's own.", points.len()),
-        size: (560, 400),
-        left: 72,
-        x: Axis::log_at("prompt tokens of each sequence", points.iter().map(|p| f64::from(p.0.cell.prompt)), |v| {
-            format!("{v:.0}")
-        }),
-        y: Axis::linear("additional TTFT", points.iter().map(|p| p.1).chain([0.0]), |v| {
-            format!("{}%", plain(100.0 * v))
-        }),
-        marks,
-    };
-    let caption =
-        "What prediction and the one-token base step add to the auxiliary network's own TTFT; b is the batch.";
-    chart(plot, caption, series.legend(points.iter().map(|p| p.0))).map(Some)
+    marks
+}
+
+/// A row for each cell, around the line of no excess.
+fn excess_rows(points: &[Excess]) -> Vec<Mark> {
+    let mut marks = Vec::new();
+    for (i, point @ (row, x, interval)) in points.iter().enumerate() {
+        let (y, ink) = (i as f64 + 0.7, Ink::Series(0));
+        marks.push(Mark::Heading { y: i as f64 + 0.28, words: name(row) });
+        let zero = vec![(0.0, y - 0.2), (0.0, y + 0.2)];
+        marks.push(Mark::Line { points: zero, ink: Ink::Text, width: 4, dashed: false });
+        if let Some((low, high)) = interval {
+            marks.push(Mark::Line { points: vec![(*low, y), (*high, y)], ink, width: 3, dashed: false });
+        }
+        marks.push(Mark::Dot { x: *x, y, ink, text: excess_text(point) });
+    }
+    marks
+}
+
+/// Height of a plot of `n` rows with headings.
+fn rows_height(n: usize) -> u32 {
+    56 + 36 * n as u32
 }
 
 const PHASES: [(&str, usize); 6] =
-    [("prefill", 0), ("selection", 5), ("auxiliary", 4), ("prediction", 1), ("base_step", 2), ("unattributed", 6)];
+    [("prefill", 0), ("selection", 7), ("auxiliary", 5), ("prediction", 1), ("base_step", 2), ("unattributed", 4)];
 
 fn phase_series(name: &str) -> usize {
     PHASES.iter().find(|p| p.0 == name).map_or(3, |p| p.1)
@@ -407,8 +483,8 @@ fn roofline(prefix: &str, record: &Record, rows: &[Row]) -> Result<Option<Chart>
         id: format!("{prefix}-roofline"),
         title: "Roofline: every phase against the machine's limits".into(),
         description: format!("{} phases under a read bandwidth of {} GB/s.", points.len(), format::figure(bandwidth)),
-        size: (560, 430),
-        left: 72,
+        height: 340,
+        left: 62,
         x,
         y,
         marks,
@@ -421,13 +497,16 @@ fn roofline(prefix: &str, record: &Record, rows: &[Row]) -> Result<Option<Chart>
     chart(plot, &caption, phase_legend(points.iter().map(|p| p.2))).map(Some)
 }
 
-fn stacked_phases(prefix: &str, rows: &[Row]) -> Result<Option<Chart>, RenderError> {
-    // Shares of the base's TTFT at the same size.
-    let bars: Vec<(&Row, f64)> = rows
-        .iter()
+/// Cells of several phases, and the TTFT of their base at the same size in seconds.
+fn bars<'a>(rows: &'a [Row<'a>]) -> Vec<(&'a Row<'a>, f64)> {
+    rows.iter()
         .filter(|r| r.cell.system != r.cell.base && r.cell.phases.len() > 1)
         .filter_map(|r| Some((r, r.ttft?.value * r.speedup?.estimate.value)))
-        .collect();
+        .collect()
+}
+
+fn stacked_phases(prefix: &str, rows: &[Row]) -> Result<Option<Chart>, RenderError> {
+    let bars = bars(rows);
     if bars.is_empty() {
         return Ok(None);
     }
@@ -435,12 +514,13 @@ fn stacked_phases(prefix: &str, rows: &[Row]) -> Result<Option<Chart>, RenderErr
     let mut longest = 1.0f64;
     for (i, (row, base)) in bars.iter().enumerate() {
         let mut start = 0.0;
+        marks.push(Mark::Heading { y: i as f64 + 0.24, words: name(row) });
         let rest = stats::median(&summary::seconds(&row.cell.unattributed_ns()));
         let phases = row.cell.phases.iter().map(|p| (p.name.as_str(), stats::median(&summary::seconds(&p.samples_ns))));
         for (phase, time) in phases.chain([("unattributed", rest)]) {
             let Some(time) = time else { continue };
             let end = start + time / base;
-            let (from, to) = ((start, i as f64 + 0.15), (end, i as f64 + 0.85));
+            let (from, to) = ((start, i as f64 + 0.46), (end, i as f64 + 0.92));
             let share = format::percent(time / base);
             let text = format!("{}: {phase} {}, {share} of the base's TTFT", name(row), format::seconds(time));
             marks.push(Mark::Area { from, to, ink: Ink::Series(phase_series(phase)), text });
@@ -449,7 +529,7 @@ fn stacked_phases(prefix: &str, rows: &[Row]) -> Result<Option<Chart>, RenderErr
         longest = longest.max(start);
         if let Some(reduction) = row.flops_reduction {
             let x = 1.0 / reduction;
-            let points = vec![(x, i as f64 + 0.02), (x, i as f64 + 0.98)];
+            let points = vec![(x, i as f64 + 0.40), (x, i as f64 + 0.98)];
             marks.push(Mark::Line { points, ink: Ink::Text, width: 5, dashed: false });
         }
     }
@@ -457,10 +537,10 @@ fn stacked_phases(prefix: &str, rows: &[Row]) -> Result<Option<Chart>, RenderErr
         id: format!("{prefix}-phases"),
         title: "Phases, in percent of the base's TTFT".into(),
         description: format!("Stacked phases of {} cells; a line marks the share of the base's FLOPs.", bars.len()),
-        size: (1000, 110 + 26 * bars.len() as u32),
-        left: 230,
+        height: rows_height(bars.len()),
+        left: 14,
         x: Axis::linear("share of the base's TTFT", [0.0, longest], |v| format!("{:.0}%", 100.0 * v)),
-        y: Axis::names("", bars.iter().map(|b| name(b.0)), true),
+        y: Axis::rows(bars.len()),
         marks,
     };
     let caption = "Each bar is a system's TTFT relative to its base at the same size. The upright line is its share of the \
@@ -469,45 +549,56 @@ fn stacked_phases(prefix: &str, rows: &[Row]) -> Result<Option<Chart>, RenderErr
     chart(plot, caption, phase_legend(names.chain(["unattributed"]))).map(Some)
 }
 
-fn distributions(prefix: &str, rows: &[Row]) -> Result<Option<Chart>, RenderError> {
+fn distributions(prefix: &str, rows: &[Row]) -> Result<Vec<Chart>, RenderError> {
     let strips: Vec<(&Row, f64)> =
         rows.iter().filter(|r| r.cell.samples_ns.len() > 1).filter_map(|r| Some((r, r.ttft?.value))).collect();
-    if strips.is_empty() {
-        return Ok(None);
-    }
-    let mut marks = Vec::new();
-    let mut thinned = false;
-    let mut ends = vec![-0.02, 0.02];
-    for (i, (row, median)) in strips.iter().enumerate() {
-        let samples = summary::seconds(&row.cell.samples_ns);
-        let step = samples.len().div_ceil(MOST_DOTS);
-        thinned |= step > 1;
-        let ink = if row.doubts.is_empty() { Ink::Series(0) } else { Ink::Series(1) };
-        if let Some((low, high)) = row.ttft.as_ref().and_then(bounds) {
-            let points = [low, high].map(|end| (end / median - 1.0, i as f64 + 0.5)).into();
-            marks.push(Mark::Line { points, ink, width: 3, dashed: false });
-        }
-        for (n, sample) in samples.iter().enumerate().step_by(step) {
-            let x = sample / median - 1.0;
-            ends.push(x);
-            let text = format!("{}: sample {n}, {} ({:+.1}%)", name(row), format::seconds(*sample), 100.0 * x);
-            marks.push(Mark::Dot { x, y: i as f64 + 0.5, ink, text });
-        }
-    }
-    let plot = Plot {
-        id: format!("{prefix}-samples"),
-        title: "All samples, around their median".into(),
-        description: format!("Deviation of every sample of {} cells from the cell's median.", strips.len()),
-        size: (1000, 110 + 22 * strips.len() as u32),
-        left: 230,
-        x: Axis::linear("deviation from the cell's median", ends, |v| format!("{}%", plain(100.0 * v))),
-        y: Axis::names("", strips.iter().map(|s| name(s.0)), true),
-        marks,
+    let deviations = strips.iter().flat_map(|(row, median)| {
+        let interval = row.ttft.as_ref().and_then(bounds).into_iter().flat_map(|(low, high)| [low, high]);
+        summary::seconds(&row.cell.samples_ns).into_iter().chain(interval).map(move |s| s / median - 1.0)
+    });
+    let x = Axis::linear("deviation from the cell's median", deviations.chain([-0.02, 0.02]), |v| {
+        format!("{}%", plain(100.0 * v))
+    });
+    // Side by side, as high as they are few.
+    let parts = if strips.len() > 8 { 2 * strips.len().div_ceil(40) } else { 1 };
+    let make = |(i, strips): (usize, &[(&Row, f64)])| {
+        let title = "All samples, around their median";
+        let plot = Plot {
+            id: format!("{prefix}-samples-{i}"),
+            title: if parts > 1 { format!("{title}, {} of {parts}", i + 1) } else { title.into() },
+            description: format!("Deviation of every sample of {} cells from the cell's median.", strips.len()),
+            height: rows_height(strips.len()),
+            left: 14,
+            x: x.clone(),
+            y: Axis::rows(strips.len()),
+            marks: strips.iter().enumerate().flat_map(|(i, (row, median))| strip(i as f64, row, *median)).collect(),
+        };
+        let thinned = strips.iter().any(|(row, _)| row.cell.samples_ns.len() > MOST_DOTS);
+        let thin = format!(" Of longer lists, every n-th sample is drawn, at most {MOST_DOTS}.");
+        let caption = format!(
+            "One dot for each sample; the line is the interval of the median. Orange and (!): not to be trusted.{}",
+            if thinned { &thin } else { "" }
+        );
+        chart(plot, &caption, Vec::new())
     };
-    let thin = format!(" Of longer lists, every n-th sample is drawn, at most {MOST_DOTS}.");
-    let caption = format!(
-        "One dot for each sample; the line is the interval of the median. Orange: the cell is doubted.{}",
-        if thinned { &thin } else { "" }
-    );
-    chart(plot, &caption, Vec::new()).map(Some)
+    strips.chunks(strips.len().div_ceil(parts).max(1)).enumerate().map(make).collect()
+}
+
+/// The samples of a cell in row `top`.
+fn strip(top: f64, row: &Row, median: f64) -> Vec<Mark> {
+    let samples = summary::seconds(&row.cell.samples_ns);
+    let (mark, ink) = if row.doubts.is_empty() { ("", Ink::Series(0)) } else { (" (!)", Ink::Series(1)) };
+    let y = top + 0.7;
+    let mut marks = vec![Mark::Heading { y: top + 0.28, words: format!("{}{mark}", name(row)) }];
+    if let Some((low, high)) = row.ttft.as_ref().and_then(bounds) {
+        let points = [low, high].map(|end| (end / median - 1.0, y)).into();
+        marks.push(Mark::Line { points, ink, width: 3, dashed: false });
+    }
+    let step = samples.len().div_ceil(MOST_DOTS).max(1);
+    for (n, sample) in samples.iter().enumerate().step_by(step) {
+        let x = sample / median - 1.0;
+        let text = format!("{}: sample {n}, {} ({:+.1}%)", name(row), format::seconds(*sample), 100.0 * x);
+        marks.push(Mark::Dot { x, y, ink, text });
+    }
+    marks
 }

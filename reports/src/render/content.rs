@@ -32,6 +32,8 @@ pub struct Section {
     pub id: String,
     /// Heading.
     pub title: String,
+    /// The heading in a word or two, for a list of contents.
+    pub short: String,
     /// In order.
     pub blocks: Vec<Block>,
 }
@@ -87,8 +89,6 @@ pub struct Chart {
     pub caption: String,
     /// Names and markers of the series.
     pub legend: Vec<Entry>,
-    /// Whether it takes the whole width.
-    pub wide: bool,
 }
 
 /// A line of a legend.
@@ -150,40 +150,39 @@ pub fn document(sides: &[Side], with_charts: bool) -> Result<Document, RenderErr
     }
     for (i, side) in sides.iter().enumerate() {
         let prefix = if sides.len() > 1 { format!("{}: ", side.name) } else { String::new() };
-        let mut add = |id: &str, title: &str, blocks: Vec<Block>| {
+        let mut add = |id: &str, short: &str, title: &str, blocks: Vec<Block>| {
             if !blocks.is_empty() {
-                sections.push(Section { id: format!("{id}-{i}"), title: format!("{prefix}{title}"), blocks });
+                let (title, short) = (format!("{prefix}{title}"), format!("{prefix}{short}"));
+                sections.push(Section { id: format!("{id}-{i}"), title, short, blocks });
             }
         };
         let rows = summary::rows(side.record);
         let validation = validate::validate(side.record);
         let mut answer = verdict(&validation);
         let id = format!("r{i}");
-        if with_charts
-            && !validation.claims.is_empty()
-            && let Some(chart) = charts::first(&id, &rows)?
-        {
-            answer.insert(1, Block::Charts { charts: vec![chart] });
+        if with_charts && !validation.claims.is_empty() {
+            let charts = charts::first(&id, &rows)?;
+            answer.splice(ANSWER..ANSWER, (!charts.is_empty()).then_some(Block::Charts { charts }));
         }
-        add("verdict", "Does the FLOPs reduction become a TTFT reduction?", answer);
+        add("verdict", "Verdict", "Does the FLOPs reduction become a TTFT reduction?", answer);
         if with_charts {
-            let charts = charts::all(&id, side.record, &rows)?;
-            if !charts.is_empty() {
-                add("charts", "Charts", vec![Block::Charts { charts }]);
-            }
+            let charts = charts::others(&id, side.record, &rows)?;
+            let charts = (!charts.is_empty()).then_some(Block::Charts { charts });
+            add("charts", "Charts", "Charts", charts.into_iter().collect());
         }
-        add("cells", "All cells", cells(&rows));
-        add("phases", "Phases", phases(&rows));
-        add("paper", "Beside the paper's machine", beside_the_paper(side.record, &rows));
-        add("validity", "Can the figures be trusted?", validity(side.record, &rows));
-        add("run", "Run and machine", run(side.record));
+        add("cells", "Cells", "All cells", cells(&rows));
+        add("phases", "Phases", "Phases", phases(&rows));
+        add("paper", "Paper", "Beside the paper's machine", beside_the_paper(side.record, &rows));
+        add("validity", "Trust", "Can the figures be trusted?", validity(side.record, &rows));
+        add("run", "Machine", "Run and machine", run(side.record));
     }
-    sections.push(Section { id: "method".into(), title: "Method and bias".into(), blocks: method() });
+    let title = "Method and bias".to_string();
+    sections.push(Section { id: "method".into(), short: "Method".into(), title, blocks: method() });
     let names: Vec<&str> = sides.iter().map(|s| s.name).collect();
+    let machines: Vec<String> = sides.iter().map(|s| terminal::machine(&s.record.run)).collect();
     Ok(Document {
         title: format!("Time to first token: {}", names.join(", ")),
-        subtitle: "Full prefill against KV prediction, wall clock. Does fewer FLOPs mean less time on this machine?"
-            .into(),
+        subtitle: machines.join("; "),
         sections,
     })
 }
@@ -203,23 +202,34 @@ pub(crate) fn verdict(validation: &Validation) -> Vec<Block> {
     if !items.is_empty() {
         blocks.push(text("Controls, whose outcome is known beforehand:"));
         blocks.push(Block::List { items });
+    } else if validation.claims.iter().any(|c| c.row.cell.published.is_none()) {
+        blocks.push(text(
+            "Controls: none in this run; ttft bench --preset controls measures the base against itself and as its own \
+             auxiliary.",
+        ));
     }
     blocks
 }
 
+/// Blocks of [`claims`] that answer in words, before all tables.
+const ANSWER: usize = 2;
+
 /// What follows from every system beside its base.
 fn claims(validation: &Validation) -> Vec<Block> {
-    let mut blocks = vec![lead(headline(&validation.claims))];
+    let (answer, reason) = headline(validation);
+    let mut blocks = vec![lead(answer), text(reason)];
     let rows: Vec<Vec<String>> = validation.claims.iter().map(claim_fields).collect();
     let head =
-        ["system", "verdict", "b x p", "FLOPs red.", "roofline red.", "TTFT red.", "ratio", "where the time went"];
+        ["system", "verdict", "b x p", "ratio", "TTFT red.", "FLOPs red.", "roofline red.", "where the time went"];
     let claims = table("Every system against its base", &head, &[0, 1, 7], rows);
     push_table(&mut blocks, claims.mark(marked(validation.claims.iter().map(|c| &c.row))));
     blocks.push(text(
-        "FLOPs red.: exact operations of the base over those of the system (with *: by the paper's approximation). \
-         Roofline red.: the same of the time in which every phase takes the longer of its FLOPs at the measured peak and its \
-         bytes at the measured bandwidth; where it is smaller, memory limits what can be had. TTFT red.: time of the base over time of the system. Where the time went: time beyond what the FLOPs would take at \
-         the base's own rate, as a share of the system's TTFT, largest first; negative is time gained.",
+        "b x p: sequences x prompt tokens of each. Ratio: TTFT red. over FLOPs red. TTFT red.: time of the base over time of \
+         the system. FLOPs red.: exact operations of the base over those of the system (with *: by the paper's \
+         approximation). Roofline red.: the same of the time in which every phase takes the longer of its FLOPs at the \
+         measured peak and its bytes at the measured bandwidth; where it is smaller, memory limits what can be had. Where \
+         the time went: time beyond what the FLOPs would take at the base's own rate, as a share of the system's TTFT, \
+         largest first; negative is time gained. (!): not to be trusted.",
     ));
     push_table(&mut blocks, over_auxiliary(&validation.claims));
     if let Some(model) = &validation.model {
@@ -228,16 +238,17 @@ fn claims(validation: &Validation) -> Vec<Block> {
             let e = c.explained?;
             let share = |s: f64| format::percent(s / c.row.ttft.map_or(f64::NAN, |t| t.value));
             let fields = [Some(e.miss), Some(e.bytes), e.regions, Some(e.residual)].map(|s| or_unknown(s.map(share)));
-            Some([c.row.cell.system.clone(), size(c.row.cell)].into_iter().chain(fields).collect())
+            let largest = if matches!(c.verdict, Verdict::Holds) { UNKNOWN } else { e.largest() };
+            let names = [c.row.cell.system.clone(), size(c.row.cell)].into_iter();
+            Some(names.chain(fields).chain([largest.into()]).collect())
         });
-        let head = ["system", "b x p", "miss", "by bytes", "by parallel regions", "not explained"];
-        push_table(
-            &mut blocks,
-            table("The miss by the terms of the model, in shares of TTFT", &head, &[0], explained.collect()),
-        );
+        let head =
+            ["system", "b x p", "miss", "by bytes", "by parallel regions", "not explained", "term that explains it"];
+        let title = "The miss by the terms of the model, in shares of TTFT";
+        push_table(&mut blocks, table(title, &head, &[0, 6], explained.collect()));
     }
     let items: Vec<String> =
-        validation.break_even.iter().map(|b| format!("{}, batch {}: {}", b.system, b.batch, b.outcome)).collect();
+        validation.break_even.iter().map(|b| format!("{}, batch {}: {b}", b.system, b.batch)).collect();
     if !items.is_empty() {
         blocks.push(text("Where KV prediction stops paying (TTFT no shorter than the base's):"));
         blocks.push(Block::List { items });
@@ -245,41 +256,85 @@ fn claims(validation: &Validation) -> Vec<Block> {
     blocks
 }
 
-/// The run's answer in one sentence.
-fn headline(claims: &[Claim]) -> String {
-    let kvp: Vec<&Claim> = claims.iter().filter(|c| c.row.cell.kind == Kind::Kvp).collect();
+/// The run's answer, and its reason, in a few sentences each.
+fn headline(validation: &Validation) -> (String, String) {
+    let kvp: Vec<&Claim> = validation.claims.iter().filter(|c| c.row.cell.kind == Kind::Kvp).collect();
     let (what, claims) = match kvp.is_empty() {
-        true => ("smaller systems", claims.iter().collect()),
-        false => ("KV prediction", kvp),
+        true => ("Smaller systems cut", validation.claims.iter().collect()),
+        false => ("KV prediction cuts", kvp),
     };
     let count = |f: fn(&Verdict) -> bool| claims.iter().filter(|c| f(&c.verdict)).count();
     let (holds, exceeds) = (count(|v| matches!(v, Verdict::Holds)), count(|v| matches!(v, Verdict::Exceeds(_))));
-    let short: Vec<f64> = claims
+    let short: Vec<(&Claim, f64)> = claims
         .iter()
-        .filter_map(|c| if let Verdict::FallsShort(share) = c.verdict { Some(share) } else { None })
+        .filter_map(|c| if let Verdict::FallsShort(share) = c.verdict { Some((*c, share)) } else { None })
         .collect();
     let undecided = claims.len() - holds - exceeds - short.len();
-    if undecided == claims.len() {
-        return format!("Nothing can be said of {what}: no cell has a base, FLOPs and at least 3 samples.");
-    }
-    let mut parts = vec![format!("holds in {holds} of {} cells", claims.len())];
-    if exceeds > 0 {
-        parts.push(format!("is exceeded in {exceeds}"));
-    }
-    if let (Some(least), Some(most)) = (stats::quantile(&short, 0.0), stats::quantile(&short, 1.0)) {
-        let span = if short.len() == 1 {
-            format::percent(most)
-        } else {
-            format!("{} to {}", format::percent(least), format::percent(most))
-        };
-        parts.push(format!("falls short in {} (by {span})", short.len()));
-    }
-    if undecided > 0 {
-        parts.push(format!("cannot be judged in {undecided}"));
-    }
+    let mut answer = if undecided == claims.len() {
+        "Whether TTFT falls as much as FLOPs cannot be told: no cell has a base, FLOPs and at least 3 samples.".into()
+    } else {
+        let mut parts = vec![format!("as much as FLOPs in {holds} of {} cells", claims.len())];
+        if !short.is_empty() {
+            let shares: Vec<f64> = short.iter().map(|s| s.1).collect();
+            parts.push(format!("less in {} (by {})", short.len(), range(&shares, format::percent)));
+        }
+        if exceeds > 0 {
+            parts.push(format!("more in {exceeds}"));
+        }
+        if undecided > 0 {
+            parts.push(format!("{undecided} cannot be judged"));
+        }
+        format!("{what} TTFT {}.", parts.join(", "))
+    };
     let doubted = claims.iter().filter(|c| !c.row.doubts.is_empty()).count();
-    let caution = if doubted > 0 { format!(" {doubted} of these cells are not to be trusted.") } else { String::new() };
-    format!("For {what}, the FLOPs reduction as a TTFT reduction {}.{caution}", parts.join(", "))
+    if doubted > 0 {
+        answer.push_str(&format!(
+            " {doubted} of these cells {} not to be trusted.",
+            if doubted == 1 { "is" } else { "are" }
+        ));
+    }
+    let failed = validation.controls.iter().filter(|c| c.passed == Some(false)).count();
+    if failed > 0 {
+        let all = validation.controls.len();
+        answer
+            .push_str(&format!(" {failed} of {all} controls did not come out as they must, so the run proves little."));
+    }
+    let speedups: Vec<f64> = claims.iter().filter_map(|c| Some(c.row.speedup?.estimate.value)).collect();
+    let mut reason = Vec::new();
+    if !speedups.is_empty() {
+        let slower = speedups.iter().filter(|s| **s <= 1.0).count();
+        let but = if slower > 0 { format!("; no faster in {slower} of {}", speedups.len()) } else { String::new() };
+        reason.push(format!("Speedup over the base: {}{but}.", range(&speedups, format::ratio)));
+    }
+    reason.extend(main_causes(&short));
+    (answer, reason.join(" "))
+}
+
+/// The ends of some figures, or the one.
+fn range(values: &[f64], show: fn(f64) -> String) -> String {
+    match (stats::quantile(values, 0.0).map(show), stats::quantile(values, 1.0).map(show)) {
+        (Some(low), Some(high)) if low != high => format!("{low} to {high}"),
+        (low, _) => or_unknown(low),
+    }
+}
+
+/// Which loss is the largest where systems fall short, by the number of cells.
+fn main_causes(short: &[(&Claim, f64)]) -> Option<String> {
+    let mut causes: Vec<(&str, usize)> = Vec::new();
+    for (claim, _) in short {
+        let Some(loss) = claim.losses.first() else { continue };
+        match causes.iter_mut().find(|c| c.0 == loss.cause.name()) {
+            Some(cause) => cause.1 += 1,
+            None => causes.push((loss.cause.name(), 1)),
+        }
+    }
+    causes.sort_by_key(|c| std::cmp::Reverse(c.1));
+    let list: Vec<String> = causes.iter().map(|(name, n)| format!("{name} ({n} of {})", short.len())).collect();
+    match (short.is_empty(), list.is_empty()) {
+        (true, _) => None,
+        (_, true) => Some("Why it falls short cannot be told: the record has no phases.".into()),
+        _ => Some(format!("Where it falls short, the largest loss is: {}.", list.join(", "))),
+    }
 }
 
 fn claim_fields(claim: &Claim) -> Vec<String> {
@@ -295,10 +350,10 @@ fn claim_fields(claim: &Claim) -> Vec<String> {
         row.cell.system.clone(),
         claim.verdict.to_string(),
         size(row.cell),
+        or_unknown(efficiency.or_else(own)),
+        or_unknown(speedup.map(|s| with_interval(format::ratio(s.value), format::ratio_interval(&s)))),
         or_unknown(reduction.map(|r| format!("{}{star}", format::ratio(r)))),
         or_unknown(row.roofline_reduction.map(format::ratio)),
-        or_unknown(speedup.map(|s| with_interval(format::ratio(s.value), format::ratio_interval(&s)))),
-        or_unknown(efficiency.or_else(own)),
         losses_text(claim),
     ]
 }
@@ -350,8 +405,13 @@ fn model_text(model: &validate::Model) -> String {
         let side = if *residual > 0.0 { "slower" } else { "faster" };
         format!(", most in {phase} of {cell} ({} {side} than the model)", format::percent(residual.abs()))
     });
+    let caution = if model.one_size {
+        " All phases have one batch and prompt length, which hardly tells the terms apart: a run over several sizes does."
+    } else {
+        ""
+    };
     format!(
-        "Additive model of {} phases: t = {}; root mean square of the relative residuals {}{}.",
+        "Additive model of {} phases: t = {}; root mean square of the relative residuals {}{}.{caution}",
         model.phases,
         terms.join(" + "),
         format::percent(model.rms),
@@ -370,11 +430,7 @@ fn control_text(control: &validate::Control) -> String {
 }
 
 fn marked<'a>(rows: impl Iterator<Item = &'a Row<'a>>) -> Vec<usize> {
-    rows.enumerate().filter(|(_, r)| !r.doubts.is_empty() || has_faults(r.cell)).map(|(i, _)| i).collect()
-}
-
-fn has_faults(cell: &Cell) -> bool {
-    cell.published.as_ref().is_some_and(|p| !p.faults.is_empty())
+    rows.enumerate().filter(|(_, r)| !r.doubts.is_empty() || r.cell.has_faults()).map(|(i, _)| i).collect()
 }
 
 fn cells(rows: &[Row]) -> Vec<Block> {
@@ -424,6 +480,9 @@ fn cells(rows: &[Row]) -> Vec<Block> {
     blocks
 }
 
+/// Unattributed shares of TTFT below this are left out.
+const LEAST_REST: f64 = 0.001;
+
 fn phases(rows: &[Row]) -> Vec<Block> {
     let mut blocks = Vec::new();
     let mut lines = Vec::new();
@@ -447,7 +506,9 @@ fn phases(rows: &[Row]) -> Vec<Block> {
                 or_unknown(phase.parallel_regions.map(|r| r.to_string())),
             ]);
         }
-        if let (Some(rest), Some(ttft), false) = (rest, row.ttft, row.cell.phases.is_empty()) {
+        if let (Some(rest), Some(ttft), false) = (rest, row.ttft, row.cell.phases.is_empty())
+            && rest / ttft.value >= LEAST_REST
+        {
             let known = [row.cell.system.clone(), "unattributed".into(), size(row.cell), format::seconds(rest)];
             let share = format::percent(rest / ttft.value);
             let unknown = std::iter::repeat_n(UNKNOWN.to_string(), 5);
@@ -466,7 +527,11 @@ fn phases(rows: &[Row]) -> Vec<Block> {
         "GB/s",
         "parallel regions",
     ];
-    push_table(&mut blocks, table("", &head, &[0, 1], lines));
+    if !lines.is_empty() {
+        blocks.push(Block::Table(table("", &head, &[0, 1], lines)));
+        let least = format::percent(LEAST_REST);
+        blocks.push(text(format!("What phases leave of TTFT is unattributed, and listed from {least} on.")));
+    }
     push_table(&mut blocks, generation(rows));
     blocks
 }
@@ -640,7 +705,7 @@ fn validity(record: &Record, rows: &[Row]) -> Vec<Block> {
             cell.samples_ns.len().to_string(),
             or_unknown(row.ttft.and_then(|t| t.spread()).map(format::percent)),
             or_unknown(deviation),
-            or_unknown(cell.drift.as_ref().and_then(|d| d.change()).map(format::percent)),
+            or_unknown(cell.drift.as_ref().and_then(|d| d.change()).map(format::change)),
             or_unknown(cell.load_after.or(cell.load_before).map(|l| format!("{l:.1}"))),
             or_unknown(memory.and_then(|m| m.major_faults).map(|n| n.to_string())),
             or_unknown(memory.and_then(|m| m.minor_faults).map(|n| n.to_string())),
@@ -722,8 +787,13 @@ fn comparison(sides: &[Side]) -> Section {
         Err(error) => vec![text(format!("{error}."))],
         Ok(comparison) => side_by_side(&comparison),
     };
-    Section { id: "comparison".into(), title: "Side by side".into(), blocks }
+    let title = "Side by side".to_string();
+    Section { id: "comparison".into(), short: title.clone(), title, blocks }
 }
+
+/// The title of a normalised ratio, and the ratio.
+type Normalised = (&'static str, fn(&compare::Versus) -> Option<f64>);
+const NORMALISED: [Normalised; 2] = [("at equal peak", |v| v.by_peak), ("at equal bandwidth", |v| v.by_bandwidth)];
 
 /// Means, figures and limits of a comparison.
 pub(crate) fn side_by_side(comparison: &compare::Comparison) -> Vec<Block> {
@@ -733,34 +803,61 @@ pub(crate) fn side_by_side(comparison: &compare::Comparison) -> Vec<Block> {
     for (side, means) in others.iter().zip(&comparison.means) {
         blocks.push(lead(means_text(first, side.name, means)));
     }
+    // Normalised figures only where both sides have the limits that it takes.
+    let known = |of: fn(&compare::Versus) -> Option<f64>, i: usize| {
+        comparison.lines.iter().filter_map(|l| l.versus[i]).any(|v| of(&v).is_some())
+    };
+    let normalised: Vec<Vec<Normalised>> =
+        (0..others.len()).map(|i| NORMALISED.into_iter().filter(|(_, of)| known(*of, i)).collect()).collect();
     let of = |name: &str| [format!("TTFT, {name}"), format!("TTFT red., {name}")];
     let mut head = vec!["system".to_string(), "b x p".into()];
-    head.extend(of(first));
-    for side in others {
-        head.extend(of(side.name));
-        head.extend([format!("{first} / {}", side.name), format!("{} is", side.name)]);
+    let mut words = vec![0];
+    for (side, normalised) in others.iter().zip(&normalised) {
+        head.push(format!("{first} / {}", side.name));
+        head.extend(normalised.iter().map(|(name, _)| name.to_string()));
+        words.push(head.len());
+        head.push(format!("{} is", side.name));
     }
-    let rows = comparison.lines.iter().map(|line| {
+    head.extend(comparison.sides.iter().flat_map(|side| of(side.name)));
+    let mut single = false;
+    let mut doubted = Vec::new();
+    let mut rows = Vec::new();
+    for line in &comparison.lines {
         let of = |row: &Option<Row>| {
             let ttft = row.as_ref().and_then(|r| r.ttft).map(|t| format::seconds(t.value));
             let own = row.as_ref().filter(|r| r.cell.system != r.cell.base).and_then(|r| r.speedup);
             [or_unknown(ttft), or_unknown(own.map(|s| format::ratio(s.estimate.value)))]
         };
         let mut fields = vec![line.cell().system.clone(), size(line.cell())];
-        fields.extend(of(&line.rows[0]));
-        for (row, versus) in line.rows[1..].iter().zip(&line.versus) {
+        for (versus, normalised) in line.versus.iter().zip(&normalised) {
             let ratio = versus.map(|v| with_interval(format::ratio(v.ratio.value), format::ratio_interval(&v.ratio)));
-            fields.extend(of(row));
-            fields.extend([or_unknown(ratio), or_unknown(versus.map(|v| v.verdict.to_string()))]);
+            fields.push(or_unknown(ratio));
+            fields.extend(normalised.iter().map(|(_, of)| or_unknown(versus.and_then(|v| of(&v)).map(format::ratio))));
+            let verdict = versus.map(|v| {
+                let star = v.test.is_none() && v.verdict != compare::Verdict::NoSpread;
+                single |= star;
+                format!("{}{}", v.verdict, if star { "*" } else { "" })
+            });
+            fields.push(or_unknown(verdict));
         }
-        fields
-    });
-    let rows = rows.collect();
-    blocks.push(Block::Table(Table { title: String::new(), head, rows, words: vec![0], marked: Vec::new() }));
+        fields.extend(line.rows.iter().flat_map(of));
+        if line.rows.iter().flatten().any(|r| !r.doubts.is_empty() || r.cell.has_faults()) {
+            doubted.push(rows.len());
+        }
+        rows.push(fields);
+    }
+    blocks.push(Block::Table(Table { title: String::new(), head, rows, words, marked: Vec::new() }.mark(doubted)));
+    let star =
+        if single { " *: against a single published figure, by the spread of the other side alone." } else { "" };
+    let equal = if normalised.iter().any(|n| !n.is_empty()) {
+        " At equal peak or bandwidth: the ratio if both machines had the same."
+    } else {
+        ""
+    };
     blocks.push(text(format!(
         "Equal work only: the same kind, system, base, auxiliary, batch and prompt. A ratio above 1 means that the other \
-         run is faster than {first}. Faster or slower: the interval of the ratio of medians leaves out 1 and a \
-         Mann-Whitney test gives p < {}.",
+         run is faster than {first}.{equal} Faster or slower: the interval of the ratio of medians leaves out 1 and a \
+         Mann-Whitney test gives p < {}.{star}",
         compare::ALPHA
     )));
     if !comparison.warnings.is_empty() {
@@ -772,7 +869,7 @@ pub(crate) fn side_by_side(comparison: &compare::Comparison) -> Vec<Block> {
 
 /// One side's means in a sentence.
 fn means_text(first: &str, name: &str, means: &compare::Means) -> String {
-    let Some(ratio) = means.ratio else { return format!("{name}: no mean.") };
+    let Some(ratio) = means.ratio else { return format!("{name}: no mean, for want of sound figures.") };
     let than = if ratio >= 1.0 {
         format!("is {} as fast as {first}", format::ratio(ratio))
     } else {
@@ -798,7 +895,7 @@ fn method() -> Vec<Block> {
             .to_string(),
         format!(
             "TTFT is the median of the samples. Intervals have {:.0}% confidence: percentile bootstrap of the median with \
-             {} resamples and a fixed seed. Below 6 samples the interval is their range, with the lower confidence that \
+             {} resamples and a fixed seed, its tails those of Student's t. Below 6 samples the interval is their range, with the lower confidence that \
              it carries (75% for 3); below 3 there is none.",
             100.0 * LEVEL,
             stats::RESAMPLES

@@ -1,9 +1,14 @@
 //! One line for each cell, as plain numbers with their units in the header. Unknown is empty.
 
 use super::RenderError;
-use crate::{compare::Side, schema::Cell, stats::Estimate, summary, validate};
+use crate::{
+    compare::Side,
+    schema::Cell,
+    stats::{self, Estimate},
+    summary, validate,
+};
 
-const HEADER: [&str; 41] = [
+const HEADER: [&str; 54] = [
     "run",
     "id",
     "kind",
@@ -40,9 +45,22 @@ const HEADER: [&str; 41] = [
     "roofline_reduction",
     "step_s",
     "step_ratio",
+    "prefill_s",
+    "selection_s",
+    "auxiliary_s",
+    "prediction_s",
+    "base_step_s",
+    "unattributed_s",
+    "parallel_regions",
+    "mad_s",
     "drift",
+    "load",
+    "major_faults",
+    "minor_faults",
     "peak_rss_bytes",
     "rss_anon_bytes",
+    "gate_error",
+    "attempt",
     "published",
     "doubts",
 ];
@@ -63,7 +81,7 @@ pub fn render(sides: &[Side]) -> Result<String, RenderError> {
     String::from_utf8(bytes).map_err(|e| refuse(&e))
 }
 
-fn fields(run: &str, row: &summary::Row, verdict: Option<String>) -> [String; 41] {
+fn fields(run: &str, row: &summary::Row, verdict: Option<String>) -> [String; 54] {
     fn text<T: ToString>(value: Option<T>) -> String {
         value.map(|v| v.to_string()).unwrap_or_default()
     }
@@ -72,6 +90,10 @@ fn fields(run: &str, row: &summary::Row, verdict: Option<String>) -> [String; 41
     let high = |e: Option<Estimate>| text(e.and_then(|e| e.interval).map(|i| i.high));
     let speedup = row.speedup.map(|s| s.estimate);
     let cost = cell.cost();
+    let seconds = |ns: &[u64]| text(stats::median(&summary::seconds(ns)));
+    let phase = |name: &str| cell.phase(name).map(|p| seconds(&p.samples_ns)).unwrap_or_default();
+    let rest = if cell.phases.is_empty() { String::new() } else { seconds(&cell.unattributed_ns()) };
+    let regions = cell.phases.iter().try_fold(0u64, |sum, p| Some(sum.saturating_add(p.parallel_regions?)));
     let memory = cell.memory.as_ref();
     [
         run.into(),
@@ -110,9 +132,22 @@ fn fields(run: &str, row: &summary::Row, verdict: Option<String>) -> [String; 41
         text(row.roofline_reduction),
         text(row.step.map(|s| s.value)),
         text(row.step_ratio.map(|s| s.value)),
+        phase("prefill"),
+        phase("selection"),
+        phase("auxiliary"),
+        phase("prediction"),
+        phase("base_step"),
+        rest,
+        text(regions.filter(|_| !cell.phases.is_empty())),
+        text(stats::mad(&summary::seconds(&cell.samples_ns))),
         text(cell.drift.as_ref().and_then(|d| d.change())),
+        text(cell.load_before.into_iter().chain(cell.load_after).reduce(f64::max)),
+        text(memory.and_then(|m| m.major_faults)),
+        text(memory.and_then(|m| m.minor_faults)),
         text(memory.and_then(|m| m.peak_rss_bytes)),
         text(memory.and_then(|m| m.rss_anon_bytes)),
+        text(cell.gate.as_ref().map(|g| g.max_abs_err)),
+        cell.attempt.to_string(),
         cell.published.is_some().to_string(),
         row.doubts.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
     ]

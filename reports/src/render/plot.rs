@@ -21,8 +21,12 @@ use super::RenderError;
 /// Colours of series that the style sheet defines.
 pub const SERIES: usize = 8;
 const SHAPES: usize = 4;
-/// Size of letters; the library makes them a fifth smaller than it says.
-const LETTERS: u32 = 31;
+/// Width of every plot in CSS pixels; its letters stay readable when a phone shows it at 360 pixels.
+const WIDTH: u32 = 420;
+/// Size of letters in doubled pixels; the library makes them a fifth smaller than it says.
+const LETTERS: u32 = 29;
+/// Least distance between the centres of words beside points, in doubled pixels.
+const LINE: i32 = 26;
 
 /// A colour of the page's theme.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -33,7 +37,7 @@ pub enum Ink {
     Muted,
     /// Grid.
     Grid,
-    /// The colour of a series; from [`SERIES`] on, colours repeat with other shapes.
+    /// The colour of a series.
     Series(usize),
     /// A fixed colour, the same in all themes; text on it is dark.
     Fixed(u8, u8, u8),
@@ -99,25 +103,42 @@ impl Axis {
         Self { title: title.into(), range: (low, high), ticks, log: false }
     }
 
-    /// A logarithmic axis with ticks at 1, 2, 5 of each decade (1 alone over many decades).
+    /// A logarithmic axis with ticks at 1, 2, 5 of each decade: 1 alone over many decades, all figures within one.
     pub fn log(title: &str, values: impl IntoIterator<Item = f64>, label: impl Fn(f64) -> String) -> Self {
-        let (low, high) = span(values.into_iter().filter(|v| *v > 0.0));
+        // Further out, products of the ends would be 0 or infinite and the decades endless.
+        let (low, high) = span(values.into_iter().filter(|v| (1e-100..1e100).contains(v)));
         let room = (high / low).powf(0.06).max(1.15);
         let (low, high) = (low / room, high * room);
-        let steps: &[f64] = if high / low > 2e3 { &[1.0] } else { &[1.0, 2.0, 5.0] };
+        let steps: &[f64] = match high / low {
+            ..6.0 => &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0],
+            ..2e3 => &[1.0, 2.0, 5.0],
+            _ => &[1.0],
+        };
         let decades = low.log10().floor() as i32..=high.log10().ceil() as i32;
         let all = decades.flat_map(|d| steps.iter().map(move |s| s * 10f64.powi(d)));
         let ticks = all.filter(|t| (low..=high).contains(t)).map(|t| (t, label(t))).collect();
         Self { title: title.into(), range: (low, high), ticks, log: true }
     }
 
-    /// A logarithmic axis with ticks at the values themselves.
+    /// A logarithmic axis with ticks at the values themselves; of those that crowd, the first has a label.
     pub fn log_at(title: &str, values: impl IntoIterator<Item = f64>, label: impl Fn(f64) -> String) -> Self {
         let mut values: Vec<f64> = values.into_iter().filter(|v| *v > 0.0).collect();
         values.sort_by(f64::total_cmp);
         values.dedup();
-        let ticks = values.iter().map(|v| (*v, label(*v))).collect();
-        Self { ticks, ..Self::log(title, values, |_| String::new()) }
+        let axis = Self::log(title, values.iter().copied(), |_| String::new());
+        let room = (axis.range.1 / axis.range.0).powf(0.1);
+        let mut last = 0.0;
+        let mut tick = |value: f64| {
+            let free = value >= last * room;
+            last = if free { value } else { last };
+            (value, if free { label(value) } else { String::new() })
+        };
+        Self { ticks: values.into_iter().map(&mut tick).collect(), ..axis }
+    }
+
+    /// A unit of room for each of `n` rows, downwards, without ticks: row i goes from i to i + 1.
+    pub fn rows(n: usize) -> Self {
+        Self { title: String::new(), range: (n as f64, 0.0), ticks: Vec::new(), log: false }
     }
 
     /// One unit of room for each name, downwards or to the right; position i is at i + 0.5.
@@ -153,8 +174,10 @@ pub enum Mark {
     Area { from: (f64, f64), to: (f64, f64), ink: Ink, text: String },
     /// Words centred at a point.
     Label { x: f64, y: f64, words: String, ink: Ink },
-    /// Words that start right of a point.
-    Aside { x: f64, y: f64, words: String, ink: Ink },
+    /// Words beside a point, moved up or down if they would cover others.
+    Aside { x: f64, y: f64, words: String },
+    /// Words at the left end of a row.
+    Heading { y: f64, words: String },
 }
 
 /// A plot to draw.
@@ -166,8 +189,8 @@ pub struct Plot {
     pub title: String,
     /// What a reader who does not see it should know.
     pub description: String,
-    /// Width and height in CSS pixels at full size.
-    pub size: (u32, u32),
+    /// Height in CSS pixels where the plot is [`WIDTH`] wide.
+    pub height: u32,
     /// Room left of the plot for tick labels and the axis title, in CSS pixels.
     pub left: u32,
     /// Horizontal axis.
@@ -214,7 +237,7 @@ impl Plot {
         let mut drawn = String::new();
         let mut targets = String::new();
         {
-            let size = (2 * self.size.0, 2 * self.size.1);
+            let size = (2 * WIDTH, 2 * self.height);
             let area = SVGBackend::with_string(&mut drawn, size).into_drawing_area();
             self.draw(&area, &mut targets).map_err(|e| RenderError::Plot(self.id.clone(), e))?;
             area.present().map_err(|e| RenderError::Plot(self.id.clone(), e.to_string()))?;
@@ -223,13 +246,12 @@ impl Plot {
         let inner = drawn.split_once(">\n").map_or("", |(_, rest)| rest);
         let inner = inner.trim_end().strip_suffix("</svg>").unwrap_or(inner);
         let mut svg = String::new();
-        let (w, h) = (2 * self.size.0, 2 * self.size.1);
+        let (w, h) = (2 * WIDTH, 2 * self.height);
         let id = &self.id;
         let _ = write!(
             svg,
-            "<svg class=\"plot\" id=\"{id}\" role=\"img\" aria-labelledby=\"{id}-t {id}-d\" viewBox=\"0 0 {w} {h}\" \
-             style=\"max-width:{}px\">\n<title id=\"{id}-t\">{}</title>\n<desc id=\"{id}-d\">{}</desc>\n{}{targets}</svg>",
-            self.size.0 * 5 / 4,
+            "<svg class=\"plot\" id=\"{id}\" role=\"img\" aria-labelledby=\"{id}-t {id}-d\" viewBox=\"0 0 {w} {h}\">\n\
+             <title id=\"{id}-t\">{}</title>\n<desc id=\"{id}-d\">{}</desc>\n{}{targets}</svg>",
             escape(&self.title),
             escape(&self.description),
             themed(inner)
@@ -246,7 +268,7 @@ impl Plot {
             .margin(12)
             .margin_right(28)
             .set_label_area_size(LabelAreaPosition::Left, 2 * self.left)
-            .set_label_area_size(LabelAreaPosition::Bottom, 100)
+            .set_label_area_size(LabelAreaPosition::Bottom, 88)
             .build_cartesian_2d(Scale(self.x.clone()), Scale(self.y.clone()))
             .map_err(|e| e.to_string())?;
         let font = |size: u32, ink: Ink| ("sans-serif", size).into_font().color(&ink.color());
@@ -268,6 +290,45 @@ impl Plot {
         for mark in &self.marks {
             self.mark(&mut chart, mark, targets).map_err(|e| e.to_string())?;
         }
+        self.asides(area, &chart).map_err(|e| e.to_string())
+    }
+
+    /// Writes the words beside points, from the top down: right of their point, or left of it where the right is taken.
+    fn asides(&self, area: &Area, chart: &Chart) -> Result<(), Box<dyn std::error::Error>> {
+        let (mut points, mut asides) = (Vec::new(), Vec::new());
+        for mark in &self.marks {
+            match mark {
+                Mark::Point { x, y, .. } => points.push(chart.backend_coord(&(*x, *y))),
+                Mark::Aside { x, y, words } => asides.push((chart.backend_coord(&(*x, *y)), words)),
+                _ => {}
+            }
+        }
+        asides.sort_unstable_by_key(|((x, y), _)| (*y, *x));
+        let meet = |a: &Range<i32>, b: &Range<i32>| a.start < b.end && b.start < a.end;
+        let mut placed: Vec<(Range<i32>, i32, HPos, &String)> = Vec::new();
+        for ((x, y), words) in asides {
+            let width = (words.chars().count() as f64 * f64::from(LETTERS) * 0.45) as i32;
+            let right = (x + 16..x + 16 + width, HPos::Left);
+            let left = (x - 16 - width..x - 16, HPos::Right);
+            let free = |(across, _): &(Range<i32>, HPos)| {
+                let covered = |p: &&(i32, i32)| across.contains(&p.0) && (p.1 - y).abs() < LINE / 2;
+                across.end < 2 * WIDTH as i32 && points.iter().find(covered).is_none()
+            };
+            let (across, anchor) = if free(&right) || !free(&left) { right } else { left };
+            let y = placed.iter().filter(|p| meet(&p.0, &across)).map(|p| p.1 + LINE).fold(y, i32::max);
+            placed.push((across, y, anchor, words));
+        }
+        // What was pushed below the axis moves up again, and what is above it with it.
+        let (_, bottom) = chart.backend_coord(&(self.x.range.0, self.y.range.0));
+        for i in (0..placed.len()).rev() {
+            let below = placed[i + 1..].iter().filter(|p| meet(&p.0, &placed[i].0)).map(|p| p.1 - LINE);
+            placed[i].1 = below.fold(placed[i].1.min(bottom - LINE / 2), i32::min);
+        }
+        for (across, y, anchor, words) in placed {
+            let at = if matches!(anchor, HPos::Left) { across.start } else { across.end };
+            let style = ("sans-serif", LETTERS).into_font().color(&Ink::Muted.color());
+            area.draw(&Text::new(words.as_str(), (at, y), style.pos(Pos::new(anchor, VPos::Center))))?;
+        }
         Ok(())
     }
 
@@ -283,7 +344,7 @@ impl Plot {
                     let bar = PathElement::new(vec![(*x, *low), (*x, *high)], color.stroke_width(3));
                     chart.draw_series([bar])?;
                 }
-                let outline: Vec<(i32, i32)> = match series / SERIES % SHAPES {
+                let outline: Vec<(i32, i32)> = match series % SHAPES {
                     0 => (0..16).map(|i| f64::from(i) * FRAC_PI_8).map(|a| polar(9.0, a)).collect(),
                     1 => vec![(-9, -9), (9, -9), (9, 9), (-9, 9)],
                     2 => vec![(0, -11), (11, 8), (-11, 8)],
@@ -319,14 +380,13 @@ impl Plot {
             Mark::Label { x, y, words: text, ink } => {
                 chart.draw_series([words(text, *x, *y, *ink, Pos::new(HPos::Center, VPos::Center))])?;
             }
-            Mark::Aside { x, y, words: text, ink } => {
-                let shifted = EmptyElement::at((*x, *y))
-                    + Text::new(
-                        text.clone(),
-                        (16, 0),
-                        ("sans-serif", LETTERS).into_font().color(&ink.color()).pos(Pos::new(HPos::Left, VPos::Center)),
-                    );
-                chart.draw_series([shifted])?;
+            // Once all marks are drawn: see `asides`.
+            Mark::Aside { .. } => {}
+            Mark::Heading { y, words: text } => {
+                let style = ("sans-serif", LETTERS).into_font().color(&Ink::Text.color());
+                let style = style.pos(Pos::new(HPos::Left, VPos::Center));
+                let heading = EmptyElement::at((self.x.range.0, *y)) + Text::new(text.clone(), (8, 0), style);
+                chart.draw_series([heading])?;
             }
         }
         Ok(())
@@ -378,7 +438,7 @@ fn themed(svg: &str) -> String {
 
 /// The marker of a series, for a legend in the page.
 pub fn swatch(series: usize) -> String {
-    let shape = match series / SERIES % SHAPES {
+    let shape = match series % SHAPES {
         0 => "<circle cx=\"8\" cy=\"8\" r=\"5\"",
         1 => "<rect x=\"3\" y=\"3\" width=\"10\" height=\"10\"",
         2 => "<polygon points=\"8,2 14,13 2,13\"",

@@ -1,9 +1,13 @@
-use std::collections::HashSet;
+use std::{collections::HashSet, path::Path};
+
+use proptest::prelude::*;
+use serde_json::Value;
 
 use super::*;
 use crate::{
-    paper, samples,
-    schema::{Record, scenario_hash},
+    compare, paper, samples,
+    schema::{Line, Record, scenario_hash},
+    terminal,
 };
 
 fn render(name: &str, sides: &[(&str, &Record)]) -> String {
@@ -75,11 +79,57 @@ fn pages_need_nothing_else_and_their_charts_are_well_formed() {
 #[test]
 fn a_full_run_has_every_chart() {
     let page = render("html", &[("sample", &samples::run())]);
-    for chart in ["headline", "length-1", "batch-64", "heat-0", "heat-1", "overhead", "roofline", "phases", "samples"] {
+    for chart in ["headline", "length-1", "batch-64", "heat-0", "heat-1", "overhead", "roofline", "phases", "samples-0"]
+    {
         assert!(page.contains(&format!("id=\"r0-{chart}\"")), "{chart}");
     }
-    let dots = svgs(&page).into_iter().find(|s| s.contains("id=\"r0-samples\"")).unwrap().matches("<title>").count();
-    assert_eq!(dots, 20 * 6, "one hover text for each sample of each cell");
+    let dots = svgs(&page).into_iter().filter(|s| s.contains("id=\"r0-samples-")).map(|s| s.matches("<title>").count());
+    assert_eq!(dots.sum::<usize>(), 20 * 6, "one hover text for each sample of each cell");
+}
+
+#[test]
+fn the_answer_and_its_reason_come_before_charts_and_tables() {
+    let page = render("html", &[("sample", &samples::run())]);
+    let at = |text: &str| page.find(text).unwrap_or_else(|| panic!("{text}"));
+    let order = [
+        at("KV prediction cuts TTFT as much as FLOPs in "),
+        at("Where it falls short, the largest loss is: "),
+        at("id=\"r0-headline\""),
+        at("id=\"r0-phases\""),
+        at("<table"),
+    ];
+    assert!(order.is_sorted(), "{order:?}");
+    // At one size, what KV prediction adds is a row for each cell; a heat map or lines would have one point.
+    let page = render("html", &[("here", &table5_here())]);
+    assert!(page.contains("id=\"r0-overhead\"") && !page.contains("id=\"r0-heat-0\"") && !page.contains("r0-length"));
+}
+
+#[test]
+fn a_run_of_many_cells_has_its_maps_beside_the_scatter_and_its_samples_in_parts() {
+    let mut record = samples::run();
+    record.cells.clear();
+    for (batch, prompt) in [(1, 64), (1, 128), (2, 64), (2, 128), (4, 64), (4, 128), (8, 128)] {
+        record
+            .cells
+            .extend(["OE1.1B", "OE1.1B-KVP-C-450M", "OE1.1B-KVP-C-270M"].map(|s| samples::cell(s, batch, prompt, 6)));
+    }
+    let page = render("html", &[("many", &record)]);
+    let at = |id: &str| page.find(&format!("id=\"r0-{id}\"")).unwrap_or_else(|| panic!("{id}"));
+    let order = ["headline", "heat-0", "heat-1", "length-1", "phases", "samples-0", "samples-1"].map(at);
+    assert!(order.is_sorted() && order[2] < page.find("<table").unwrap(), "{order:?}");
+}
+
+#[test]
+fn a_run_says_what_its_controls_are_worth() {
+    let mut record = samples::run();
+    record.cells.truncate(3);
+    assert!(!render("md", &[("sample", &record)]).contains("the run proves little"));
+    record.cells[2].decode.as_mut().unwrap().samples_ns.iter_mut().for_each(|ns| *ns = *ns * 12 / 10);
+    assert!(render("md", &[("sample", &record)]).contains("1 of 1 controls did not come out as they must"));
+    record.cells[2].decode = None;
+    assert!(render("md", &[("sample", &record)]).contains("Controls: none in this run"));
+    let paper = render("md", &[("paper", &paper::table5())]);
+    assert!(paper.contains("the record has no phases") && !paper.contains("Controls"), "{paper}");
 }
 
 #[test]
@@ -149,4 +199,88 @@ fn runs_without_figures_still_make_a_report() {
     let (a, b) = (samples::run(), paper::table5());
     let page = render("html", &[("a", &a), ("b", &b)]);
     assert!(page.contains("have no comparable workload in common"));
+}
+
+#[test]
+fn axes_end_whatever_they_hold() {
+    let label = |v: f64| v.to_string();
+    let extremes = [f64::NAN, f64::INFINITY, f64::MIN, -1.0, 0.0, 5e-324, 1e-99, 1.0, 1e99, f64::MAX];
+    for a in extremes {
+        for b in extremes {
+            for axis in [plot::Axis::log("", [a, b], label), plot::Axis::log_at("", [a, b], label)] {
+                assert!(axis.ticks.len() < 500 && 0.0 < axis.range.0 && axis.range.0 < axis.range.1, "{axis:?}");
+                assert!(axis.range.1.is_finite());
+            }
+            assert!(plot::Axis::linear("", [a, b], label).ticks.len() <= 50);
+        }
+    }
+    let ticks =
+        |low, high| plot::Axis::log("", [low, high], label).ticks.iter().map(|t| t.1.clone()).collect::<Vec<_>>();
+    assert_eq!(ticks(1.0, 100.0), ["1", "2", "5", "10", "20", "50", "100"]);
+    assert_eq!(ticks(200.0, 470.0), ["200", "300", "400", "500"]);
+    assert_eq!(ticks(1.0, 1e5), ["1", "10", "100", "1000", "10000", "100000"]);
+    let lengths = plot::Axis::log_at("", [59.0, 64.0, 1024.0], label).ticks;
+    assert_eq!(lengths.iter().map(|t| t.1.as_str()).collect::<Vec<_>>(), ["59", "", "1024"]);
+}
+
+/// All numbers of a line but its times, which must fit one another, and its size, which its hash covers.
+fn numbers<'a>(value: &'a mut Value, found: &mut Vec<&'a mut Value>) {
+    match value {
+        Value::Number(_) => found.push(value),
+        Value::Array(items) => items.iter_mut().for_each(|item| numbers(item, found)),
+        Value::Object(fields) => fields
+            .iter_mut()
+            .filter(|(name, _)| !matches!(name.as_str(), "samples_ns" | "rounds" | "batch" | "prompt" | "steps"))
+            .for_each(|(_, field)| numbers(field, found)),
+        _ => {}
+    }
+}
+
+/// A record of one group in which some numbers are extreme and all times of a cell may be.
+fn extreme_record() -> impl Strategy<Value = String> {
+    let number =
+        prop::sample::select(vec!["0", "1", "4294967295", "18446744073709551615", "1e308", "5e-324", "-1", "null"]);
+    let changes = prop::collection::vec((any::<prop::sample::Index>(), number), 0..12);
+    let times = prop::collection::vec(prop::sample::select(vec![None, Some(1), Some(u64::MAX)]), 5);
+    (changes, times, 0usize..8).prop_map(|(changes, times, samples)| {
+        let mut record = samples::run();
+        record.cells.truncate(5);
+        for (cell, time) in record.cells.iter_mut().zip(times) {
+            *cell = samples::cell(&cell.system, cell.batch, cell.prompt, samples as u32);
+            let Some(time) = time else { continue };
+            cell.samples_ns.fill(time);
+            cell.phases.iter_mut().for_each(|p| p.samples_ns.fill(time / 4));
+        }
+        let cells = record.cells.into_iter().map(|cell| Line::Cell(Box::new(cell)));
+        let lines = [Line::Run(Box::new(record.run))].into_iter().chain(cells);
+        let mut lines: Vec<Value> = lines.map(|line| serde_json::to_value(line).unwrap()).collect();
+        let mut found = Vec::new();
+        lines.iter_mut().for_each(|line| numbers(line, &mut found));
+        for (at, number) in changes {
+            let at = at.index(found.len());
+            *found[at] = serde_json::from_str(number).unwrap();
+        }
+        lines.iter().map(|line| format!("{line}\n")).collect()
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn extreme_records_are_refused_or_reported(text in extreme_record()) {
+        let Ok(record) = Record::from_reader(text.as_bytes(), Path::new("a.jsonl")) else { return Ok(()) };
+        let sound = samples::run();
+        let sides = [Side { name: "extreme", record: &record }, Side { name: "sound", record: &sound }];
+        for format in FORMATS {
+            let text = (format.render)(&sides).unwrap();
+            if format.name == "html" {
+                svgs(&text).into_iter().for_each(|svg| drop(roxmltree::Document::parse(svg).unwrap()));
+            }
+        }
+        terminal::validation(&record, None);
+        if let Ok(comparison) = compare::compare(&sides) {
+            terminal::comparison(&comparison, None);
+        }
+    }
 }

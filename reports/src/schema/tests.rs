@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 
 fn header() -> RunHeader {
@@ -147,6 +149,7 @@ fn files_that_are_not_records_are_refused() {
         ("{\"cell\":{}}\n", "missing field"),
         ("{\"run\":{}}\n", "missing field `schema`"),
         ("{\"run\":", "EOF while parsing"),
+        ("system,ttft_s\n", "starts with a whole `run` line"),
     ] {
         let error = read(text).unwrap_err().to_string();
         assert!(error.contains(expected), "{text:?}: {error}");
@@ -255,4 +258,23 @@ fn the_json_schema_file_is_up_to_date() {
     }
     let file = std::fs::read_to_string(&path).unwrap();
     assert!(file == text, "{} is not what the types say: run with UPDATE_SCHEMA=1", path.display());
+}
+
+proptest! {
+    #[test]
+    fn damaged_records_are_read_or_refused_by_file_and_line(
+        cut in any::<prop::sample::Index>(), damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4)
+    ) {
+        let mut bytes = record_of(&cell()).into_bytes();
+        for (at, byte) in damage {
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+        }
+        bytes.truncate(1 + cut.index(bytes.len()));
+        if let Err(error) = Record::from_reader(&bytes[..], Path::new("a.jsonl")) {
+            let text = error.to_string();
+            let placed = text.starts_with("a.jsonl, line ") || text.starts_with("a.jsonl: the record's schema is ");
+            prop_assert!(placed && !text.chars().any(char::is_control), "{}", text);
+        }
+    }
 }

@@ -25,6 +25,8 @@ fn one_and_two_samples_give_no_spread() {
     assert_eq!((mad(&[3.0]), mad(&[3.0, 4.0])), (None, Some(0.5)));
     assert_eq!(paired_ratio(&[(4.0, 2.0)]), Some(Estimate { value: 2.0, interval: None, samples: 1 }));
     assert_eq!(unpaired_ratio(&[4.0; 9], &[2.0; 2]), Some(Estimate { value: 2.0, interval: None, samples: 2 }));
+    assert_eq!(paired_ratio(&[(4.0, 2.0), (9.0, 3.0)]), Some(Estimate { value: 2.5, interval: None, samples: 2 }));
+    assert_eq!((quantile(&[3.0, 4.0], 0.5), quantile(&[3.0, 4.0], 0.25)), (Some(3.5), None));
     assert_eq!(mann_whitney(&[1.0], &[2.0]).unwrap().p, 1.0);
     assert!((mann_whitney(&[1.0, 2.0], &[3.0, 4.0]).unwrap().p - 1.0 / 3.0).abs() < 1e-12);
     assert_eq!(geometric_mean(&[8.0]).map(f64::round), Some(8.0));
@@ -61,20 +63,59 @@ fn medians_and_deviations_of_known_samples() {
     assert_eq!((geometric_mean(&[1.0, 0.0]), geometric_mean(&[1.0, f64::NAN])), (None, None));
 }
 
+/// Skewed, as times are; its median is ln 2.
+fn exponential(rng: &mut ChaCha8Rng) -> f64 {
+    -(1.0 - uniform(rng)).ln()
+}
+
+/// How often of 300 times an interval holds `truth`: the share has a deviation of about 1.3%.
+fn coverage(truth: f64, mut interval: impl FnMut() -> Estimate) -> f64 {
+    (0..300).filter(|_| interval().interval.unwrap().contains(truth)).count() as f64 / 300.0
+}
+
 #[test]
 fn intervals_cover_the_true_median_as_often_as_they_say() {
-    // Exponential: skewed, as times are. Median ln 2. Coverage of 300 intervals has a deviation of about 1.3%.
-    for (n, least, most) in [(3usize, 0.68, 0.82), (12, 0.90, 0.99), (40, 0.90, 0.99), (2500, 0.90, 0.99)] {
+    for n in [3usize, 4, 5, 6, 7, 8, 9, 10, 12, 13, 40, 2500] {
         let mut rng = ChaCha8Rng::seed_from_u64(n as u64);
-        let covered = (0..300)
-            .filter(|_| {
-                let samples: Vec<f64> = (0..n).map(|_| -(1.0 - uniform(&mut rng)).ln()).collect();
-                median_estimate(&samples).unwrap().interval.unwrap().contains(2f64.ln())
-            })
-            .count();
-        let share = covered as f64 / 300.0;
-        assert!((least..most).contains(&share), "{n} samples: {share}");
+        let level = if n < 6 { range_level(n) } else { LEVEL };
+        let share = coverage(2f64.ln(), || {
+            median_estimate(&(0..n).map(|_| exponential(&mut rng)).collect::<Vec<_>>()).unwrap()
+        });
+        assert!((level - 0.04..level + 0.05).contains(&share), "{n} samples at {level}: {share}");
     }
+}
+
+#[test]
+fn intervals_of_ratios_cover_the_true_ratio() {
+    for n in [6usize, 7, 10, 20] {
+        let mut rng = ChaCha8Rng::seed_from_u64(n as u64);
+        // A slow round slows both by a factor far larger than the noise between them.
+        let paired = coverage(2.0, || {
+            let pair = |rng: &mut ChaCha8Rng| {
+                let round = 1.0 + exponential(rng);
+                (2.0 * round * (0.98 + 0.04 * uniform(rng)), round)
+            };
+            let estimate = paired_ratio(&(0..n).map(|_| pair(&mut rng)).collect::<Vec<_>>()).unwrap();
+            assert!(estimate.spread().unwrap() < 0.05, "{estimate:?}");
+            estimate
+        });
+        let unpaired = coverage(2.0, || {
+            let mut draw = |scale: f64| (0..n).map(|_| scale * (1.0 + exponential(&mut rng))).collect::<Vec<_>>();
+            unpaired_ratio(&draw(2.0), &draw(1.0)).unwrap()
+        });
+        assert!(paired > 0.91 && unpaired > 0.91, "{n} samples: paired {paired}, unpaired {unpaired}");
+    }
+}
+
+#[test]
+fn tails_are_students_for_few_samples_and_normal_for_many() {
+    // 2.5% two-sided quantiles of Student's t from tables, times sqrt(n/(n-1)), through the normal distribution.
+    for (n, t) in [(6usize, 2.5706), (10, 2.2622), (21, 2.0860), (101, 1.9840)] {
+        let exact = libm::erfc(t * (n as f64 / (n as f64 - 1.0) / 2.0).sqrt()) / 2.0;
+        assert!((tail(n) / exact - 1.0).abs() < 0.03, "{n}: {} {exact}", tail(n));
+    }
+    assert!((tail(1_000_000) - 0.025).abs() < 1e-5);
+    assert!((1..50).all(|n| tail(n) <= tail(n + 1)));
 }
 
 #[test]
@@ -155,5 +196,75 @@ proptest! {
         let inverse: Vec<f64> = values.iter().map(|v| 1.0 / v).collect();
         let product = geometric_mean(&values).unwrap() * geometric_mean(&inverse).unwrap();
         prop_assert!((product - 1.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_quantile_is_given_only_if_a_sample_is_expected_beyond_it(
+        samples in prop::collection::vec(1e-6f64..1e6, 1..60), q in 0.001f64..0.999
+    ) {
+        let beyond = samples.len() as f64 * q.min(1.0 - q);
+        prop_assume!((beyond - 1.0).abs() > 1e-6);
+        match quantile(&samples, q) {
+            Some(value) => {
+                prop_assert!(beyond > 1.0);
+                let below = samples.iter().filter(|s| **s <= value).count() as f64;
+                prop_assert!((below / samples.len() as f64 - q).abs() <= 1.0 / samples.len() as f64 + 1e-9);
+            }
+            None => prop_assert!(beyond < 1.0),
+        }
+    }
+
+    #[test]
+    fn deviations_ignore_where_and_follow_how_wide(
+        samples in prop::collection::vec(-1e3f64..1e3, 2..40), shift in -1e3f64..1e3, factor in 0.1f64..10.0
+    ) {
+        let moved: Vec<f64> = samples.iter().map(|x| factor * x + shift).collect();
+        prop_assert!((mad(&moved).unwrap() - factor * mad(&samples).unwrap()).abs() < 1e-9);
+        prop_assert!((median(&moved).unwrap() - (factor * median(&samples).unwrap() + shift)).abs() < 1e-9);
+        // One wild sample of many moves neither beyond its neighbours.
+        let mut wild = samples.clone();
+        wild.push(f64::MAX);
+        prop_assert!(median(&wild).unwrap() <= quantile(&samples, 1.0).unwrap());
+    }
+
+    #[test]
+    fn ratios_of_a_run_with_itself_are_one_and_reverse(
+        samples in prop::collection::vec((1e-3f64..1e3, 1e-3f64..1e3), 1..30)
+    ) {
+        let (a, b): (Vec<f64>, Vec<f64>) = samples.iter().copied().unzip();
+        let twice: Vec<(f64, f64)> = a.iter().map(|x| (*x, *x)).collect();
+        let same = paired_ratio(&twice).unwrap();
+        prop_assert!(same.value == 1.0 && same.interval.is_none_or(|i| (i.low, i.high) == (1.0, 1.0)));
+        prop_assert_eq!(unpaired_ratio(&a, &a).unwrap().value, 1.0);
+        let (there, back) = (unpaired_ratio(&a, &b).unwrap(), unpaired_ratio(&b, &a).unwrap());
+        prop_assert!((there.value * back.value - 1.0).abs() < 1e-12);
+        prop_assert_eq!(there.interval.is_some(), a.len() > 2);
+    }
+
+    #[test]
+    fn exact_p_values_count_the_orders_of_small_samples(order in Just((0..7u8).collect::<Vec<_>>()).prop_shuffle(), m in 1usize..7) {
+        let ranks: Vec<f64> = order.into_iter().map(f64::from).collect();
+        let (a, b) = ranks.split_at(m);
+        let distance = |u: f64| (u - (m * (7 - m)) as f64 / 2.0).abs();
+        let found = mann_whitney(a, b).unwrap();
+        // Every choice of m of the 7 ranks is as likely as any other.
+        let of = |set: u32| {
+            let (a, b): (Vec<f64>, Vec<f64>) = (0..7).map(f64::from).partition(|r| set >> *r as u32 & 1 == 1);
+            a.iter().map(|x| b.iter().filter(|y| x > y).count()).sum::<usize>() as f64
+        };
+        let all: Vec<f64> = (0..1 << 7).filter(|set: &u32| set.count_ones() as usize == m).map(of).collect();
+        let extreme = all.iter().filter(|u| distance(**u) >= distance(found.u)).count();
+        prop_assert!((found.p - extreme as f64 / all.len() as f64).abs() < 1e-12, "{} {extreme} of {}", found.p, all.len());
+    }
+
+    #[test]
+    fn geometric_means_lie_between_their_ends_and_scale(
+        values in prop::collection::vec(1e-3f64..1e3, 1..20), factor in 0.1f64..10.0
+    ) {
+        let mean = geometric_mean(&values).unwrap();
+        let (low, high) = (quantile(&values, 0.0).unwrap(), quantile(&values, 1.0).unwrap());
+        prop_assert!(low * (1.0 - 1e-12) <= mean && mean <= high * (1.0 + 1e-12));
+        let scaled = geometric_mean(&values.iter().map(|v| v * factor).collect::<Vec<_>>()).unwrap();
+        prop_assert!((scaled / (mean * factor) - 1.0).abs() < 1e-12);
     }
 }
