@@ -22,7 +22,7 @@ pub struct EngineKnobs {
     /// Who computes the matrix products: `ttft`, or the `gemm` crate
     #[arg(long, env = "TTFT_BACKEND", value_name = "NAME", default_value = "ttft", value_parser = Backend::from_name)]
     pub backend: Backend,
-    /// Force one GEMM kernel by name, for every shape it can serve
+    /// Force one GEMM or few-row kernel by name, for every shape it can serve
     #[arg(long, env = "TTFT_KERNEL", value_name = "NAME")]
     pub kernel: Option<String>,
 }

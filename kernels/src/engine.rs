@@ -1,7 +1,7 @@
 //! The safe front of the crate: shapes are checked here, kernels are called behind it.
 
 use crate::{
-    contract::GemmKernel,
+    contract::{DotKernel, GemmKernel},
     cpu::{self, Isa},
     driver::{self, rope::RopeTable},
     error::{Error, Result, expect},
@@ -44,7 +44,7 @@ pub struct Options {
     pub threads: Option<usize>,
     /// Who computes the projections.
     pub backend: Backend,
-    /// A GEMM kernel by name, for every shape that it can serve; `None` lets the dispatcher choose.
+    /// A GEMM or few-row kernel by name, for every shape that it can serve; `None` lets the dispatcher choose.
     pub gemm_kernel: Option<String>,
 }
 
@@ -120,6 +120,7 @@ pub struct Engine {
     pub(crate) backend: Backend,
     pub(crate) pool: Pool,
     pub(crate) forced: Option<&'static GemmKernel>,
+    pub(crate) forced_dot: Option<&'static DotKernel>,
     pub(crate) scratch: driver::Scratch,
     /// Packed bytes of one block of W.
     pub(crate) block_bytes: usize,
@@ -137,7 +138,8 @@ impl Engine {
         if !(1..=1024).contains(&threads) {
             return Err(Error::Threads(threads));
         }
-        let forced = o.gemm_kernel.as_deref().map(|name| registry::find(isa, name)).transpose()?;
+        let (forced, forced_dot) =
+            o.gemm_kernel.as_deref().map(|name| registry::find(isa, name)).transpose()?.unwrap_or_default();
         let pool = Pool::new(threads);
         Ok(Engine {
             isa,
@@ -146,6 +148,7 @@ impl Engine {
             block_bytes: tuning::block_bytes(cpu::cache::caches()),
             pool,
             forced,
+            forced_dot,
             used: Default::default(),
         })
     }

@@ -42,8 +42,8 @@ pub enum Error {
         /// Those that this CPU has.
         have: Vec<Isa>,
     },
-    /// A GEMM kernel name that this ISA does not offer.
-    #[error("unknown GEMM kernel '{name}' for ISA {isa}; it has: {}", .have.join(", "))]
+    /// A kernel name that this ISA does not offer.
+    #[error("unknown kernel '{name}' for ISA {isa}; it has: {}", .have.join(", "))]
     KernelUnknown {
         /// The name given.
         name: String,

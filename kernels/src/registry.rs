@@ -85,13 +85,15 @@ fn levels(isa: Isa) -> impl Iterator<Item = &'static IsaRow> {
     std::iter::successors(Some(row(isa)), |r| r.base.map(row))
 }
 
-pub(crate) fn find(isa: Isa, name: &str) -> Result<&'static GemmKernel> {
-    let all = kernels_of(isa);
-    all.iter().copied().find(|k| k.name == name).ok_or_else(|| Error::KernelUnknown {
-        name: name.to_owned(),
-        isa,
-        have: all.iter().map(|k| k.name).collect(),
-    })
+/// The GEMM or the few-row kernel of this name.
+pub(crate) fn find(isa: Isa, name: &str) -> Result<(Option<&'static GemmKernel>, Option<&'static DotKernel>)> {
+    let (gemm, dot) = (kernels_of(isa), dot_kernels_of(isa));
+    let found = (gemm.iter().copied().find(|k| k.name == name), dot.iter().copied().find(|k| k.name == name));
+    if let (None, None) = found {
+        let have = gemm.iter().map(|k| k.name).chain(dot.iter().map(|k| k.name)).collect();
+        return Err(Error::KernelUnknown { name: name.to_owned(), isa, have });
+    }
+    Ok(found)
 }
 
 /// Names of the kernels that have run.

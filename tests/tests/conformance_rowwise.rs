@@ -378,6 +378,27 @@ fn shapes_that_do_not_fit_are_refused() {
     e.heads(m(), 2, 3, None, 1e-6, None, HeadsOut::Cache(&mut c, 0)).unwrap();
 }
 
+/// Where e^-a passes from the largest finite number to infinity, and far beyond on either side.
+#[test]
+fn silu_at_the_ends_of_the_exponential() {
+    let edge = (-88.722_84f32).to_bits();
+    let near = (edge - 8..edge + 8).map(f32::from_bits);
+    let a: Vec<f32> = near.chain([-87.336_54, -87.4, -1e4, f32::MIN, 1e4, -0.0]).collect();
+    let ab: Vec<f32> = a.iter().flat_map(|a| [*a, 1.0]).collect();
+    engines(|e| {
+        let mut y = output::<f32>(a.len(), 1, 1);
+        e.silu_mul(Mat::new(&ab, a.len(), 2), y.mat_mut()).unwrap();
+        for (r, a) in a.iter().enumerate() {
+            let (found, want) = (f64::from(y.mat().row(r)[0]), reference::silu(f64::from(*a)));
+            assert!(
+                (found - want).abs() <= want.abs() * 8.0 * EPS + 1e-33,
+                "{} silu({a:e}): {found:e}, {want:e}",
+                e.isa()
+            );
+        }
+    });
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: cases(48), failure_persistence: None, ..ProptestConfig::default() })]
     #[test]

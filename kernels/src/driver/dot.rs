@@ -8,6 +8,11 @@ use crate::{
     view::{DType, Element, Mat, Weight, with_weight},
 };
 
+/// The kernel that the engine was told to use, if it takes these types; BF16 activations can be widened.
+pub(super) fn forced(e: &Engine, x: DType, w: DType) -> Option<&'static DotKernel> {
+    e.forced_dot.filter(|k| k.dtypes() == (x, w) || k.dtypes() == (DType::F32, w))
+}
+
 /// The kernel for these types, of the strongest level that has one; failing BF16 activations, for their f32 values.
 fn choose(e: &Engine, x: DType, w: DType) -> &'static DotKernel {
     let all = registry::dot_kernels_of(e.isa);
@@ -16,7 +21,8 @@ fn choose(e: &Engine, x: DType, w: DType) -> &'static DotKernel {
 }
 
 pub fn linear<A: Element>(e: &Engine, x: Mat<'_, A>, w: Weight<'_>, mut out: Output<'_, A>) {
-    let kernel = choose(e, A::DTYPE, w.dtype());
+    let (x_type, w_type) = (A::DTYPE, w.dtype());
+    let kernel = forced(e, x_type, w_type).unwrap_or_else(|| choose(e, x_type, w_type));
     e.used.note(kernel.name);
     let (m, k) = (x.rows(), w.k());
     let split = Split::of(w.n(), &out);

@@ -91,6 +91,7 @@ pub fn linear<A: Element>(e: &Engine, x: Mat<'_, A>, w: Weight<'_>, out: Output<
         Backend::Accelerate => library::linear(e, &library::ACCELERATE, x, w, out),
         Backend::Ours => match e.forced.filter(|k| accepts(k, A::DTYPE, w.dtype())) {
             Some(k) => blocked(e, k, x, w, out),
+            None if dot::forced(e, A::DTYPE, w.dtype()).is_some() => dot::linear(e, x, w, out),
             None => match choose(e, x.rows(), A::DTYPE, w.dtype()) {
                 Some(k) => blocked(e, k, x, w, out),
                 None => dot::linear(e, x, w, out),

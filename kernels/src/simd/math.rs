@@ -40,7 +40,7 @@ const COARSE: [f32; 4] = [0.055_179_764, 0.242_622_88, 0.693_259_95, 0.999_926_6
 /// ln of the smallest normal f32.
 const LN_MIN: f32 = -87.336_54;
 /// Above it e^x is infinite in f32.
-const LN_MAX: f32 = 88.722_84;
+const LN_MAX: f32 = 88.722_83;
 
 /// e^x for a normal result: `x = n ln 2 + r`.
 #[inline(always)]
