@@ -13,7 +13,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    fs::{File, OpenOptions},
+    fs::{File, OpenOptions, TryLockError},
     io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
 };
@@ -655,6 +655,9 @@ pub enum RecordError {
     /// The file exists.
     #[error("{} exists and is not overwritten: choose another name, resume it, or move it away", .0.display())]
     Exists(PathBuf),
+    /// Another process writes the record.
+    #[error("{}: another run is writing this record: wait for its end, or write another one", .0.display())]
+    Busy(PathBuf),
     /// A line is not what the schema says.
     #[error("{}, line {line}, field `{field}`: {message}", path.display())]
     Line {
@@ -1052,12 +1055,17 @@ impl Builder {
 
 /// Appends to a record, one flushed line for each cell.
 ///
-/// A line is written only if the reader accepts it, so a record that exists can be read.
+/// A line is written only if the reader accepts it, so a record that exists can be read. The file is locked while its
+/// writer lives.
 #[derive(Debug)]
 pub struct Writer {
     file: File,
     path: PathBuf,
     lines: usize,
+    /// What the whole lines take.
+    bytes: u64,
+    /// Whether something else may follow them: part of a line.
+    torn: bool,
 }
 
 impl Writer {
@@ -1080,25 +1088,24 @@ impl Writer {
             io::ErrorKind::AlreadyExists => RecordError::Exists(path.into()),
             _ => io_error(path, "create it", e.error),
         })?;
-        Ok(Self { file, path: path.into(), lines: 1 })
+        lock(&file, path)?;
+        Ok(Self { file, path: path.into(), lines: 1, bytes: line.len() as u64, torn: false })
     }
 
-    /// Opens an existing record to append to, and returns what it holds. A torn last line is cut off.
+    /// Opens an existing record to append to, and returns what it holds. A torn last line is cut off when something is
+    /// appended; until then the file stays as it is.
     ///
     /// # Errors
-    /// As [`Record::read`], but for the torn line.
+    /// As [`Record::read`], but for the torn line; [`RecordError::Busy`] if another run writes it.
     pub fn resume(path: &Path) -> Result<(Self, Record)> {
         let mut file = OpenOptions::new()
             .read(true)
             .write(true)
             .open(path)
             .map_err(|source| io_error(path, "open it to resume", source))?;
+        lock(&file, path)?;
         let Scan { record, bytes, lines, torn } = scan(&mut file, path)?;
-        if torn {
-            file.set_len(bytes).map_err(|source| io_error(path, "cut off its torn last line", source))?;
-        }
-        file.seek(SeekFrom::Start(bytes)).map_err(|source| io_error(path, "append to it", source))?;
-        Ok((Self { file, path: path.into(), lines }, record))
+        Ok((Self { file, path: path.into(), lines, bytes, torn }, record))
     }
 
     /// Appends a cell.
@@ -1124,10 +1131,30 @@ impl Writer {
 
     fn append(&mut self, line: &Line) -> Result<()> {
         let text = encode(line, &self.path, self.lines + 1)?;
-        self.file.write_all(&text).map_err(|source| io_error(&self.path, "append to it", source))?;
-        self.file.flush().map_err(|source| io_error(&self.path, "append to it", source))?;
+        if self.torn {
+            // Of a run that was cut off, or of a line that a full disk did not hold.
+            self.file
+                .set_len(self.bytes)
+                .map_err(|source| io_error(&self.path, "cut off its torn last line", source))?;
+        }
+        self.torn = true;
+        self.file
+            .seek(SeekFrom::Start(self.bytes))
+            .and_then(|_| self.file.write_all(&text))
+            .and_then(|()| self.file.flush())
+            .map_err(|source| io_error(&self.path, "append to it", source))?;
+        self.torn = false;
         self.lines += 1;
+        self.bytes += text.len() as u64;
         Ok(())
+    }
+}
+
+/// Keeps others from writing the same record. Where the file system knows no locks there is nothing to keep.
+fn lock(file: &File, path: &Path) -> Result<()> {
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => Err(RecordError::Busy(path.into())),
+        Ok(()) | Err(TryLockError::Error(_)) => Ok(()),
     }
 }
 

@@ -95,14 +95,33 @@ fn a_torn_line_is_named_and_resume_cuts_it_off() {
     let path = folder.path().join("run.jsonl");
     Writer::create(&path, header()).unwrap().cell(&cell()).unwrap();
     let whole = std::fs::read_to_string(&path).unwrap();
-    std::fs::write(&path, format!("{whole}{{\"cell\":{{\"id\":\"tt")).unwrap();
+    let torn = format!("{whole}{{\"cell\":{{\"id\":\"tt");
+    std::fs::write(&path, &torn).unwrap();
     assert!(Record::read(&path).unwrap_err().to_string().contains("line 3: the file ends inside this line"));
+
+    // One who only looks, or is refused later, changes nothing.
+    assert_eq!(Writer::resume(&path).unwrap().1.cells.len(), 1);
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), torn);
 
     let (mut writer, record) = Writer::resume(&path).unwrap();
     assert_eq!(record.cells.len(), 1);
+    assert!(matches!(Writer::resume(&path), Err(RecordError::Busy(_))), "one record, one writer");
     writer.cell(&Cell { attempt: 2, ..cell() }).unwrap();
     let record = Record::read(&path).unwrap();
     assert_eq!((record.cells[0].attempt, record.superseded.len()), (2, 1));
+}
+
+/// What a full disk leaves of a line does not spoil the next one.
+#[test]
+fn a_line_that_was_not_written_whole_is_cut_off_by_the_next() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.jsonl");
+    let mut writer = Writer::create(&path, header()).unwrap();
+    writer.file.write_all(b"{\"cell\":{\"id\":\"half a line").unwrap();
+    writer.torn = true;
+    writer.cell(&cell()).unwrap();
+    writer.cell(&Cell { attempt: 2, ..cell() }).unwrap();
+    assert_eq!(Record::read(&path).unwrap().cells, [Cell { attempt: 2, ..cell() }]);
 }
 
 #[test]
