@@ -65,10 +65,11 @@ fn run(criterion: &mut Criterion, args: &CriterionArgs, mut knobs: RunKnobs) -> 
     let groups = session.scenario.groups();
     let any = |a: &&Arm| groups.iter().any(|&(batch, prompt)| args.selects(&a.id(batch, prompt)));
     let arms: Vec<Arm> = session.arms.iter().filter(any).cloned().collect();
+    let plan = Plan::new(&session, &arms, samples, Residence::Alone)?;
     if !args.test() {
-        println!("{}\n", Plan::new(&session, &arms, samples, Residence::Alone)?);
+        println!("{plan}\n");
     }
-    session.weights.make(&arms)?;
+    session.weights.make(plan.needed())?;
     let mut group = criterion.benchmark_group("ttft");
     group.sampling_mode(SamplingMode::Flat);
     for (batch, prompt) in groups {

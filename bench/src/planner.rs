@@ -51,6 +51,8 @@ pub struct Plan {
     available_bytes: Option<u64>,
     disk: String,
     headings: Vec<String>,
+    /// What runs: the systems of which some size is to be measured and fits.
+    needed: Vec<Arm>,
 }
 
 impl Plan {
@@ -61,6 +63,7 @@ impl Plan {
     /// A system that is not in the zoo.
     pub fn new(session: &Session, arms: &[Arm], samples: u32, residence: Residence) -> Result<Plan> {
         let mut left = session.budget_left();
+        let mut needed = Vec::new();
         let mut group = |(batch, prompt)| {
             let memory = |arms: &[Arm]| session.memory(arms.iter(), batch, prompt);
             let (parts, too_large, memory_bytes) = match residence {
@@ -96,20 +99,30 @@ impl Plan {
                     Residence::Alone => 0,
                 };
                 let seconds = if fit > 0 { round * f64::from(fit + 1) } else { 0.0 };
+                if fit > 0 {
+                    needed.extend(part.arms.iter().cloned());
+                }
                 left -= seconds;
                 planned.samples = planned.samples.min(fit);
                 planned.seconds += seconds;
             }
             Ok(planned)
         };
+        let groups = session.scenario.groups().into_iter().map(&mut group).collect::<Result<_>>()?;
         Ok(Plan {
-            groups: session.scenario.groups().into_iter().map(&mut group).collect::<Result<_>>()?,
+            groups,
             samples,
             budget_s: session.scenario.budget_s,
             available_bytes: machine::available_memory(),
-            disk: session.weights.disk(arms)?,
+            disk: session.weights.disk(&needed)?,
             headings: arms.iter().map(|a| format!("{} {}", a.system, a.kind.name())).collect(),
+            needed,
         })
+    }
+
+    /// The systems whose weights the run needs; some may stand here more than once.
+    pub fn needed(&self) -> &[Arm] {
+        &self.needed
     }
 
     /// One line for each system, one column for each group: there are more systems than a line holds.
@@ -148,7 +161,8 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "Planned, by estimate (one sample of each system):\n{}", self.table().trim_fmt())?;
         let total: f64 = self.groups.iter().map(|g| g.seconds).sum();
-        writeln!(f, "time: about {} of a budget of {}", seconds(total), seconds(self.budget_s))?;
+        let (total, budget) = (seconds(total), seconds(self.budget_s));
+        writeln!(f, "time: about {total} of a budget of {budget}, and what making weights and checking results takes")?;
         let fewer = self.sizes(|g| (1..self.samples).contains(&g.samples));
         let none = self.sizes(|g| g.samples == 0 && g.parts > 0);
         for (sizes, what) in [(fewer, "fewer samples"), (none, "skipped, all of it or in part")] {
@@ -221,6 +235,7 @@ mod tests {
             session.grant(1e-9);
             let text = Plan::new(&session, &arms, 5, residence).unwrap().to_string();
             assert!(text.contains("for the budget holds no more: 2 x 4, 4096 x 4, 2 x 131072\n"), "{text}");
+            assert!(text.contains("disk: no weights needed"), "{text}");
         }
     }
 

@@ -40,8 +40,9 @@ pub fn plan(session: &Session) -> Result<Plan> {
 /// What writing the record says. A cell that cannot be timed is noted and the others go on.
 pub fn run(session: &mut Session, until_stable: Option<f64>) -> Result<()> {
     let arms = session.arms.clone();
-    println!("{}\n", plan(session)?);
-    session.weights.make(&arms)?;
+    let plan = plan(session)?;
+    println!("{plan}\n");
+    session.weights.make(plan.needed())?;
     let mut groups = Vec::new();
     for (batch, prompt) in session.scenario.groups() {
         for group in fitting(session, &arms, batch, prompt)? {

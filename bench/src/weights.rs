@@ -135,6 +135,9 @@ impl Weights {
     /// # Errors
     /// A name that is not in the zoo.
     pub fn disk(&self, arms: &[Arm]) -> Result<String> {
+        if arms.is_empty() {
+            return Ok("no weights needed".into());
+        }
         let need: u64 = self.missing(arms)?.values().map(Spec::bytes).sum();
         let all = bytes(self.bytes(arms)?);
         if need == 0 {
@@ -142,8 +145,13 @@ impl Weights {
         }
         let root = std::path::absolute(&self.root)?;
         let there = root.ancestors().find(|d| d.exists()).unwrap_or(&root);
-        let free = fs4::available_space(there).map_or("unknown".into(), bytes);
-        Ok(format!("{} of {all} of weights to be made in {} ({free} free)", bytes(need), self.root.display()))
+        let free = fs4::available_space(there).ok();
+        let advice = match free.is_some_and(|free| need > free) {
+            true => ": too little, so the run will fail; make room, or name another place (TTFT_WEIGHTS or --weights)",
+            false => "",
+        };
+        let (need, free) = (bytes(need), free.map_or("unknown".into(), bytes));
+        Ok(format!("{need} of {all} of weights to be made in {} ({free} free){advice}", self.root.display()))
     }
 
     /// Makes what these arms need and is not there or not right.
