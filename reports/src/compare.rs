@@ -62,7 +62,8 @@ pub struct Versus {
     /// TTFT of the first by TTFT of this side: above 1, this side is faster. Against a published figure, the interval is
     /// of the measured side's spread alone.
     pub ratio: Estimate,
-    /// Test of the samples; `None` if a side is a published figure.
+    /// Test of the samples; `None` if a side is a published figure, or the samples are too few to reach [`ALPHA`] even
+    /// if wholly apart: the interval then decides alone.
     pub test: Option<MannWhitney>,
     /// What that comes to.
     pub verdict: Verdict,
@@ -171,12 +172,10 @@ pub fn compare<'a>(sides: &[Side<'a>]) -> Result<Comparison<'a>, CompareError> {
         if versus.is_empty() {
             let reason = match list.is_empty() {
                 true => format!(
-                    "no cell of equal kind, system, base, auxiliary, batch and prompt. {} has {}; {} has {}. Measure a size \
-                     (batch x prompt) and systems that both have",
-                    first.name,
-                    sizes(first.record),
-                    side.name,
-                    sizes(side.record)
+                    "no cell of equal kind, system, base, auxiliary, batch and prompt. {}; {}. Measure a size (batch x \
+                     prompt) and systems that both have",
+                    holds(first),
+                    holds(side)
                 ),
                 false => format!("{list}. Measure one of them again as the other was"),
             };
@@ -224,16 +223,21 @@ pub fn compare<'a>(sides: &[Side<'a>]) -> Result<Comparison<'a>, CompareError> {
     Ok(Comparison { sides: sides.to_vec(), lines, means, warnings: warnings.into_iter().collect() })
 }
 
-/// The sizes of a record's cells, in words.
-fn sizes(record: &Record) -> String {
-    let sizes: BTreeSet<(u32, u32)> = record.cells.iter().map(|c| (c.batch, c.prompt)).collect();
-    let list =
-        sizes.iter().take(12).map(|(batch, prompt)| format!("{batch} x {prompt}")).collect::<Vec<_>>().join(", ");
-    match sizes.len() {
-        0 => "no cells".into(),
-        1..=12 => list,
-        n => format!("{list} and {} more", n - 12),
+/// The systems and sizes of a run, in words.
+fn holds(side: &Side) -> String {
+    const MOST: usize = 12;
+    let list = |all: Vec<String>| {
+        let more = if all.len() > MOST { format!(" and {} more", all.len() - MOST) } else { String::new() };
+        all[..all.len().min(MOST)].join(", ") + &more
+    };
+    let cells = &side.record.cells;
+    if cells.is_empty() {
+        return format!("{} has no cells", side.name);
     }
+    let systems: BTreeSet<&String> = cells.iter().map(|c| &c.system).collect();
+    let sizes: BTreeSet<(u32, u32)> = cells.iter().map(|c| (c.batch, c.prompt)).collect();
+    let sizes = list(sizes.into_iter().map(|(batch, prompt)| format!("{batch} x {prompt}")).collect());
+    format!("{} has {} at {sizes}", side.name, list(systems.into_iter().cloned().collect()))
 }
 
 /// The cell of `record` that does the same work; why not, if all that ask for the same do it differently.
@@ -313,7 +317,8 @@ fn against(first: Side, side: Side, a: &Cell, b: &Cell) -> Option<Versus> {
     let (ratio, test) = match (&a.published, &b.published) {
         (None, None) => {
             let ratio = if same_run { summary::ratio(a, b)?.estimate } else { stats::unpaired_ratio(&slow, &fast)? };
-            (ratio, stats::mann_whitney(&slow, &fast))
+            let can_tell = stats::mann_whitney_least_p(slow.len(), fast.len()) < ALPHA;
+            (ratio, stats::mann_whitney(&slow, &fast).filter(|_| can_tell))
         }
         (None, Some(_)) => (a_s.scaled(1.0 / b_s.value), None),
         (Some(_), _) => (b_s.over(a_s.value), None),
@@ -336,6 +341,13 @@ fn against(first: Side, side: Side, a: &Cell, b: &Cell) -> Option<Versus> {
         by_peak: own(&|limits, cell| limits.peak_gflops(cell.compute_dtype?)),
         by_bandwidth: own(&|limits, _| limits.read_gb_per_s),
     })
+}
+
+impl Versus {
+    /// Whether faster or slower is said without a test.
+    pub fn untested(&self) -> bool {
+        self.test.is_none() && self.verdict != Verdict::NoSpread
+    }
 }
 
 #[cfg(test)]
@@ -380,6 +392,28 @@ mod tests {
     }
 
     #[test]
+    fn samples_too_few_for_the_test_are_judged_by_their_interval_and_marked() {
+        let few = |mut record: Record, samples: u32| {
+            record.cells = record.cells.iter().map(|c| samples::cell(&c.system, c.batch, c.prompt, samples)).collect();
+            record
+        };
+        let verdicts = |permille: u64, samples: u32| {
+            let (a, mut b) = (few(samples::run(), samples), few(samples::run(), samples));
+            for cell in &mut b.cells {
+                cell.samples_ns.iter_mut().for_each(|ns| *ns = *ns * permille / 1000);
+            }
+            let comparison = compare(&sides(&a, &b)).unwrap();
+            let text = crate::terminal::comparison(&comparison, None);
+            let versus = comparison.lines[0].versus[0].unwrap();
+            (versus.verdict, versus.test.is_some(), text.contains("faster~"))
+        };
+        assert_eq!(verdicts(500, 3), (Verdict::Faster, false, true));
+        assert_eq!(verdicts(500, 4), (Verdict::Faster, true, false));
+        assert_eq!(verdicts(1001, 3), (Verdict::WithinNoise, false, false));
+        assert_eq!(verdicts(500, 2), (Verdict::NoSpread, false, false));
+    }
+
+    #[test]
     fn normalised_figures_take_the_machines_limits_out() {
         let (a, mut b) = (samples::run(), slower(500));
         b.run.limits.peaks.iter_mut().for_each(|p| p.gflops *= 4.0);
@@ -414,7 +448,7 @@ mod tests {
         assert!(compare(&sides(&a, &b)).unwrap_err().to_string().contains("by exact count"));
         b.cells.truncate(0);
         let error = compare(&sides(&a, &b)).unwrap_err().to_string();
-        assert!(error.contains("here has 1 x 64, 1 x 256, 4 x 64, 4 x 256; there has no cells. Measure"), "{error}");
+        assert!(error.contains("OE450M at 1 x 64, 1 x 256, 4 x 64, 4 x 256; there has no cells. Measure"), "{error}");
         assert!(matches!(compare(&sides(&a, &b)[..1]), Err(CompareError::TooFew(1))));
     }
 
