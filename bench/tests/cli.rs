@@ -402,6 +402,7 @@ fn bench_skips_what_memory_does_not_hold() {
     succeed(&mut bench());
     let record = ttft_reports::schema::Record::read(&out).unwrap();
     assert!(record.cells.is_empty());
+    assert!(!dir.path().join("w").exists(), "what is not run needs no weights");
     let skipped: Vec<_> = record.skipped.iter().map(|s| (s.id.as_str(), s.reason.contains("of memory"))).collect();
     assert_eq!(skipped, [("ttft/OE270M/base/b4096/p131072", true), ("ttft/OE270M/base/b4096/p131072/2", true)]);
     assert!(record.skipped.iter().all(|s| s.estimate_bytes > Some(1 << 40)), "{:?}", record.skipped);
@@ -467,7 +468,7 @@ fn bench_resumes_and_repeats_what_was_disturbed() {
     // Nothing is left to do.
     let before = fs::read(&out).unwrap();
     let plan = succeed(bench().args(["--plan", "--resume"]).arg(&out));
-    assert!(plan.contains("time: about 0 ns"), "{plan}");
+    assert!(plan.contains("time: about 0 ns") && plan.contains("disk: no weights needed"), "{plan}");
     succeed(bench().arg("--resume").arg(&out));
     assert!(fs::read(&out).unwrap() == before);
 
@@ -543,6 +544,14 @@ fn records_are_judged_compared_and_reported() {
         let text = fs::read_to_string(file).expect("the report is there");
         assert!(text.contains("OE1.1B-KVP-C-270M"), "{}", file.display());
     }
+    // The same again replaces the reports; one part alone is a part.
+    succeed(&mut report);
+    let part = dir.path().join("part.md");
+    succeed(ttft().arg("report").arg(&record).args(["--section", "cells,method", "--md"]).arg(&part));
+    let text = fs::read_to_string(&part).expect("the part is there");
+    let titles: Vec<_> = text.lines().filter(|l| l.starts_with("## ")).collect();
+    assert_eq!(titles, ["## All cells", "## Method and bias"]);
+    fail(ttft().arg("report").arg(&record).args(["--section", "cell", "--md", "x"]), &["cell", "paper", "validity"]);
     let same = succeed(ttft().arg("compare").arg(&record).arg(&record));
     assert!(same.contains("OE450M"), "{same}");
     fail(ttft().arg("compare").arg(&record).arg("paper"), &["error"]);

@@ -45,7 +45,8 @@ pub fn ratio_interval(estimate: &Estimate) -> Option<String> {
     interval_of(estimate, |value| format!("{value:.2}"))
 }
 
-fn interval_of(estimate: &Estimate, show: fn(f64) -> String) -> Option<String> {
+/// The interval, its ends as `show` writes them, and its level if that is not [`LEVEL`].
+pub fn interval_of(estimate: &Estimate, show: fn(f64) -> String) -> Option<String> {
     let i = estimate.interval?;
     let level = if i.level < LEVEL { format!(" {:.0}%", (100.0 * i.level).floor()) } else { String::new() };
     Some(format!("[{}, {}]{level}", show(i.low), show(i.high)))

@@ -6,13 +6,36 @@ use crate::schema::Record;
 
 const TABLE_5: &str = include_str!("../data/apple-m2-pro/table5.jsonl");
 
-/// The one point of Figure 1 that the text gives, OE3B with 1024 tokens at batch 1: seconds to the first token, and those
-/// over one generation step.
-pub const FIGURE_1: (f64, f64) = (4.8, 12.0);
+/// Figure 1: one network alone, at several batches and prompt lengths.
+pub struct Figure1 {
+    /// The network.
+    pub system: &'static str,
+    /// The one point that the text gives: batch and prompt tokens.
+    pub point: (u32, u32),
+    /// Seconds to the first token there.
+    pub ttft_s: f64,
+    /// The same over one generation step.
+    pub steps: f64,
+}
 
-/// Figure 5b in the text's words, OE1.1B-KVP-C-450M over OE450M alone at batch 8: prompt lengths, and by how much the TTFT
-/// is longer.
-pub const FIGURE_5B: ([u32; 4], &str) = ([128, 256, 512, 1024], "10 to 20%");
+/// Figure 1 as far as the text gives it in numbers.
+pub const FIGURE_1: Figure1 = Figure1 { system: "OE3B", point: (1, 1024), ttft_s: 4.8, steps: 12.0 };
+
+/// Figure 5b: KV prediction beside its auxiliary alone.
+pub struct Figure5b {
+    /// The pair.
+    pub system: &'static str,
+    /// Its batch.
+    pub batch: u32,
+    /// Its prompt lengths.
+    pub prompts: [u32; 4],
+    /// By how much, in the text's words, the TTFT is longer than the auxiliary's.
+    pub over_auxiliary: &'static str,
+}
+
+/// Figure 5b in the text's words.
+pub const FIGURE_5B: Figure5b =
+    Figure5b { system: "OE1.1B-KVP-C-450M", batch: 8, prompts: [128, 256, 512, 1024], over_auxiliary: "10 to 20%" };
 
 /// Table 5 of Horton et al., "KV Prediction for Improved Time to First Token", arXiv 2410.08391, with the faults known
 /// of it. One printed figure for each cell; types, threads and spread are not stated there and unknown here.

@@ -44,6 +44,8 @@ pub struct Row<'a> {
     pub step: Option<Estimate>,
     /// `step` over the base's: 1 if the system adds nothing after the first token.
     pub step_ratio: Option<Estimate>,
+    /// TTFT over `step`: how many generation steps the first token takes.
+    pub ttft_steps: Option<Estimate>,
     /// Reasons not to trust the cell.
     pub doubts: Vec<Doubt>,
 }
@@ -144,6 +146,20 @@ fn steps(cell: &Cell) -> Vec<f64> {
     let Some(decode) = cell.decode.as_ref().filter(|d| d.steps > 0) else { return Vec::new() };
     let mean = |steps: &[u64]| seconds(steps).iter().sum::<f64>() / steps.len() as f64;
     decode.samples_ns.chunks(decode.steps as usize).map(mean).collect()
+}
+
+/// TTFT over the time for each token after the first: the median of the samples' own ratios.
+pub fn ttft_steps(cell: &Cell) -> Option<Estimate> {
+    stats::paired_ratio(&seconds(&cell.samples_ns).into_iter().zip(steps(cell)).collect::<Vec<_>>())
+}
+
+/// The auxiliary network of a KV prediction alone, at the same size and in the same way; of several, that of its group.
+pub fn auxiliary_of<'a>(cells: impl Iterator<Item = &'a Cell>, kvp: &Cell) -> Option<&'a Cell> {
+    let place = |c: &Cell| (c.batch, c.prompt, c.base.clone(), c.precision, c.extent);
+    let alone = cells.filter(|c| Some(&c.system) == kvp.aux.as_ref() && place(c) == place(kvp));
+    let mut alone: Vec<&Cell> = alone.collect();
+    alone.sort_by_key(|c| c.group != kvp.group);
+    alone.first().copied()
 }
 
 /// How many times the steps of `base` those of `cell` take: paired as TTFT is.
@@ -261,6 +277,7 @@ pub fn row<'a>(record: &'a Record, cell: &'a Cell) -> Row<'a> {
         roofline_reduction: base.and_then(|base| Some(roofline(base)? / roofline(cell)?)),
         step: step(cell),
         step_ratio: base.and_then(|base| step_ratio(cell, base)),
+        ttft_steps: ttft_steps(cell),
         doubts: doubts(cell, record.run.machine.logical_cores),
     }
 }
@@ -342,6 +359,8 @@ mod tests {
         let ratio = kvp.step_ratio.unwrap();
         assert!((ratio.value - 1.0).abs() < 0.01 && ratio.samples == 6, "{ratio:?}");
         assert!(kvp.step.unwrap().value > 0.0);
+        let (ttft, steps) = (kvp.ttft.unwrap(), kvp.ttft_steps.unwrap());
+        assert!((steps.value * kvp.step.unwrap().value / ttft.value - 1.0).abs() < 0.01 && steps.interval.is_some());
         let aux = find(&rows, "ttft/OE450M/aux/b1/p64");
         assert!(aux.step_ratio.unwrap().value < 0.6);
         let base = find(&rows, "ttft/OE1.1B/base/b1/p64").cell;

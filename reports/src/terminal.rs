@@ -67,9 +67,9 @@ fn words(blocks: &[Block], width: Option<u16>) -> String {
     let mut text = String::new();
     for block in blocks {
         match block {
-            Block::Text { text: paragraph, .. } => text.push_str(&format!("{paragraph}\n\n")),
+            Block::Text { text: paragraph, .. } => text.push_str(&format!("{}\n\n", wrapped(paragraph, ""))),
             Block::List { items } => {
-                items.iter().for_each(|item| text.push_str(&format!("  - {item}\n")));
+                items.iter().for_each(|item| text.push_str(&format!("  - {}\n", wrapped(item, "    "))));
                 text.push('\n');
             }
             Block::Table(table) => {
@@ -84,6 +84,29 @@ fn words(blocks: &[Block], width: Option<u16>) -> String {
     text.truncate(text.trim_end().len());
     text.push('\n');
     text
+}
+
+/// Longest line of a paragraph, in characters.
+const LINE: usize = 100;
+
+/// Words on lines of at most [`LINE`] characters, all but the first behind `indent`, which stands before the first already.
+fn wrapped(text: &str, indent: &str) -> String {
+    let mut out = String::new();
+    let mut line = indent.len();
+    for word in text.split(' ') {
+        let length = word.chars().count();
+        if !out.is_empty() && line + 1 + length > LINE {
+            out.push('\n');
+            out.push_str(indent);
+            line = indent.len();
+        } else if !out.is_empty() {
+            out.push(' ');
+            line += 1;
+        }
+        out.push_str(word);
+        line += length;
+    }
+    out
 }
 
 /// Machine, limits, run and drift, one line each.
@@ -279,6 +302,16 @@ mod tests {
         here.cells = ["OE1.1B", "OE450M", "OE1.1B-KVP-C-450M"].map(|s| samples::cell(s, 64, 59, 6)).into();
         let sides = [Side { name: "here", record: &here }, Side { name: "apple-m2-pro", record: &paper }];
         insta::assert_snapshot!(comparison(&compare(&sides).unwrap(), None));
+    }
+
+    #[test]
+    fn paragraphs_are_wrapped_between_words() {
+        let text = vec!["word"; 60].join(" ");
+        let wrapped = wrapped(&text, "    ");
+        assert!(wrapped.lines().count() == 4 && wrapped.lines().all(|l| l.len() <= LINE), "{wrapped}");
+        assert_eq!(wrapped.split_whitespace().collect::<Vec<_>>().join(" "), text);
+        let long = "x".repeat(3 * LINE);
+        assert_eq!(super::wrapped(&format!("a {long} b"), ""), format!("a\n{long}\nb"));
     }
 
     #[test]

@@ -12,7 +12,13 @@ use crate::{
 };
 
 /// Measure the systems of a scenario, interleaved round by round (`cargo bench` does it with criterion)
+///
+/// Weights are made once and kept; a record is written, a line for each cell as it is finished.
 #[derive(Args, Debug)]
+#[command(after_help = "Examples:\n  ttft bench --preset table5 --plan\n  \
+                        ttft bench --preset table5 --out table5.jsonl\n  \
+                        ttft bench --resume table5.jsonl\n  \
+                        ttft bench --preset fig1 --budget 3600 --until-stable 600 --out fig1.jsonl")]
 pub struct Bench {
     /// Rounds: samples of each system (default: the scenario's)
     #[arg(long, value_name = "R", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]

@@ -22,6 +22,9 @@ const MAX_TOKENS_BYTES: u64 = 256 << 20;
 
 /// Run a network, whole or on part of its tokens, or a KV prediction, on token ids and write its logits
 #[derive(Args, Debug)]
+#[command(after_help = "Example:\n  ttft synth OE1.1B-KVP-C-450M --out pair && echo '[[1, 2, 3]]' > tokens.json\n  \
+                        ttft logits --base pair/base --aux pair/aux --predictor pair/predictor --tokens tokens.json \
+                        --out logits.safetensors")]
 pub struct Logits {
     /// Folder of the base network (config.json, model.safetensors)
     #[arg(long, value_name = "DIR")]

@@ -10,9 +10,15 @@ mod zoo;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+const AFTER: &str = "From nothing to a report:
+  ttft bench --preset quick --out run.jsonl   measures, some minutes; --plan says beforehand what it takes
+  ttft validate run.jsonl                     did the FLOPs reduction become a TTFT reduction, where not, why
+  ttft compare run.jsonl other.jsonl          another machine, or other code
+  ttft report run.jsonl --html run.html       a page with charts";
+
 /// Wall-clock time to first token of KV Prediction against full prefill, on this machine
 #[derive(Debug, Parser)]
-#[command(name = "ttft", version, max_term_width = 100)]
+#[command(name = "ttft", version, max_term_width = 100, after_help = AFTER)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -2,12 +2,16 @@
 
 use std::{
     collections::BTreeMap,
-    io::{self, Write},
+    fs::File,
+    io::{self, Read, Write},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, ensure};
-use clap::Args;
+use clap::{
+    Args,
+    builder::{PossibleValue, PossibleValuesParser},
+};
 use ttft_reports::{
     compare::{Side, compare},
     paper, render,
@@ -21,14 +25,21 @@ use crate::output::Pending;
 const PAPER: &str = "paper";
 
 /// Say whether FLOPs became latency in a run, and where they did not
+///
+/// Of every system: TTFT reduction over FLOPs reduction with its interval, a verdict, and the phases that took longer; an
+/// additive model of the run; from which prompt length on KV prediction pays; controls whose outcome is known.
 #[derive(Args, Debug)]
+#[command(after_help = "Example:\n  ttft bench --preset quick --out run.jsonl && ttft validate run.jsonl")]
 pub struct Validate {
     /// A record of `ttft bench` or `cargo bench`; `paper` stands for the paper's Table 5 on its Apple M2 Pro
     run: PathBuf,
 }
 
 /// Put runs side by side: the same work, on other machines or of other code
+///
+/// Compared are cells of equal system, batch and prompt; other types, extent or FLOPs are refused by name.
 #[derive(Args, Debug)]
+#[command(after_help = "Examples:\n  ttft compare before.jsonl after.jsonl\n  ttft compare table5.jsonl paper")]
 pub struct Compare {
     /// Records, the first is the reference; `paper` stands for the paper's Table 5 on its Apple M2 Pro
     #[arg(required = true, num_args = 2..)]
@@ -36,7 +47,12 @@ pub struct Compare {
 }
 
 /// Write a report of one run or several
+///
+/// Reports are replaced by newer ones; a file that is no report is not overwritten.
 #[derive(Args, Debug)]
+#[command(after_help = "Examples:\n  ttft report run.jsonl --html run.html --csv run.csv\n  \
+                        ttft report table5.jsonl --section paper --md TABLE5.md\n  \
+                        ttft report here.jsonl there.jsonl paper --html machines.html")]
 pub struct Report {
     /// Records; `paper` stands for the paper's Table 5 on its Apple M2 Pro
     #[arg(required = true)]
@@ -50,24 +66,34 @@ pub struct Report {
     /// One line of numbers for each cell
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
+    /// Only these parts of the page and of the Markdown, separated by commas
+    #[arg(long, value_name = "PART", value_delimiter = ',', value_parser = part_names())]
+    section: Vec<String>,
+}
+
+/// The parts of a report as the command line lists them.
+fn part_names() -> PossibleValuesParser {
+    PossibleValuesParser::new(render::PARTS.map(|(name, about)| PossibleValue::new(name).help(about)))
 }
 
 fn open(path: &Path) -> Result<Record> {
     if path.as_os_str() == PAPER { Ok(paper::table5()) } else { Ok(Record::read(path)?) }
 }
 
-/// Runs with their names: the files' names without ending, told apart by a number where they are equal.
+/// Runs with their names: the files' names without ending; of files that are called alike, with their folders; and where
+/// that does not tell them apart either, with a number.
 fn read(paths: &[PathBuf]) -> Result<Vec<(String, Record)>> {
+    let stem = |path: &Path| path.file_stem().map_or_else(|| PAPER.into(), |s| s.to_string_lossy().into_owned());
+    let stems: Vec<String> = paths.iter().map(|p| stem(p)).collect();
     let mut seen = BTreeMap::<String, u32>::new();
-    paths
-        .iter()
-        .map(|path| {
-            let record = open(path)?;
-            let stem = path.file_stem().map_or_else(|| PAPER.into(), |s| s.to_string_lossy().into_owned());
-            let count = seen.entry(stem.clone()).and_modify(|n| *n += 1).or_insert(1);
-            Ok((if *count > 1 { format!("{stem} ({count})") } else { stem }, record))
-        })
-        .collect()
+    let name = |(path, stem): (&PathBuf, &String)| {
+        let alike = stems.iter().filter(|other| *other == stem).count() > 1;
+        let folder = path.parent().and_then(Path::file_name).filter(|_| alike);
+        let name = folder.map_or_else(|| stem.clone(), |folder| format!("{}/{stem}", folder.to_string_lossy()));
+        let count = seen.entry(name.clone()).and_modify(|n| *n += 1).or_insert(1);
+        Ok((if *count > 1 { format!("{name} ({count})") } else { name }, open(path)?))
+    };
+    paths.iter().zip(&stems).map(name).collect()
 }
 
 /// Prints to a reader that may have seen enough, such as `head`.
@@ -80,6 +106,18 @@ fn print(text: &str) -> Result<()> {
 
 fn sides(runs: &[(String, Record)]) -> Vec<Side<'_>> {
     runs.iter().map(|(name, record)| Side { name, record }).collect()
+}
+
+/// Whether a report may take the place of what is there: nothing, an empty file, or a report.
+fn replaceable(path: &Path, begins: &str) -> bool {
+    let Ok(file) = File::open(path) else { return true };
+    // A folder or a device says what it is when it is written to.
+    if !file.metadata().is_ok_and(|m| m.is_file()) {
+        return true;
+    }
+    let mut start = Vec::new();
+    let read = file.take(begins.len() as u64).read_to_end(&mut start);
+    read.is_ok() && (start.is_empty() || start == begins.as_bytes())
 }
 
 impl Validate {
@@ -115,10 +153,20 @@ impl Report {
                 file.display()
             );
         }
+        let parts: Vec<&str> = self.section.iter().map(String::as_str).collect();
+        let format = |name: &str| render::format(name).with_context(|| format!("no report format {name}"));
+        for (name, file) in &files {
+            let format = format(name)?;
+            ensure!(
+                replaceable(file, format.begins),
+                "{} exists and is no {name} report of ttft, so it is not overwritten: write elsewhere, or move it away",
+                file.display()
+            );
+        }
         for (name, file) in files {
-            let format = render::format(name).with_context(|| format!("no report format {name}"))?;
+            let format = format(name)?;
             let pending = Pending::claim(&file)?;
-            let text = (format.render)(&sides(&runs))?;
+            let text = (format.render)(&sides(&runs), &parts)?;
             pending.write(|out| Ok(out.write_all(text.as_bytes())?))?;
             println!("wrote {}", file.display());
         }
@@ -133,6 +181,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn runs_that_are_called_alike_go_by_their_folders() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        for name in ["a/run.jsonl", "b/run.jsonl", "b/other.jsonl"] {
+            Writer::create(&path(name), RunHeader { run_id: "r".into(), ..RunHeader::default() }).unwrap();
+        }
+        let names = |paths: &[PathBuf]| read(paths).unwrap().into_iter().map(|r| r.0).collect::<Vec<_>>();
+        let [a, b, other] = ["a/run.jsonl", "b/run.jsonl", "b/other.jsonl"].map(path);
+        assert_eq!(names(&[a.clone(), other.clone(), PAPER.into()]), ["run", "other", "paper"]);
+        assert_eq!(names(&[a.clone(), b, other]), ["a/run", "b/run", "other"]);
+        assert_eq!(names(&[a.clone(), a]), ["a/run", "a/run (2)"]);
+    }
+
+    #[test]
     fn a_report_never_takes_the_place_of_a_record_or_of_another_report() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
@@ -140,7 +202,8 @@ mod tests {
         Writer::create(&run, RunHeader { run_id: "r".into(), ..RunHeader::default() }).unwrap();
         let before = std::fs::read(&run).unwrap();
         let report = |md: &str, csv: &str| {
-            Report { runs: vec![PAPER.into(), run.clone()], html: None, md: Some(path(md)), csv: Some(path(csv)) }.run()
+            let (md, csv) = (Some(path(md)), Some(path(csv)));
+            Report { runs: vec![PAPER.into(), run.clone()], html: None, md, csv, section: Vec::new() }.run()
         };
         let error = report("a", "run.jsonl").unwrap_err().to_string();
         assert!(error.contains("run.jsonl is a record and is not overwritten"), "{error}");
@@ -150,5 +213,15 @@ mod tests {
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is written before all is well");
         report("a", "b").unwrap();
         assert!(path("a").is_file() && path("b").is_file());
+        report("a", "b").unwrap();
+        // What is not a report of this format is somebody's own: another record, a page, notes.
+        std::fs::copy(&run, path("other.jsonl")).unwrap();
+        std::fs::write(path("notes"), "mine").unwrap();
+        for (md, csv, kept) in [("a", "other.jsonl", "other.jsonl"), ("notes", "b", "notes"), ("b", "a", "b")] {
+            let before = std::fs::read(path(kept)).unwrap();
+            let error = report(md, csv).unwrap_err().to_string();
+            assert!(error.contains(kept) && error.contains("is not overwritten"), "{error}");
+            assert_eq!(std::fs::read(path(kept)).unwrap(), before);
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::{
     RenderError,
     content::{Chart, Entry},
-    plot::{Axis, Ink, Mark, Plot, SERIES, swatch},
+    plot::{Axis, Ink, Mark, Plot, SERIES, area_swatch, swatch},
 };
 use crate::{
     format,
@@ -31,13 +31,23 @@ pub fn first(prefix: &str, rows: &[Row]) -> Result<Vec<Chart>, RenderError> {
     Ok(charts)
 }
 
+/// What answers at a glance where no system stands beside its base: TTFT and its generation steps over prompt length.
+pub fn alone(prefix: &str, rows: &[Row]) -> Result<Vec<Chart>, RenderError> {
+    let series = Series::of(rows);
+    let mut charts = lines(prefix, rows, &TTFT, &LENGTH, &series)?;
+    charts.extend(lines(&format!("{prefix}-steps"), rows, &STEPS, &LENGTH, &series)?);
+    Ok(charts)
+}
+
 /// All other charts that the run has data for.
 pub fn others(prefix: &str, record: &Record, rows: &[Row]) -> Result<Vec<Chart>, RenderError> {
     let series = Series::of(rows);
     let few = bars(rows).len() <= FEW;
     let mut charts = Vec::new();
-    charts.extend(by_length(prefix, rows, &series)?);
-    charts.extend(by_batch(prefix, rows, &series)?);
+    if rows.iter().any(|r| r.cell.system != r.cell.base) {
+        charts.extend(lines(prefix, rows, &TTFT, &LENGTH, &series)?);
+    }
+    charts.extend(lines(prefix, rows, &TTFT, &BATCH, &series)?);
     if few {
         charts.extend(heat_maps(prefix, rows)?);
     }
@@ -50,28 +60,39 @@ pub fn others(prefix: &str, record: &Record, rows: &[Row]) -> Result<Vec<Chart>,
     Ok(charts)
 }
 
-/// One series for each system, or for each kind if there are more systems than colours.
+/// Rows by colour and shape.
 struct Series {
     names: Vec<String>,
-    by_kind: bool,
+    name: fn(&Row) -> String,
 }
 
 impl Series {
+    /// One series for each system, or for each kind if there are more systems than colours.
     fn of(rows: &[Row]) -> Self {
-        let mut systems: Vec<String> = Vec::new();
+        let systems = Self::by(rows, |r| r.cell.system.clone());
+        if systems.names.len() <= SERIES {
+            return systems;
+        }
+        let mut rows: Vec<&Row> = rows.iter().collect();
+        rows.sort_by_key(|r| r.cell.kind);
+        Self::by(rows, |r| r.cell.kind.name().into())
+    }
+
+    /// One series for each name that `name` gives.
+    fn by<'a>(rows: impl IntoIterator<Item = &'a Row<'a>>, name: fn(&Row) -> String) -> Self {
+        let mut names: Vec<String> = Vec::new();
         for row in rows {
-            if !systems.contains(&row.cell.system) {
-                systems.push(row.cell.system.clone());
+            let name = name(row);
+            if !names.contains(&name) {
+                names.push(name);
             }
         }
-        let by_kind = systems.len() > SERIES;
-        let kinds: BTreeSet<Kind> = rows.iter().map(|r| r.cell.kind).collect();
-        Self { names: if by_kind { kinds.iter().map(|k| k.name().into()).collect() } else { systems }, by_kind }
+        Self { names, name }
     }
 
     fn index(&self, row: &Row) -> usize {
-        let name = if self.by_kind { row.cell.kind.name() } else { &row.cell.system };
-        self.names.iter().position(|n| n == name).unwrap_or(0)
+        let name = (self.name)(row);
+        self.names.iter().position(|n| *n == name).unwrap_or(0)
     }
 
     fn legend<'a>(&self, rows: impl Iterator<Item = &'a Row<'a>>) -> Vec<Entry> {
@@ -156,72 +177,130 @@ fn headline(prefix: &str, rows: &[Row], series: &Series) -> Result<Option<Chart>
     chart(plot, caption, series.legend(points.iter().map(|p| p.0))).map(Some)
 }
 
-/// Lines of TTFT over one quantity, for each value of the other.
-fn lines<'a>(
-    rows: &'a [Row<'a>],
-    over: fn(&Row) -> u32,
-    other: fn(&Row) -> u32,
-) -> impl Iterator<Item = (u32, Vec<&'a Row<'a>>)> {
-    let values: BTreeSet<u32> = rows.iter().map(other).collect();
-    values.into_iter().filter_map(move |value| {
-        let of_value: Vec<&Row> = rows.iter().filter(|r| other(r) == value && r.ttft.is_some()).collect();
-        let distinct: BTreeSet<u32> = of_value.iter().map(|r| over(r)).collect();
-        (distinct.len() > 1).then_some((value, of_value))
-    })
+/// What is drawn over prompt length or batch, on a logarithmic axis.
+struct Quantity {
+    /// Title of the axis.
+    name: &'static str,
+    of: fn(&Row) -> Option<stats::Estimate>,
+    show: fn(f64) -> String,
+    interval: fn(&stats::Estimate) -> Option<String>,
+    /// How to read the chart.
+    caption: &'static str,
 }
 
-fn ttft_lines(
-    rows: &[&Row],
-    over: fn(&Row) -> u32,
+const TTFT: Quantity = Quantity {
+    name: "TTFT",
+    of: |r| r.ttft,
+    show: format::seconds,
+    interval: format::seconds_interval,
+    caption: "Both axes are logarithmic. Lower is better.",
+};
+
+const STEPS: Quantity = Quantity {
+    name: "TTFT / generation step",
+    of: |r| r.ttft_steps,
+    show: plain,
+    interval: format::interval,
+    caption: "How many generation steps the first token takes. Both axes are logarithmic.",
+};
+
+/// What lines go along: prompt length or batch.
+struct Along {
+    id: &'static str,
+    title: &'static str,
+    axis: &'static str,
+    of: fn(&Row) -> u32,
+    /// The other of the two, and in words.
+    other: fn(&Row) -> u32,
+    words: fn(&Row) -> String,
+}
+
+const LENGTH: Along = Along {
+    id: "length",
+    title: "over prompt length",
+    axis: "prompt tokens of each sequence",
+    of: |r| r.cell.prompt,
+    other: |r| r.cell.batch,
+    words: |r| format!("batch {}", r.cell.batch),
+};
+
+const BATCH: Along = Along {
+    id: "batch",
+    title: "over batch",
+    axis: "sequences in the batch",
+    of: |r| r.cell.batch,
+    other: |r| r.cell.prompt,
+    words: |r| format!("{} prompt tokens", r.cell.prompt),
+};
+
+/// Lines of a quantity: a chart of all systems for each batch (or length); of one system alone, a chart of all batches (or
+/// lengths).
+fn lines(
+    prefix: &str,
+    rows: &[Row],
+    quantity: &Quantity,
+    along: &Along,
     series: &Series,
+) -> Result<Vec<Chart>, RenderError> {
+    let known = |r: &&Row| (quantity.of)(r).is_some();
+    let values: BTreeSet<u32> = rows.iter().filter(known).map(along.other).collect();
+    let of_value =
+        |value: u32| rows.iter().filter(known).filter(move |r| (along.other)(r) == value).collect::<Vec<_>>();
+    let long = |rows: &Vec<&Row>| rows.iter().map(|r| (along.of)(r)).collect::<BTreeSet<_>>().len() > 1;
+    let groups: Vec<Vec<&Row>> = values.into_iter().map(of_value).filter(long).collect();
+    let alone = rows.iter().all(|r| r.cell.system == rows[0].cell.system) && groups.len() <= SERIES;
+    if alone && groups.len() > 1 {
+        let rows: Vec<&Row> = groups.concat();
+        let by_other = Series::by(rows.iter().copied(), along.words);
+        let title = format!("{}: {} {}", rows[0].cell.system, quantity.name, along.title);
+        return Ok(vec![line_chart(format!("{prefix}-{}", along.id), title, &rows, quantity, along, &by_other)?]);
+    }
+    let make = |rows: &Vec<&Row>| {
+        let id = format!("{prefix}-{}-{}", along.id, (along.other)(rows[0]));
+        let title = format!("{} {}, {}", quantity.name, along.title, (along.words)(rows[0]));
+        line_chart(id, title, rows, quantity, along, series)
+    };
+    groups.iter().map(make).collect()
+}
+
+fn line_chart(
     id: String,
     title: String,
-    axis: &str,
+    rows: &[&Row],
+    quantity: &Quantity,
+    along: &Along,
+    series: &Series,
 ) -> Result<Chart, RenderError> {
-    let systems: BTreeSet<&str> = rows.iter().map(|r| r.cell.system.as_str()).collect();
+    let lines: BTreeSet<(&str, u32)> = rows.iter().map(|r| (r.cell.system.as_str(), (along.other)(r))).collect();
     let mut marks = Vec::new();
-    for system in systems {
-        let mut of_system: Vec<&&Row> = rows.iter().filter(|r| r.cell.system == system).collect();
-        of_system.sort_by_key(|r| over(r));
+    for line in lines {
+        let mut of_line: Vec<&Row> =
+            rows.iter().copied().filter(|r| (r.cell.system.as_str(), (along.other)(r)) == line).collect();
+        of_line.sort_by_key(|r| (along.of)(r));
         let points: Vec<(f64, f64)> =
-            of_system.iter().filter_map(|r| Some((f64::from(over(r)), r.ttft?.value))).collect();
-        let ink = Ink::Series(series.index(of_system[0]));
+            of_line.iter().filter_map(|r| Some((f64::from((along.of)(r)), (quantity.of)(r)?.value))).collect();
+        let ink = Ink::Series(series.index(of_line[0]));
         marks.push(Mark::Line { points, ink, width: 4, dashed: false });
-        for row in of_system {
-            let Some(ttft) = row.ttft else { continue };
-            let interval = format::seconds_interval(&ttft).map(|i| format!(" {i}")).unwrap_or_default();
-            let text = format!("{}: {}{interval}", name(row), format::seconds(ttft.value));
-            let (x, y) = (f64::from(over(row)), ttft.value);
-            marks.push(Mark::Point { x, y, interval: bounds(&ttft), series: series.index(row), text });
+        for row in of_line {
+            let Some(estimate) = (quantity.of)(row) else { continue };
+            let interval = (quantity.interval)(&estimate).map(|i| format!(" {i}")).unwrap_or_default();
+            let text = format!("{}: {}{interval}", name(row), (quantity.show)(estimate.value));
+            let (x, y) = (f64::from((along.of)(row)), estimate.value);
+            marks.push(Mark::Point { x, y, interval: bounds(&estimate), series: series.index(row), text });
         }
     }
+    let estimates = rows.iter().filter_map(|r| (quantity.of)(r));
     let plot = Plot {
         id,
         title,
-        description: format!("TTFT of {} cells, both axes logarithmic.", rows.len()),
+        description: format!("{} of {} cells, both axes logarithmic.", quantity.name, rows.len()),
         height: 320,
         left: 70,
-        x: Axis::log_at(axis, rows.iter().map(|r| f64::from(over(r))), |v| format!("{v:.0}")),
-        y: Axis::log("TTFT", rows.iter().filter_map(|r| r.ttft.as_ref()).flat_map(reach), format::seconds),
+        x: Axis::log_at(along.axis, rows.iter().map(|r| f64::from((along.of)(r))), |v| format!("{v:.0}")),
+        y: Axis::log(quantity.name, estimates.flat_map(|e| reach(&e)), quantity.show),
         marks,
     };
-    chart(plot, "Both axes are logarithmic. Lower is better.", series.legend(rows.iter().copied()))
-}
-
-fn by_length(prefix: &str, rows: &[Row], series: &Series) -> Result<Vec<Chart>, RenderError> {
-    let make = |(batch, rows): (u32, Vec<&Row>)| {
-        let (id, title) = (format!("{prefix}-length-{batch}"), format!("TTFT over prompt length, batch {batch}"));
-        ttft_lines(&rows, |r| r.cell.prompt, series, id, title, "prompt tokens of each sequence")
-    };
-    lines(rows, |r| r.cell.prompt, |r| r.cell.batch).map(make).collect()
-}
-
-fn by_batch(prefix: &str, rows: &[Row], series: &Series) -> Result<Vec<Chart>, RenderError> {
-    let make = |(prompt, rows): (u32, Vec<&Row>)| {
-        let (id, title) = (format!("{prefix}-batch-{prompt}"), format!("TTFT over batch, {prompt} prompt tokens"));
-        ttft_lines(&rows, |r| r.cell.batch, series, id, title, "sequences in the batch")
-    };
-    lines(rows, |r| r.cell.batch, |r| r.cell.prompt).map(make).collect()
+    chart(plot, quantity.caption, series.legend(rows.iter().copied()))
 }
 
 /// From orange (0.5 and less) over white (1) to blue (1.5 and more).
@@ -321,12 +400,8 @@ type Excess<'a> = (&'a Row<'a>, f64, Option<(f64, f64)>);
 fn overhead(prefix: &str, rows: &[Row], series: &Series) -> Result<Option<Chart>, RenderError> {
     let mut points: Vec<Excess> = Vec::new();
     for row in rows.iter().filter(|r| r.cell.kind == Kind::Kvp) {
-        let alone = rows.iter().find(|r| {
-            Some(&r.cell.system) == row.cell.aux.as_ref()
-                && (r.cell.batch, r.cell.prompt, r.cell.precision)
-                    == (row.cell.batch, row.cell.prompt, row.cell.precision)
-        });
-        if let Some(ratio) = alone.and_then(|alone| summary::ratio(row.cell, alone.cell)) {
+        let alone = summary::auxiliary_of(rows.iter().map(|r| r.cell), row.cell);
+        if let Some(ratio) = alone.and_then(|alone| summary::ratio(row.cell, alone)) {
             let e = ratio.estimate;
             points.push((row, e.value - 1.0, bounds(&e).map(|(low, high)| (low - 1.0, high - 1.0))));
         }
@@ -335,7 +410,11 @@ fn overhead(prefix: &str, rows: &[Row], series: &Series) -> Result<Option<Chart>
         return Ok(None);
     }
     let lengths: BTreeSet<u32> = points.iter().map(|p| p.0.cell.prompt).collect();
-    let over_lengths = lengths.len() > 1 && !series.by_kind;
+    // Lines need a colour for each system.
+    let systems: BTreeSet<(&str, usize)> =
+        points.iter().map(|p| (p.0.cell.system.as_str(), series.index(p.0))).collect();
+    let colours: BTreeSet<usize> = systems.iter().map(|s| s.1).collect();
+    let over_lengths = lengths.len() > 1 && colours.len() == systems.len();
     let reach = points.iter().flat_map(|(_, y, i)| i.map_or([*y; 2], |(low, high)| [low, high])).chain([0.0]);
     let excess = Axis::linear("additional TTFT", reach, |v| format!("{}%", plain(100.0 * v)));
     let (height, left, x, y, marks) = if over_lengths {
@@ -421,7 +500,7 @@ fn phase_series(name: &str) -> usize {
     PHASES.iter().find(|p| p.0 == name).map_or(3, |p| p.1)
 }
 
-fn phase_legend<'a>(names: impl Iterator<Item = &'a str>) -> Vec<Entry> {
+fn phase_legend<'a>(names: impl Iterator<Item = &'a str>, swatch: fn(usize) -> String) -> Vec<Entry> {
     let mut used: Vec<&str> = Vec::new();
     for name in names {
         if !used.contains(&name) {
@@ -494,7 +573,7 @@ fn roofline(prefix: &str, record: &Record, rows: &[Row]) -> Result<Option<Chart>
          bound by memory, on the flat by compute; above the slope, weights came from cache.",
         format::figure(bandwidth)
     );
-    chart(plot, &caption, phase_legend(points.iter().map(|p| p.2))).map(Some)
+    chart(plot, &caption, phase_legend(points.iter().map(|p| p.2), swatch)).map(Some)
 }
 
 /// Cells of several phases, and the TTFT of their base at the same size in seconds.
@@ -546,7 +625,7 @@ fn stacked_phases(prefix: &str, rows: &[Row]) -> Result<Option<Chart>, RenderErr
     let caption = "Each bar is a system's TTFT relative to its base at the same size. The upright line is its share of the \
                    base's FLOPs: what the bar would reach if FLOPs were all that counts.";
     let names = bars.iter().flat_map(|(r, _)| r.cell.phases.iter().map(|p| p.name.as_str()));
-    chart(plot, caption, phase_legend(names.chain(["unattributed"]))).map(Some)
+    chart(plot, caption, phase_legend(names.chain(["unattributed"]), area_swatch)).map(Some)
 }
 
 fn distributions(prefix: &str, rows: &[Row]) -> Result<Vec<Chart>, RenderError> {

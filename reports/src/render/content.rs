@@ -1,5 +1,7 @@
 //! What a report says: titles, paragraphs, tables and charts, before any format.
 
+use std::collections::BTreeSet;
+
 use serde::Serialize;
 
 use super::{RenderError, charts};
@@ -136,22 +138,37 @@ fn push_table(blocks: &mut Vec<Block>, table: Table) {
     }
 }
 
-/// Everything a report of these runs says. Charts are left out if `with_charts` is false.
+/// The parts of a report, in order, with what they say. All but the first and the last stand there once for each run.
+pub const PARTS: [(&str, &str); 9] = [
+    ("comparison", "the runs side by side, on equal work"),
+    ("verdict", "does the FLOPs reduction become a TTFT reduction, where not, and why"),
+    ("charts", "all other charts"),
+    ("cells", "the figures of every cell"),
+    ("phases", "time and work of every phase, generation after the first token"),
+    ("paper", "beside the paper's machine: its Table 5 and Figures 1 and 5b"),
+    ("validity", "drift, load, memory, noise: which cells not to trust"),
+    ("run", "command, settings, revision, machine"),
+    ("method", "method and bias"),
+];
+
+/// What a report of these runs says: the `parts` named, of [`PARTS`], or all if none is. Charts are left out if
+/// `with_charts` is false.
 ///
 /// # Errors
-/// No run; a chart that cannot be drawn.
-pub fn document(sides: &[Side], with_charts: bool) -> Result<Document, RenderError> {
+/// No run; parts of which these runs have none; a chart that cannot be drawn.
+pub fn document(sides: &[Side], with_charts: bool, parts: &[&str]) -> Result<Document, RenderError> {
     if sides.is_empty() {
         return Err(RenderError::NoRuns);
     }
+    let wanted = |part: &str| parts.is_empty() || parts.contains(&part);
     let mut sections = Vec::new();
-    if sides.len() > 1 {
+    if sides.len() > 1 && wanted("comparison") {
         sections.push(comparison(sides));
     }
     for (i, side) in sides.iter().enumerate() {
         let prefix = if sides.len() > 1 { format!("{}: ", side.name) } else { String::new() };
         let mut add = |id: &str, short: &str, title: &str, blocks: Vec<Block>| {
-            if !blocks.is_empty() {
+            if !blocks.is_empty() && wanted(id) {
                 let (title, short) = (format!("{prefix}{title}"), format!("{prefix}{short}"));
                 sections.push(Section { id: format!("{id}-{i}"), title, short, blocks });
             }
@@ -164,7 +181,16 @@ pub fn document(sides: &[Side], with_charts: bool) -> Result<Document, RenderErr
             let charts = charts::first(&id, &rows)?;
             answer.splice(ANSWER..ANSWER, (!charts.is_empty()).then_some(Block::Charts { charts }));
         }
-        add("verdict", "Verdict", "Does the FLOPs reduction become a TTFT reduction?", answer);
+        let alone = validation.claims.is_empty() && rows.iter().any(|r| r.ttft.is_some());
+        if alone {
+            let charts = if with_charts { charts::alone(&id, &rows)? } else { Vec::new() };
+            let charts = (!charts.is_empty()).then_some(Block::Charts { charts });
+            let words = [lead(alone_text(&rows)), text(NOTHING_BESIDE)];
+            answer.splice(..0, words.into_iter().chain(charts));
+            add("verdict", "First token", "How long does the first token take?", answer);
+        } else {
+            add("verdict", "Verdict", "Does the FLOPs reduction become a TTFT reduction?", answer);
+        }
         if with_charts {
             let charts = charts::others(&id, side.record, &rows)?;
             let charts = (!charts.is_empty()).then_some(Block::Charts { charts });
@@ -177,7 +203,12 @@ pub fn document(sides: &[Side], with_charts: bool) -> Result<Document, RenderErr
         add("run", "Machine", "Run and machine", run(side.record));
     }
     let title = "Method and bias".to_string();
-    sections.push(Section { id: "method".into(), short: "Method".into(), title, blocks: method() });
+    if wanted("method") {
+        sections.push(Section { id: "method".into(), short: "Method".into(), title, blocks: method() });
+    }
+    if sections.is_empty() {
+        return Err(RenderError::Nothing(parts.join(", ")));
+    }
     let names: Vec<&str> = sides.iter().map(|s| s.name).collect();
     let machines: Vec<String> = sides.iter().map(|s| terminal::machine(&s.record.run)).collect();
     Ok(Document {
@@ -185,6 +216,27 @@ pub fn document(sides: &[Side], with_charts: bool) -> Result<Document, RenderErr
         subtitle: machines.join("; "),
         sections,
     })
+}
+
+/// What stands in a run whose systems have nothing beside them.
+const NOTHING_BESIDE: &str = "No system was measured beside its base, so this run says nothing of FLOPs reductions: the \
+    presets quick, fig5b and table5 measure them.";
+
+/// The answer of a run without comparisons: times, and what they are in generation steps.
+fn alone_text(rows: &[Row]) -> String {
+    let mut systems: Vec<&str> = Vec::new();
+    for row in rows {
+        if !systems.contains(&row.cell.system.as_str()) {
+            systems.push(&row.cell.system);
+        }
+    }
+    let of = |system: &&str| {
+        let rows = || rows.iter().filter(|r| r.cell.system == *system);
+        let times: Vec<f64> = rows().filter_map(|r| Some(r.ttft?.value)).collect();
+        let steps = steps_range(rows()).map(|range| format!(", or {range} generation steps")).unwrap_or_default();
+        format!("{system} takes {}{steps}.", range(&times, format::seconds))
+    };
+    systems.iter().map(of).collect::<Vec<_>>().join(" ")
 }
 
 fn size(cell: &Cell) -> String {
@@ -271,7 +323,10 @@ fn headline(validation: &Validation) -> (String, String) {
         .collect();
     let undecided = claims.len() - holds - exceeds - short.len();
     let mut answer = if undecided == claims.len() {
-        "Whether TTFT falls as much as FLOPs cannot be told: no cell has a base, FLOPs and at least 3 samples.".into()
+        let why = |c: &&Claim| if let Verdict::Undecided(why) = c.verdict { Some(why) } else { None };
+        let reasons: BTreeSet<&str> = claims.iter().filter_map(why).collect();
+        let reasons = reasons.into_iter().collect::<Vec<_>>().join("; ");
+        format!("Whether TTFT falls as much as FLOPs cannot be told: {reasons}.")
     } else {
         let mut parts = vec![format!("as much as FLOPs in {holds} of {} cells", claims.len())];
         if !short.is_empty() {
@@ -362,21 +417,15 @@ fn claim_fields(claim: &Claim) -> Vec<String> {
 fn over_auxiliary(claims: &[Claim]) -> Table {
     let fields = |claim: &Claim| {
         let kvp = claim.row.cell;
-        let alone = claims.iter().map(|c| c.row.cell).find(|c| {
-            let place = |c: &Cell| (c.batch, c.prompt, c.base.clone(), c.precision, c.extent);
-            c.kind == Kind::Aux && Some(&c.system) == kvp.aux.as_ref() && place(c) == place(kvp)
-        })?;
+        let alone = summary::auxiliary_of(claims.iter().map(|c| c.row.cell), kvp)?;
         let time = summary::ratio(kvp, alone)?.estimate;
         let work = kvp.cost()?.flops.total() as f64 / alone.cost()?.flops.total() as f64;
-        let beyond = time.scaled(1.0 / work);
-        let percent = |ratio: f64| format::percent(ratio - 1.0);
-        let interval = beyond.interval.map(|i| format!("[{}, {}]", percent(i.low), percent(i.high)));
         Some(vec![
             kvp.system.clone(),
             size(kvp),
             format!("{:.3}", time.value),
             format!("{work:.3}"),
-            with_interval(percent(beyond.value), interval),
+            over_text(&time.scaled(1.0 / work)),
         ])
     };
     let head = ["system", "b x p", "TTFT / auxiliary's", "FLOPs / auxiliary's", "time beyond its FLOPs"];
@@ -546,7 +595,7 @@ pub(crate) fn generation(rows: &[Row]) -> Table {
             size(row.cell),
             with_interval(format::seconds(step.value), format::seconds_interval(&step)),
             or_unknown(ratio.map(|r| with_interval(format!("{:.3}", r.value), format::interval(&r)))),
-            or_unknown(row.ttft.map(|t| format::figure(t.value / step.value))),
+            or_unknown(row.ttft_steps.map(|s| with_interval(format::figure(s.value), format::interval(&s)))),
         ])
     };
     let head = ["system", "b x p", "time per next token", "of the base's", "TTFT / step"];
@@ -558,7 +607,13 @@ fn beside_the_paper(record: &Record, rows: &[Row]) -> Vec<Block> {
         let notes = record.run.notes.clone();
         return if notes.is_empty() { Vec::new() } else { vec![Block::List { items: notes }] };
     }
+    let mut blocks = figure_1(rows);
+    blocks.extend(figure_5b(rows));
     let paper = paper::table5();
+    let measured = |c: &Cell| rows.iter().any(|r| r.cell.scenario_hash == c.scenario_hash);
+    if !blocks.is_empty() && !paper.cells.iter().any(measured) {
+        return blocks;
+    }
     let mut lines = Vec::new();
     let mut marked = Vec::new();
     let mut elsewhere = false;
@@ -596,9 +651,8 @@ fn beside_the_paper(record: &Record, rows: &[Row]) -> Vec<Block> {
             size(ours.cell),
         ]);
     }
-    let figures = figures(rows);
     if lines.is_empty() {
-        return if figures.is_empty() { Vec::new() } else { vec![Block::List { items: figures }] };
+        return blocks;
     }
     let head = [
         "system",
@@ -613,11 +667,11 @@ fn beside_the_paper(record: &Record, rows: &[Row]) -> Vec<Block> {
         "ratio, here, exact",
         "b x p here",
     ];
-    let mut blocks = vec![text(
+    blocks.push(text(
         "The paper timed batch 64 with prompts of 59 tokens with PyTorch on the CPU of an Apple M2 Pro. ratio: TTFT \
          reduction over FLOPs reduction, by the paper's own FLOPs or by the exact count of this run, which leaves out what \
          the first token does not need if the extent is first_token.",
-    )];
+    ));
     if elsewhere {
         blocks.push(text(
             "This run did not measure all of these at 64 x 59: such rows show the largest size it measured. Their times \
@@ -627,41 +681,134 @@ fn beside_the_paper(record: &Record, rows: &[Row]) -> Vec<Block> {
     let table = table("Table 5 of the paper beside this run", &head, &[0], lines);
     blocks.push(Block::Table(table.mark(marked)));
     blocks.push(Block::List { items: faults });
-    if !figures.is_empty() {
-        blocks.push(Block::List { items: figures });
-    }
     blocks
 }
 
-/// What the paper's text says of its Figures 1 and 5b, beside what was measured here.
-fn figures(rows: &[Row]) -> Vec<String> {
-    let at = |system: &str, batch: u32, prompt: u32| {
-        rows.iter().find(|r| (r.cell.system.as_str(), r.cell.batch, r.cell.prompt) == (system, batch, prompt))
+/// The paper's Figure 1 beside this run: one network alone, and its TTFT in generation steps.
+fn figure_1(rows: &[Row]) -> Vec<Block> {
+    let theirs = paper::FIGURE_1;
+    let of_figure = |r: &&Row| r.cell.system == theirs.system && r.cell.kind == Kind::Base && r.ttft_steps.is_some();
+    let mut rows: Vec<&Row> = rows.iter().filter(of_figure).collect();
+    let Some(range) = steps_range(rows.iter().copied()) else { return Vec::new() };
+    rows.sort_by_key(|r| (r.cell.batch, r.cell.prompt));
+    let (batch, prompt) = theirs.point;
+    let fields = |row: &&Row| {
+        let there = (row.cell.batch, row.cell.prompt) == theirs.point;
+        let of_paper = |value: String| if there { value } else { UNKNOWN.into() };
+        vec![
+            size(row.cell),
+            or_unknown(row.ttft.map(|t| with_interval(format::seconds(t.value), format::seconds_interval(&t)))),
+            or_unknown(row.step.map(|s| format::seconds(s.value))),
+            or_unknown(row.ttft_steps.map(|s| with_interval(format::figure(s.value), format::interval(&s)))),
+            of_paper(format::seconds(theirs.ttft_s)),
+            of_paper(format::figure(theirs.steps)),
+        ]
     };
-    let mut items = Vec::new();
-    if let Some(row) = at("OE3B", 1, 1024)
-        && let (Some(ttft), Some(step)) = (row.ttft, row.step)
-    {
-        let (seconds, steps) = paper::FIGURE_1;
-        items.push(format!(
-            "Figure 1, OE3B with 1024 tokens at batch 1: {} and {steps} generation steps on the M2 Pro, {} and {} here.",
-            format::seconds(seconds),
-            format::seconds(ttft.value),
-            format::figure(ttft.value / step.value)
-        ));
-    }
-    let (lengths, theirs) = paper::FIGURE_5B;
-    for prompt in lengths {
-        let pair = at("OE1.1B-KVP-C-450M", 8, prompt).zip(at("OE450M", 8, prompt));
-        if let Some(ratio) = pair.and_then(|(kvp, alone)| summary::ratio(kvp.cell, alone.cell)) {
-            let ours = format::percent(ratio.estimate.value - 1.0);
-            items.push(format!(
-                "Figure 5b, OE1.1B-KVP-C-450M over OE450M alone, batch 8, {prompt} tokens: {theirs} on the M2 Pro, {ours} \
-                 here."
-            ));
+    let head = ["b x p", "TTFT, here", "step, here", "TTFT / step, here", "TTFT, M2 Pro", "TTFT / step, M2 Pro"];
+    let lines = rows.iter().map(fields).collect();
+    let table = table("Figure 1 of the paper beside this run", &head, &[], lines).mark(marked(rows.into_iter()));
+    vec![
+        lead(format!("{}: TTFT is {range} generation steps here.", theirs.system)),
+        text(format!(
+            "Of its Figure 1, {} alone over prompt length and batch, the paper's text gives one point, {prompt} tokens at \
+             batch {batch}: {} on the M2 Pro, {} times one generation step (the time for each token after the first).",
+            theirs.system,
+            format::seconds(theirs.ttft_s),
+            format::figure(theirs.steps)
+        )),
+        Block::Table(table),
+    ]
+}
+
+/// How many generation steps the first token takes, from the least to the most.
+fn steps_range<'a>(rows: impl Iterator<Item = &'a Row<'a>>) -> Option<String> {
+    let steps: Vec<f64> = rows.filter_map(|r| Some(r.ttft_steps?.value)).collect();
+    (!steps.is_empty()).then(|| range(&steps, format::figure))
+}
+
+/// The paper's Figure 5b beside this run: KV prediction, its auxiliary alone and its base over prompt length.
+fn figure_5b(rows: &[Row]) -> Vec<Block> {
+    let theirs = paper::FIGURE_5B;
+    let mut lines = Vec::new();
+    let mut doubted = Vec::new();
+    let (mut times, mut works) = (Vec::new(), Vec::new());
+    let of_figure = |r: &&Row| {
+        r.cell.system == theirs.system && r.cell.batch == theirs.batch && theirs.prompts.contains(&r.cell.prompt)
+    };
+    for row in rows.iter().filter(of_figure) {
+        let alone = summary::auxiliary_of(rows.iter().map(|r| r.cell), row.cell);
+        let Some((alone, over)) = alone.and_then(|alone| Some((alone, summary::ratio(row.cell, alone)?.estimate)))
+        else {
+            continue;
+        };
+        let work = row
+            .cell
+            .cost()
+            .zip(alone.cost())
+            .map(|(all, part)| all.flops.total() as f64 / part.flops.total() as f64 - 1.0);
+        times.push(over.value - 1.0);
+        works.extend(work);
+        // The base's time as the speedup has it, which is paired where the rounds are.
+        let base = rows
+            .iter()
+            .find(|r| r.cell.kind == Kind::Base && size(r.cell) == size(row.cell) && r.cell.base == row.cell.base);
+        let three = [Some(row), rows.iter().find(|r| std::ptr::eq(r.cell, alone)), base];
+        if three.into_iter().flatten().any(|r| !r.doubts.is_empty()) {
+            doubted.push(lines.len());
         }
+        let [kvp, alone, base] = three.map(|r| or_unknown(r.and_then(|r| r.ttft).map(|t| format::seconds(t.value))));
+        let speedup =
+            row.speedup.map(|s| with_interval(format::ratio(s.estimate.value), format::ratio_interval(&s.estimate)));
+        lines.push(vec![
+            size(row.cell),
+            base,
+            alone,
+            kvp,
+            or_unknown(speedup),
+            over_text(&over),
+            or_unknown(work.map(format::percent)),
+            theirs.over_auxiliary.into(),
+        ]);
     }
-    items
+    if lines.is_empty() {
+        return Vec::new();
+    }
+    let head = [
+        "b x p",
+        "TTFT, base",
+        "TTFT, auxiliary",
+        "TTFT, KV prediction",
+        "TTFT red. over the base",
+        "TTFT over the auxiliary's, here",
+        "by FLOPs alone",
+        "TTFT over the auxiliary's, M2 Pro",
+    ];
+    let by_flops = if works.is_empty() {
+        String::new()
+    } else {
+        format!("; its FLOPs alone are {} more", range(&works, format::percent))
+    };
+    let title = "Figure 5b of the paper beside this run";
+    vec![
+        lead(format!(
+            "{} takes {} longer to its first token than its auxiliary alone here{by_flops}.",
+            theirs.system,
+            range(&times, format::percent)
+        )),
+        text(format!(
+            "Of its Figure 5b, {} at batch {} over prompt length, the paper's text says that it is within {} of its auxiliary \
+             alone on the M2 Pro.",
+            theirs.system, theirs.batch, theirs.over_auxiliary
+        )),
+        Block::Table(table(title, &head, &[], lines).mark(doubted)),
+    ]
+}
+
+/// What a ratio is above 1, in percent with its interval.
+fn over_text(ratio: &stats::Estimate) -> String {
+    let percent = |ratio: f64| format::percent(ratio - 1.0);
+    let interval = format::interval_of(ratio, percent);
+    with_interval(percent(ratio.value), interval)
 }
 
 fn validity(record: &Record, rows: &[Row]) -> Vec<Block> {
@@ -819,7 +966,7 @@ pub(crate) fn side_by_side(comparison: &compare::Comparison) -> Vec<Block> {
         head.push(format!("{} is", side.name));
     }
     head.extend(comparison.sides.iter().flat_map(|side| of(side.name)));
-    let mut single = false;
+    let (mut single, mut too_few) = (false, false);
     let mut doubted = Vec::new();
     let mut rows = Vec::new();
     for line in &comparison.lines {
@@ -829,14 +976,27 @@ pub(crate) fn side_by_side(comparison: &compare::Comparison) -> Vec<Block> {
             [or_unknown(ttft), or_unknown(own.map(|s| format::ratio(s.estimate.value)))]
         };
         let mut fields = vec![line.cell().system.clone(), size(line.cell())];
-        for (versus, normalised) in line.versus.iter().zip(&normalised) {
+        for ((versus, normalised), row) in line.versus.iter().zip(&normalised).zip(&line.rows[1..]) {
             let ratio = versus.map(|v| with_interval(format::ratio(v.ratio.value), format::ratio_interval(&v.ratio)));
             fields.push(or_unknown(ratio));
             fields.extend(normalised.iter().map(|(_, of)| or_unknown(versus.and_then(|v| of(&v)).map(format::ratio))));
             let verdict = versus.map(|v| {
-                let star = v.test.is_none() && v.verdict != compare::Verdict::NoSpread;
+                let published = |row: &Option<Row>| row.as_ref().is_some_and(|r| r.cell.published.is_some());
+                let star = v.untested() && (published(&line.rows[0]) || published(row));
+                let few = v.untested() && !star;
                 single |= star;
-                format!("{}{}", v.verdict, if star { "*" } else { "" })
+                too_few |= few;
+                format!(
+                    "{}{}",
+                    v.verdict,
+                    if star {
+                        "*"
+                    } else if few {
+                        "~"
+                    } else {
+                        ""
+                    }
+                )
             });
             fields.push(or_unknown(verdict));
         }
@@ -849,6 +1009,11 @@ pub(crate) fn side_by_side(comparison: &compare::Comparison) -> Vec<Block> {
     blocks.push(Block::Table(Table { title: String::new(), head, rows, words, marked: Vec::new() }.mark(doubted)));
     let star =
         if single { " *: against a single published figure, by the spread of the other side alone." } else { "" };
+    let few = if too_few {
+        " ~: by the interval alone, at its own confidence: no test of so few samples reaches that p."
+    } else {
+        ""
+    };
     let equal = if normalised.iter().any(|n| !n.is_empty()) {
         " At equal peak or bandwidth: the ratio if both machines had the same."
     } else {
@@ -857,7 +1022,7 @@ pub(crate) fn side_by_side(comparison: &compare::Comparison) -> Vec<Block> {
     blocks.push(text(format!(
         "Equal work only: the same kind, system, base, auxiliary, batch and prompt. A ratio above 1 means that the other \
          run is faster than {first}.{equal} Faster or slower: the interval of the ratio of medians leaves out 1 and a \
-         Mann-Whitney test gives p < {}.{star}",
+         Mann-Whitney test gives p < {}.{star}{few}",
         compare::ALPHA
     )));
     if !comparison.warnings.is_empty() {

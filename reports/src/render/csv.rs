@@ -8,7 +8,7 @@ use crate::{
     summary, validate,
 };
 
-const HEADER: [&str; 54] = [
+const HEADER: [&str; 55] = [
     "run",
     "id",
     "kind",
@@ -45,6 +45,7 @@ const HEADER: [&str; 54] = [
     "roofline_reduction",
     "step_s",
     "step_ratio",
+    "ttft_steps",
     "prefill_s",
     "selection_s",
     "auxiliary_s",
@@ -66,7 +67,7 @@ const HEADER: [&str; 54] = [
 ];
 
 /// The cells of all runs.
-pub fn render(sides: &[Side]) -> Result<String, RenderError> {
+pub fn render(sides: &[Side], _: &[&str]) -> Result<String, RenderError> {
     let refuse = |e: &dyn std::fmt::Display| RenderError::Csv(e.to_string());
     let mut out = ::csv::Writer::from_writer(Vec::new());
     out.write_record(HEADER).map_err(|e| refuse(&e))?;
@@ -81,7 +82,7 @@ pub fn render(sides: &[Side]) -> Result<String, RenderError> {
     String::from_utf8(bytes).map_err(|e| refuse(&e))
 }
 
-fn fields(run: &str, row: &summary::Row, verdict: Option<String>) -> [String; 54] {
+fn fields(run: &str, row: &summary::Row, verdict: Option<String>) -> [String; 55] {
     fn text<T: ToString>(value: Option<T>) -> String {
         value.map(|v| v.to_string()).unwrap_or_default()
     }
@@ -132,6 +133,7 @@ fn fields(run: &str, row: &summary::Row, verdict: Option<String>) -> [String; 54
         text(row.roofline_reduction),
         text(row.step.map(|s| s.value)),
         text(row.step_ratio.map(|s| s.value)),
+        text(row.ttft_steps.map(|s| s.value)),
         phase("prefill"),
         phase("selection"),
         phase("auxiliary"),

@@ -9,10 +9,10 @@ const TEMPLATE: &str = include_str!("report.html");
 const STYLE: &str = include_str!("report.css");
 
 /// The report as a page.
-pub fn render(sides: &[Side]) -> Result<String, RenderError> {
+pub fn render(sides: &[Side], parts: &[&str]) -> Result<String, RenderError> {
     let mut env = Environment::new();
     env.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     env.set_auto_escape_callback(|_| AutoEscape::Html);
     env.add_template("report", TEMPLATE)?;
-    Ok(env.get_template("report")?.render(context! { doc => Serde(document(sides, true)?), style => STYLE })?)
+    Ok(env.get_template("report")?.render(context! { doc => Serde(document(sides, true, parts)?), style => STYLE })?)
 }

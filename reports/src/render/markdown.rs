@@ -10,13 +10,13 @@ use crate::compare::Side;
 const TEMPLATE: &str = include_str!("report.md");
 
 /// The report as Markdown.
-pub fn render(sides: &[Side]) -> Result<String, RenderError> {
+pub fn render(sides: &[Side], parts: &[&str]) -> Result<String, RenderError> {
     let mut env = Environment::new();
     env.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     env.set_auto_escape_callback(|_| AutoEscape::Custom("markdown".into()));
     env.set_formatter(escaped);
     env.add_template("report", TEMPLATE)?;
-    Ok(env.get_template("report")?.render(context! { doc => Serde(document(sides, false)?) })?)
+    Ok(env.get_template("report")?.render(context! { doc => Serde(document(sides, false, parts)?) })?)
 }
 
 /// Writes a value so that a record cannot change the document's structure.

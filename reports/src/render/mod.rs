@@ -10,7 +10,7 @@ mod html;
 mod markdown;
 mod plot;
 
-pub use content::{Block, Chart, Document, Section, Table, document};
+pub use content::{Block, Chart, Document, PARTS, Section, Table, document};
 
 use crate::compare::Side;
 
@@ -21,15 +21,27 @@ pub struct Format {
     pub name: &'static str,
     /// What it is good for.
     pub about: &'static str,
-    /// Writes the report of these runs.
-    pub render: fn(&[Side]) -> Result<String, RenderError>,
+    /// How every report in this format begins; a file that begins otherwise is somebody's own.
+    pub begins: &'static str,
+    /// Writes the report of these runs: the parts named, of [`PARTS`], or all if none is. Cells as numbers have no parts.
+    pub render: fn(&[Side], parts: &[&str]) -> Result<String, RenderError>,
 }
 
 /// All formats: a new one is one line here and one file beside this one.
 pub const FORMATS: [Format; 3] = [
-    Format { name: "html", about: "one self-contained page with charts", render: html::render },
-    Format { name: "md", about: "the same words and tables as Markdown", render: markdown::render },
-    Format { name: "csv", about: "one line of numbers for each cell", render: csv::render },
+    Format {
+        name: "html",
+        about: "one self-contained page with charts",
+        begins: "<!DOCTYPE html>\n<html lang=\"en\">",
+        render: html::render,
+    },
+    Format {
+        name: "md",
+        about: "the same words and tables as Markdown",
+        begins: "# Time to first token: ",
+        render: markdown::render,
+    },
+    Format { name: "csv", about: "one line of numbers for each cell", begins: "run,id,kind,", render: csv::render },
 ];
 
 /// The format of this name.
@@ -43,6 +55,9 @@ pub enum RenderError {
     /// No run was given.
     #[error("a report needs at least one run")]
     NoRuns,
+    /// The runs have nothing for the parts asked for.
+    #[error("these runs have nothing to say in: {0}")]
+    Nothing(String),
     /// The plotting library refused.
     #[error("chart `{0}`: {1}")]
     Plot(String, String),

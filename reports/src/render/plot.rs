@@ -4,7 +4,11 @@
 //! apply. Every mark that has a text gets an invisible target with a `<title>` over it: the value on hover, and for
 //! screen readers. Coordinates are doubled, because `plotters` draws to whole pixels.
 
-use std::{f64::consts::FRAC_PI_8, fmt::Write as _, ops::Range};
+use std::{
+    f64::consts::FRAC_PI_8,
+    fmt::Write as _,
+    ops::{Range, RangeInclusive},
+};
 
 use plotters::{
     coord::{
@@ -298,7 +302,11 @@ impl Plot {
         let (mut points, mut asides) = (Vec::new(), Vec::new());
         for mark in &self.marks {
             match mark {
-                Mark::Point { x, y, .. } => points.push(chart.backend_coord(&(*x, *y))),
+                Mark::Point { x, y, interval, .. } => {
+                    let (low, high) = interval.unwrap_or((*y, *y));
+                    let ((x, top), (_, bottom)) = (chart.backend_coord(&(*x, high)), chart.backend_coord(&(*x, low)));
+                    points.push((x, top..=bottom));
+                }
                 Mark::Aside { x, y, words } => asides.push((chart.backend_coord(&(*x, *y)), words)),
                 _ => {}
             }
@@ -310,11 +318,15 @@ impl Plot {
             let width = (words.chars().count() as f64 * f64::from(LETTERS) * 0.45) as i32;
             let right = (x + 16..x + 16 + width, HPos::Left);
             let left = (x - 16 - width..x - 16, HPos::Right);
+            let inside = |(across, _): &(Range<i32>, HPos)| across.end < 2 * WIDTH as i32;
             let free = |(across, _): &(Range<i32>, HPos)| {
-                let covered = |p: &&(i32, i32)| across.contains(&p.0) && (p.1 - y).abs() < LINE / 2;
-                across.end < 2 * WIDTH as i32 && points.iter().find(covered).is_none()
+                let covered = |(at, along): &&(i32, RangeInclusive<i32>)| {
+                    across.contains(at) && along.start() - LINE / 2 < y && y < along.end() + LINE / 2
+                };
+                points.iter().find(covered).is_none()
             };
-            let (across, anchor) = if free(&right) || !free(&left) { right } else { left };
+            let to_the_right = inside(&right) && (free(&right) || !free(&left));
+            let (across, anchor) = if to_the_right { right } else { left };
             let y = placed.iter().filter(|p| meet(&p.0, &across)).map(|p| p.1 + LINE).fold(y, i32::max);
             placed.push((across, y, anchor, words));
         }
@@ -438,14 +450,23 @@ fn themed(svg: &str) -> String {
 
 /// The marker of a series, for a legend in the page.
 pub fn swatch(series: usize) -> String {
-    let shape = match series % SHAPES {
-        0 => "<circle cx=\"8\" cy=\"8\" r=\"5\"",
-        1 => "<rect x=\"3\" y=\"3\" width=\"10\" height=\"10\"",
-        2 => "<polygon points=\"8,2 14,13 2,13\"",
-        _ => "<polygon points=\"8,1 15,8 8,15 1,8\"",
-    };
-    format!(
-        "<svg class=\"swatch\" viewBox=\"0 0 16 16\" aria-hidden=\"true\">{shape} fill=\"{}\"/></svg>",
-        Ink::Series(series).css()
+    swatch_of(
+        series,
+        match series % SHAPES {
+            0 => "<circle cx=\"8\" cy=\"8\" r=\"5\"",
+            1 => "<rect x=\"3\" y=\"3\" width=\"10\" height=\"10\"",
+            2 => "<polygon points=\"8,2 14,13 2,13\"",
+            _ => "<polygon points=\"8,1 15,8 8,15 1,8\"",
+        },
     )
+}
+
+/// The same for a series of areas, which have no marker but their colour.
+pub fn area_swatch(series: usize) -> String {
+    swatch_of(series, "<rect x=\"2\" y=\"3\" width=\"12\" height=\"10\"")
+}
+
+fn swatch_of(series: usize, shape: &str) -> String {
+    let css = Ink::Series(series).css();
+    format!("<svg class=\"swatch\" viewBox=\"0 0 16 16\" aria-hidden=\"true\">{shape} fill=\"{css}\"/></svg>")
 }

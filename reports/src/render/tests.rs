@@ -6,13 +6,13 @@ use serde_json::Value;
 use super::*;
 use crate::{
     compare, paper, samples,
-    schema::{Line, Record, scenario_hash},
+    schema::{Cell, Kind, Line, Record, scenario_hash},
     terminal,
 };
 
 fn render(name: &str, sides: &[(&str, &Record)]) -> String {
     let sides: Vec<Side> = sides.iter().map(|(name, record)| Side { name, record }).collect();
-    (super::format(name).unwrap().render)(&sides).unwrap()
+    (super::format(name).unwrap().render)(&sides, &[]).unwrap()
 }
 
 /// One group of the sample run, at the paper's size.
@@ -146,21 +146,89 @@ fn the_break_even_line_is_drawn_where_it_is() {
     assert!(page.contains("pays from about"));
 }
 
+/// The paper's Figure 1, made up: one network alone.
+fn figure_1() -> Record {
+    let mut record = samples::run();
+    record.skipped.clear();
+    record.cells = [(1, 64), (1, 1024), (8, 64), (8, 1024)].map(|(b, n)| samples::cell("OE1.1B", b, n, 6)).into();
+    for cell in &mut record.cells {
+        let large = Cell::new(Kind::Base, "OE3B", "OE3B", None, cell.batch, cell.prompt);
+        let Cell { id, group, scenario_hash, system, base, .. } = large;
+        *cell = Cell { id, group, scenario_hash, system, base, ..cell.clone() };
+    }
+    record
+}
+
+/// The paper's Figure 5b, made up.
+fn figure_5b() -> Record {
+    let mut record = samples::run();
+    let systems = ["OE1.1B", "OE450M", "OE1.1B-KVP-C-450M"];
+    record.cells = [128, 1024].iter().flat_map(|n| systems.map(|s| samples::cell(s, 8, *n, 6))).collect();
+    record
+}
+
 #[test]
 fn the_papers_figures_stand_beside_the_same_points() {
-    let mut record = samples::run();
-    let plain = render("md", &[("sample", &record)]);
-    assert!(!plain.contains("Figure 5b"));
-    record.cells = ["OE1.1B", "OE450M", "OE1.1B-KVP-C-450M"].map(|s| samples::cell(s, 8, 256, 6)).into();
-    let mut large = samples::cell("OE1.1B", 1, 1024, 6);
-    (large.system, large.base) = ("OE3B".into(), "OE3B".into());
-    record.cells.push(large);
-    let page = render("md", &[("sample", &record)]);
-    assert!(
-        page.contains("batch 8, 256 tokens: 10 to 20% on the M2 Pro, ")
-            && page.contains("4.80 s and 12 generation steps"),
-        "{page}"
-    );
+    assert!(!render("md", &[("sample", &samples::run())]).contains("Figure"));
+    let (one, five) = (figure_1(), figure_5b());
+    let sides = [Side { name: "fig1", record: &one }, Side { name: "fig5b", record: &five }];
+    insta::assert_snapshot!(markdown::render(&sides, &["paper"]).unwrap());
+}
+
+#[test]
+fn a_run_of_one_network_says_how_long_it_takes_and_in_how_many_steps() {
+    let page = render("html", &[("fig1", &figure_1())]);
+    let at = |text: &str| page.find(text).unwrap_or_else(|| panic!("{text}"));
+    let order = ["How long does the first token take?", "id=\"r0-length\"", "id=\"r0-steps-length\"", "<table"].map(at);
+    assert!(order.is_sorted(), "{order:?}");
+    assert!(page.contains("generation steps.</p>") && page.contains("says nothing of FLOPs reductions"));
+    // A line for each batch, in one chart.
+    let chart = svgs(&page).into_iter().find(|s| s.contains("id=\"r0-steps-length\"")).unwrap();
+    assert_eq!(chart.matches("<title>OE3B, ").count(), 4);
+    let legend = page[order[1] - 1000..order[1]].matches("batch ").count();
+    assert!(legend >= 2, "{legend}");
+}
+
+#[test]
+fn parts_of_a_report_can_be_had_alone() {
+    let record = samples::run();
+    let sides = [Side { name: "sample", record: &record }];
+    let titles = |parts: &[&str]| {
+        let document = document(&sides, true, parts).unwrap();
+        document.sections.into_iter().map(|s| s.id).collect::<Vec<_>>()
+    };
+    assert_eq!(titles(&["run", "paper"]), ["paper-0", "run-0"], "in the order of a report");
+    let all: Vec<&str> = PARTS.iter().map(|p| p.0).filter(|p| *p != "comparison").collect();
+    let whole: Vec<String> = titles(&[]).iter().map(|id| id.trim_end_matches("-0").to_string()).collect();
+    assert_eq!(whole, all, "every part has its name in the list");
+    let nothing = document(&sides, true, &["comparison"]).unwrap_err().to_string();
+    assert_eq!(nothing, "these runs have nothing to say in: comparison");
+}
+
+/// Every document that reports/README.md names with its command is what that command writes of the committed records.
+#[test]
+fn documents_are_what_their_commands_write() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = |path: &str| std::fs::read_to_string(folder.join(path)).unwrap_or_else(|e| panic!("{path}: {e}"));
+    let mut documents = 0;
+    for line in text("README.md").lines().filter_map(|l| l.strip_prefix("    ttft report data/")) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let after = |flag: &str| words.iter().position(|w| *w == flag).map(|at| words[at + 1]);
+        let (parts, file) = (after("--section").unwrap(), after("--md").unwrap());
+        let records = words.iter().filter(|w| w.ends_with(".jsonl")).enumerate();
+        let paths: Vec<String> =
+            records.map(|(i, path)| if i == 0 { format!("data/{path}") } else { (*path).into() }).collect();
+        let runs: Vec<Record> = paths.iter().map(|p| Record::read(&folder.join(p)).unwrap()).collect();
+        let stem = |path: &String| Path::new(path).file_stem().unwrap().to_string_lossy().into_owned();
+        let names: Vec<String> = paths.iter().map(stem).collect();
+        let sides: Vec<Side> = names.iter().zip(&runs).map(|(name, record)| Side { name, record }).collect();
+        let expected = markdown::render(&sides, &parts.split(',').collect::<Vec<_>>()).unwrap();
+        // Above the first section, a document may say more.
+        let (_, body) = expected.split_once("\n## ").unwrap();
+        assert!(text(file).contains(body.trim_end()), "{file} is not what this writes: ttft report data/{line}");
+        documents += 1;
+    }
+    assert!(documents > 0, "README.md names no document");
 }
 
 #[test]
@@ -186,16 +254,16 @@ fn hostile_names_stay_text() {
 fn runs_without_figures_still_make_a_report() {
     let empty = Record::default();
     for format in FORMATS {
-        assert!((format.render)(&[Side { name: "empty", record: &empty }]).is_ok(), "{}", format.name);
+        assert!((format.render)(&[Side { name: "empty", record: &empty }], &[]).is_ok(), "{}", format.name);
         let mut bare = samples::run();
         for cell in &mut bare.cells {
             cell.samples_ns.clear();
             cell.phases.iter_mut().for_each(|p| p.samples_ns.clear());
             cell.rounds = None;
         }
-        assert!((format.render)(&[Side { name: "bare", record: &bare }]).is_ok(), "{}", format.name);
+        assert!((format.render)(&[Side { name: "bare", record: &bare }], &[]).is_ok(), "{}", format.name);
     }
-    assert!(matches!(html::render(&[]), Err(RenderError::NoRuns)));
+    assert!(matches!(html::render(&[], &[]), Err(RenderError::NoRuns)));
     let (a, b) = (samples::run(), paper::table5());
     let page = render("html", &[("a", &a), ("b", &b)]);
     assert!(page.contains("have no comparable workload in common"));
@@ -273,7 +341,7 @@ proptest! {
         let sound = samples::run();
         let sides = [Side { name: "extreme", record: &record }, Side { name: "sound", record: &sound }];
         for format in FORMATS {
-            let text = (format.render)(&sides).unwrap();
+            let text = (format.render)(&sides, &[]).unwrap();
             if format.name == "html" {
                 svgs(&text).into_iter().for_each(|svg| drop(roxmltree::Document::parse(svg).unwrap()));
             }
