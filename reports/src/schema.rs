@@ -768,8 +768,12 @@ fn scan(source: impl Read, path: &Path) -> Result<Scan> {
             break false;
         }
         let line = lines + 1;
-        let fault =
-            |field: &str, message: String| RecordError::Line { path: path.into(), line, field: field.into(), message };
+        let fault = |field: &str, message: String| RecordError::Line {
+            path: path.into(),
+            line,
+            field: printable(field),
+            message: printable(&message),
+        };
         if read as u64 > MAX_LINE_BYTES {
             return Err(fault(".", format!("longer than {MAX_LINE_BYTES} bytes: this is not a ttft record")));
         }
@@ -823,7 +827,16 @@ fn other_schema(text: &str) -> Option<String> {
         schema: String,
     }
     let found = serde_json::from_str::<Probe>(text).ok()?.run.schema;
-    (found != SCHEMA).then(|| found.chars().filter(|c| !c.is_control()).take(64).collect())
+    (found != SCHEMA).then(|| printable(&found))
+}
+
+/// What stands in a file, such as an unknown field's name, as it can be shown: no end of it, and nothing that steers a
+/// terminal.
+fn printable(text: &str) -> String {
+    const MOST: usize = 600;
+    let shown = text.chars().take(MOST).map(|c| if c.is_control() { '\u{fffd}' } else { c });
+    let more = text.chars().nth(MOST).map(|_| '…');
+    shown.chain(more).collect()
 }
 
 /// Parses and checks one line.

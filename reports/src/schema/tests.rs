@@ -158,6 +158,23 @@ fn errors_name_line_and_field() {
     assert!(read(&long).unwrap_err().to_string().contains("field `cell.group`: 8"));
 }
 
+/// Names of fields stand in errors before any check of their text.
+#[test]
+fn what_is_wrong_in_a_file_is_shown_in_short_and_steers_no_terminal() {
+    let good = record_of(&cell());
+    for name in ["\\u001b[2J\\u009b2J\u{7f}".to_string(), "x".repeat(1 << 20)] {
+        for place in ["\"batch\":4", "\"run_id\":\"r1\""] {
+            let error = read(&good.replace(place, &format!("{place},\"{name}\":1"))).unwrap_err().to_string();
+            assert!(error.contains("unknown field"), "{error}");
+            assert!(error.len() < 4096 && !error.chars().any(char::is_control), "{} bytes: {error}", error.len());
+        }
+        let version = format!("{{\"run\":{{\"schema\":\"{name}\"}}}}\n");
+        let error = read(&version).unwrap_err().to_string();
+        assert!(error.contains("the record's schema is") && error.len() < 4096, "{error}");
+        assert!(!error.chars().any(char::is_control), "{error}");
+    }
+}
+
 #[test]
 fn files_that_are_not_records_are_refused() {
     for (text, expected) in [
