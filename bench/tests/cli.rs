@@ -459,7 +459,10 @@ fn bench_resumes_and_repeats_what_was_disturbed() {
     let lines: Vec<&str> = whole.lines().collect();
     let kept = format!("{}\n", lines[..4].join("\n"));
     fs::write(&out, format!("{kept}{}", &lines[4][..20])).unwrap();
+    let torn = fs::read(&out).unwrap();
     fail(bench().args(["--rounds", "4", "--resume"]).arg(&out), &["run.jsonl", "rounds: 3 then, 4 now"]);
+    succeed(bench().args(["--plan", "--resume"]).arg(&out));
+    assert!(fs::read(&out).unwrap() == torn, "neither a refusal nor a plan changes the record");
     fail(ttft().args(["bench", "--threads", "1", "--resume"]).arg(&out), &["scenario_sha256", "Tiny"]);
     succeed(bench().arg("--resume").arg(&out));
     assert!(fs::read_to_string(&out).unwrap().starts_with(&kept), "what was there stays as it was");
@@ -556,5 +559,6 @@ fn records_are_judged_compared_and_reported() {
     assert!(same.contains("OE450M"), "{same}");
     fail(ttft().arg("compare").arg(&record).arg("paper"), &["error"]);
     fail(ttft().arg("report").arg(&record), &["--html"]);
+    fail(ttft().args(["compare", "paper", "none.jsonl"]), &["none.jsonl", "a record", "`paper`"]);
     fail(ttft().arg("validate").arg(fixture("A").join("meta.json")), &["error"]);
 }

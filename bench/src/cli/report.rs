@@ -77,7 +77,15 @@ fn part_names() -> PossibleValuesParser {
 }
 
 fn open(path: &Path) -> Result<Record> {
-    if path.as_os_str() == PAPER { Ok(paper::table5()) } else { Ok(Record::read(path)?) }
+    if path.as_os_str() == PAPER {
+        return Ok(paper::table5());
+    }
+    ensure!(
+        path.exists(),
+        "no file is called '{}': give a record (ttft bench and cargo bench print the path of theirs last), or `{PAPER}`",
+        path.display()
+    );
+    Ok(Record::read(path)?)
 }
 
 /// Runs with their names: the files' names without ending; of files that are called alike, with their folders; and where

@@ -36,6 +36,8 @@ pub struct Section {
     pub title: String,
     /// The heading in a word or two, for a list of contents.
     pub short: String,
+    /// The run it is of, where there are several; else empty.
+    pub run: String,
     /// In order.
     pub blocks: Vec<Block>,
 }
@@ -166,11 +168,17 @@ pub fn document(sides: &[Side], with_charts: bool, parts: &[&str]) -> Result<Doc
         sections.push(comparison(sides));
     }
     for (i, side) in sides.iter().enumerate() {
-        let prefix = if sides.len() > 1 { format!("{}: ", side.name) } else { String::new() };
+        let name = if sides.len() > 1 { side.name } else { "" };
         let mut add = |id: &str, short: &str, title: &str, blocks: Vec<Block>| {
             if !blocks.is_empty() && wanted(id) {
-                let (title, short) = (format!("{prefix}{title}"), format!("{prefix}{short}"));
-                sections.push(Section { id: format!("{id}-{i}"), title, short, blocks });
+                let title = if name.is_empty() { title.into() } else { format!("{name}: {title}") };
+                sections.push(Section {
+                    id: format!("{id}-{i}"),
+                    title,
+                    short: short.into(),
+                    run: name.into(),
+                    blocks,
+                });
             }
         };
         let rows = summary::rows(side.record);
@@ -204,7 +212,8 @@ pub fn document(sides: &[Side], with_charts: bool, parts: &[&str]) -> Result<Doc
     }
     let title = "Method and bias".to_string();
     if wanted("method") {
-        sections.push(Section { id: "method".into(), short: "Method".into(), title, blocks: method() });
+        let (id, short, run) = ("method".into(), "Method".into(), String::new());
+        sections.push(Section { id, short, title, run, blocks: method() });
     }
     if sections.is_empty() {
         return Err(RenderError::Nothing(parts.join(", ")));
@@ -935,7 +944,7 @@ fn comparison(sides: &[Side]) -> Section {
         Ok(comparison) => side_by_side(&comparison),
     };
     let title = "Side by side".to_string();
-    Section { id: "comparison".into(), short: title.clone(), title, blocks }
+    Section { id: "comparison".into(), short: title.clone(), title, run: String::new(), blocks }
 }
 
 /// The title of a normalised ratio, and the ratio.
@@ -949,6 +958,15 @@ pub(crate) fn side_by_side(comparison: &compare::Comparison) -> Vec<Block> {
     let first = first.name;
     for (side, means) in others.iter().zip(&comparison.means) {
         blocks.push(lead(means_text(first, side.name, means)));
+    }
+    // What the machines are compared for: each run's own answer.
+    let answer = |side: &Side| {
+        let validation = validate::validate(side.record);
+        (!validation.claims.is_empty()).then(|| format!("{}: {}", side.name, headline(&validation).0))
+    };
+    let answers: Vec<String> = comparison.sides.iter().filter_map(answer).collect();
+    if !answers.is_empty() {
+        blocks.push(Block::List { items: answers });
     }
     // Normalised figures only where both sides have the limits that it takes.
     let known = |of: fn(&compare::Versus) -> Option<f64>, i: usize| {
