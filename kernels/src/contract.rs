@@ -113,11 +113,50 @@ impl Copier {
     }
 }
 
+/// Cache lines of rows that are written soon, to be fetched for that a few at a time: all at once they would stand in the way
+/// of the operands.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lines {
+    row: *const u8,
+    stride: usize,
+    rows_left: usize,
+    /// Lines of a row.
+    lines: usize,
+    line: usize,
+    /// Lines to fetch at one look.
+    pub some: usize,
+}
+
+impl Lines {
+    /// `rows` rows of `len` bytes, `stride` bytes apart, to be fetched within so many looks.
+    pub fn new(row: *const u8, len: usize, rows: usize, stride: usize, looks: usize) -> Lines {
+        let lines = (row.addr() % 64 + len).div_ceil(64);
+        Lines { row, stride, rows_left: rows, lines, line: 0, some: (rows * lines).div_ceil(looks.max(1)) }
+    }
+
+    /// The next line.
+    #[inline(always)]
+    pub fn next(&mut self) -> Option<*const u8> {
+        if self.rows_left == 0 {
+            return None;
+        }
+        let line = self.row.wrapping_add(self.line * 64);
+        self.line += 1;
+        if self.line == self.lines {
+            (self.line, self.row) = (0, self.row.wrapping_add(self.stride));
+            self.rows_left -= 1;
+        }
+        Some(line)
+    }
+}
+
 /// What a micro-kernel does for the next block of weights in the shadow of its multiply-adds.
 #[derive(Debug)]
 pub(crate) struct Ahead {
-    /// Packing, for kernels whose tiles are copies of rows.
+    /// Packing, for kernels whose tiles are copies of rows; for kernels on unpacked rows, what to prefetch.
     pub queue: Copier,
+    /// Where the accumulators go.
+    pub own: Lines,
     /// For the others: an address to prefetch from, one line each K step, never read; it moves on by `step` bytes.
     #[cfg_attr(not(target_arch = "aarch64"), allow(dead_code))]
     pub prefetch: *const u8,
@@ -130,7 +169,12 @@ impl Ahead {
     /// Nothing to pack and nothing to prefetch.
     pub fn nothing() -> Ahead {
         let shape = UnitShape { src_stride: 0, chunks: 1, vecs: 0, last_vecs: 0, chunk_stride: 0 };
-        Ahead { queue: Copier::new(&[], shape, 1), prefetch: std::ptr::null(), step: 0 }
+        Ahead {
+            queue: Copier::new(&[], shape, 1),
+            own: Lines::new(std::ptr::null(), 0, 0, 0, 0),
+            prefetch: std::ptr::null(),
+            step: 0,
+        }
     }
 }
 
@@ -144,6 +188,22 @@ impl Ahead {
 pub(crate) type Micro =
     unsafe fn(steps: usize, panel: *const u8, tile: *const u8, acc: *mut f32, accumulate: bool, ahead: &mut Ahead);
 
+/// As [`Micro`], on `rows <= nr` rows of W as they lie in memory, `stride` bytes apart; rows beyond them are computed from some
+/// row and mean nothing. The queue's rows are prefetched to the second-level cache, not copied.
+///
+/// # Safety
+/// As [`Micro`]; instead of a tile, `rows` rows of W are readable for `steps` K steps from `w`.
+pub(crate) type InPlace = unsafe fn(
+    steps: usize,
+    panel: *const u8,
+    w: *const u8,
+    stride: usize,
+    rows: usize,
+    acc: *mut f32,
+    accumulate: bool,
+    ahead: &mut Ahead,
+);
+
 /// Works off what is left in the queue.
 ///
 /// # Safety
@@ -154,6 +214,8 @@ pub(crate) type Drain = unsafe fn(queue: &mut Copier);
 #[derive(Debug)]
 pub(crate) struct ForWeight<T> {
     pub micro: Micro,
+    /// On unpacked weights, if their type is that of the multiply and the tile has few enough rows.
+    pub in_place: Option<InPlace>,
     pub pack: PackW<T>,
     /// `None` if the kernel's tiles are no row copies: it leaves the queue alone and prefetches.
     pub drain: Option<Drain>,
@@ -265,12 +327,6 @@ pub(crate) type Unpack<T> =
 /// Both are valid for `len` elements; the CPU has the ISA.
 pub(crate) type SiluMul = unsafe fn(len: usize, a: *mut f32, b: *const f32);
 
-/// Prefetches `rows` rows of `len` bytes, `stride` bytes apart, to be written.
-///
-/// # Safety
-/// The CPU has the ISA; any address will do.
-pub(crate) type Own = unsafe fn(at: *const u8, len: usize, rows: usize, stride: usize);
-
 /// What the GEMM driver needs of an ISA besides micro-kernels.
 #[derive(Debug)]
 pub(crate) struct Epilogues {
@@ -278,5 +334,4 @@ pub(crate) struct Epilogues {
     pub add: Unpack<f32>,
     pub store_bf16: Unpack<u16>,
     pub silu_mul: SiluMul,
-    pub own: Own,
 }

@@ -1,7 +1,7 @@
 //! Numbers only: what was measured, or follows from a cache size, for each ISA. kernels/README.md has the arithmetic.
 
 use crate::{
-    contract::GemmKernel,
+    contract::{GemmKernel, Mul},
     cpu::{Isa, cache::Caches},
     view::DType,
 };
@@ -44,9 +44,16 @@ pub(crate) fn dot_cost(isa: Isa) -> f64 {
 /// Most rows of x for a few-row kernel: with more, x no longer stays in the second-level cache.
 pub(crate) const DOT_ROWS_MAX: usize = 128;
 
-/// Time of a tile for each row of x, relative to the best tile of its ISA.
-pub(crate) fn tile_cost(_k: &GemmKernel) -> f64 {
-    1.0
+/// Time of a product with `m` rows of x by tiles of `k`, in rows: of `W` as it lies if `in_place`, with a second half if `halves`
+/// is 2. Packing costs the same at any `m`; tiles that need none fetch panels at twice the rate, which F32 hides better than
+/// BF16 does, and their blocks of a SwiGLU write short pieces of rows of y. Measured at the shapes of OpenELM-1.1B.
+pub(crate) fn tile_cost(k: &GemmKernel, m: usize, in_place: bool, halves: usize) -> f64 {
+    let rows = m.next_multiple_of(k.mr) as f64;
+    match (in_place, k.mul) {
+        (false, _) => rows + 1.6,
+        (true, Mul::F32) => rows,
+        (true, Mul::Bf16) => rows * if halves == 1 { 1.015 } else { 1.03 },
+    }
 }
 
 /// Keys of one block of attention: long enough to make packing and rescaling cheap, while the scores of a panel (55 KB) and

@@ -187,10 +187,12 @@ unsafe impl Vector for V {
     }
 }
 
+gemm_kernel!(f32_64x6, Isa::Avx512, [target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")], V, F32, 4 x 6, "gemm_f32xf32_f32_64x6_avx512");
 gemm_kernel!(f32_32x12, Isa::Avx512, [target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")], V, F32, 2 x 12, "gemm_f32xf32_f32_32x12_avx512");
 gemm_kernel!(f32_16x24, Isa::Avx512, [target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")], V, F32, 1 x 24, "gemm_f32xf32_f32_16x24_avx512");
 gemm_kernel!(f32_48x8, Isa::Avx512, [target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")], V, F32, 3 x 8, "gemm_f32xf32_f32_48x8_avx512");
 
+gemm_kernel!(bf16_64x6, Isa::Avx512Bf16, [target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl,avx512dq")], V, Bf16, 4 x 6, "gemm_bf16xbf16_f32_64x6_avx512bf16");
 gemm_kernel!(bf16_32x12, Isa::Avx512Bf16, [target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl,avx512dq")], V, Bf16, 2 x 12, "gemm_bf16xbf16_f32_32x12_avx512bf16");
 gemm_kernel!(bf16_16x24, Isa::Avx512Bf16, [target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl,avx512dq")], V, Bf16, 1 x 24, "gemm_bf16xbf16_f32_16x24_avx512bf16");
 gemm_kernel!(bf16_48x8, Isa::Avx512Bf16, [target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl,avx512dq")], V, Bf16, 3 x 8, "gemm_bf16xbf16_f32_48x8_avx512bf16");
@@ -246,7 +248,8 @@ dot_kernel!(
 
 epilogues!([target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")], V);
 
-pub(crate) const GEMM: &[GemmKernel] = &[f32_32x12::KERNEL, f32_16x24::KERNEL, f32_48x8::KERNEL];
+pub(crate) const GEMM: &[GemmKernel] = &[f32_32x12::KERNEL, f32_16x24::KERNEL, f32_48x8::KERNEL, f32_64x6::KERNEL];
 pub(crate) const DOT: &[DotKernel] = &[dot_f32::KERNEL, dot_f16::KERNEL, dot_bf16::KERNEL];
-pub(crate) const GEMM_BF16: &[GemmKernel] = &[bf16_32x12::KERNEL, bf16_16x24::KERNEL, bf16_48x8::KERNEL];
+pub(crate) const GEMM_BF16: &[GemmKernel] =
+    &[bf16_32x12::KERNEL, bf16_16x24::KERNEL, bf16_48x8::KERNEL, bf16_64x6::KERNEL];
 pub(crate) const DOT_BF16: &[DotKernel] = &[dot_bf16_bf16::KERNEL];

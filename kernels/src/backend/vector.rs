@@ -143,6 +143,10 @@ pub(crate) const STEPS: usize = 512;
 /// Bytes from one tile row to the next: a line more than a row, so that rows do not share cache sets.
 pub(crate) const TILE_STRIDE: usize = STEPS * 4 + 64;
 
+/// Most rows of W that a kernel reads in place: where K is a multiple of 4 KB, the rows of a tile all fall on the same set of
+/// the first-level cache, whose 8 ways must hold a line of each and one of x.
+pub(crate) const IN_PLACE_ROWS: usize = 6;
+
 /// Steps of one turn of the micro-kernel's loop.
 pub(crate) const UNROLL: usize = 4;
 
@@ -175,7 +179,7 @@ unsafe fn next_chunk(q: &mut Copier) {
     unsafe {
         q.chunks_left -= 1;
         if q.chunks_left > 0 {
-            q.chunk_dst = q.chunk_dst.add(q.shape.chunk_stride);
+            q.chunk_dst = q.chunk_dst.wrapping_add(q.shape.chunk_stride);
             q.dst = q.chunk_dst;
             q.in_chunk = if q.chunks_left > 1 { q.shape.vecs } else { q.shape.last_vecs };
             return;
@@ -183,7 +187,7 @@ unsafe fn next_chunk(q: &mut Copier) {
         q.rows_left -= 1;
         if q.rows_left > 0 {
             q.row_src = q.row_src.add(q.shape.src_stride);
-            q.row_dst = q.row_dst.add(TILE_STRIDE);
+            q.row_dst = q.row_dst.wrapping_add(TILE_STRIDE);
         } else {
             q.units_left -= 1;
             if q.units_left == 0 {
@@ -223,11 +227,75 @@ pub(crate) unsafe fn micro<V: Vector, M: Mac<V>, L: Load<V>, const MV: usize, co
     accumulate: bool,
     ahead: &mut Ahead,
 ) {
+    // SAFETY: the rows of a packed tile are TILE_STRIDE bytes apart; the rest is the caller's promise.
+    unsafe {
+        let rows = std::array::from_fn(|r| tile.add(r * TILE_STRIDE));
+        multiply::<V, M, MV, NR>(steps, panel, rows, acc, accumulate, ahead, |src, dst, below| {
+            V::prefetch(src.wrapping_add(below));
+            L::load(src.cast()).store(dst.cast());
+            (src.add(V::LANES * L::PER_LANE * size_of::<L::T>()), dst.add(V::LANES * 4))
+        });
+    }
+}
+
+/// `contract::InPlace` for `MV` vectors of rows of x and `NR` rows of W.
+///
+/// # Safety
+/// As `contract::InPlace`.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+pub(crate) unsafe fn in_place<V: Vector, M: Mac<V>, L: Load<V>, const MV: usize, const NR: usize>(
+    steps: usize,
+    panel: *const u8,
+    w: *const u8,
+    stride: usize,
+    rows: usize,
+    acc: *mut f32,
+    accumulate: bool,
+    ahead: &mut Ahead,
+) {
+    // SAFETY: `rows` rows of `steps` lanes are readable, `stride` bytes apart; rows beyond them read the last one again.
+    unsafe {
+        let rows = std::array::from_fn(|r| w.add(r.min(rows - 1) * stride));
+        multiply::<V, M, MV, NR>(steps, panel, rows, acc, accumulate, ahead, |src, dst, _| {
+            V::prefetch_l2(src);
+            (src.wrapping_add(V::LANES * L::PER_LANE * size_of::<L::T>()), dst)
+        });
+    }
+}
+
+/// Steps by which a micro-kernel fetches its panel ahead of its multiply-adds, from the second-level cache: a chunk of a panel
+/// is larger than the first. Measured from 6 to 24.
+const X_AHEAD: usize = 12;
+
+/// Most turns of a micro-kernel's loop between two looks at what is [`Ahead`].
+const STRETCH: usize = 16;
+
+/// Looks that a call of a micro-kernel takes at what is [`Ahead`], at least.
+pub(crate) const fn looks(steps: usize) -> usize {
+    (steps / UNROLL).div_ceil(STRETCH)
+}
+
+/// `acc[NR][MV] (+)= rows x panel`, and of the queue some vectors in each turn, by `copy(src, dst, bytes to the row below)`,
+/// which returns where to go on.
+///
+/// # Safety
+/// As `contract::Micro`; `steps` lanes are readable at each of `rows`; `copy` does what the queue asks for.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+unsafe fn multiply<V: Vector, M: Mac<V>, const MV: usize, const NR: usize>(
+    steps: usize,
+    panel: *const u8,
+    rows: [*const u8; NR],
+    acc: *mut f32,
+    accumulate: bool,
+    ahead: &mut Ahead,
+    copy: impl Fn(*const u8, *mut u8, usize) -> (*const u8, *mut u8),
+) {
     let mut x = panel.cast::<u32>();
-    let mut w = tile;
+    let mut at = 0;
     let acc = acc.cast::<u32>();
-    // SAFETY: `acc` holds NR * MV * LANES lanes; `panel` `steps` rows of MV * LANES lanes; `tile` NR rows of `steps` lanes,
-    // TILE_STRIDE bytes apart; the queue is sound: the caller's promise.
+    // SAFETY: `acc` holds NR * MV * LANES lanes; `panel` `steps` rows of MV * LANES lanes; the rest is the caller's promise.
     unsafe {
         let mut c = [[V::zero(); MV]; NR];
         if accumulate {
@@ -239,9 +307,12 @@ pub(crate) unsafe fn micro<V: Vector, M: Mac<V>, L: Load<V>, const MV: usize, co
         }
         macro_rules! step {
             ($u:expr) => {
+                for v in (0..MV).step_by(16 / V::LANES) {
+                    V::prefetch(x.wrapping_add((($u + X_AHEAD) * MV + v) * V::LANES).cast());
+                }
                 let xs: [V; MV] = std::array::from_fn(|v| V::load(x.add(($u * MV + v) * V::LANES)));
                 for r in 0..NR {
-                    let b = V::splat(w.add(r * TILE_STRIDE + $u * 4).cast());
+                    let b = V::splat(rows[r].add(at + $u * 4).cast());
                     for v in 0..MV {
                         c[r][v] = M::mac(c[r][v], xs[v], b);
                     }
@@ -250,37 +321,39 @@ pub(crate) unsafe fn micro<V: Vector, M: Mac<V>, L: Load<V>, const MV: usize, co
         }
         let turns = steps / UNROLL;
         let mut turn = 0;
-        // Two loops: the second is the plain one, for when nothing is left to copy.
-        if ahead.queue.in_chunk > 0 {
-            let mut q = ahead.queue;
-            while turn < turns && q.in_chunk > 0 {
-                for _ in 0..q.per_turn {
-                    copy_one::<V, L>(&mut q);
-                    if q.in_chunk == 0 {
-                        break;
-                    }
+        // Stretches of turns within one row of the queue, so that their loop holds nothing of it but two pointers.
+        while turn < turns {
+            for _ in 0..ahead.own.some {
+                let Some(line) = ahead.own.next() else { break };
+                V::prefetch_write(line);
+            }
+            let q = &mut ahead.queue;
+            let per_turn = q.per_turn.min(q.in_chunk);
+            let some = q.in_chunk.checked_div(per_turn).unwrap_or(STRETCH).min(STRETCH).min(turns - turn);
+            let (mut src, mut dst, below) = (q.src, q.dst, q.shape.src_stride);
+            for _ in 0..some {
+                for _ in 0..per_turn {
+                    (src, dst) = copy(src, dst, below);
                 }
                 for u in 0..UNROLL {
                     step!(u);
                 }
                 x = x.add(UNROLL * MV * V::LANES);
-                w = w.add(UNROLL * 4);
-                turn += 1;
+                at += UNROLL * 4;
             }
-            ahead.queue = q;
-        }
-        while turn < turns {
-            for u in 0..UNROLL {
-                step!(u);
+            turn += some;
+            if per_turn > 0 {
+                (q.src, q.dst) = (src, dst);
+                q.in_chunk -= some * per_turn;
+                if q.in_chunk == 0 {
+                    next_chunk(q);
+                }
             }
-            x = x.add(UNROLL * MV * V::LANES);
-            w = w.add(UNROLL * 4);
-            turn += 1;
         }
         for _ in 0..steps % UNROLL {
             step!(0);
             x = x.add(MV * V::LANES);
-            w = w.add(4);
+            at += 4;
         }
         for (r, c) in c.iter().enumerate() {
             for (v, c) in c.iter().enumerate() {
@@ -736,22 +809,6 @@ pub(crate) unsafe fn silu_mul<V: Vector>(len: usize, a: *mut f32, b: *const f32)
     }
 }
 
-/// `contract::Own`.
-///
-/// # Safety
-/// As `contract::Own`.
-#[inline(always)]
-pub(crate) unsafe fn own<V: Vector>(at: *const u8, len: usize, rows: usize, stride: usize) {
-    for r in 0..rows {
-        let row = at.wrapping_add(r * stride);
-        let lines = (row.addr() % 64 + len).div_ceil(64);
-        for line in 0..lines {
-            // SAFETY: prefetches may have any address.
-            unsafe { V::prefetch_write(row.wrapping_add(line * 64)) };
-        }
-    }
-}
-
 /// Defines `$name`: a generic body inlined into a function with the ISA's target features.
 macro_rules! stamp {
     ([$($attr:meta)?], $name:ident: $doc:literal, ($($arg:ident: $ty:ty),*) => $body:expr) => {
@@ -771,7 +828,7 @@ pub(crate) use stamp;
 
 /// A tile's functions for one type of weights, in a module of its own.
 macro_rules! for_weight {
-    ($module:ident, $attr:tt, $v:ty, $mac:ident, $load:ident as $t:ty, $mv:literal x $nr:literal) => {
+    ($module:ident, $attr:tt, $v:ty, $mac:ident, $load:ident as $t:ty, $mv:literal x $nr:literal, $in_place:expr) => {
         mod $module {
             use super::*;
 
@@ -782,7 +839,12 @@ macro_rules! for_weight {
             vk::stamp!($attr, pack: "`contract::PackW`",
                 (src: *const $t, stride: usize, rows: usize, k: usize, dst: *mut u8) => vk::pack_w::<$v, vk::$load, $nr>);
 
-            pub const FNS: ct::ForWeight<$t> = ct::ForWeight { micro, pack, drain: Some(drain) };
+            vk::stamp!($attr, in_place: "`contract::InPlace`",
+                (steps: usize, panel: *const u8, w: *const u8, stride: usize, rows: usize, acc: *mut f32, accumulate: bool, ahead: &mut ct::Ahead)
+                => vk::in_place::<$v, vk::$mac, vk::$load, $mv, $nr>);
+
+            pub const FNS: ct::ForWeight<$t> =
+                ct::ForWeight { micro, in_place: if $in_place { Some(in_place) } else { None }, pack, drain: Some(drain) };
         }
     };
 }
@@ -800,9 +862,9 @@ macro_rules! gemm_kernel {
                 (src: *const f32, stride: usize, rows: usize, k: usize, dst: *mut u8) => vk::pack_x::<$v, vk::F32, $mv>);
             vk::stamp!($attr, pack_x_bf16: "`contract::PackX`",
                 (src: *const u16, stride: usize, rows: usize, k: usize, dst: *mut u8) => vk::pack_x::<$v, vk::Bf16, $mv>);
-            vk::for_weight!(w_f32, $attr, $v, MacF32, F32 as f32, $mv x $nr);
-            vk::for_weight!(w_f16, $attr, $v, MacF32, F16 as u16, $mv x $nr);
-            vk::for_weight!(w_bf16, $attr, $v, MacF32, Bf16 as u16, $mv x $nr);
+            vk::for_weight!(w_f32, $attr, $v, MacF32, F32 as f32, $mv x $nr, $nr <= vk::IN_PLACE_ROWS);
+            vk::for_weight!(w_f16, $attr, $v, MacF32, F16 as u16, $mv x $nr, false);
+            vk::for_weight!(w_bf16, $attr, $v, MacF32, Bf16 as u16, $mv x $nr, false);
 
             pub const KERNEL: ct::GemmKernel = ct::GemmKernel {
                 pack_x_f32: Some(pack_x_f32),
@@ -819,7 +881,7 @@ macro_rules! gemm_kernel {
 
             vk::stamp!($attr, pack_x: "`contract::PackX`",
                 (src: *const u16, stride: usize, rows: usize, k: usize, dst: *mut u8) => vk::pack_x::<$v, vk::Bf16Pair, $mv>);
-            vk::for_weight!(w_bf16, $attr, $v, MacBf16, Bf16Pair as u16, $mv x $nr);
+            vk::for_weight!(w_bf16, $attr, $v, MacBf16, Bf16Pair as u16, $mv x $nr, $nr <= vk::IN_PLACE_ROWS);
 
             pub const KERNEL: ct::GemmKernel =
                 vk::row::<$v>($name, $isa, ct::Mul::Bf16, $mv, $nr, pack_x, w_bf16::FNS);
@@ -899,10 +961,7 @@ macro_rules! epilogues {
             stamp!($attr, silu_mul: "`contract::SiluMul`",
                 (len: usize, a: *mut f32, b: *const f32) => vk::silu_mul::<$v>);
 
-            stamp!($attr, own: "`contract::Own`",
-                (at: *const u8, len: usize, rows: usize, stride: usize) => vk::own::<$v>);
-
-            pub const TABLE: Epilogues = Epilogues { store, add, store_bf16, silu_mul, own };
+            pub const TABLE: Epilogues = Epilogues { store, add, store_bf16, silu_mul };
         }
         pub(crate) use epilogues::TABLE as EPILOGUES;
     };

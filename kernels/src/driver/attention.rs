@@ -126,7 +126,7 @@ fn choose<A: Element>(e: &Engine, c: &Call<'_, A>) -> Option<&'static GemmKernel
     }
     let cost = |k: &GemmKernel| {
         let features = c.d.next_multiple_of(k.nr) + c.d;
-        c.rows().next_multiple_of(k.mr) as f64 * features as f64 * tuning::tile_cost(k)
+        c.rows().next_multiple_of(k.mr) as f64 * features as f64
     };
     let isa = able.first()?.isa;
     able.into_iter()

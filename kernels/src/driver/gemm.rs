@@ -1,8 +1,9 @@
 //! `y = x W^T`: packing, blocking and threads around the micro-kernels of [`crate::contract`].
 //!
 //! x is packed once into panels that all threads share. W is cut into blocks of tiles; a thread takes a block and runs
-//! every panel of x against it, while the micro-kernel packs the thread's next block (a row copy) between its
-//! multiply-adds. So weights are read from memory exactly once, and packing costs next to nothing at any M.
+//! every panel of x against it, while the micro-kernel fetches the thread's next block between its multiply-adds: kernels
+//! that work on rows of W as they lie prefetch it, the others pack it (a row copy). So weights are read from memory exactly
+//! once.
 
 use std::{
     ops::Range,
@@ -13,8 +14,8 @@ use half::{bf16, slice::HalfFloatSliceExt};
 
 use super::{SharedMut, dot, library};
 use crate::{
-    backend::vector::UNROLL,
-    contract::{Ahead, Copier, Drain, Epilogues, GemmKernel, Micro, Mul, Unit, UnitShape},
+    backend::vector::{UNROLL, looks},
+    contract::{Ahead, Copier, Drain, Epilogues, GemmKernel, InPlace, Lines, Micro, Mul, Unit, UnitShape},
     engine::{Backend, Engine, Output},
     registry, tuning,
     view::{DType, Element, Mat, Weight, with_weight},
@@ -69,15 +70,14 @@ impl<'a> Target<'a> {
 }
 
 impl Target<'_> {
-    /// Fetches `y[m0..m0 + cols][n0..n0 + rows]` to be written.
-    fn own(&self, e: &Epilogues, m0: usize, n0: usize, cols: usize, rows: usize, stride: usize) {
+    /// The lines of `y[m0..m0 + cols][n0..n0 + rows]`, to be fetched within so many looks.
+    fn lines(&self, m0: usize, n0: usize, cols: usize, rows: usize, stride: usize, looks: usize) -> Lines {
         let (at, len) = (m0 * stride + n0, (cols - 1) * stride + rows);
         let (y, size): (*const u8, usize) = match self {
             Target::Store(y, _) | Target::Add(y) | Target::SwiGluF32(y) => (y.ptr(at, len).cast(), 4),
             Target::SwiGluBf16(y) => (y.ptr(at, len).cast(), 2),
         };
-        // SAFETY: prefetches may have any address; the engine checked the ISA.
-        unsafe { (e.own)(y, rows * size, cols, stride * size) }
+        Lines::new(y, rows * size, cols, stride * size, looks)
     }
 }
 
@@ -92,7 +92,7 @@ pub fn linear<A: Element>(e: &Engine, x: Mat<'_, A>, w: Weight<'_>, out: Output<
         Backend::Ours => match e.forced.filter(|k| accepts(k, A::DTYPE, w.dtype())) {
             Some(k) => blocked(e, k, x, w, out),
             None if dot::forced(e, A::DTYPE, w.dtype()).is_some() => dot::linear(e, x, w, out),
-            None => match choose(e, x.rows(), A::DTYPE, w.dtype()) {
+            None => match choose(e, x.rows(), A::DTYPE, w, Split::of(w.n(), &out).halves()) {
                 Some(k) => blocked(e, k, x, w, out),
                 None => dot::linear(e, x, w, out),
             },
@@ -110,13 +110,13 @@ pub(super) fn accepts(k: &GemmKernel, x: DType, w: DType) -> bool {
 
 /// The kernel of the strongest level that can serve these types, with the least padded work for `m` rows; none if a few-row
 /// kernel does less.
-fn choose(e: &Engine, m: usize, x: DType, w: DType) -> Option<&'static GemmKernel> {
-    if m <= tuning::dot_rows(e.isa, x, w) {
+fn choose(e: &Engine, m: usize, x: DType, w: Weight<'_>, halves: usize) -> Option<&'static GemmKernel> {
+    if m <= tuning::dot_rows(e.isa, x, w.dtype()) {
         return None;
     }
-    let able: Vec<_> = registry::kernels_of(e.isa).into_iter().filter(|k| accepts(k, x, w)).collect();
+    let able: Vec<_> = registry::kernels_of(e.isa).into_iter().filter(|k| accepts(k, x, w.dtype())).collect();
     let isa = able[0].isa;
-    let cost = |k: &GemmKernel| m.next_multiple_of(k.mr) as f64 * tuning::tile_cost(k);
+    let cost = |k: &'static GemmKernel| tuning::tile_cost(k, m, Source::new(k, w).in_place.is_some(), halves);
     let best = able
         .into_iter()
         .filter(|k| k.isa == isa)
@@ -153,6 +153,9 @@ unsafe fn pack_x<A: Element>(
 /// A kernel's functions for the type of W, and where W's elements are.
 struct Source<'a> {
     micro: Micro,
+    /// If W can be used as it lies.
+    in_place: Option<InPlace>,
+    /// If W can be packed by whole vectors.
     drain: Option<Drain>,
     w: Weight<'a>,
     k: &'static GemmKernel,
@@ -160,13 +163,16 @@ struct Source<'a> {
 
 impl<'a> Source<'a> {
     fn new(k: &'static GemmKernel, w: Weight<'a>) -> Source<'a> {
-        let (micro, drain) = match (&w, &k.w_f32, &k.w_f16) {
-            (Weight::BF16(_), ..) => (k.w_bf16.micro, k.w_bf16.drain),
-            (Weight::F32(_), Some(f), _) => (f.micro, f.drain),
-            (Weight::F16(_), _, Some(f)) => (f.micro, f.drain),
+        let (micro, in_place, drain) = match (&w, &k.w_f32, &k.w_f16) {
+            (Weight::BF16(_), ..) => (k.w_bf16.micro, k.w_bf16.in_place, k.w_bf16.drain),
+            (Weight::F32(_), Some(f), _) => (f.micro, f.in_place, f.drain),
+            (Weight::F16(_), _, Some(f)) => (f.micro, f.in_place, f.drain),
             _ => unreachable!("accepts() lets only BF16 reach a BF16 kernel"),
         };
-        Source { micro, drain, w, k }
+        // Rows that end in part of a vector are packed between blocks, whole rows at a time, as are those of kernels without
+        // a queue.
+        let whole = w.k().is_multiple_of(k.lanes * k.ku);
+        Source { micro, in_place: in_place.filter(|_| whole), drain: drain.filter(|_| whole), w, k }
     }
 
     /// Address of element `at` of row `n`, after checking that it and the rest of `rows` rows from there are inside W.
@@ -209,6 +215,9 @@ impl<'a> Source<'a> {
     }
 }
 
+/// Elements of a line of y in f32.
+const LINE: usize = 16;
+
 fn blocked<A: Element>(e: &Engine, k: &'static GemmKernel, x: Mat<'_, A>, w: Weight<'_>, mut out: Output<'_, A>) {
     e.used.note(k.name);
     let (m, kk) = (x.rows(), w.k());
@@ -236,30 +245,30 @@ fn blocked<A: Element>(e: &Engine, k: &'static GemmKernel, x: Mat<'_, A>, w: Wei
         }
     });
 
-    // Blocks of W: up to `most` tiles of each half, by a group of chunks of K; two of them in a thread's buffer: one
+    // Blocks of W: up to `most` tiles of each half, by a group of chunks of K. Of packed ones two are in a thread's buffer: one
     // computed, one being packed.
     let src = Source::new(k, w);
     let halves = split.halves();
     let all_tiles = split.n.div_ceil(k.nr);
-    // The queue moves whole vectors; rows that end in part of one are packed between blocks, whole rows at a time, as are
-    // those of kernels without a queue.
     let per_vec = k.lanes * k.ku;
-    let drain = src.drain.filter(|_| kk.is_multiple_of(per_vec));
-    let group = drain.map_or(chunks, |_| tuning::BLOCK_CHUNKS.min(chunks));
+    let group = src.drain.map_or(chunks, |_| tuning::BLOCK_CHUNKS.min(chunks));
     let groups = chunks.div_ceil(group);
     let in_group = |g: usize| g * group..chunks.min((g + 1) * group);
     let most = (e.block_bytes / (group * k.tile_bytes * halves)).clamp(1, all_tiles);
-    let block_bytes = halves * most * group * k.tile_bytes;
+    // Where blocks begin at whole vectors of y, each of its lines is written once.
+    let unit = (1..=LINE).find(|u| (u * k.nr).is_multiple_of(LINE)).unwrap_or(1).min(most);
+    let most = most / unit * unit;
+    let block_bytes = if src.in_place.is_some() { 0 } else { halves * most * group * k.tile_bytes };
     // Accumulators of a panel; all panels keep theirs from one group of chunks to the next.
     let half_acc = most * k.nr * k.mr;
     let panel_acc = halves * half_acc;
     let acc_len = if groups > 1 { panels * panel_acc } else { panel_acc };
 
     let next = AtomicUsize::new(0);
-    // A thread starts with one tile, since nothing hides its packing, and shrinks its claims near the end.
+    // A thread starts with few tiles, since nothing hides their fetching, and shrinks its claims near the end.
     let claim = |first: bool| {
         let left = all_tiles.saturating_sub(next.load(Relaxed));
-        let want = if first { 1 } else { (left / (2 * e.threads())).clamp(1, most) };
+        let want = if first { 1 } else { (left / (2 * e.threads())).clamp(1, most) }.next_multiple_of(unit).min(most);
         let t0 = next.fetch_add(want, Relaxed);
         (t0 < all_tiles).then(|| t0..(t0 + want).min(all_tiles))
     };
@@ -294,7 +303,9 @@ fn blocked<A: Element>(e: &Engine, k: &'static GemmKernel, x: Mat<'_, A>, w: Wei
 
         let Some(first) = claim(true) else { return };
         let (mut block, mut g) = (first, 0);
-        pack_block(&block, g, buffers[0]);
+        if src.in_place.is_none() {
+            pack_block(&block, g, buffers[0]);
+        }
         loop {
             let next = if g + 1 < groups { Some((block.clone(), g + 1)) } else { claim(false).map(|b| (b, 0)) };
             units.clear();
@@ -302,17 +313,17 @@ fn blocked<A: Element>(e: &Engine, k: &'static GemmKernel, x: Mat<'_, A>, w: Wei
                 * block.len()
                 * halves
                 * in_group(g).map(|c| chunk_len(c).div_ceil(k.ku) / UNROLL).sum::<usize>();
-            if let (Some((next, g)), Some(_)) = (&next, drain) {
+            if let (Some((next, g)), Some(_)) = (&next, src.drain) {
                 for h in 0..halves {
                     for (i, t) in next.clone().enumerate() {
                         let (n, rows) = rows_of(h, t);
-                        // SAFETY: inside the other half of the buffer.
-                        let dst = unsafe { buffers[1].add(tile_at(h, i, 0)) };
+                        // Inside the other half of the buffer, or never written.
+                        let dst = buffers[1].wrapping_add(tile_at(h, i, 0));
                         units.push(Unit { src: src.at(n, rows, g * group * k.kc), rows, dst });
                     }
                 }
             }
-            let (prefetch, bytes) = match (&next, drain) {
+            let (prefetch, bytes) = match (&next, src.drain) {
                 (Some((b, _)), None) => src.span(b.start * k.nr, (b.len() * k.nr).min(split.n - b.start * k.nr)),
                 _ => (std::ptr::null(), 0),
             };
@@ -325,7 +336,7 @@ fn blocked<A: Element>(e: &Engine, k: &'static GemmKernel, x: Mat<'_, A>, w: Wei
                 last_vecs: chunk_len(of.end - 1) / per_vec,
                 chunk_stride: k.tile_bytes,
             };
-            let mut ahead = Ahead { queue: Copier::new(&units, shape, turns), prefetch, step };
+            let mut ahead = Ahead { queue: Copier::new(&units, shape, turns), prefetch, step, ..Ahead::nothing() };
 
             let (n0, rows) = (block.start * k.nr, (block.len() * k.nr).min(split.n - block.start * k.nr));
             let last_group = g + 1 == groups;
@@ -339,24 +350,31 @@ fn blocked<A: Element>(e: &Engine, k: &'static GemmKernel, x: Mat<'_, A>, w: Wei
                         unsafe { std::slice::from_raw_parts_mut(acc.add(i * k.mr), k.mr) }.fill(*b);
                     }
                 }
+                if last_group {
+                    // What `finish` writes soon is fetched in the shadow of the multiply-adds.
+                    let steps = in_group(g).map(|c| looks(chunk_len(c).div_ceil(k.ku))).sum::<usize>();
+                    ahead.own = target.lines(m0, n0, cols, rows, y_stride, steps * halves * block.len());
+                }
                 for (at, c) in in_group(g).enumerate() {
                     let steps = chunk_len(c).div_ceil(k.ku);
                     let accumulate = c > 0 || matches!(target, Target::Store(_, Some(_)));
                     for h in 0..halves {
                         for t in 0..block.len() {
-                            if c + 1 == chunks && h + 1 == halves {
-                                // What `finish` writes soon is fetched in the shadow of the last multiply-adds.
-                                let n = t * k.nr;
-                                target.own(epilogues, m0, n0 + n, cols, k.nr.min(rows - n), y_stride);
-                            }
-                            // SAFETY: panel and tile were packed by this kernel for this chunk's length; the accumulator
+                            // SAFETY: panel and tile were packed by this kernel for this chunk's length, or `rows` of W from
+                            // `w` are inside it (`Source::at` checked) with whole vectors from `c * kc` on; the accumulator
                             // tile is inside the buffer; no thread writes `packed` any more; the queue's units were
-                            // checked by `Source::at` and lie in the other half of the buffer.
+                            // checked by `Source::at` and lie in the other half of the buffer, if they are packed.
                             unsafe {
                                 let panel = packed.slice(p * panel_bytes + c * chunk_bytes, chunk_bytes).as_ptr();
-                                let tile = buffers[0].add(tile_at(h, t, at));
                                 let acc = acc.add(h * half_acc + t * k.nr * k.mr);
-                                (src.micro)(steps, panel, tile, acc, accumulate, &mut ahead);
+                                if let Some(in_place) = src.in_place {
+                                    let (n, rows) = rows_of(h, block.start + t);
+                                    let w = src.at(n, rows, c * k.kc);
+                                    in_place(steps, panel, w, src.stride_bytes(), rows, acc, accumulate, &mut ahead);
+                                } else {
+                                    let tile = buffers[0].add(tile_at(h, t, at));
+                                    (src.micro)(steps, panel, tile, acc, accumulate, &mut ahead);
+                                }
                             }
                         }
                     }
@@ -368,10 +386,11 @@ fn blocked<A: Element>(e: &Engine, k: &'static GemmKernel, x: Mat<'_, A>, w: Wei
                 }
             }
             let Some((next_block, next_g)) = next else { break };
-            match drain {
+            match (src.in_place, src.drain) {
+                (Some(_), _) => {}
                 // SAFETY: as for the kernel's queue above.
-                Some(drain) => unsafe { drain(&mut ahead.queue) },
-                None => pack_block(&next_block, next_g, buffers[1]),
+                (None, Some(drain)) => unsafe { drain(&mut ahead.queue) },
+                (None, None) => pack_block(&next_block, next_g, buffers[1]),
             }
             buffers.swap(0, 1);
             (block, g) = (next_block, next_g);

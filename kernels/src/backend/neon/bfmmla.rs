@@ -166,5 +166,5 @@ pub(super) const KERNEL: GemmKernel = GemmKernel {
     pack_x_bf16: pack::<MR>,
     w_f32: None,
     w_f16: None,
-    w_bf16: ForWeight { micro, pack: pack::<NR>, drain: None },
+    w_bf16: ForWeight { micro, pack: pack::<NR>, drain: None, in_place: None },
 };

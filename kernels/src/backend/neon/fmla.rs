@@ -125,7 +125,7 @@ pub(super) const KERNEL: GemmKernel = GemmKernel {
     lanes: V::LANES,
     pack_x_f32: Some(pack_x_f32),
     pack_x_bf16,
-    w_f32: Some(ForWeight { micro, pack: pack_w_f32, drain: None }),
-    w_f16: Some(ForWeight { micro, pack: pack_w_f16, drain: None }),
-    w_bf16: ForWeight { micro, pack: pack_w_bf16, drain: None },
+    w_f32: Some(ForWeight { micro, pack: pack_w_f32, drain: None, in_place: None }),
+    w_f16: Some(ForWeight { micro, pack: pack_w_f16, drain: None, in_place: None }),
+    w_bf16: ForWeight { micro, pack: pack_w_bf16, drain: None, in_place: None },
 };
