@@ -14,6 +14,7 @@ mod engine;
 mod error;
 #[cfg(feature = "guard")]
 pub mod guard;
+mod lines;
 pub mod peak;
 mod pool;
 pub mod reference;
@@ -29,6 +30,7 @@ pub use driver::peers;
 pub use driver::rope::RopeTable;
 pub use engine::{AttnShape, Backend, Engine, HeadNorm, HeadsOut, Options, Output, Positions, Query};
 pub use error::{Error, Result};
+pub use lines::Buffer;
 pub use pool::Pool;
 pub use registry::{IsaRow, isas, kernels_of};
 pub use view::{DType, Element, HeadCache, Mat, MatMut, Weight};

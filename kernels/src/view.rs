@@ -2,6 +2,8 @@
 
 use half::{bf16, f16};
 
+use crate::Buffer;
+
 /// Storage type of a tensor's elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum DType {
@@ -291,7 +293,7 @@ impl<'a> Weight<'a> {
 /// Keys or values of one layer: `[batch, heads, capacity, head_dim]`, the positions of one head contiguous.
 #[derive(Clone, Debug)]
 pub struct HeadCache<A> {
-    data: Vec<A>,
+    data: Buffer<A>,
     batch: usize,
     heads: usize,
     capacity: usize,
@@ -300,8 +302,13 @@ pub struct HeadCache<A> {
 
 impl<A: Element> HeadCache<A> {
     /// A zeroed cache.
+    ///
+    /// # Panics
+    /// Without memory for it.
     pub fn new(batch: usize, heads: usize, capacity: usize, head_dim: usize) -> Self {
-        HeadCache { data: vec![A::default(); batch * heads * capacity * head_dim], batch, heads, capacity, head_dim }
+        let data = Buffer::zeroed(batch * heads * capacity * head_dim)
+            .unwrap_or_else(|e| panic!("a cache of {batch} x {heads} x {capacity} x {head_dim}: {e}"));
+        HeadCache { data, batch, heads, capacity, head_dim }
     }
 
     /// Sequences.

@@ -2,12 +2,11 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// One cache line; buffers of it are 64-byte aligned, as packed operands must be.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-pub(crate) struct Line([u8; 64]);
+use bytemuck::Zeroable;
 
-/// A growing, 64-byte aligned byte buffer.
+use crate::lines::Line;
+
+/// A growing byte buffer that begins on a cache line, as packed operands must.
 #[derive(Default)]
 pub(crate) struct Words(Vec<Line>);
 
@@ -16,12 +15,9 @@ impl Words {
     pub fn get(&mut self, bytes: usize) -> &mut [u8] {
         let lines = bytes.div_ceil(64);
         if self.0.len() < lines {
-            self.0.resize(lines, Line([0; 64]));
+            self.0.resize(lines, Line::zeroed());
         }
-        let len = self.0.len() * 64;
-        // SAFETY: `Line` is 64 initialised bytes without padding, `len` covers exactly the vector's elements, and the
-        // borrow of `self` keeps them alive and unaliased.
-        unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast::<u8>(), len) }
+        bytemuck::cast_slice_mut(&mut self.0)
     }
 }
 

@@ -4,7 +4,7 @@
 use std::{path::Path, sync::Arc};
 
 use ttft_kernels::{
-    AttnShape, DType, Element, Engine, HeadsOut, Mat, MatMut, Output, Positions, Query, RopeTable, Weight,
+    AttnShape, Buffer, DType, Element, Engine, HeadsOut, Mat, MatMut, Output, Positions, Query, RopeTable, Weight,
 };
 
 use crate::{
@@ -466,18 +466,18 @@ pub struct Activations<A> {
     /// Where each row stands in its sequence, for RoPE.
     positions: Vec<u32>,
     /// Residual stream, `[rows, D]`.
-    x: Vec<f32>,
+    x: Buffer<f32>,
     /// Normalised chunk, `[CHUNK, D]`.
-    h: Vec<A>,
+    h: Buffer<A>,
     /// Output of the last projection, `[rows, y_cols]`.
-    y: Vec<f32>,
+    y: Buffer<f32>,
     y_cols: usize,
     /// Queries, `[rows, H d]`.
-    q: Vec<A>,
+    q: Buffer<A>,
     /// Attention's output, `[rows, H d]`.
-    o: Vec<A>,
+    o: Buffer<A>,
     /// Gated chunk, `[CHUNK, F]`.
-    g: Vec<A>,
+    g: Buffer<A>,
 }
 
 impl<A: Element> Activations<A> {
@@ -493,13 +493,13 @@ impl<A: Element> Activations<A> {
             n: 0,
             past: 0,
             positions: zeroed(rows as u64)?,
-            x: zeroed(s.x)?,
-            h: zeroed(s.h)?,
-            y: zeroed(s.y)?,
+            x: buffer(s.x)?,
+            h: buffer(s.h)?,
+            y: buffer(s.y)?,
             y_cols: 0,
-            q: zeroed(s.q)?,
-            o: zeroed(s.q)?,
-            g: zeroed(s.g)?,
+            q: buffer(s.q)?,
+            o: buffer(s.q)?,
+            g: buffer(s.g)?,
         })
     }
 
@@ -676,6 +676,12 @@ pub(crate) fn zeroed<T: Clone + Default>(n: u64) -> Result<Vec<T>> {
     v.try_reserve_exact(n).map_err(|_| Error::Memory { bytes })?;
     v.resize(n, T::default());
     Ok(v)
+}
+
+/// A zeroed buffer that begins on a cache line, or [`Error::Memory`].
+fn buffer<T: Element>(n: u64) -> Result<Buffer<T>> {
+    let full = |_| Error::Memory { bytes: n.saturating_mul(size_of::<T>() as u64) };
+    Buffer::zeroed(usize::try_from(n).unwrap_or(usize::MAX)).map_err(full)
 }
 
 /// `(first row, rows)` of chunks of at most `size` rows.
