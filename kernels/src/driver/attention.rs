@@ -7,6 +7,8 @@
 //! Rows are then lanes: maximum, sum and rescaling are vertical, and `P^T` is the next product's panel as it stands (or
 //! after rounding, for BF16). Few rows ([`streams`]) read the cache once, in place, at the speed of memory.
 
+use std::marker::PhantomData;
+
 use super::{SharedMut, gemm};
 use crate::{
     contract::{Ahead, GemmKernel, Mul},
@@ -660,6 +662,7 @@ fn streams<A: Element>(e: &Engine, c: &Call<'_, A>) {
     let len = if splits == 1 { 0 } else { sequences * splits * c.rows() * part };
     let parts: &mut [f32] = &mut bytemuck::cast_slice_mut(shared.get(len * 4))[..len];
     let merged = SharedMut::new(parts);
+    let places = dispatch(e.isa(), Places::<A>(d, PhantomData));
 
     e.pool.for_each(sequences * row_chunks * splits, |t, thread| {
         let (split, rest) = (t % splits, t / splits);
@@ -669,7 +672,7 @@ fn streams<A: Element>(e: &Engine, c: &Call<'_, A>) {
         let quads = rows.len().div_ceil(QUAD);
         let (first, end) = (split * span, total.min((split + 1) * span).min(c.limit(b, rows.end - 1)));
 
-        // Queries in f32, filled up with zeros to whole quads and whole vectors.
+        // Queries in f32, in the order of `places`, filled up with zeros to whole quads and whole vectors.
         let padded = d.next_multiple_of(16);
         let (q_len, o_len) = (quads * QUAD * padded, quads * QUAD * d);
         let mut scratch = e.scratch.thread(thread);
@@ -679,7 +682,7 @@ fn streams<A: Element>(e: &Engine, c: &Call<'_, A>) {
         q.fill(0.0);
         o.fill(0.0);
         for (q, r) in q.chunks_exact_mut(padded).zip(rows.clone()) {
-            q.iter_mut().zip(c.queries(b, h, r, 1)).for_each(|(q, x)| *q = x.to_f32());
+            places.iter().zip(c.queries(b, h, r, 1)).for_each(|(at, x)| q[*at] = x.to_f32());
         }
         let mut stats = [([f32::NEG_INFINITY; QUAD], [0f32; QUAD]); STREAM_QUADS];
         let (keys, values) = (c.k.head(c.cached(b), h).data(), c.v.head(c.cached(b), h).data());
@@ -701,11 +704,11 @@ fn streams<A: Element>(e: &Engine, c: &Call<'_, A>) {
             unsafe {
                 if splits == 1 {
                     let out = c.outputs(b, h, r, 1);
-                    out.iter_mut().zip(o).for_each(|(y, o)| *y = A::from_f32(o / sum));
+                    out.iter_mut().zip(&places).for_each(|(y, at)| *y = A::from_f32(o[*at] / sum));
                 } else {
                     let p = merged.slice(((s * splits + split) * c.rows() + r) * part, part);
                     (p[0], p[1]) = (max, sum);
-                    p[2..].copy_from_slice(o);
+                    p[2..].iter_mut().zip(&places).for_each(|(p, at)| *p = o[*at]);
                 }
             }
         }
@@ -736,6 +739,20 @@ fn merge<A: Element>(c: &Call<'_, A>, parts: &[f32], splits: usize, part: usize)
 
 /// Scores of one block and one quad, `[keys][QUAD]`, filled up to a whole vector.
 const SCORES: usize = STREAM_KEYS * QUAD + 16;
+
+/// Where a stream keeps each of so many features of a query or an output: as [`simd::load_pair`] loads those of keys and values.
+struct Places<A>(usize, PhantomData<A>);
+
+impl<A: Element> Kernel for Places<A> {
+    type Output = Vec<usize>;
+    #[inline(always)]
+    fn run<V: Vector>(self, _: V) -> Vec<usize> {
+        let pair = 2 * V::F32_LANES;
+        let paired = self.0 / pair * pair;
+        let place = |i| if i < paired { i / pair * pair + simd::place_in_pair::<V, A>(i % pair) } else { i };
+        (0..self.0).map(place).collect()
+    }
+}
 
 /// One block of keys and values `[n][d]` for one quad of rows: scores, probabilities, and their product with the values.
 struct Stream<'a, A> {
@@ -858,21 +875,23 @@ fn dots<V: Vector, A: Element>(v: V, q: &[f32], padded: usize, a: &[A], b: &[A])
     let lanes = V::F32_LANES;
     let mut acc = [[v.splat_f32s(0.0); QUAD]; 2];
     let [q0, q1, q2, q3]: [&[f32]; QUAD] = std::array::from_fn(|r| &q[r * padded..][..padded]);
+    let pair = 2 * lanes;
     let queries =
-        q0.chunks_exact(lanes).zip(q1.chunks_exact(lanes)).zip(q2.chunks_exact(lanes)).zip(q3.chunks_exact(lanes));
-    for ((((q0, q1), q2), q3), (a, b)) in queries.clone().zip(a.chunks_exact(lanes).zip(b.chunks_exact(lanes))) {
-        let (a, b) = (load_exact(v, a), load_exact(v, b));
+        q0.chunks_exact(pair).zip(q1.chunks_exact(pair)).zip(q2.chunks_exact(pair)).zip(q3.chunks_exact(pair));
+    for ((((q0, q1), q2), q3), (a, b)) in queries.zip(a.chunks_exact(pair).zip(b.chunks_exact(pair))) {
+        let (a, b) = (simd::load_pair(v, a), simd::load_pair(v, b));
         for (r, q) in [q0, q1, q2, q3].into_iter().enumerate() {
-            let q = load_exact(v, q);
-            acc[0][r] = v.mul_add_e_f32s(a, q, acc[0][r]);
-            acc[1][r] = v.mul_add_e_f32s(b, q, acc[1][r]);
+            for ((q, a), b) in q.chunks_exact(lanes).zip(a).zip(b) {
+                let q = load_exact(v, q);
+                acc[0][r] = v.mul_add_e_f32s(a, q, acc[0][r]);
+                acc[1][r] = v.mul_add_e_f32s(b, q, acc[1][r]);
+            }
         }
     }
-    let whole = a.len() / lanes * lanes;
-    if whole < a.len() {
-        let (a, b) = (load(v, &a[whole..]), load(v, &b[whole..]));
+    for at in (a.len() / pair * pair..a.len()).step_by(lanes) {
+        let (a, b) = (load(v, &a[at..]), load(v, &b[at..]));
         for (r, q) in [q0, q1, q2, q3].into_iter().enumerate() {
-            let q = load(v, &q[whole..]);
+            let q = load_exact(v, &q[at..at + lanes]);
             acc[0][r] = v.mul_add_e_f32s(a, q, acc[0][r]);
             acc[1][r] = v.mul_add_e_f32s(b, q, acc[1][r]);
         }
@@ -880,7 +899,7 @@ fn dots<V: Vector, A: Element>(v: V, q: &[f32], padded: usize, a: &[A], b: &[A])
     [v.sums(acc[0]), v.sums(acc[1])]
 }
 
-/// `o[r][at..] += p[j][r] * values[j][at..]` for `C` vectors of features.
+/// `o[r][at..] += p[j][r] * values[j][at..]` for `C` vectors of features, an even number.
 #[inline(always)]
 fn weigh<V: Vector, A: Element, const C: usize>(v: V, p: &[f32], values: &[A], o: &mut [f32], d: usize, at: usize) {
     let lanes = V::F32_LANES;
@@ -889,8 +908,8 @@ fn weigh<V: Vector, A: Element, const C: usize>(v: V, p: &[f32], values: &[A], o
         let row = &row[at..at + C * lanes];
         ahead(v, row, values.len());
         let mut x = [v.splat_f32s(0.0); C];
-        for (x, row) in x.iter_mut().zip(row.chunks_exact(lanes)) {
-            *x = load_exact(v, row);
+        for (x, row) in x.chunks_exact_mut(2).zip(row.chunks_exact(2 * lanes)) {
+            x.copy_from_slice(&simd::load_pair(v, row));
         }
         for (acc, &p) in acc.iter_mut().zip(p) {
             let p = v.splat_f32s(p);

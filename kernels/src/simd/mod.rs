@@ -114,6 +114,31 @@ pub(crate) fn load_exact<V: Vector, A: Element>(v: V, x: &[A]) -> V::f32s {
     }
 }
 
+/// Exactly `2 * F32_LANES` elements as two vectors, in whichever order is quickest: [`place_in_pair`] says where they are.
+#[inline(always)]
+pub(crate) fn load_pair<V: Vector, A: Element>(v: V, x: &[A]) -> [V::f32s; 2] {
+    let (low, high) = x.split_at(V::F32_LANES);
+    match A::DTYPE {
+        DType::BF16 => {
+            // A lane holds two neighbours: the first moves to the high half, where the second stands already (little-endian).
+            let x = bytemuck::pod_read_unaligned(bytemuck::cast_slice::<A, u8>(x));
+            let even = v.wrapping_dyn_shl_u32s(x, v.splat_u32s(16));
+            let odd = v.and_u32s(x, v.splat_u32s(0xffff_0000));
+            [v.transmute_f32s_u32s(even), v.transmute_f32s_u32s(odd)]
+        }
+        _ => [load_exact(v, low), load_exact(v, high)],
+    }
+}
+
+/// Where [`load_pair`] puts element `i < 2 * F32_LANES`, counted through both vectors.
+#[inline(always)]
+pub(crate) fn place_in_pair<V: Vector, A: Element>(i: usize) -> usize {
+    match A::DTYPE {
+        DType::BF16 => i % 2 * V::F32_LANES + i / 2,
+        _ => i,
+    }
+}
+
 /// Stores the first lanes of `x`, as many as `y` holds, rounding to nearest (ties to even).
 #[inline(always)]
 pub(crate) fn store<V: Vector, A: Element>(v: V, y: &mut [A], x: V::f32s) {
