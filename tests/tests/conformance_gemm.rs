@@ -177,6 +177,20 @@ fn every_kernel_around_its_tile_edges() {
                     check::<bf16>(&e, c);
                     all_types(&e, Case { m: 2, out: Out::Bias, ..c });
                 }
+                // Rows of whole vectors, which tiles use as they lie or copy in the shadow of the multiply-adds: around the
+                // stretches of the loop, over several chunks of K, with tiles that lack rows at the end of W.
+                for (i, k) in [32, 96, 128, 160, 2 * kernel.kc, 2 * kernel.kc + 32].into_iter().enumerate() {
+                    for n in around(kernel.nr).into_iter().chain([1, 5 * kernel.nr + 2]) {
+                        for m in [1, kernel.mr, 2 * kernel.mr + 1] {
+                            let out = [Out::Store, Out::Bias, Out::Add, Out::SwiGlu][(i + n + m) % 4];
+                            let flush = if (i + m) % 2 == 0 { Flush::End } else { Flush::Start };
+                            let n = if out == Out::SwiGlu { n + n % 2 } else { n };
+                            let c = Case { m, n, k, pad: i % 3, out, w: DType::BF16, flush };
+                            check::<bf16>(&e, c);
+                            check::<f32>(&e, Case { w: DType::F32, ..c });
+                        }
+                    }
+                }
                 assert!(e.take_used().contains(&kernel.name), "{} was not exercised", kernel.name);
             }
         }
