@@ -14,9 +14,12 @@ pub(crate) fn block_bytes(caches: Caches) -> usize {
     caches.l2.map_or(MOST, |l2| (l2 / 5) as usize).clamp(32 << 10, MOST)
 }
 
-/// Chunks of K that a block of W spans where packing is hidden: with a longer K, a block would have too few tiles to reuse a
-/// panel of x while it is in the second-level cache.
-pub(crate) const BLOCK_CHUNKS: usize = 2;
+/// Chunks of K that a block of W spans where its fetching is hidden, for `x` bytes of packed panels. With a longer K a block
+/// would have too few tiles to reuse a panel while it is in the second-level cache; panels that come from far beyond it are
+/// reused by twice the tiles. Measured at 512 rows of K = 8192: F32 gains 4 to 6%, BF16 1%; elsewhere it costs 1%.
+pub(crate) fn block_chunks(x: usize) -> usize {
+    if x < 8 << 20 { 2 } else { 1 }
+}
 
 /// Bytes of W that one few-row task streams: long enough for the hardware's prefetchers, short enough to balance.
 pub(crate) const DOT_TASK_BYTES: usize = 512 * 1024;

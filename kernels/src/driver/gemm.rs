@@ -251,7 +251,7 @@ fn blocked<A: Element>(e: &Engine, k: &'static GemmKernel, x: Mat<'_, A>, w: Wei
     let halves = split.halves();
     let all_tiles = split.n.div_ceil(k.nr);
     let per_vec = k.lanes * k.ku;
-    let group = src.drain.map_or(chunks, |_| tuning::BLOCK_CHUNKS.min(chunks));
+    let group = src.drain.map_or(chunks, |_| tuning::block_chunks(panels * panel_bytes).min(chunks));
     let groups = chunks.div_ceil(group);
     let in_group = |g: usize| g * group..chunks.min((g + 1) * group);
     let most = (e.block_bytes / (group * k.tile_bytes * halves)).clamp(1, all_tiles);
