@@ -139,7 +139,7 @@ fn headline(prefix: &str, rows: &[Row], series: &Series) -> Result<Option<Chart>
     let (x, y) = (axis("FLOPs reduction"), axis("TTFT reduction"));
     let ends = vec![(x.range.0, x.range.0), (x.range.1, x.range.1)];
     let mut marks = vec![Mark::Line { points: ends, ink: Ink::Muted, width: 3, dashed: true }];
-    let at = x.range.0 + 0.60 * (x.range.1 - x.range.0);
+    let at = x.range.0 + 0.22 * (x.range.1 - x.range.0);
     let above = at + 0.23 * (x.range.1 - x.range.0);
     marks.push(Mark::Label { x: at, y: above, words: "FLOPs = latency".into(), ink: Ink::Muted });
     for (row, x, y) in &points {
