@@ -67,7 +67,8 @@ mod tests {
             let mut b = Buffer::<T>::zeroed(len).unwrap();
             assert_eq!((b.len(), b.as_ptr().addr() % 64), (len, 0));
             assert!(b.iter().all(|x| *x == T::zeroed()));
-            b.iter_mut().for_each(|x| *x = T::zeroed());
+            b.iter_mut().for_each(|x| bytemuck::bytes_of_mut(x).fill(1));
+            assert!(bytemuck::cast_slice::<T, u8>(&b).iter().all(|byte| *byte == 1), "what is written is read");
         }
         for len in [0, 1, 15, 16, 17, 1000] {
             holds::<f32>(len);

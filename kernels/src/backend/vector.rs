@@ -150,22 +150,17 @@ pub(crate) const IN_PLACE_ROWS: usize = 6;
 /// Steps of one turn of the micro-kernel's loop.
 pub(crate) const UNROLL: usize = 4;
 
-/// Copies one vector of the queue, which is not empty.
+/// Copies one vector, and fetches what is `below` it; where to go on.
 ///
 /// # Safety
-/// As for the queue of `contract::Micro`.
+/// A vector is readable at `src` and writable at `dst`.
 #[inline(always)]
-unsafe fn copy_one<V: Vector, L: Load<V>>(q: &mut Copier) {
-    // SAFETY: `in_chunk` vectors from `src` are readable and from `dst` writable, as the driver listed them.
+unsafe fn copy_vector<V: Vector, L: Load<V>>(src: *const u8, dst: *mut u8, below: usize) -> (*const u8, *mut u8) {
+    // SAFETY: the caller's promise; both move to the end of what was copied.
     unsafe {
-        V::prefetch(q.src.wrapping_add(q.shape.src_stride));
-        L::load(q.src.cast()).store(q.dst.cast());
-        q.src = q.src.add(V::LANES * L::PER_LANE * size_of::<L::T>());
-        q.dst = q.dst.add(V::LANES * 4);
-        q.in_chunk -= 1;
-        if q.in_chunk == 0 {
-            next_chunk(q);
-        }
+        V::prefetch(src.wrapping_add(below));
+        L::load(src.cast()).store(dst.cast());
+        (src.add(V::LANES * L::PER_LANE * size_of::<L::T>()), dst.add(V::LANES * 4))
     }
 }
 
@@ -209,7 +204,11 @@ pub(crate) unsafe fn drain<V: Vector, L: Load<V>>(queue: &mut Copier) {
     // SAFETY: the caller's promise.
     unsafe {
         while queue.in_chunk > 0 {
-            copy_one::<V, L>(queue);
+            (queue.src, queue.dst) = copy_vector::<V, L>(queue.src, queue.dst, queue.shape.src_stride);
+            queue.in_chunk -= 1;
+            if queue.in_chunk == 0 {
+                next_chunk(queue);
+            }
         }
     }
 }
@@ -230,11 +229,8 @@ pub(crate) unsafe fn micro<V: Vector, M: Mac<V>, L: Load<V>, const MV: usize, co
     // SAFETY: the rows of a packed tile are TILE_STRIDE bytes apart; the rest is the caller's promise.
     unsafe {
         let rows = std::array::from_fn(|r| tile.add(r * TILE_STRIDE));
-        multiply::<V, M, MV, NR>(steps, panel, rows, acc, accumulate, ahead, |src, dst, below| {
-            V::prefetch(src.wrapping_add(below));
-            L::load(src.cast()).store(dst.cast());
-            (src.add(V::LANES * L::PER_LANE * size_of::<L::T>()), dst.add(V::LANES * 4))
-        });
+        let copy = |src, dst, below| copy_vector::<V, L>(src, dst, below);
+        multiply::<V, M, MV, NR>(steps, panel, rows, acc, accumulate, ahead, copy);
     }
 }
 

@@ -416,7 +416,7 @@ unsafe fn finish(
     stride: usize,
 ) {
     let len = (cols - 1) * stride + rows;
-    // SAFETY: `slice_ptr` checks that the last element is inside y; the rest is the caller's promise.
+    // SAFETY: `SharedMut::ptr` checks that the last element is inside y; the rest is the caller's promise.
     unsafe {
         match target {
             Target::Store(y, _) => (e.store)(acc, mr, rows, cols, y.ptr(m0 * stride + n0, len), stride),
