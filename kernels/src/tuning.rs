@@ -14,11 +14,19 @@ pub(crate) fn block_bytes(caches: Caches) -> usize {
     caches.l2.map_or(MOST, |l2| (l2 / 5) as usize).clamp(32 << 10, MOST)
 }
 
-/// Chunks of K that a block of W spans where its fetching is hidden, for `x` bytes of packed panels. With a longer K a block
-/// would have too few tiles to reuse a panel while it is in the second-level cache; panels that come from far beyond it are
-/// reused by twice the tiles. Measured at 512 rows of K = 8192: F32 gains 4 to 6%, BF16 1%; elsewhere it costs 1%.
-pub(crate) fn block_chunks(x: usize) -> usize {
-    if x < 8 << 20 { 2 } else { 1 }
+/// Chunks of K that a block of W spans where its fetching is hidden. With a longer K a block would have too few tiles to reuse
+/// a panel while it is in the second-level cache.
+pub(crate) const BLOCK_CHUNKS: usize = 1;
+
+/// Packed rows of x of one pass over W, of all threads: a quarter of a last-level cache of 32 MB, which others use too. Beyond,
+/// panels come from memory for every block of W; reading W again costs less.
+pub(crate) const PACKED_X_BYTES: usize = 8 << 20;
+
+/// Groups of rows of x that threads share a product by, before they share its features: each group has its own threads, which
+/// pack its rows and write its rows of y alone, so that neither moves between cores; but all of them read W. 64 rows of BF16 do
+/// 64 operations for each byte of W.
+pub(crate) fn row_groups(m: usize, threads: usize) -> usize {
+    (m / (16 * threads).max(64)).clamp(1, threads)
 }
 
 /// Bytes of W that one few-row task streams: long enough for the hardware's prefetchers, short enough to balance.

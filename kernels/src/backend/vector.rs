@@ -139,7 +139,7 @@ impl<V: Vector> Mac<V> for MacBf16 {
 }
 
 /// K steps (32-bit columns) of one tile row.
-pub(crate) const STEPS: usize = 512;
+pub(crate) const STEPS: usize = 1024;
 /// Bytes from one tile row to the next: a line more than a row, so that rows do not share cache sets.
 pub(crate) const TILE_STRIDE: usize = STEPS * 4 + 64;
 

@@ -7,7 +7,10 @@
 
 use std::{
     ops::Range,
-    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    sync::atomic::{
+        AtomicPtr, AtomicU64,
+        Ordering::{Acquire, Relaxed, Release},
+    },
 };
 
 use half::{bf16, slice::HalfFloatSliceExt};
@@ -116,7 +119,10 @@ fn choose(e: &Engine, m: usize, x: DType, w: Weight<'_>, halves: usize) -> Optio
     }
     let able: Vec<_> = registry::kernels_of(e.isa).into_iter().filter(|k| accepts(k, x, w.dtype())).collect();
     let isa = able[0].isa;
-    let cost = |k: &'static GemmKernel| tuning::tile_cost(k, m, Source::new(k, w).in_place.is_some(), halves);
+    let groups = tuning::row_groups(m, e.threads());
+    let cost = |k: &'static GemmKernel| {
+        tuning::tile_cost(k, m.div_ceil(groups), Source::new(k, w).in_place.is_some(), halves) * groups as f64
+    };
     let best = able
         .into_iter()
         .filter(|k| k.isa == isa)
@@ -218,184 +224,353 @@ impl<'a> Source<'a> {
 /// Elements of a line of y in f32.
 const LINE: usize = 16;
 
-fn blocked<A: Element>(e: &Engine, k: &'static GemmKernel, x: Mat<'_, A>, w: Weight<'_>, mut out: Output<'_, A>) {
-    e.used.note(k.name);
-    let (m, kk) = (x.rows(), w.k());
-    let split = Split::of(w.n(), &out);
-    let (target, y_stride) = Target::of(&mut out);
-    let epilogues = &registry::row(e.isa).epilogues;
+/// Tiles that a thread computes by some panels of x, unless others that have nothing left take them: it takes blocks from
+/// the front, they from the back.
+struct Share {
+    panels: Range<usize>,
+    /// First tile and end of what is left, in the low and high half.
+    left: AtomicU64,
+    /// The panels, once they are packed.
+    x: AtomicPtr<u8>,
+}
 
-    let chunks = kk.div_ceil(k.kc);
-    let chunk_len = |c: usize| (kk - c * k.kc).min(k.kc);
-    let panels = m.div_ceil(k.mr);
-    let chunk_bytes = k.panel_bytes(k.kc);
-    let panel_bytes = chunk_bytes * chunks;
+impl Share {
+    fn new(panels: Range<usize>, tiles: Range<usize>) -> Share {
+        let left = AtomicU64::new((tiles.end as u64) << 32 | tiles.start as u64);
+        Share { panels, left, x: AtomicPtr::default() }
+    }
 
-    // Pack x: one task for each panel and chunk.
-    let mut shared = e.scratch.shared();
-    let packed = SharedMut::new(shared.get(panels * panel_bytes));
-    e.pool.for_each(panels * chunks, |t, _| {
-        let (p, c) = (t / chunks, t % chunks);
-        let rows = k.mr.min(m - p * k.mr);
-        // SAFETY: each (panel, chunk) is one task and has its own place; rows and columns lie inside x; the engine
-        // checked the ISA, and `registry::kernels_of` gives kernels of that level or below.
-        unsafe {
-            let dst = packed.slice(p * panel_bytes + c * chunk_bytes, chunk_bytes);
-            pack_x(k, &x, p * k.mr, rows, c * k.kc, chunk_len(c), dst.as_mut_ptr());
+    fn left(&self) -> Range<usize> {
+        let left = self.left.load(Relaxed);
+        (left & u64::from(u32::MAX)) as usize..(left >> 32) as usize
+    }
+
+    /// Takes as many tiles as `want` says of what is left: at least one, unless there are none.
+    fn take(&self, front: bool, want: impl Fn(usize) -> usize) -> Option<Range<usize>> {
+        let mut old = self.left.load(Relaxed);
+        loop {
+            let (start, end) = (old & u64::from(u32::MAX), old >> 32);
+            if start >= end {
+                return None;
+            }
+            let n = (want((end - start) as usize) as u64).clamp(1, end - start);
+            let (taken, rest) = if front { (start..start + n, (start + n, end)) } else { (end - n..end, (start, end - n)) };
+            // The tiles are the only thing that is handed over: what belongs to them is read-only or comes with `x`.
+            match self.left.compare_exchange_weak(old, rest.1 << 32 | rest.0, Relaxed, Relaxed) {
+                Ok(_) => return Some(taken.start as usize..taken.end as usize),
+                Err(now) => old = now,
+            }
         }
-    });
+    }
+}
 
-    // Blocks of W: up to `most` tiles of each half, by a group of chunks of K. Of packed ones two are in a thread's buffer: one
-    // computed, one being packed.
-    let src = Source::new(k, w);
-    let halves = split.halves();
-    let all_tiles = split.n.div_ceil(k.nr);
-    let per_vec = k.lanes * k.ku;
-    let group = src.drain.map_or(chunks, |_| tuning::block_chunks(panels * panel_bytes).min(chunks));
-    let groups = chunks.div_ceil(group);
-    let in_group = |g: usize| g * group..chunks.min((g + 1) * group);
-    let most = (e.block_bytes / (group * k.tile_bytes * halves)).clamp(1, all_tiles);
-    // Where blocks begin at whole vectors of y, each of its lines is written once.
-    let unit = (1..=LINE).find(|u| (u * k.nr).is_multiple_of(LINE)).unwrap_or(1).min(most);
-    let most = most / unit * unit;
-    let block_bytes = if src.in_place.is_some() { 0 } else { halves * most * group * k.tile_bytes };
-    // Accumulators of a panel; all panels keep theirs from one group of chunks to the next.
-    let half_acc = most * k.nr * k.mr;
-    let panel_acc = halves * half_acc;
-    let acc_len = if groups > 1 { panels * panel_acc } else { panel_acc };
+/// Tiles of W by the panels of a share, over one group of chunks of K.
+#[derive(Clone)]
+struct Block {
+    share: usize,
+    tiles: Range<usize>,
+    group: usize,
+}
 
-    let next = AtomicUsize::new(0);
-    // A thread starts with few tiles, since nothing hides their fetching, and shrinks its claims near the end.
-    let claim = |first: bool| {
-        let left = all_tiles.saturating_sub(next.load(Relaxed));
-        let want = if first { 1 } else { (left / (2 * e.threads())).clamp(1, most) }.next_multiple_of(unit).min(most);
-        let t0 = next.fetch_add(want, Relaxed);
-        (t0 < all_tiles).then(|| t0..(t0 + want).min(all_tiles))
-    };
+/// A product, cut for the threads of a pool.
+struct Product<'a, A> {
+    k: &'static GemmKernel,
+    x: Mat<'a, A>,
+    src: Source<'a>,
+    split: Split,
+    target: Target<'a>,
+    y_stride: usize,
+    epilogues: &'static Epilogues,
+    /// Chunks of K, and those of a block.
+    chunks: usize,
+    group: usize,
+    /// Most tiles of a block, and how many of them begin where a line of y does.
+    most: usize,
+    unit: usize,
+    shares: Vec<Share>,
+}
 
-    e.pool.run(|thread| {
-        let mut scratch = e.scratch.thread(thread);
-        let bytes = scratch.get(2 * block_bytes + acc_len * 4);
-        let (w_pack, acc) = bytes.split_at_mut(2 * block_bytes);
-        let (acc, w_pack) = (acc.as_mut_ptr().cast::<f32>(), w_pack.as_mut_ptr());
-        // SAFETY: both halves of the buffer are `block_bytes` long.
-        let mut buffers = [w_pack, unsafe { w_pack.add(block_bytes) }];
-        // Tile t of a block, in its c-th chunk of a group.
-        let tile_at = |h: usize, t: usize, c: usize| ((h * most + t) * group + c) * k.tile_bytes;
-        let mut units: Vec<Unit> = Vec::with_capacity(halves * most);
+impl<A: Element> Product<'_, A> {
+    fn chunk_len(&self, c: usize) -> usize {
+        (self.src.w.k() - c * self.k.kc).min(self.k.kc)
+    }
 
-        // The rows of tile t of a block that starts at tile t0: first row of W and count.
-        let rows_of = |h: usize, t: usize| {
-            let n = t * k.nr;
-            (h * split.second.unwrap_or(0) + n, k.nr.min(split.n - n))
-        };
-        let pack_block = |block: &Range<usize>, g: usize, buffer: *mut u8| {
-            for (i, t) in block.clone().enumerate() {
-                for h in 0..halves {
-                    for (at, c) in in_group(g).enumerate() {
-                        let (n, rows) = rows_of(h, t);
-                        // SAFETY: the tile's place lies inside this thread's buffer.
-                        unsafe { src.pack(n, rows, c * k.kc, chunk_len(c), buffer.add(tile_at(h, i, at))) };
-                    }
+    fn steps(&self, c: usize) -> usize {
+        self.chunk_len(c).div_ceil(self.k.ku)
+    }
+
+    fn groups(&self) -> usize {
+        self.chunks.div_ceil(self.group)
+    }
+
+    fn in_group(&self, g: usize) -> Range<usize> {
+        g * self.group..self.chunks.min((g + 1) * self.group)
+    }
+
+    fn chunk_bytes(&self) -> usize {
+        self.k.panel_bytes(self.k.kc)
+    }
+
+    fn panel_bytes(&self) -> usize {
+        self.chunk_bytes() * self.chunks
+    }
+
+    /// First row and count of tile `t` of half `h`.
+    fn rows_of(&self, h: usize, t: usize) -> (usize, usize) {
+        let n = t * self.k.nr;
+        (h * self.split.second.unwrap_or(0) + n, self.k.nr.min(self.split.n - n))
+    }
+
+    /// Where tile `t` of a packed block is, in its c-th chunk of a group.
+    fn tile_at(&self, h: usize, t: usize, c: usize) -> usize {
+        ((h * self.most + t) * self.group + c) * self.k.tile_bytes
+    }
+
+    /// Packs chunk `c` of panel `p`.
+    ///
+    /// # Safety
+    /// `dst` is writable for `chunk_bytes`, 64-byte aligned.
+    unsafe fn pack_x(&self, p: usize, c: usize, dst: *mut u8) {
+        let (k, m) = (self.k, self.x.rows());
+        let rows = k.mr.min(m - p * k.mr);
+        // SAFETY: rows and columns lie inside x; the engine checked the ISA, and `registry::kernels_of` gives kernels of that
+        // level or below; the rest is the caller's promise.
+        unsafe { pack_x(k, &self.x, p * k.mr, rows, c * k.kc, self.chunk_len(c), dst) }
+    }
+
+    /// Packs a block of W.
+    ///
+    /// # Safety
+    /// `buffer` is a half of the thread's, which no kernel reads.
+    unsafe fn pack_block(&self, block: &Block, buffer: *mut u8) {
+        for (i, t) in block.tiles.clone().enumerate() {
+            for h in 0..self.split.halves() {
+                for (at, c) in self.in_group(block.group).enumerate() {
+                    let (n, rows) = self.rows_of(h, t);
+                    // SAFETY: a block has at most `most` tiles, so this one's place lies inside the buffer.
+                    unsafe { self.src.pack(n, rows, c * self.k.kc, self.chunk_len(c), buffer.add(self.tile_at(h, i, at))) };
                 }
             }
-        };
+        }
+    }
 
-        let Some(first) = claim(true) else { return };
-        let (mut block, mut g) = (first, 0);
-        if src.in_place.is_none() {
-            pack_block(&block, g, buffers[0]);
+    /// The next block for a thread: of its own share, else of the one with most left. Claims shrink near the end, so that no
+    /// thread waits long for another; the `first` is small, since nothing hides its fetching.
+    fn claim(&self, thread: usize, first: bool) -> Option<Block> {
+        let want = |left: usize| match (if first { 1 } else { left / 2 }).min(self.most) {
+            n if n < self.unit && !first => n,
+            n => n.next_multiple_of(self.unit).min(self.most),
+        };
+        let own = self.shares[thread].take(true, want);
+        if let Some(tiles) = own {
+            return Some(Block { share: thread, tiles, group: 0 });
         }
         loop {
-            let next = if g + 1 < groups { Some((block.clone(), g + 1)) } else { claim(false).map(|b| (b, 0)) };
+            let ready = self.shares.iter().enumerate().filter(|(_, s)| !s.x.load(Relaxed).is_null());
+            let (share, left) = ready.map(|(i, s)| (i, s.left().len())).max_by_key(|s| s.1)?;
+            if left == 0 {
+                return None;
+            }
+            if let Some(tiles) = self.shares[share].take(false, want) {
+                return Some(Block { share, tiles, group: 0 });
+            }
+        }
+    }
+
+    /// Everything that one thread does in a pass, in its own memory: one for the panels of its share; one with `w_bytes` for
+    /// each of two packed blocks of W, if any, and accumulators.
+    fn work(&self, thread: usize, x: &mut [u8], memory: &mut [u8], w_bytes: usize) {
+        let own = &self.shares[thread];
+        for (panel, p) in x.chunks_exact_mut(self.panel_bytes()).zip(own.panels.clone()) {
+            for (chunk, c) in panel.chunks_exact_mut(self.chunk_bytes()).zip(0..self.chunks) {
+                // SAFETY: a whole chunk of a buffer that begins on a line, as chunks are whole lines.
+                unsafe { self.pack_x(p, c, chunk.as_mut_ptr()) };
+            }
+        }
+        own.x.store(x.as_mut_ptr(), Release);
+
+        let (halves, groups) = (self.split.halves(), self.groups());
+        let (buffers, acc) = memory.split_at_mut(2 * w_bytes);
+        let (acc, buffers) = (acc.as_mut_ptr().cast::<f32>(), buffers.as_mut_ptr());
+        // SAFETY: both halves of the buffer are `w_bytes` long.
+        let mut buffers = [buffers, unsafe { buffers.add(w_bytes) }];
+        let packs = self.src.in_place.is_none();
+        let mut units: Vec<Unit> = Vec::with_capacity(halves * self.most);
+
+        let Some(mut block) = self.claim(thread, true) else { return };
+        if packs {
+            // SAFETY: nothing runs yet.
+            unsafe { self.pack_block(&block, buffers[0]) };
+        }
+        loop {
+            let next = match block.group + 1 {
+                g if g < groups => Some(Block { group: g, ..block.clone() }),
+                _ => self.claim(thread, false),
+            };
+            let steps: usize = self.in_group(block.group).map(|c| self.steps(c) / UNROLL).sum();
+            let turns = self.shares[block.share].panels.len() * block.tiles.len() * halves * steps;
             units.clear();
-            let turns = panels
-                * block.len()
-                * halves
-                * in_group(g).map(|c| chunk_len(c).div_ceil(k.ku) / UNROLL).sum::<usize>();
-            if let (Some((next, g)), Some(_)) = (&next, src.drain) {
-                for h in 0..halves {
-                    for (i, t) in next.clone().enumerate() {
-                        let (n, rows) = rows_of(h, t);
-                        // Inside the other half of the buffer, or never written.
-                        let dst = buffers[1].wrapping_add(tile_at(h, i, 0));
-                        units.push(Unit { src: src.at(n, rows, g * group * k.kc), rows, dst });
-                    }
+            let mut ahead = match &next {
+                Some(next) => self.ahead(next, turns, buffers[1], &mut units),
+                None => Ahead::nothing(),
+            };
+            // SAFETY: the block was packed by this thread, if it is packed at all; no other thread has this memory.
+            unsafe { self.compute(&block, buffers[0], acc, &mut ahead) };
+            let Some(next) = next else { break };
+            match (packs, self.src.drain) {
+                (false, _) => {}
+                // SAFETY: `ahead` put tiles of the next block into the other half of the buffer, from rows that it checked.
+                (true, Some(drain)) => unsafe { drain(&mut ahead.queue) },
+                // SAFETY: the current block is done.
+                (true, None) => unsafe { self.pack_block(&next, buffers[1]) },
+            }
+            buffers.swap(0, 1);
+            block = next;
+        }
+    }
+
+    /// What kernels do for the `next` block in about `turns` turns of their loops; `units` must outlive it.
+    fn ahead(&self, next: &Block, turns: usize, buffer: *mut u8, units: &mut Vec<Unit>) -> Ahead {
+        let (k, of) = (self.k, self.in_group(next.group));
+        let (prefetch, bytes) = match self.src.drain {
+            Some(_) => (std::ptr::null(), 0),
+            None => {
+                let n = next.tiles.start * k.nr;
+                self.src.span(n, (next.tiles.len() * k.nr).min(self.split.n - n))
+            }
+        };
+        if self.src.drain.is_some() {
+            for h in 0..self.split.halves() {
+                for (i, t) in next.tiles.clone().enumerate() {
+                    let (n, rows) = self.rows_of(h, t);
+                    // Inside the other half of the buffer, or never written.
+                    let dst = buffer.wrapping_add(self.tile_at(h, i, 0));
+                    units.push(Unit { src: self.src.at(n, rows, of.start * k.kc), rows, dst });
                 }
             }
-            let (prefetch, bytes) = match (&next, src.drain) {
-                (Some((b, _)), None) => src.span(b.start * k.nr, (b.len() * k.nr).min(split.n - b.start * k.nr)),
-                _ => (std::ptr::null(), 0),
-            };
-            let step = bytes.div_ceil((turns * UNROLL).max(1)).min(64);
-            let of = in_group(next.as_ref().map_or(0, |n| n.1));
-            let shape = UnitShape {
-                src_stride: src.stride_bytes(),
-                chunks: of.len(),
-                vecs: k.kc / per_vec,
-                last_vecs: chunk_len(of.end - 1) / per_vec,
-                chunk_stride: k.tile_bytes,
-            };
-            let mut ahead = Ahead { queue: Copier::new(&units, shape, turns), prefetch, step, ..Ahead::nothing() };
+        }
+        let per_vec = k.lanes * k.ku;
+        let shape = UnitShape {
+            src_stride: self.src.stride_bytes(),
+            chunks: of.len(),
+            vecs: k.kc / per_vec,
+            last_vecs: self.chunk_len(of.end - 1) / per_vec,
+            chunk_stride: k.tile_bytes,
+        };
+        let step = bytes.div_ceil((turns * UNROLL).max(1)).min(64);
+        Ahead { queue: Copier::new(units, shape, turns), prefetch, step, ..Ahead::nothing() }
+    }
 
-            let (n0, rows) = (block.start * k.nr, (block.len() * k.nr).min(split.n - block.start * k.nr));
-            let last_group = g + 1 == groups;
-            for p in 0..panels {
-                let (m0, cols) = (p * k.mr, k.mr.min(m - p * k.mr));
-                // SAFETY: every panel has its accumulators, if there is more than one group.
-                let acc = unsafe { acc.add(if groups > 1 { p * panel_acc } else { 0 }) };
-                if let (Target::Store(_, Some(bias)), 0) = (target, g) {
-                    for (i, b) in bias[n0..n0 + rows].iter().enumerate() {
-                        // SAFETY: `rows * mr` accumulators are inside the buffer.
-                        unsafe { std::slice::from_raw_parts_mut(acc.add(i * k.mr), k.mr) }.fill(*b);
-                    }
+    /// A block by the panels of its share.
+    ///
+    /// # Safety
+    /// `tiles` holds the block, if this kernel packs W; `acc` the accumulators of a panel, or of all panels if there is more
+    /// than one group of chunks; no other thread writes either. The queue is that of [`Product::ahead`].
+    unsafe fn compute(&self, block: &Block, tiles: *const u8, acc: *mut f32, ahead: &mut Ahead) {
+        let (k, halves, groups) = (self.k, self.split.halves(), self.groups());
+        let (half_acc, panel_bytes) = (self.most * k.nr * k.mr, self.panel_bytes());
+        let share = &self.shares[block.share];
+        let x = share.x.load(Acquire);
+        let n0 = block.tiles.start * k.nr;
+        let rows = (block.tiles.len() * k.nr).min(self.split.n - n0);
+        let last_group = block.group + 1 == groups;
+        for (i, p) in share.panels.clone().enumerate() {
+            let (m0, cols) = (p * k.mr, k.mr.min(self.x.rows() - p * k.mr));
+            // SAFETY: every panel has its accumulators, if there is more than one group.
+            let acc = unsafe { acc.add(if groups > 1 { i * halves * half_acc } else { 0 }) };
+            if let (Target::Store(_, Some(bias)), 0) = (self.target, block.group) {
+                for (i, b) in bias[n0..n0 + rows].iter().enumerate() {
+                    // SAFETY: `rows * mr` accumulators are inside the buffer.
+                    unsafe { std::slice::from_raw_parts_mut(acc.add(i * k.mr), k.mr) }.fill(*b);
                 }
-                if last_group {
-                    // What `finish` writes soon is fetched in the shadow of the multiply-adds.
-                    let steps = in_group(g).map(|c| looks(chunk_len(c).div_ceil(k.ku))).sum::<usize>();
-                    ahead.own = target.lines(m0, n0, cols, rows, y_stride, steps * halves * block.len());
-                }
-                for (at, c) in in_group(g).enumerate() {
-                    let steps = chunk_len(c).div_ceil(k.ku);
-                    let accumulate = c > 0 || matches!(target, Target::Store(_, Some(_)));
-                    for h in 0..halves {
-                        for t in 0..block.len() {
-                            // SAFETY: panel and tile were packed by this kernel for this chunk's length, or `rows` of W from
-                            // `w` are inside it (`Source::at` checked) with whole vectors from `c * kc` on; the accumulator
-                            // tile is inside the buffer; no thread writes `packed` any more; the queue's units were
-                            // checked by `Source::at` and lie in the other half of the buffer, if they are packed.
-                            unsafe {
-                                let panel = packed.slice(p * panel_bytes + c * chunk_bytes, chunk_bytes).as_ptr();
-                                let acc = acc.add(h * half_acc + t * k.nr * k.mr);
-                                if let Some(in_place) = src.in_place {
-                                    let (n, rows) = rows_of(h, block.start + t);
-                                    let w = src.at(n, rows, c * k.kc);
-                                    in_place(steps, panel, w, src.stride_bytes(), rows, acc, accumulate, &mut ahead);
-                                } else {
-                                    let tile = buffers[0].add(tile_at(h, t, at));
-                                    (src.micro)(steps, panel, tile, acc, accumulate, &mut ahead);
-                                }
+            }
+            if last_group {
+                // What `finish` writes soon is fetched in the shadow of the multiply-adds.
+                let looks: usize = self.in_group(block.group).map(|c| looks(self.steps(c))).sum();
+                ahead.own = self.target.lines(m0, n0, cols, rows, self.y_stride, looks * halves * block.tiles.len());
+            }
+            for (at, c) in self.in_group(block.group).enumerate() {
+                let steps = self.steps(c);
+                let accumulate = c > 0 || matches!(self.target, Target::Store(_, Some(_)));
+                for h in 0..halves {
+                    for t in 0..block.tiles.len() {
+                        // SAFETY: panel and tile were packed by this kernel for this chunk's length, or `rows` of W from
+                        // `w` are inside it (`Source::at` checked) with whole vectors from `c * kc` on; the accumulator
+                        // tile is inside the buffer; no thread writes packed x any more; the queue's units were
+                        // checked by `Source::at` and lie in the other half of the buffer, if they are packed.
+                        unsafe {
+                            let panel = x.add(i * panel_bytes + c * self.chunk_bytes());
+                            let acc = acc.add(h * half_acc + t * k.nr * k.mr);
+                            if let Some(in_place) = self.src.in_place {
+                                let (n, rows) = self.rows_of(h, block.tiles.start + t);
+                                let w = self.src.at(n, rows, c * k.kc);
+                                in_place(steps, panel, w, self.src.stride_bytes(), rows, acc, accumulate, ahead);
+                            } else {
+                                let tile = tiles.add(self.tile_at(h, t, at));
+                                (self.src.micro)(steps, panel, tile, acc, accumulate, ahead);
                             }
                         }
                     }
                 }
-                if last_group {
-                    // SAFETY: the accumulators of `rows` features by `cols` rows are computed; blocks of columns are
-                    // disjoint.
-                    unsafe { finish(epilogues, target, acc, half_acc, k.mr, rows, cols, m0, n0, y_stride) };
-                }
             }
-            let Some((next_block, next_g)) = next else { break };
-            match (src.in_place, src.drain) {
-                (Some(_), _) => {}
-                // SAFETY: as for the kernel's queue above.
-                (None, Some(drain)) => unsafe { drain(&mut ahead.queue) },
-                (None, None) => pack_block(&next_block, next_g, buffers[1]),
+            if last_group {
+                // SAFETY: the accumulators of `rows` features by `cols` rows are computed; each tile is taken once.
+                unsafe { finish(self.epilogues, self.target, acc, half_acc, k.mr, rows, cols, m0, n0, self.y_stride) };
             }
-            buffers.swap(0, 1);
-            (block, g) = (next_block, next_g);
         }
-    });
+    }
+}
+
+fn blocked<A: Element>(e: &Engine, k: &'static GemmKernel, x: Mat<'_, A>, w: Weight<'_>, mut out: Output<'_, A>) {
+    e.used.note(k.name);
+    let split = Split::of(w.n(), &out);
+    let (target, y_stride) = Target::of(&mut out);
+    let src = Source::new(k, w);
+    let (halves, threads) = (split.halves(), e.threads());
+    let chunks = w.k().div_ceil(k.kc);
+    // Rows of x in even passes, each of a grid of row groups by ranges of tiles.
+    let panels = x.rows().div_ceil(k.mr);
+    let passes = (panels * chunks * k.panel_bytes(k.kc)).div_ceil(tuning::PACKED_X_BYTES).min(panels);
+    let row_groups = tuning::row_groups(x.rows() / passes, threads).min(panels / passes);
+    let most_panels = panels.div_ceil(passes).div_ceil(row_groups);
+    let x_bytes = most_panels * chunks * k.panel_bytes(k.kc);
+
+    // Blocks of W: up to `most` tiles of each half, by a group of chunks of K.
+    let all_tiles = split.n.div_ceil(k.nr);
+    let group = src.drain.map_or(chunks, |_| tuning::BLOCK_CHUNKS.min(chunks));
+    let most = (e.block_bytes / (group * k.tile_bytes * halves)).clamp(1, all_tiles);
+    // Where blocks begin at whole vectors of y, each of its lines is written once.
+    let unit = (1..=LINE).find(|u| (u * k.nr).is_multiple_of(LINE)).unwrap_or(1).min(most);
+    let most = most / unit * unit;
+
+    // Of packed blocks two are in a thread's buffer: one computed, one being packed. All panels keep their accumulators from
+    // one group of chunks to the next.
+    let w_bytes = if src.in_place.is_some() { 0 } else { halves * most * group * k.tile_bytes };
+    let panel_acc = halves * most * k.nr * k.mr * 4;
+    let acc_bytes = if chunks > group { most_panels * panel_acc } else { panel_acc };
+
+    let part = |i: usize, of: usize, all: Range<usize>| {
+        let at = |i: usize| all.start + i * all.len() / of;
+        at(i)..at(i + 1)
+    };
+    let share = |t: usize, panels: Range<usize>| {
+        let g = t * row_groups / threads;
+        let first = |g: usize| (g * threads).div_ceil(row_groups);
+        let units = part(t - first(g), first(g + 1) - first(g), 0..all_tiles.div_ceil(unit));
+        Share::new(part(g, row_groups, panels), units.start * unit..(units.end * unit).min(all_tiles))
+    };
+    let epilogues = &registry::row(e.isa).epilogues;
+    let mut product =
+        Product { k, x, src, split, target, y_stride, epilogues, chunks, group, most, unit, shares: Vec::new() };
+    for pass in 0..passes {
+        let panels = part(pass, passes, 0..panels);
+        product.shares = (0..threads).map(|t| share(t, panels.clone())).collect();
+        e.pool.run(|thread| {
+            let mut scratch = e.scratch.thread(thread);
+            let (x, memory) = scratch.get(x_bytes + 2 * w_bytes + acc_bytes).split_at_mut(x_bytes);
+            product.work(thread, x, memory, w_bytes);
+        });
+    }
 }
 
 /// Moves accumulators `[rows][mr]` (and the second half behind them) to `y[m0..m0 + cols][n0..n0 + rows]`.
