@@ -29,6 +29,12 @@ pub(crate) fn row_groups(m: usize, threads: usize) -> usize {
     (m / (16 * threads).max(64)).clamp(1, threads)
 }
 
+/// Whether each of the threads that share rows of x packs all of them for itself: alone, or with 1024 of the `n` features for
+/// each, which take more than thirty times as long.
+pub(crate) fn packs_alone(threads: usize, n: usize) -> bool {
+    threads == 1 || n >= 1024 * threads
+}
+
 /// Bytes of W that one few-row task streams: long enough for the hardware's prefetchers, short enough to balance.
 pub(crate) const DOT_TASK_BYTES: usize = 512 * 1024;
 

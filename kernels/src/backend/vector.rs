@@ -467,6 +467,10 @@ pub(crate) unsafe fn pack_x<V: Vector, L: Load<V>, const MV: usize>(
                 }
                 V::transpose(&mut block);
                 let first = at / L::PER_LANE;
+                // The lines of the next block.
+                for s in (0..lanes).step_by(16 / lanes) {
+                    V::prefetch_write(dst.wrapping_add(((first + lanes + s) * MV + v) * lanes).cast());
+                }
                 for (s, b) in block.iter().enumerate().take(lanes.min(steps - first)) {
                     b.store(dst.add(((first + s) * MV + v) * lanes));
                 }

@@ -254,7 +254,8 @@ impl Share {
                 return None;
             }
             let n = (want((end - start) as usize) as u64).clamp(1, end - start);
-            let (taken, rest) = if front { (start..start + n, (start + n, end)) } else { (end - n..end, (start, end - n)) };
+            let (taken, rest) =
+                if front { (start..start + n, (start + n, end)) } else { (end - n..end, (start, end - n)) };
             // The tiles are the only thing that is handed over: what belongs to them is read-only or comes with `x`.
             match self.left.compare_exchange_weak(old, rest.1 << 32 | rest.0, Relaxed, Relaxed) {
                 Ok(_) => return Some(taken.start as usize..taken.end as usize),
@@ -348,7 +349,9 @@ impl<A: Element> Product<'_, A> {
                 for (at, c) in self.in_group(block.group).enumerate() {
                     let (n, rows) = self.rows_of(h, t);
                     // SAFETY: a block has at most `most` tiles, so this one's place lies inside the buffer.
-                    unsafe { self.src.pack(n, rows, c * self.k.kc, self.chunk_len(c), buffer.add(self.tile_at(h, i, at))) };
+                    unsafe {
+                        self.src.pack(n, rows, c * self.k.kc, self.chunk_len(c), buffer.add(self.tile_at(h, i, at)))
+                    };
                 }
             }
         }
@@ -381,13 +384,15 @@ impl<A: Element> Product<'_, A> {
     /// each of two packed blocks of W, if any, and accumulators.
     fn work(&self, thread: usize, x: &mut [u8], memory: &mut [u8], w_bytes: usize) {
         let own = &self.shares[thread];
-        for (panel, p) in x.chunks_exact_mut(self.panel_bytes()).zip(own.panels.clone()) {
-            for (chunk, c) in panel.chunks_exact_mut(self.chunk_bytes()).zip(0..self.chunks) {
-                // SAFETY: a whole chunk of a buffer that begins on a line, as chunks are whole lines.
-                unsafe { self.pack_x(p, c, chunk.as_mut_ptr()) };
+        if own.x.load(Relaxed).is_null() {
+            for (panel, p) in x.chunks_exact_mut(self.panel_bytes()).zip(own.panels.clone()) {
+                for (chunk, c) in panel.chunks_exact_mut(self.chunk_bytes()).zip(0..self.chunks) {
+                    // SAFETY: a whole chunk of a buffer that begins on a line, as chunks are whole lines.
+                    unsafe { self.pack_x(p, c, chunk.as_mut_ptr()) };
+                }
             }
+            own.x.store(x.as_mut_ptr(), Release);
         }
-        own.x.store(x.as_mut_ptr(), Release);
 
         let (halves, groups) = (self.split.halves(), self.groups());
         let (buffers, acc) = memory.split_at_mut(2 * w_bytes);
@@ -532,8 +537,12 @@ fn blocked<A: Element>(e: &Engine, k: &'static GemmKernel, x: Mat<'_, A>, w: Wei
     let panels = x.rows().div_ceil(k.mr);
     let passes = (panels * chunks * k.panel_bytes(k.kc)).div_ceil(tuning::PACKED_X_BYTES).min(panels);
     let row_groups = tuning::row_groups(x.rows() / passes, threads).min(panels / passes);
-    let most_panels = panels.div_ceil(passes).div_ceil(row_groups);
-    let x_bytes = most_panels * chunks * k.panel_bytes(k.kc);
+    let pass_panels = panels.div_ceil(passes);
+    let most_panels = pass_panels.div_ceil(row_groups);
+    let panel_bytes = chunks * k.panel_bytes(k.kc);
+    // Threads pack the rows of their group each for itself, if that costs little, so that no packed line moves between cores.
+    let alone = tuning::packs_alone(threads.div_ceil(row_groups), split.n);
+    let x_bytes = if alone { most_panels * panel_bytes } else { 0 };
 
     // Blocks of W: up to `most` tiles of each half, by a group of chunks of K.
     let all_tiles = split.n.div_ceil(k.nr);
@@ -562,9 +571,25 @@ fn blocked<A: Element>(e: &Engine, k: &'static GemmKernel, x: Mat<'_, A>, w: Wei
     let epilogues = &registry::row(e.isa).epilogues;
     let mut product =
         Product { k, x, src, split, target, y_stride, epilogues, chunks, group, most, unit, shares: Vec::new() };
+    let mut shared = e.scratch.shared();
     for pass in 0..passes {
         let panels = part(pass, passes, 0..panels);
         product.shares = (0..threads).map(|t| share(t, panels.clone())).collect();
+        if !alone {
+            let packed = SharedMut::new(shared.get(pass_panels * panel_bytes));
+            e.pool.for_each(panels.len() * chunks, |task, _| {
+                let (i, c) = (task / chunks, task % chunks);
+                // SAFETY: each (panel, chunk) is one task and has its own place, a whole number of lines from the first.
+                unsafe {
+                    let dst = packed.slice(i * panel_bytes + c * product.chunk_bytes(), product.chunk_bytes());
+                    product.pack_x(panels.start + i, c, dst.as_mut_ptr());
+                }
+            });
+            for s in &product.shares {
+                let at = (s.panels.start - panels.start) * panel_bytes;
+                s.x.store(packed.ptr(at, s.panels.len() * panel_bytes), Release);
+            }
+        }
         e.pool.run(|thread| {
             let mut scratch = e.scratch.thread(thread);
             let (x, memory) = scratch.get(x_bytes + 2 * w_bytes + acc_bytes).split_at_mut(x_bytes);
