@@ -198,6 +198,30 @@ fn every_kernel_around_its_tile_edges() {
 }
 
 #[test]
+fn threads_share_rows_and_features() {
+    for isa in isas() {
+        // Groups of rows with one thread each, with several that pack x together, with unequal numbers; one group whose
+        // threads pack all of x each; more threads than tiles.
+        for (threads, m, n, k) in
+            [(2, 130, 40, 70), (4, 130, 31, 64), (3, 130, 53, 40), (3, 200, 26, 33), (2, 40, 2052, 32), (7, 65, 5, 48)]
+        {
+            let e = engine(isa, threads, Backend::Ours);
+            for out in [Out::Store, Out::Bias, Out::Add, Out::SwiGlu] {
+                let n = if out == Out::SwiGlu { n + n % 2 } else { n };
+                let c = Case { m, n, k, pad: 1, out, w: DType::BF16, flush: Flush::End };
+                check::<bf16>(&e, c);
+                check::<f32>(&e, Case { w: DType::F32, ..c });
+            }
+        }
+        // More of x than one pass takes.
+        let e = engine(isa, 2, Backend::Ours);
+        let c = Case { m: 270, n: 7, k: 8200, pad: 1, out: Out::Bias, w: DType::F32, flush: Flush::End };
+        check::<f32>(&e, c);
+        check::<bf16>(&e, Case { k: 16_416, out: Out::Add, w: DType::BF16, ..c });
+    }
+}
+
+#[test]
 fn few_rows_of_every_type() {
     for isa in isas() {
         let e = engine(isa, 2, Backend::Ours);

@@ -1,9 +1,10 @@
 //! `y = x W^T`: packing, blocking and threads around the micro-kernels of [`crate::contract`].
 //!
-//! x is packed once into panels that all threads share. W is cut into blocks of tiles; a thread takes a block and runs
-//! every panel of x against it, while the micro-kernel fetches the thread's next block between its multiply-adds: kernels
-//! that work on rows of W as they lie prefetch it, the others pack it (a row copy). So weights are read from memory exactly
-//! once.
+//! Each thread has a share of its own: some rows of x, which it packs into panels, by some of the features. W is cut into
+//! blocks of tiles; a thread takes a block of its share, or of another when that is done, and runs every panel of the share
+//! against it, while the micro-kernel fetches the thread's next block between its multiply-adds: kernels that work on rows
+//! of W as they lie prefetch it, the others pack it (a row copy). So weights are read from memory once for each group of
+//! rows.
 
 use std::{
     ops::Range,
@@ -650,5 +651,36 @@ pub(super) fn widen_row<A: Element>(x: &[A], y: &mut [f32]) {
     match A::DTYPE {
         DType::BF16 => HalfFloatSliceExt::convert_to_f32_slice(bytemuck::cast_slice::<A, bf16>(x), y),
         _ => y.copy_from_slice(bytemuck::cast_slice(x)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+
+    #[test]
+    fn each_tile_of_a_share_is_taken_once_from_either_end() {
+        const TILES: usize = 10_000;
+        let share = Share::new(0..1, 5..5 + TILES);
+        let taken: Vec<AtomicUsize> = (0..TILES).map(|_| AtomicUsize::new(0)).collect();
+        let take_all = |front: bool, most: usize| {
+            while let Some(tiles) = share.take(front, |left| (left / 2).min(most)) {
+                assert!(!tiles.is_empty());
+                tiles.for_each(|t| {
+                    taken[t - 5].fetch_add(1, Relaxed);
+                });
+            }
+        };
+        std::thread::scope(|s| {
+            s.spawn(|| take_all(true, 7));
+            s.spawn(|| take_all(false, 3));
+            s.spawn(|| take_all(false, 1));
+        });
+        assert!(taken.iter().all(|t| t.load(Relaxed) == 1));
+        assert!(share.left().is_empty() && share.take(true, |_| 1).is_none() && share.take(false, |_| 0).is_none());
+        assert_eq!(Share::new(0..1, 3..5).take(true, |_| 0), Some(3..4), "at least one");
+        assert_eq!(Share::new(0..1, 3..5).take(false, |_| 9), Some(3..5), "at most all");
     }
 }
