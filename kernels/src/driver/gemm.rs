@@ -542,7 +542,9 @@ fn blocked<A: Element>(e: &Engine, k: &'static GemmKernel, x: Mat<'_, A>, w: Wei
     let most_panels = pass_panels.div_ceil(row_groups);
     let panel_bytes = chunks * k.panel_bytes(k.kc);
     // Threads pack the rows of their group each for itself, if that costs little, so that no packed line moves between cores.
-    let alone = tuning::packs_alone(threads.div_ceil(row_groups), split.n);
+    let copies = threads.div_ceil(row_groups);
+    let fit = copies == 1 || threads * most_panels * panel_bytes <= tuning::PACKED_X_BYTES;
+    let alone = fit && tuning::packs_alone(copies, split.n);
     let x_bytes = if alone { most_panels * panel_bytes } else { 0 };
 
     // Blocks of W: up to `most` tiles of each half, by a group of chunks of K.
