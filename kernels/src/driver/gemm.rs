@@ -121,15 +121,17 @@ fn choose(e: &Engine, m: usize, x: DType, w: Weight<'_>, halves: usize) -> Optio
     let able: Vec<_> = registry::kernels_of(e.isa).into_iter().filter(|k| accepts(k, x, w.dtype())).collect();
     let isa = able[0].isa;
     let groups = tuning::row_groups(m, e.threads());
+    let in_place = |k: &'static GemmKernel| Source::new(k, w).in_place.is_some();
     let cost = |k: &'static GemmKernel| {
-        tuning::tile_cost(k, m.div_ceil(groups), Source::new(k, w).in_place.is_some(), halves) * groups as f64
+        let own = tuning::tile_cost(k, m.div_ceil(groups), in_place(k), halves);
+        groups as f64 * if k.isa == isa { own } else { tuning::lower_level_cost(own) }
     };
     let best = able
         .into_iter()
-        .filter(|k| k.isa == isa)
+        .filter(|k| k.isa == isa || tuning::beside(isa, k.isa) && in_place(k))
         .min_by(|a, b| cost(a).total_cmp(&cost(b)))
         .expect("every level has a kernel for every type: the portable one");
-    let dot = m.next_multiple_of(4) as f64 * tuning::dot_cost(e.isa);
+    let dot = m.next_multiple_of(4) as f64 * tuning::dot_cost(e.isa, w.dtype());
     (m > tuning::DOT_ROWS_MAX || cost(best) <= dot).then_some(best)
 }
 
