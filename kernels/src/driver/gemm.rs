@@ -121,9 +121,10 @@ fn choose(e: &Engine, m: usize, x: DType, w: Weight<'_>, halves: usize) -> Optio
     let able: Vec<_> = registry::kernels_of(e.isa).into_iter().filter(|k| accepts(k, x, w.dtype())).collect();
     let isa = able[0].isa;
     let groups = tuning::row_groups(m, e.threads());
-    let in_place = |k: &'static GemmKernel| Source::new(k, w).in_place.is_some();
+    let rows = m.div_ceil(groups);
+    let in_place = |k: &'static GemmKernel| Source::new(k, w, rows).in_place.is_some();
     let cost = |k: &'static GemmKernel| {
-        let own = tuning::tile_cost(k, m.div_ceil(groups), in_place(k), halves);
+        let own = tuning::tile_cost(k, rows, in_place(k), halves);
         groups as f64 * if k.isa == isa { own } else { tuning::lower_level_cost(own) }
     };
     let best = able
@@ -171,7 +172,8 @@ struct Source<'a> {
 }
 
 impl<'a> Source<'a> {
-    fn new(k: &'static GemmKernel, w: Weight<'a>) -> Source<'a> {
+    /// For `rows` of x in a thread's share.
+    fn new(k: &'static GemmKernel, w: Weight<'a>, rows: usize) -> Source<'a> {
         let (micro, in_place, drain) = match (&w, &k.w_f32, &k.w_f16) {
             (Weight::BF16(_), ..) => (k.w_bf16.micro, k.w_bf16.in_place, k.w_bf16.drain),
             (Weight::F32(_), Some(f), _) => (f.micro, f.in_place, f.drain),
@@ -181,7 +183,8 @@ impl<'a> Source<'a> {
         // Rows that end in part of a vector are packed between blocks, whole rows at a time, as are those of kernels without
         // a queue.
         let whole = w.k().is_multiple_of(k.lanes * k.ku);
-        Source { micro, in_place: in_place.filter(|_| whole), drain: drain.filter(|_| whole), w, k }
+        let in_place = in_place.filter(|_| whole && tuning::in_place(k.isa, rows));
+        Source { micro, in_place, drain: drain.filter(|_| whole), w, k }
     }
 
     /// Address of element `at` of row `n`, after checking that it and the rest of `rows` rows from there are inside W.
@@ -533,16 +536,16 @@ fn blocked<A: Element>(e: &Engine, k: &'static GemmKernel, x: Mat<'_, A>, w: Wei
     e.used.note(k.name);
     let split = Split::of(w.n(), &out);
     let (target, y_stride) = Target::of(&mut out);
-    let src = Source::new(k, w);
     let (halves, threads) = (split.halves(), e.threads());
     let chunks = w.k().div_ceil(k.kc);
+    let panel_bytes = chunks * k.panel_bytes(k.kc);
     // Rows of x in even passes, each of a grid of row groups by ranges of tiles.
     let panels = x.rows().div_ceil(k.mr);
-    let passes = (panels * chunks * k.panel_bytes(k.kc)).div_ceil(tuning::PACKED_X_BYTES).min(panels);
+    let passes = (panels * panel_bytes).div_ceil(tuning::PACKED_X_BYTES).min(panels);
     let row_groups = tuning::row_groups(x.rows() / passes, threads).min(panels / passes);
     let pass_panels = panels.div_ceil(passes);
     let most_panels = pass_panels.div_ceil(row_groups);
-    let panel_bytes = chunks * k.panel_bytes(k.kc);
+    let src = Source::new(k, w, x.rows().min(most_panels * k.mr));
     // Threads pack the rows of their group each for itself, if that costs little, so that no packed line moves between cores.
     let copies = threads.div_ceil(row_groups);
     let fit = copies == 1 || threads * most_panels * panel_bytes <= tuning::PACKED_X_BYTES;
