@@ -335,3 +335,40 @@ pub(crate) struct Epilogues {
     pub store_bf16: Unpack<u16>,
     pub silu_mul: SiluMul,
 }
+
+/// Queries that share the loads of a key and of a value.
+pub(crate) const STREAM_ROWS: usize = 4;
+
+/// Most keys of one call: their scores stay in the first-level cache, and what is fetched ahead in the second.
+pub(crate) const STREAM_KEYS: usize = 128;
+
+/// `s[j / 4][r][j % 4] = q[r] . keys[j]` for [`STREAM_ROWS`] queries `[d / 8][STREAM_ROWS][8]` and keys `[n][d]`, both BF16.
+/// Scores past the last key's, to the end of a group of eight, mean nothing. `ahead` is fetched, as many bytes as the keys are.
+///
+/// # Safety
+/// `1 <= n <= STREAM_KEYS`, `d` is a multiple of the kernel's `features`; the keys and queries are readable, and `s` is writable
+/// for STREAM_KEYS keys; the CPU has the kernel's ISA.
+pub(crate) type StreamScores =
+    unsafe fn(q: *const u16, keys: *const u16, n: usize, d: usize, s: *mut f32, ahead: *const u8);
+
+/// `o[r][..] += p[j / 4][r][j % 4] values[j][..]`, summed over the values `[n][d]` in BF16, which `p` is rounded to. Probabilities
+/// past the last are 0.
+///
+/// # Safety
+/// As [`StreamScores`]; `p` is readable to the end of a group of four keys, and `o` writable for STREAM_ROWS rows of `d`.
+pub(crate) type StreamWeigh =
+    unsafe fn(p: *const f32, values: *const u16, n: usize, d: usize, o: *mut f32, ahead: *const u8);
+
+/// Attention of few queries over a cache of BF16 keys and values, where it takes an instruction that vectors of f32 lack: a row
+/// of the registry.
+#[derive(Debug)]
+pub struct StreamKernel {
+    /// `attention_stream_bf16_<isa>`.
+    pub name: &'static str,
+    /// The instruction set it needs.
+    pub isa: Isa,
+    /// Heads have a multiple of so many features.
+    pub features: usize,
+    pub(crate) scores: StreamScores,
+    pub(crate) weigh: StreamWeigh,
+}

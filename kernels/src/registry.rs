@@ -10,8 +10,9 @@ use crate::backend::{avx2, avx512};
 use crate::{
     Error, Result,
     backend::portable,
-    contract::{DotKernel, Epilogues, GemmKernel},
+    contract::{DotKernel, Epilogues, GemmKernel, StreamKernel},
     cpu::Isa,
+    view::DType,
 };
 
 /// One instruction-set level.
@@ -23,6 +24,8 @@ pub struct IsaRow {
     pub gemm: &'static [GemmKernel],
     /// Its few-row kernels.
     pub dot: &'static [DotKernel],
+    /// Its kernel for few queries over a BF16 cache, if it is better at that than vectors of f32.
+    pub stream: Option<&'static StreamKernel>,
     pub(crate) epilogues: Epilogues,
     /// The level whose kernels it falls back on.
     pub base: Option<Isa>,
@@ -34,14 +37,29 @@ pub fn isas() -> &'static [IsaRow] {
 }
 
 static ISAS: &[IsaRow] = &[
-    IsaRow { isa: Isa::Portable, gemm: portable::GEMM, dot: portable::DOT, epilogues: portable::EPILOGUES, base: None },
+    IsaRow {
+        isa: Isa::Portable,
+        gemm: portable::GEMM,
+        dot: portable::DOT,
+        stream: None,
+        epilogues: portable::EPILOGUES,
+        base: None,
+    },
     #[cfg(target_arch = "x86_64")]
-    IsaRow { isa: Isa::Avx2, gemm: avx2::GEMM, dot: avx2::DOT, epilogues: avx2::EPILOGUES, base: Some(Isa::Portable) },
+    IsaRow {
+        isa: Isa::Avx2,
+        gemm: avx2::GEMM,
+        dot: avx2::DOT,
+        stream: None,
+        epilogues: avx2::EPILOGUES,
+        base: Some(Isa::Portable),
+    },
     #[cfg(target_arch = "x86_64")]
     IsaRow {
         isa: Isa::Avx512,
         gemm: avx512::GEMM,
         dot: avx512::DOT,
+        stream: None,
         epilogues: avx512::EPILOGUES,
         base: Some(Isa::Avx2),
     },
@@ -50,16 +68,25 @@ static ISAS: &[IsaRow] = &[
         isa: Isa::Avx512Bf16,
         gemm: avx512::GEMM_BF16,
         dot: avx512::DOT_BF16,
+        stream: Some(&avx512::STREAM_BF16),
         epilogues: avx512::EPILOGUES,
         base: Some(Isa::Avx512),
     },
     #[cfg(target_arch = "aarch64")]
-    IsaRow { isa: Isa::Neon, gemm: neon::GEMM, dot: neon::DOT, epilogues: neon::EPILOGUES, base: Some(Isa::Portable) },
+    IsaRow {
+        isa: Isa::Neon,
+        gemm: neon::GEMM,
+        dot: neon::DOT,
+        stream: None,
+        epilogues: neon::EPILOGUES,
+        base: Some(Isa::Portable),
+    },
     #[cfg(target_arch = "aarch64")]
     IsaRow {
         isa: Isa::NeonBf16,
         gemm: neon::GEMM_BF16,
         dot: neon::DOT_BF16,
+        stream: None,
         epilogues: neon::EPILOGUES,
         base: Some(Isa::Neon),
     },
@@ -78,6 +105,11 @@ pub fn kernels_of(isa: Isa) -> Vec<&'static GemmKernel> {
 /// The few-row kernels that `isa` can use, its own first.
 pub fn dot_kernels_of(isa: Isa) -> Vec<&'static DotKernel> {
     levels(isa).flat_map(|r| r.dot).collect()
+}
+
+/// The kernel that `isa` has for few queries over a cache of this type, with heads of `d` features.
+pub(crate) fn stream_kernel(isa: Isa, cache: DType, d: usize) -> Option<&'static StreamKernel> {
+    levels(isa).find_map(|r| r.stream).filter(|k| cache == DType::BF16 && d.is_multiple_of(k.features))
 }
 
 /// The row of `isa` and those it builds on.

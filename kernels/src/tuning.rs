@@ -100,6 +100,10 @@ pub(crate) const ATTENTION_KEYS: usize = 288;
 /// second-level cache.
 pub(crate) const ATTENTION_PANELS: usize = 16;
 
+/// Bytes of keys and values of one task of streaming attention, where heads have fewer: at 15 KB, claiming tasks and moving lines
+/// of the output between cores takes longer than the work.
+pub(crate) const STREAM_TASK_BYTES: usize = 128 << 10;
+
 /// Up to this many rows of one KV head, attention streams its cache in place.
 pub(crate) const ATTENTION_STREAM_ROWS: usize = 8;
 

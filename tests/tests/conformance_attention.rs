@@ -162,6 +162,28 @@ fn few_rows_over_long_and_split_caches() {
 }
 
 #[test]
+fn every_stream_kernel_around_its_edges() {
+    for row in ttft_kernels::isas().iter().filter(|r| isas().contains(&r.isa)) {
+        let Some(kernel) = row.stream else { continue };
+        let e = engine(row.isa, 2, Backend::Ours);
+        for d in [kernel.features, 2 * kernel.features, 3 * kernel.features, 4 * kernel.features, 5 * kernel.features] {
+            // Keys around its groups of four and eight and around a block; rows around a quad; heads that share a task.
+            for past in (0..9).chain([126, 127, 128, 130, 255, 256]) {
+                both(&e, Case { past, d, group: 4, kv_heads: 2, spare: past % 3, ..PLAIN });
+            }
+            for group in 1..=5 {
+                both(&e, Case { past: 70, d, group, batch: 3, pad: 1, ..PLAIN });
+            }
+            both(&e, Case { n: 3, past: 127, d, group: 2, sharp: 300.0, flush: Flush::Start, ..PLAIN });
+        }
+        assert!(e.take_used().contains(&kernel.name), "{} was not exercised", kernel.name);
+        // Heads of other lengths fall back on vectors of f32.
+        both(&e, Case { past: 70, d: kernel.features + 8, group: 4, ..PLAIN });
+        assert!(!e.take_used().contains(&kernel.name));
+    }
+}
+
+#[test]
 fn heads_longer_than_a_tile() {
     for isa in isas() {
         let e = engine(isa, 2, Backend::Ours);

@@ -1,6 +1,10 @@
 //! AVX-512: f32 in 16 lanes, and BF16 pairs where the CPU has `vdpbf16ps`.
 
+mod stream;
+
 use std::arch::x86_64::*;
+
+pub(crate) use stream::STREAM_BF16;
 
 use super::vector::{Vector, dot_kernel, epilogues, gemm_kernel};
 use crate::{

@@ -1,0 +1,171 @@
+//! Attention of four queries over a cache as it lies, in products of BF16 pairs.
+
+use std::{arch::x86_64::*, mem::MaybeUninit};
+
+use crate::{
+    contract::{STREAM_KEYS, STREAM_ROWS, StreamKernel},
+    cpu::Isa,
+};
+
+pub(crate) const STREAM_BF16: StreamKernel =
+    StreamKernel { name: "attention_stream_bf16_avx512bf16", isa: Isa::Avx512Bf16, features: 32, scores, weigh };
+
+/// Keys of a turn of [`scores`]: as many chains of multiply-adds hide their latency.
+const KEYS: usize = 8;
+
+/// `contract::StreamScores`. A vector holds eight features of each query, 128 bits for one; those of a key are broadcast to
+/// all four while they are loaded. What is left to add are four neighbouring lanes, of four keys at once: nine operations,
+/// where a vector for each query and key would take 45.
+///
+/// # Safety
+/// As `contract::StreamScores`.
+#[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl,avx512dq")]
+unsafe fn scores(q: *const u16, keys: *const u16, n: usize, d: usize, s: *mut f32, ahead: *const u8) {
+    // SAFETY: features `< d` of keys `< n` are read; scores are written to the end of `n`'s group of eight, inside STREAM_KEYS.
+    unsafe {
+        match d {
+            64 => scores_of::<64>(q, keys, n, d, s, ahead),
+            128 => scores_of::<128>(q, keys, n, d, s, ahead),
+            _ => scores_of::<0>(q, keys, n, d, s, ahead),
+        }
+    }
+}
+
+/// [`scores`] for heads of `D` features, whose loops unroll, or 0 for any.
+///
+/// # Safety
+/// As [`scores`].
+#[inline]
+#[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl,avx512dq")]
+unsafe fn scores_of<const D: usize>(
+    q: *const u16,
+    keys: *const u16,
+    n: usize,
+    d: usize,
+    s: *mut f32,
+    ahead: *const u8,
+) {
+    let d = if D > 0 { D } else { d };
+    // SAFETY: as in `scores`.
+    unsafe {
+        for j in (0..n).step_by(KEYS) {
+            let mut sums = [_mm512_setzero_ps(); KEYS];
+            for at in (0..d).step_by(8) {
+                fetch(ahead, 2 * (j * d + at * KEYS), 2 * 8 * KEYS);
+                let x = _mm512_loadu_ps(q.add(at * STREAM_ROWS).cast());
+                for (i, sum) in sums.iter_mut().enumerate() {
+                    // Past the last key stands the last: nothing else of the cache is read.
+                    let key = if j + KEYS <= n { j + i } else { (j + i).min(n - 1) };
+                    let w = _mm512_broadcast_f32x4(_mm_loadu_ps(keys.add(key * d + at).cast()));
+                    *sum = dot(*sum, x, w);
+                }
+            }
+            for (i, c) in sums.chunks_exact(4).enumerate() {
+                let pairs = |a, b| _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)));
+                let (x, y) = (pairs(c[0], c[1]), pairs(c[2], c[3]));
+                let (low, high) = (_mm512_unpacklo_pd(x, y), _mm512_unpackhi_pd(x, y));
+                let y = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
+                _mm512_storeu_ps(s.add((j + 4 * i) * STREAM_ROWS), y);
+            }
+        }
+    }
+}
+
+/// `contract::StreamWeigh`. Two values, interleaved, meet two probabilities, rounded to BF16 and broadcast.
+///
+/// # Safety
+/// As `contract::StreamWeigh`.
+#[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl,avx512dq")]
+unsafe fn weigh(p: *const f32, values: *const u16, n: usize, d: usize, o: *mut f32, ahead: *const u8) {
+    // SAFETY: features `< d` of values `< n`, and probabilities to the end of `n`'s group of four, are read.
+    unsafe {
+        let mut pairs = [MaybeUninit::<u64>::uninit(); STREAM_KEYS / 4 * STREAM_ROWS];
+        for i in 0..n.div_ceil(4) {
+            let x = _mm512_cvtneps_pbh(_mm512_loadu_ps(p.add(i * 16)));
+            _mm256_storeu_ps(pairs[i * STREAM_ROWS..].as_mut_ptr().cast(), std::mem::transmute::<__m256bh, __m256>(x));
+        }
+        let pairs = pairs.as_ptr().cast();
+        let mut at = 0;
+        while at + 64 <= d {
+            match d {
+                64 => weigh_some::<2>(pairs, values, n, 64, o.add(at), ahead),
+                128 => weigh_some::<2>(pairs, values.add(at), n, 128, o.add(at), ahead.wrapping_add(2 * at)),
+                _ => weigh_some::<2>(pairs, values.add(at), n, d, o.add(at), ahead.wrapping_add(2 * at)),
+            }
+            at += 64;
+        }
+        if at < d {
+            weigh_some::<1>(pairs, values.add(at), n, d, o.add(at), ahead.wrapping_add(2 * at));
+        }
+    }
+}
+
+/// [`weigh`] for `32 C` features from where `values`, `o` and `ahead` point to.
+///
+/// # Safety
+/// As [`weigh`]; `p` is its probabilities as pairs of BF16.
+#[inline]
+#[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl,avx512dq")]
+unsafe fn weigh_some<const C: usize>(
+    p: *const i32,
+    values: *const u16,
+    n: usize,
+    d: usize,
+    o: *mut f32,
+    ahead: *const u8,
+) {
+    // SAFETY: as in `weigh`.
+    unsafe {
+        let mut acc = [[[_mm512_setzero_ps(); 2]; C]; STREAM_ROWS];
+        for j in (0..n).step_by(2) {
+            fetch(ahead, 2 * j * d, 64 * C);
+            fetch(ahead, 2 * (j + 1) * d, 64 * C);
+            // The probability of a value past the last is 0: the last stands in for it.
+            let (a, b) = (values.add(j * d), values.add((j + 1).min(n - 1) * d));
+            let mut v = [[_mm512_setzero_ps(); 2]; C];
+            for (c, v) in v.iter_mut().enumerate() {
+                let (a, b) = (_mm512_loadu_si512(a.add(32 * c).cast()), _mm512_loadu_si512(b.add(32 * c).cast()));
+                *v = [
+                    _mm512_castsi512_ps(_mm512_unpacklo_epi16(a, b)),
+                    _mm512_castsi512_ps(_mm512_unpackhi_epi16(a, b)),
+                ];
+            }
+            for (r, acc) in acc.iter_mut().enumerate() {
+                let p = _mm512_castsi512_ps(_mm512_set1_epi32(*p.add(j / 4 * 8 + 2 * r + j % 4 / 2)));
+                for (acc, v) in acc.as_flattened_mut().iter_mut().zip(v.as_flattened()) {
+                    *acc = dot(*acc, p, *v);
+                }
+            }
+        }
+        // Unpacked by 128 bits: the low half has features 0-3, 8-11, 16-19, 24-27 of each 32.
+        let first = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+        let second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
+        for (r, acc) in acc.iter().enumerate() {
+            for (c, &[low, high]) in acc.iter().enumerate() {
+                for (h, order) in [first, second].into_iter().enumerate() {
+                    let o = o.add(r * d + 32 * c + 16 * h);
+                    let x = _mm512_permutex2var_ps(low, order, high);
+                    _mm512_storeu_ps(o, _mm512_add_ps(_mm512_loadu_ps(o), x));
+                }
+            }
+        }
+    }
+}
+
+/// Fetches `bytes`, a multiple of 64, `at` bytes from `ahead`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn fetch(ahead: *const u8, at: usize, bytes: usize) {
+    for line in (0..bytes).step_by(64) {
+        _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(at + line).cast());
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512bf16,avx512f")]
+fn dot(acc: __m512, a: __m512, b: __m512) -> __m512 {
+    // SAFETY: all three types are 512 bits of any content.
+    unsafe {
+        _mm512_dpbf16_ps(acc, std::mem::transmute::<__m512, __m512bh>(a), std::mem::transmute::<__m512, __m512bh>(b))
+    }
+}
