@@ -1,5 +1,7 @@
 //! The safe front of the crate: shapes are checked here, kernels are called behind it.
 
+use std::sync::OnceLock;
+
 use crate::{
     contract::{DotKernel, GemmKernel},
     cpu::{self, Isa},
@@ -93,6 +95,25 @@ pub enum HeadsOut<'a, A> {
     Cache(&'a mut HeadCache<A>, usize),
 }
 
+/// One of the products of [`Engine::project_heads`].
+#[derive(Debug)]
+pub struct HeadProjection<'a, A> {
+    /// `[B*n, K]`.
+    pub x: Mat<'a, A>,
+    /// `[heads*d, K]`.
+    pub w: Weight<'a>,
+    /// `[heads*d]`.
+    pub bias: &'a [f32],
+    /// RMSNorm over each head, weight `[d]`.
+    pub norm: HeadNorm<'a>,
+    /// RoPE.
+    pub rope: Option<&'a RopeTable>,
+    /// Receives the heads at positions `0..n`.
+    pub cache: &'a mut HeadCache<A>,
+    /// Receives `x W^T + bias`, `[B*n, heads*d]`, if it is asked for.
+    pub keep: Option<&'a mut [f32]>,
+}
+
 /// Which positions [`Engine::attention`] computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttnShape {
@@ -125,6 +146,7 @@ pub struct Engine {
     /// Packed bytes of one block of W.
     pub(crate) block_bytes: usize,
     pub(crate) used: registry::Used,
+    alone: OnceLock<Vec<Engine>>,
 }
 
 impl Engine {
@@ -150,6 +172,26 @@ impl Engine {
             forced,
             forced_dot,
             used: Default::default(),
+            alone: OnceLock::new(),
+        })
+    }
+
+    /// An engine of one thread for each of this one's, for tasks that are whole products. Their working memory is made on
+    /// first use and kept.
+    pub(crate) fn alone(&self) -> &[Engine] {
+        self.alone.get_or_init(|| {
+            let one = || Engine {
+                isa: self.isa,
+                backend: self.backend,
+                scratch: driver::Scratch::new(1),
+                block_bytes: self.block_bytes,
+                pool: Pool::new(1),
+                forced: self.forced,
+                forced_dot: self.forced_dot,
+                used: Default::default(),
+                alone: OnceLock::new(),
+            };
+            (0..self.threads()).map(|_| one()).collect()
         })
     }
 
@@ -284,6 +326,51 @@ impl Engine {
             }
         }
         driver::rowwise::heads(self, src, batch, head_dim, norm, eps, rope, out);
+        Ok(())
+    }
+
+    /// Many products of `batch` sequences at once, each followed by what [`Engine::heads`] does: `x W^T + bias`, norm, RoPE and
+    /// conversion, into a cache. Threads take whole products, or as many rows of one as stay in their cache.
+    ///
+    /// # Errors
+    /// [`Error::Shape`].
+    pub fn project_heads<A: Element>(
+        &self,
+        batch: usize,
+        eps: f32,
+        products: &mut [HeadProjection<'_, A>],
+    ) -> Result<()> {
+        const OP: &str = "project_heads";
+        if batch == 0 {
+            return expect(OP, "batch of at least", 1, 0);
+        }
+        for p in products.iter() {
+            let (n, d) = (p.x.rows() / batch, p.cache.head_dim());
+            if d == 0 {
+                return expect(OP, "head_dim of at least", 1, 0);
+            }
+            expect(OP, "rows modulo batch", 0, p.x.rows() % batch)?;
+            expect(OP, "columns of x (K)", p.w.k(), p.x.cols())?;
+            expect(OP, "length of the bias (N)", p.w.n(), p.bias.len())?;
+            expect(OP, "heads of the cache times head_dim (N)", p.w.n(), p.cache.heads() * d)?;
+            expect(OP, "batch of the cache", batch, p.cache.batch())?;
+            if let Some(w) = p.norm {
+                expect(OP, "length of the norm weight", d, w.len())?;
+            }
+            if let Some(t) = p.rope {
+                expect(OP, "head_dim of the RoPE table", d, t.head_dim())?;
+                if n > t.positions() {
+                    return expect(OP, "positions of the RoPE table", n, t.positions());
+                }
+            }
+            if n > p.cache.capacity() {
+                return expect(OP, "capacity of the cache", n, p.cache.capacity());
+            }
+            if let Some(keep) = &p.keep {
+                expect(OP, "elements to keep", p.x.rows() * p.w.n(), keep.len())?;
+            }
+        }
+        driver::projections::project_heads(self, batch, eps, products);
         Ok(())
     }
 

@@ -28,7 +28,7 @@ pub use cpu::Isa;
 #[cfg(feature = "peers")]
 pub use driver::peers;
 pub use driver::rope::RopeTable;
-pub use engine::{AttnShape, Backend, Engine, HeadNorm, HeadsOut, Options, Output, Positions, Query};
+pub use engine::{AttnShape, Backend, Engine, HeadNorm, HeadProjection, HeadsOut, Options, Output, Positions, Query};
 pub use error::{Error, Result};
 pub use lines::Buffer;
 pub use pool::Pool;

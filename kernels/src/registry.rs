@@ -99,12 +99,17 @@ pub(crate) fn row(isa: Isa) -> &'static IsaRow {
 
 /// The GEMM kernels that `isa` can use, its own first.
 pub fn kernels_of(isa: Isa) -> Vec<&'static GemmKernel> {
-    levels(isa).flat_map(|r| r.gemm).collect()
+    gemm_kernels(isa).collect()
+}
+
+/// [`kernels_of`], for choices at every product.
+pub(crate) fn gemm_kernels(isa: Isa) -> impl Iterator<Item = &'static GemmKernel> + Clone {
+    levels(isa).flat_map(|r| r.gemm)
 }
 
 /// The few-row kernels that `isa` can use, its own first.
-pub fn dot_kernels_of(isa: Isa) -> Vec<&'static DotKernel> {
-    levels(isa).flat_map(|r| r.dot).collect()
+pub(crate) fn dot_kernels(isa: Isa) -> impl Iterator<Item = &'static DotKernel> + Clone {
+    levels(isa).flat_map(|r| r.dot)
 }
 
 /// The kernel that `isa` has for few queries over a cache of this type, with heads of `d` features.
@@ -113,16 +118,16 @@ pub(crate) fn stream_kernel(isa: Isa, cache: DType, d: usize) -> Option<&'static
 }
 
 /// The row of `isa` and those it builds on.
-fn levels(isa: Isa) -> impl Iterator<Item = &'static IsaRow> {
+fn levels(isa: Isa) -> impl Iterator<Item = &'static IsaRow> + Clone {
     std::iter::successors(Some(row(isa)), |r| r.base.map(row))
 }
 
 /// The GEMM or the few-row kernel of this name.
 pub(crate) fn find(isa: Isa, name: &str) -> Result<(Option<&'static GemmKernel>, Option<&'static DotKernel>)> {
-    let (gemm, dot) = (kernels_of(isa), dot_kernels_of(isa));
-    let found = (gemm.iter().copied().find(|k| k.name == name), dot.iter().copied().find(|k| k.name == name));
+    let (mut gemm, mut dot) = (gemm_kernels(isa), dot_kernels(isa));
+    let found = (gemm.find(|k| k.name == name), dot.find(|k| k.name == name));
     if let (None, None) = found {
-        let have = gemm.iter().map(|k| k.name).chain(dot.iter().map(|k| k.name)).collect();
+        let have = gemm_kernels(isa).map(|k| k.name).chain(dot_kernels(isa).map(|k| k.name)).collect();
         return Err(Error::KernelUnknown { name: name.to_owned(), isa, have });
     }
     Ok(found)

@@ -296,8 +296,7 @@ fn memory_as<A: Element>(system: &CostSystem, spec: &RunSpec) -> MemoryPlan {
         let scratch = sum(attending.into_iter().map(|j| kv_bytes::<A>(a, j, b, m)));
         plan.caches = sum([plan.caches, kept, scratch]);
         let all = if spec.extent == Extent::FullNetwork { mul(&[head_buffer(a, rows), 4]) } else { 0 };
-        let predicted = mul(&[rows, (0..c.layers.len()).map(|i| c.kv_dim(i)).max().unwrap_or(0), 4]);
-        let own = [Activations::<A>::bytes(a, rows), rope_bytes(a, m), all, predicted];
+        let own = [Activations::<A>::bytes(a, rows), rope_bytes(a, m), all];
         plan.activations = sum([plan.activations, sum(own)]);
     }
     plan

@@ -1,10 +1,13 @@
 //! Row-wise operations of every ISA level of this machine against f64: over vector tails, strides, types and threads, with
 //! operands flush against guard pages.
 
+use std::sync::LazyLock;
+
 use half::{bf16, f16};
 use proptest::prelude::*;
 use ttft_kernels::{
-    Backend, DType, Element, Engine, HeadCache, HeadsOut, Mat, MatMut, Positions, RopeTable, Weight,
+    Backend, DType, Element, Engine, HeadCache, HeadProjection, HeadsOut, Isa, Mat, MatMut, Positions, RopeTable,
+    Weight,
     guard::{Flush, Guarded},
     reference,
 };
@@ -322,6 +325,121 @@ fn heads_of_the_models() {
         heads::<bf16>(e, Heads { batch: 1, n: 2, heads: 2, d: 33, start: 0, norm: true, rope: false, pad: 0 });
         heads::<bf16>(e, Heads { batch: 3, n: 67, heads: 5, d: 64, start: 1, norm: true, rope: true, pad: 1 });
     });
+}
+
+/// `(heads, K)` of each product; keys and values of each, the keys normed, rotated and kept.
+fn projections<A: Element>(e: &Engine, (batch, n, d): (usize, usize, usize), sizes: &[(usize, usize)]) {
+    let rows = batch * n;
+    let norm = values(3, d, DType::F32);
+    let table = RopeTable::new(d, 1e4, n);
+    let of = |seed: usize, len: usize| -> Vec<A> {
+        values(seed as u64, len, A::DTYPE).into_iter().map(A::from_f32).collect()
+    };
+    struct Operands<A> {
+        x: Vec<A>,
+        w: Vec<f32>,
+        bias: Vec<f32>,
+        cache: HeadCache<A>,
+        keep: Vec<f32>,
+    }
+    let operands = |i: usize, (heads, k): (usize, usize)| Operands {
+        x: of(i + 1, rows * k),
+        w: values(i as u64 + 100, heads * d * k, DType::F32),
+        bias: values(i as u64 + 200, heads * d, DType::F32),
+        cache: HeadCache::new(batch, heads, n + 2, d),
+        keep: vec![f32::NAN; rows * heads * d],
+    };
+    let mut all: Vec<_> = sizes.iter().flat_map(|&s| [s, s]).enumerate().map(|(i, s)| operands(i, s)).collect();
+    let key = |i: usize| i.is_multiple_of(2);
+    let mut products: Vec<_> = all
+        .iter_mut()
+        .enumerate()
+        .map(|(i, o)| {
+            let k = o.x.len() / rows;
+            HeadProjection {
+                x: Mat::new(&o.x, rows, k),
+                w: Weight::F32(Mat::new(&o.w, o.bias.len(), k)),
+                bias: &o.bias,
+                norm: key(i).then_some(&norm[..]),
+                rope: key(i).then_some(&table),
+                cache: &mut o.cache,
+                keep: key(i).then_some(&mut o.keep[..]),
+            }
+        })
+        .collect();
+    e.project_heads(batch, 1e-6, &mut products).unwrap();
+
+    let norm = reference::widen(&norm);
+    for (i, o) in all.iter().enumerate() {
+        let (cols, k) = (o.bias.len(), o.x.len() / rows);
+        let mut y = reference::linear(&reference::widen(&o.x), &reference::widen(&o.w), k);
+        y.iter_mut().enumerate().for_each(|(at, y)| *y += f64::from(o.bias[at % cols]));
+        let bound = dot_bound(k + 1, k as f64 + 1.0);
+        let what = format!("{} {batch} x {n}, d {d}, product {i}: {cols} x {k}", e.isa());
+        for (at, (found, want)) in o.keep.iter().zip(&y).enumerate() {
+            assert!(found.is_nan() != key(i), "{what}: kept at {at}");
+            assert!(!key(i) || (f64::from(*found) - want).abs() <= bound, "{what} at {at}: {want}, kept {found}");
+        }
+        let want = match key(i) {
+            true => reference::heads(&y, (n, cols / d, d), Some((&norm, f64::from(1e-6f32))), Some((1e4, 0))),
+            false => y,
+        };
+        // What the norm makes of an error depends on the head: 1e-4 is far above it, and far below a mistake.
+        let bound = if key(i) { 1e-4 } else { bound };
+        for (r, want) in want.chunks_exact(cols).enumerate() {
+            for (at, want) in want.iter().enumerate() {
+                let found = f64::from(o.cache.head(r / n, at / d).row(r % n)[at % d].to_f32());
+                let bound = bound + if A::DTYPE == DType::BF16 { (want.abs() + bound) / 256.0 } else { 0.0 };
+                assert!((found - want).abs() <= bound, "{what} at [{r}][{at}]: expected {want}, found {found}");
+            }
+        }
+        for (b, h) in (0..batch).flat_map(|b| (0..cols / d).map(move |h| (b, h))) {
+            let beyond = (n..n + 2).flat_map(|p| o.cache.head(b, h).row(p));
+            assert!(beyond.into_iter().all(|x| x.to_f32() == 0.0), "{what}: written past the last position");
+        }
+    }
+}
+
+#[test]
+fn projections_are_products_then_heads() {
+    engines(|e| {
+        projections::<f32>(e, (2, 5, 16), &[(3, 40), (1, 16)]);
+        projections::<bf16>(e, (2, 5, 16), &[(3, 40), (1, 16)]);
+        // One product, to be shared by its heads; rows around those of a task.
+        projections::<bf16>(e, (1, 63, 64), &[(5, 96)]);
+        for n in [127, 128, 129, 257] {
+            projections::<f32>(e, (1, n, 6), &[(2, 33), (3, 8)]);
+        }
+        projections::<bf16>(e, (3, 100, 8), &[(2, 64), (3, 64), (4, 32)]);
+        assert!(e.project_heads::<f32>(1, 1e-6, &mut []).is_ok());
+    });
+}
+
+#[test]
+fn projections_that_do_not_fit_are_refused() {
+    let e = engine(Isa::Portable, 1, Backend::Ours);
+    static SHORT: LazyLock<RopeTable> = LazyLock::new(|| RopeTable::new(4, 1e4, 2));
+    let (x, w, bias) = (vec![0.0; 6 * 8], vec![0.0; 8 * 8], vec![0.0; 8]);
+    let with = |batch: usize, change: &dyn Fn(&mut HeadProjection<'_, f32>)| {
+        let mut cache = HeadCache::new(2, 2, 3, 4);
+        let (x, w) = (Mat::new(&x, 6, 8), Weight::F32(Mat::new(&w, 8, 8)));
+        let mut p = HeadProjection { x, w, bias: &bias, norm: None, rope: None, cache: &mut cache, keep: None };
+        change(&mut p);
+        e.project_heads(batch, 1e-6, &mut [p]).map_err(|e| e.to_string())
+    };
+    assert_eq!(with(2, &|_| ()), Ok(()));
+    let refused = |batch: usize, what: &str, change: &dyn Fn(&mut HeadProjection<'_, f32>)| {
+        let e = with(batch, change).unwrap_err();
+        assert!(e.contains("project_heads") && e.contains(what), "{e}");
+    };
+    refused(0, "batch", &|_| ());
+    refused(4, "rows modulo batch", &|_| ());
+    refused(1, "batch of the cache", &|_| ());
+    refused(2, "columns of x", &|p| p.x = p.x.cols_at(0, 7));
+    refused(2, "bias", &|p| p.bias = &p.bias[1..]);
+    refused(2, "heads of the cache", &|p| (p.w, p.bias) = (p.w.rows_at(0, 4), &p.bias[..4]));
+    refused(2, "norm weight", &|p| p.norm = Some(&[1.0; 3]));
+    refused(2, "positions of the RoPE table", &|p| p.rope = Some(&SHORT));
 }
 
 #[test]

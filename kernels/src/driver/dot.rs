@@ -15,8 +15,7 @@ pub(super) fn forced(e: &Engine, x: DType, w: DType) -> Option<&'static DotKerne
 
 /// The kernel for these types, of the strongest level that has one; failing BF16 activations, for their f32 values.
 fn choose(e: &Engine, x: DType, w: DType) -> &'static DotKernel {
-    let all = registry::dot_kernels_of(e.isa);
-    let find = |x| all.iter().copied().find(|k| k.dtypes() == (x, w));
+    let find = |x| registry::dot_kernels(e.isa).find(|k| k.dtypes() == (x, w));
     find(x).or_else(|| find(DType::F32)).expect("the portable level has f32 activations by every weight type")
 }
 

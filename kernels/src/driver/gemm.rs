@@ -118,8 +118,8 @@ fn choose(e: &Engine, m: usize, x: DType, w: Weight<'_>, halves: usize) -> Optio
     if m <= tuning::dot_rows(e.isa, x, w.dtype()) {
         return None;
     }
-    let able: Vec<_> = registry::kernels_of(e.isa).into_iter().filter(|k| accepts(k, x, w.dtype())).collect();
-    let isa = able[0].isa;
+    let able = registry::gemm_kernels(e.isa).filter(|k| accepts(k, x, w.dtype()));
+    let isa = able.clone().next().map_or(e.isa, |k| k.isa);
     let groups = tuning::row_groups(m, e.threads());
     let rows = m.div_ceil(groups);
     let in_place = |k: &'static GemmKernel| Source::new(k, w, rows).in_place.is_some();
@@ -128,7 +128,6 @@ fn choose(e: &Engine, m: usize, x: DType, w: Weight<'_>, halves: usize) -> Optio
         groups as f64 * if k.isa == isa { own } else { tuning::lower_level_cost(own) }
     };
     let best = able
-        .into_iter()
         .filter(|k| k.isa == isa || tuning::beside(isa, k.isa) && in_place(k))
         .min_by(|a, b| cost(a).total_cmp(&cost(b)))
         .expect("every level has a kernel for every type: the portable one");

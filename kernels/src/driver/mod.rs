@@ -6,6 +6,7 @@ pub mod gemm;
 pub(crate) mod library;
 #[cfg(feature = "peers")]
 pub mod peers;
+pub mod projections;
 pub mod rope;
 pub mod rowwise;
 mod scratch;

@@ -4,7 +4,7 @@ use super::{SharedMut, rope::RopeTable};
 use crate::{
     engine::{Engine, HeadNorm, HeadsOut, Positions},
     simd::{self, Kernel, Vector, dispatch, kernel_name, load, store},
-    view::{Element, Mat, MatMut, Weight},
+    view::{Element, HeadCache, Mat, MatMut, Weight},
 };
 
 /// Elements below which a fork-join (a microsecond or two) costs more than it saves: 32 Ki elements take some 10 us.
@@ -173,25 +173,35 @@ pub fn rms_norm<A: Element>(e: &Engine, x: Mat<'_, f32>, w: &[f32], eps: f32, ou
     map_rows(e, x, out, 2, RmsNorm { w, eps });
 }
 
-/// Where head `h` of source row `r` goes: `start + (r / n) * batch + (r % n) * row + h * head`.
+/// Where head `h` of row `r` goes: `start + (r / n) * batch + (r % n) * row + h * head`.
 #[derive(Clone, Copy)]
-struct Place {
+pub(super) struct Place {
     start: usize,
     batch: usize,
     row: usize,
     head: usize,
 }
 
-struct Heads<'a, A> {
-    src: Mat<'a, f32>,
-    n: usize,
-    d: usize,
-    weight: HeadNorm<'a>,
-    eps: f32,
-    rope: Option<(&'a RopeTable, Positions<'a>)>,
-    out: &'a SharedMut<A>,
-    place: Place,
-    range: std::ops::Range<usize>,
+impl Place {
+    /// Positions from `start` on of every head of a cache, from head `first` on.
+    pub fn in_cache<A: Element>(c: &HeadCache<A>, start: usize, first: usize) -> Place {
+        let head = c.capacity() * c.head_dim();
+        Place { start: first * head + start * c.head_dim(), batch: c.heads() * head, row: c.head_dim(), head }
+    }
+}
+
+/// Rows `first..first + src.rows()` of `n` for each sequence, head by head.
+pub(super) struct Heads<'a, A> {
+    pub src: Mat<'a, f32>,
+    pub first: usize,
+    pub n: usize,
+    pub d: usize,
+    pub weight: HeadNorm<'a>,
+    pub eps: f32,
+    pub rope: Option<(&'a RopeTable, Positions<'a>)>,
+    /// No two threads have the same rows and heads of it.
+    pub out: &'a SharedMut<A>,
+    pub place: Place,
 }
 
 /// Features `at` of a head, normed by `norm`'s weight, if it has one, and inverse RMS.
@@ -233,13 +243,14 @@ impl<A: Element> Kernel for Heads<'_, A> {
     type Output = ();
     #[inline(always)]
     fn run<V: Vector>(self, v: V) {
-        for r in self.range.clone() {
+        for row in 0..self.src.rows() {
+            let r = self.first + row;
             let (b, i) = (r / self.n, r % self.n);
             let angles = self.rope.map(|(t, positions)| t.at(positions.of(r, i)));
             let p = self.place;
-            for (h, x) in self.src.row(r).chunks_exact(self.d).enumerate() {
-                // SAFETY: (batch, position, head) names one place, each row goes to one thread (`heads`), which borrows
-                // the output throughout.
+            for (h, x) in self.src.row(row).chunks_exact(self.d).enumerate() {
+                // SAFETY: (batch, position, head) names one place, which one thread has (`out`); the caller borrows the output
+                // throughout.
                 let y = unsafe { self.out.slice(p.start + b * p.batch + i * p.row + h * p.head, self.d) };
                 self.head(v, x, angles, y);
             }
@@ -266,13 +277,13 @@ pub fn heads<A: Element>(
             (SharedMut::new(y.data_mut()), Place { start: 0, batch: n * row, row, head: d })
         }
         HeadsOut::Cache(c, start) => {
-            let head = c.capacity() * d;
-            let place = Place { start: *start * d, batch: c.heads() * head, row: d, head };
+            let place = Place::in_cache(c, *start, 0);
             (SharedMut::new(c.data_mut()), place)
         }
     };
     each_range(e, src.rows(), src.cols().max(1), 2, |range| {
-        dispatch(e.isa(), Heads { src, n, d, weight, eps, rope, out: &out, place, range });
+        let (first, src) = (range.start, src.rows_at(range.start, range.len()));
+        dispatch(e.isa(), Heads { src, first, n, d, weight, eps, rope, out: &out, place });
     });
 }
 

@@ -142,18 +142,22 @@ pub(crate) fn place_in_pair<V: Vector, A: Element>(i: usize) -> usize {
 /// Stores the first lanes of `x`, as many as `y` holds, rounding to nearest (ties to even).
 #[inline(always)]
 pub(crate) fn store<V: Vector, A: Element>(v: V, y: &mut [A], x: V::f32s) {
-    let n = y.len().min(V::F32_LANES);
-    let y = bytemuck::cast_slice_mut::<A, u8>(&mut y[..n]);
+    let whole = y.len() >= V::F32_LANES;
+    let y = bytemuck::cast_slice_mut::<A, u8>(y);
     match A::DTYPE {
-        DType::BF16 => put(y, bytemuck::bytes_of(&to_bf16(v, x))),
-        _ => put(y, bytemuck::bytes_of(&x)),
+        DType::BF16 => put(y, whole, bytemuck::bytes_of(&to_bf16(v, x))),
+        _ => put(y, whole, bytemuck::bytes_of(&x)),
     }
 }
 
-/// The two arms compile to one vector store and to a copy of unknown length.
+/// A vector store if all of `x` fits, of a length that the compiler knows; else a copy.
 #[inline(always)]
-fn put(y: &mut [u8], x: &[u8]) {
-    if y.len() == x.len() { y.copy_from_slice(x) } else { y.copy_from_slice(&x[..y.len()]) }
+fn put(y: &mut [u8], whole: bool, x: &[u8]) {
+    if whole {
+        y[..x.len()].copy_from_slice(x);
+    } else {
+        y.copy_from_slice(&x[..y.len()]);
+    }
 }
 
 #[inline(always)]

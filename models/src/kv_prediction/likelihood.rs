@@ -3,10 +3,10 @@
 
 use ttft_kernels::{Element, Engine};
 
-use super::KvPrediction;
+use super::{KvPrediction, predictor::Prediction};
 use crate::{
     Result,
-    arch::openelm::{Activations, Kv, Want, zeroed},
+    arch::openelm::{Activations, Kv, Want},
     cache::{LayerCache, RawKv},
     prompts,
 };
@@ -45,9 +45,9 @@ pub fn likelihood<A: Element>(s: &KvPrediction, e: &Engine, ids: &[u32], batch: 
     s.base.embed(e, ids, batch, 0, &mut act)?;
     for i in 0..b.layers.len() {
         let mut cache = LayerCache::new(batch, b.layers[i].kv_heads, n, b.head_dim);
-        let mut buffer = zeroed((rows * b.kv_dim(i)) as u64)?;
         let raw = &raw[s.predictor.layer_map()[i]];
-        s.predictor.predict(e, i, &s.base, raw, (batch, n), &mut buffer, &rope, &mut cache, None)?;
+        let layer = Prediction { layer: i, raw, cache: &mut cache, keep: None };
+        s.predictor.predict(e, &s.base, (batch, n), &rope, [layer])?;
         s.base.layer(e, i, &mut act, &rope, Kv::Given(&cache), Want::All)?;
     }
     Ok(Likelihood { logits: s.base.all_logits(e, &mut act)?, aux_logits })

@@ -7,7 +7,7 @@ use std::{
 
 use ttft_kernels::{Element, Engine, Mat, RopeTable};
 
-use super::{KvPrediction, Predictor, auxiliary_cache_layers, auxiliary_layers};
+use super::{KvPrediction, Predictor, auxiliary_cache_layers, auxiliary_layers, predictor::Prediction};
 use crate::{
     Extent, Inference, NamedTensor, Network, Phase, PhaseTime, PhaseTimes, Result, RunSpec,
     arch::openelm::{Activations, Kv, Want, head_buffer, zeroed},
@@ -75,7 +75,6 @@ pub(crate) struct KvRun<A> {
     /// Ids of all but the last token, and of the last.
     head: Vec<u32>,
     tail: Vec<u32>,
-    predicted: Vec<f32>,
     /// Predicted keys before k_norm, per base layer, if recorded.
     kept: Option<Vec<Vec<f32>>>,
 }
@@ -83,27 +82,24 @@ pub(crate) struct KvRun<A> {
 impl<A: Element> KvRun<A> {
     pub(crate) fn new(s: &KvPrediction, spec: RunSpec) -> Result<Self> {
         let (b, m) = (spec.batch, spec.prompt - 1);
-        let c = s.base.config();
-        let widest = (0..c.layers.len()).map(|i| c.kv_dim(i)).max().unwrap_or(0);
         Ok(KvRun {
             base: Decoder::new(&s.base, spec, 1, spec.positions())?,
             aux: (m > 0).then(|| Auxiliary::new(s, b, m, spec.extent)).transpose()?,
             predictor: Arc::clone(&s.predictor),
             head: Vec::with_capacity(b * m),
             tail: Vec::with_capacity(b),
-            predicted: zeroed((b * m * widest) as u64)?,
             kept: None,
         })
     }
 
-    /// Predicts base layer `i` from the auxiliary layer that its map names.
-    fn predict(&mut self, e: &Engine, i: usize, aux: &Auxiliary<A>) -> Result<()> {
-        let raw = &aux.raw[self.predictor.layer_map()[i]];
+    /// Predicts all base layers, each from the auxiliary layer that its map names.
+    fn predict(&mut self, e: &Engine, aux: &Auxiliary<A>) -> Result<()> {
         let base = &mut self.base;
         let shape = (base.spec.batch, base.spec.prompt - 1);
-        let keep = self.kept.as_mut().map(|k| &mut k[i]);
-        let cache = &mut base.caches[i];
-        self.predictor.predict(e, i, &base.net, raw, shape, &mut self.predicted, &base.rope, cache, keep)
+        let mut kept = self.kept.iter_mut().flatten();
+        let map = self.predictor.layer_map().iter().zip(&mut base.caches).enumerate();
+        let layers = map.map(|(layer, (&j, cache))| Prediction { layer, raw: &aux.raw[j], cache, keep: kept.next() });
+        self.predictor.predict(e, &base.net, shape, &base.rope, layers)
     }
 }
 
@@ -125,11 +121,8 @@ impl<A: Element> Inference for KvRun<A> {
         self.base.reset(0);
         let mut phases = Vec::with_capacity(3);
         if let Some(mut aux) = self.aux.take() {
-            let layers = self.base.caches.len();
-            let ran = PhaseTime::of(e, Phase::Auxiliary, || aux.forward(e, &self.head, batch)).and_then(|auxiliary| {
-                let predict = || (0..layers).try_for_each(|i| self.predict(e, i, &aux));
-                Ok([auxiliary, PhaseTime::of(e, Phase::Prediction, predict)?])
-            });
+            let ran = PhaseTime::of(e, Phase::Auxiliary, || aux.forward(e, &self.head, batch))
+                .and_then(|auxiliary| Ok([auxiliary, PhaseTime::of(e, Phase::Prediction, || self.predict(e, &aux))?]));
             self.aux = Some(aux);
             phases.extend(ran?);
             self.base.filled(prompt - 1);

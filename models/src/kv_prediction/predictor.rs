@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use ttft_kernels::{DType, Element, Engine, HeadsOut, Mat, MatMut, Output, Positions, RopeTable};
+use ttft_kernels::{DType, Element, Engine, HeadProjection, Mat, RopeTable};
 
 use crate::{
     Error, Network, OpenElmConfig, Result,
@@ -135,42 +135,54 @@ impl Predictor {
         self.matrices().for_each(Matrix::warm);
     }
 
-    /// Predicts positions `0..len` of base layer `i` into `cache`: keys pass through the base's k_norm and RoPE. `raw` is
-    /// the auxiliary layer of [`Predictor::layer_map`], `buffer` holds `batch * len * kv_dim(i)` elements or more. `keep`
-    /// receives the keys before k_norm.
+    /// Predicts positions `0..len` of base layers, at once; keys pass through the base's k_norm and RoPE.
     ///
     /// # Errors
     /// [`Error::Kernel`]: a buffer is too small.
-    #[allow(clippy::too_many_arguments)]
-    pub fn predict<A: Element>(
-        &self,
+    pub fn predict<'a, A: Element>(
+        &'a self,
         e: &Engine,
-        i: usize,
-        base: &Network,
-        raw: &RawKv<A>,
+        base: &'a Network,
         (batch, len): (usize, usize),
-        buffer: &mut [f32],
-        rope: &RopeTable,
-        cache: &mut LayerCache<A>,
-        keep: Option<&mut Vec<f32>>,
+        rope: &'a RopeTable,
+        layers: impl IntoIterator<Item = Prediction<'a, A>>,
     ) -> Result<()> {
-        let l = &self.layers[i];
-        let (rows, n, d) = (batch * len, base.config().kv_dim(i), base.config().head_dim);
-        let buffer = &mut buffer[..rows * n];
-        let map = |x: &[A], w: &Linear, buffer: &mut [f32]| {
-            let x = Mat::new(&x[..rows * raw.width], rows, raw.width);
-            e.linear(x, w.weight.view(), Output::Bias(MatMut::new(buffer, rows, n), &w.bias))
-        };
-        map(&raw.k, &l.k, buffer)?;
-        if let Some(keep) = keep {
-            keep.clear();
-            keep.extend_from_slice(buffer);
+        let rows = batch * len;
+        let mut products = Vec::new();
+        for Prediction { layer, raw, cache, keep } in layers {
+            let l = &self.layers[layer];
+            let keep = keep.map(|k| {
+                k.resize(rows * l.k.bias.len(), 0.0);
+                k.as_mut_slice()
+            });
+            let project = |x: &'a [A], w: &'a Linear, cache| HeadProjection {
+                x: Mat::new(&x[..rows * raw.width], rows, raw.width),
+                w: w.weight.view(),
+                bias: &w.bias,
+                norm: None,
+                rope: None,
+                cache,
+                keep: None,
+            };
+            let keys = project(&raw.k, &l.k, &mut cache.k);
+            products.push(HeadProjection { norm: base.k_norm(layer), rope: Some(rope), keep, ..keys });
+            products.push(project(&raw.v, &l.v, &mut cache.v));
         }
-        let keys = HeadsOut::Cache(&mut cache.k, 0);
-        e.heads(Mat::new(buffer, rows, n), batch, d, base.k_norm(i), EPS, Some((rope, Positions::From(0))), keys)?;
-        map(&raw.v, &l.v, buffer)?;
-        Ok(e.heads(Mat::new(buffer, rows, n), batch, d, None, EPS, None, HeadsOut::Cache(&mut cache.v, 0))?)
+        Ok(e.project_heads(batch, EPS, &mut products)?)
     }
+}
+
+/// One base layer of [`Predictor::predict`].
+#[derive(Debug)]
+pub struct Prediction<'a, A> {
+    /// Of the base.
+    pub layer: usize,
+    /// The auxiliary layer of [`Predictor::layer_map`].
+    pub raw: &'a RawKv<A>,
+    /// Receives the prediction.
+    pub cache: &'a mut LayerCache<A>,
+    /// Receives the keys before k_norm, `[batch * len, kv_dim]`.
+    pub keep: Option<&'a mut Vec<f32>>,
 }
 
 fn check_map(path: &Path, map: &[usize], base: &OpenElmConfig, aux: &OpenElmConfig) -> Result<()> {

@@ -121,8 +121,7 @@ pub fn attention_each<A: Element>(
 /// The GEMM kernel of the strongest level that takes these types, with the least padded work; `None` if heads are longer
 /// than one call of it can multiply.
 fn choose<A: Element>(e: &Engine, c: &Call<'_, A>) -> Option<&'static GemmKernel> {
-    let able: Vec<_> =
-        registry::kernels_of(e.isa()).into_iter().filter(|k| gemm::accepts(k, A::DTYPE, A::DTYPE)).collect();
+    let able = registry::gemm_kernels(e.isa()).filter(|k| gemm::accepts(k, A::DTYPE, A::DTYPE));
     if let Some(k) = e.forced.filter(|k| gemm::accepts(k, A::DTYPE, A::DTYPE)) {
         return Some(k).filter(|k| c.d <= k.kc && k.mr <= MAX_MR);
     }
@@ -130,10 +129,8 @@ fn choose<A: Element>(e: &Engine, c: &Call<'_, A>) -> Option<&'static GemmKernel
         let features = c.d.next_multiple_of(k.nr) + c.d;
         c.rows().next_multiple_of(k.mr) as f64 * features as f64
     };
-    let isa = able.first()?.isa;
-    able.into_iter()
-        .filter(|k| k.isa == isa && c.d <= k.kc && k.mr <= MAX_MR)
-        .min_by(|a, b| cost(a).total_cmp(&cost(b)))
+    let isa = able.clone().next()?.isa;
+    able.filter(|k| k.isa == isa && c.d <= k.kc && k.mr <= MAX_MR).min_by(|a, b| cost(a).total_cmp(&cost(b)))
 }
 
 /// Byte offsets of the parts of a thread's buffer, each on a cache line.
