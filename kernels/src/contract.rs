@@ -285,10 +285,15 @@ impl GemmKernel {
 /// A kernel for one or few rows of activations: a row of the registry.
 #[derive(Debug)]
 pub struct DotKernel {
-    /// `dot_<x>x<w>_f32_<isa>`.
+    /// `dot_<x>x<w>_f32_<isa>`, with rows of x and W before the ISA where x is interleaved.
     pub name: &'static str,
     /// The instruction set it needs.
     pub isa: Isa,
+    /// Rows of x from which on it is the choice.
+    pub(crate) least: usize,
+    /// Rows of x that are interleaved, 16 bytes of each in turn and filled up with zeros: `x_stride` is then the distance of
+    /// groups. 1 for rows as they are.
+    pub(crate) group: usize,
     pub(crate) fun: DotFn,
 }
 

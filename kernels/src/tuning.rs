@@ -42,11 +42,19 @@ pub(crate) const DOT_TASK_BYTES: usize = 512 * 1024;
 /// across lanes do. Measured at the shapes of OpenELM-1.1B.
 pub(crate) fn dot_rows(isa: Isa, x: DType, w: DType) -> usize {
     match isa {
-        Isa::Avx512Bf16 if (x, w) == (DType::BF16, DType::BF16) => 32,
-        Isa::Avx512 | Isa::Avx512Bf16 if w == DType::F32 => 12,
+        _ if interleaves_x(isa, x, w) => 32,
         Isa::Avx512 | Isa::Avx512Bf16 => 24,
         Isa::Avx2 => 8,
         _ => 6,
+    }
+}
+
+/// Whether AVX-512 has a few-row kernel for these types that takes x interleaved, and adds few lanes at the end.
+fn interleaves_x(isa: Isa, x: DType, w: DType) -> bool {
+    match (x, w) {
+        (DType::F32, DType::F32) => matches!(isa, Isa::Avx512 | Isa::Avx512Bf16),
+        (DType::BF16, DType::BF16) => isa == Isa::Avx512Bf16,
+        _ => false,
     }
 }
 
@@ -58,9 +66,9 @@ pub(crate) fn in_place(isa: Isa, rows: usize) -> bool {
 
 /// Time of a few-row kernel for each row of x, relative to a tile's: from here to [`DOT_ROWS_MAX`] rows it still wins where
 /// tiles would pad more.
-pub(crate) fn dot_cost(isa: Isa, w: DType) -> f64 {
+pub(crate) fn dot_cost(isa: Isa, x: DType, w: DType) -> f64 {
     match isa {
-        Isa::Avx512 | Isa::Avx512Bf16 if w == DType::F32 => 1.12,
+        _ if interleaves_x(isa, x, w) => 1.05,
         Isa::Avx512 | Isa::Avx512Bf16 => 1.02,
         _ => 1.5,
     }
@@ -79,17 +87,6 @@ pub(crate) fn tile_cost(k: &GemmKernel, m: usize, in_place: bool, halves: usize)
         (true, Mul::F32) => rows,
         (true, Mul::Bf16) => rows * if halves == 1 { 1.015 } else { 1.03 },
     }
-}
-
-/// Whether tiles of `lower` that use W in place stand beside those of `isa`: AVX-512 has none of so few rows as AVX2's 16, which
-/// are ahead at 16, 32 and 48 rows in F32, by 6, 4 and 1% at N = 3072, K = 2048.
-pub(crate) fn beside(isa: Isa, lower: Isa) -> bool {
-    matches!(isa, Isa::Avx512 | Isa::Avx512Bf16) && lower == Isa::Avx2
-}
-
-/// [`tile_cost`] of a tile of a lower level, in rows of the stronger one.
-pub(crate) fn lower_level_cost(own: f64) -> f64 {
-    own * 1.02 + 0.6
 }
 
 /// Rows of x of one task of many projections: its product (256 KB for 512 features) stays in the second-level cache.

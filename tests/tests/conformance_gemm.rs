@@ -246,6 +246,40 @@ fn few_rows_of_every_type() {
     }
 }
 
+/// Each few-row kernel, whatever the choice would be: numbers of rows around its tiles and groups, of x and of W, K that ends
+/// within 16 bytes.
+#[test]
+fn every_few_row_kernel_around_its_edges() {
+    for isa in isas() {
+        let rows = ttft_kernels::isas().iter().find(|r| r.isa == isa).unwrap();
+        for kernel in rows.dot {
+            let options = Options {
+                isa: Some(isa),
+                threads: Some(2),
+                gemm_kernel: Some(kernel.name.to_owned()),
+                ..Options::default()
+            };
+            let e = Engine::new(&options).unwrap();
+            for m in (1..=9).chain([12, 15, 16, 17, 33]) {
+                for n in [1, 2, 5, 6, 7, 8, 13, 50] {
+                    for k in [1, 3, 4, 5, 7, 8, 9, 15, 31, 32, 33, 70] {
+                        let flush = if (m + n + k) % 2 == 0 { Flush::End } else { Flush::Start };
+                        let out = [Out::Store, Out::Bias, Out::Add, Out::SwiGlu][(m + n + k) % 4];
+                        let n = if out == Out::SwiGlu { n + n % 2 } else { n };
+                        let c = Case { m, n, k, pad: m % 2, out, w: kernel.dtypes().1, flush };
+                        if kernel.dtypes().0 == DType::F32 {
+                            check::<f32>(&e, c);
+                        }
+                        check::<bf16>(&e, c);
+                        let used = e.take_used();
+                        assert_eq!(used, [kernel.name], "{c:?}");
+                    }
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn the_gemm_crate_agrees() {
     let e = engine(Isa::best(), 2, Backend::Gemm);

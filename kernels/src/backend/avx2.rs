@@ -2,7 +2,10 @@
 
 use std::arch::x86_64::*;
 
-use super::vector::{Vector, dot_kernel, epilogues, gemm_kernel};
+use super::{
+    quads::{Quads, quads_kernel},
+    vector::{Vector, dot_kernel, epilogues, gemm_kernel},
+};
 use crate::{
     contract::{DotKernel, GemmKernel},
     cpu::Isa,
@@ -152,6 +155,38 @@ unsafe impl Vector for V {
 gemm_kernel!(f32_16x6, Isa::Avx2, [target_feature(enable = "avx2,fma,f16c")], V, F32, 2 x 6, "gemm_f32xf32_f32_16x6_avx2");
 gemm_kernel!(f32_8x12, Isa::Avx2, [target_feature(enable = "avx2,fma,f16c")], V, F32, 1 x 12, "gemm_f32xf32_f32_8x12_avx2");
 
+// SAFETY: as of `Vector`.
+unsafe impl Quads for V {
+    #[inline(always)]
+    unsafe fn broadcast(p: *const u8) -> Self {
+        // SAFETY: AVX, and 16 readable bytes, by the caller's promise.
+        unsafe { V(_mm256_broadcast_ps(&p.cast::<__m128>().read_unaligned())) }
+    }
+    #[inline(always)]
+    unsafe fn sum_fours(c: [Self; 4]) -> Self {
+        // SAFETY: AVX.
+        unsafe {
+            let low = _mm256_add_ps(_mm256_unpacklo_ps(c[0].0, c[1].0), _mm256_unpackhi_ps(c[0].0, c[1].0));
+            let high = _mm256_add_ps(_mm256_unpacklo_ps(c[2].0, c[3].0), _mm256_unpackhi_ps(c[2].0, c[3].0));
+            let (x, y) = (_mm256_castps_pd(low), _mm256_castps_pd(high));
+            let (even, odd) = (_mm256_unpacklo_pd(x, y), _mm256_unpackhi_pd(x, y));
+            V(_mm256_add_ps(_mm256_castpd_ps(even), _mm256_castpd_ps(odd)))
+        }
+    }
+}
+
+quads_kernel!(
+    dot_quads_f32,
+    Isa::Avx2,
+    [target_feature(enable = "avx2,fma,f16c")],
+    V,
+    F32xF32,
+    MacF32,
+    f32,
+    2 x 6,
+    3,
+    "dot_f32xf32_f32_4x6_avx2"
+);
 dot_kernel!(
     dot_f32,
     Isa::Avx2,
@@ -192,4 +227,4 @@ dot_kernel!(
 epilogues!([target_feature(enable = "avx2,fma,f16c")], V);
 
 pub(crate) const GEMM: &[GemmKernel] = &[f32_16x6::KERNEL, f32_8x12::KERNEL];
-pub(crate) const DOT: &[DotKernel] = &[dot_f32::KERNEL, dot_f16::KERNEL, dot_bf16::KERNEL];
+pub(crate) const DOT: &[DotKernel] = &[dot_quads_f32::KERNEL, dot_f32::KERNEL, dot_f16::KERNEL, dot_bf16::KERNEL];

@@ -1,6 +1,8 @@
 //! Micro-kernels, one file for each instruction set; the algorithms they share are in [`vector`].
 
 pub(crate) mod portable;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod quads;
 pub(crate) mod vector;
 
 #[cfg(target_arch = "x86_64")]

@@ -524,7 +524,7 @@ const DOT_XR: usize = 4;
 const DOT_CHUNK: usize = 4096;
 
 /// Bytes of W that pass from memory to the second-level cache while the block before them is computed.
-const DOT_BLOCK: usize = 64 << 10;
+pub(crate) const DOT_BLOCK: usize = 64 << 10;
 
 /// `contract::Dot`, by tiles of `WR` rows of W as they lie in memory, in blocks that every row of x meets while they are in
 /// the second-level cache. Vectors run along K in both operands: no packing, but sums across lanes at the end.
@@ -624,7 +624,7 @@ unsafe fn dot_row<V: Vector, M: Mac<V>, X: Load<V>, W: Load<V>>(k: usize, x: *co
 }
 
 /// Prefetches a stretch of memory evenly over a number of turns.
-struct Lines {
+pub(crate) struct Lines {
     at: *const u8,
     /// Prefetches in each turn, and bytes between them.
     per_turn: usize,
@@ -632,14 +632,14 @@ struct Lines {
 }
 
 impl Lines {
-    fn new(at: *const u8, bytes: usize, turns: usize) -> Lines {
+    pub fn new(at: *const u8, bytes: usize, turns: usize) -> Lines {
         let each = bytes.div_ceil(turns);
         let per_turn = each.div_ceil(64);
         Lines { at, per_turn, step: each.div_ceil(per_turn) }
     }
 
     #[inline(always)]
-    unsafe fn turn<V: Vector>(&mut self) {
+    pub unsafe fn turn<V: Vector>(&mut self) {
         for _ in 0..self.per_turn {
             // SAFETY: prefetches may have any address.
             unsafe { V::prefetch_l2(self.at) };
@@ -987,7 +987,7 @@ macro_rules! dot_kernel {
             stamp!($attr, dot: "`contract::Dot`",
                 (k: usize, x: *const $xt, x_stride: usize, rows: usize, w: *const $wt, w_stride: usize, n: usize, out: *mut f32, out_stride: usize, next: *const u8)
                 => vk::dot::<$v, vk::$mac, vk::$x, vk::$w, $wr>);
-            pub const KERNEL: DotKernel = DotKernel { name: $name, isa: $isa, fun: DotFn::$variant(dot) };
+            pub const KERNEL: DotKernel = DotKernel { name: $name, isa: $isa, least: 1, group: 1, fun: DotFn::$variant(dot) };
         }
     };
 }

@@ -13,38 +13,45 @@ pub(super) fn forced(e: &Engine, x: DType, w: DType) -> Option<&'static DotKerne
     e.forced_dot.filter(|k| k.dtypes() == (x, w) || k.dtypes() == (DType::F32, w))
 }
 
-/// The kernel for these types, of the strongest level that has one; failing BF16 activations, for their f32 values.
-fn choose(e: &Engine, x: DType, w: DType) -> &'static DotKernel {
-    let find = |x| registry::dot_kernels(e.isa).find(|k| k.dtypes() == (x, w));
+/// The kernel for `m` rows of these types, of the strongest level that has one; failing BF16 activations, for their f32 values.
+fn choose(e: &Engine, m: usize, x: DType, w: DType) -> &'static DotKernel {
+    let find = |x| registry::dot_kernels(e.isa).find(|k| k.dtypes() == (x, w) && m >= k.least);
     find(x).or_else(|| find(DType::F32)).expect("the portable level has f32 activations by every weight type")
 }
 
 pub fn linear<A: Element>(e: &Engine, x: Mat<'_, A>, w: Weight<'_>, mut out: Output<'_, A>) {
     let (x_type, w_type) = (A::DTYPE, w.dtype());
-    let kernel = forced(e, x_type, w_type).unwrap_or_else(|| choose(e, x_type, w_type));
+    let kernel = forced(e, x_type, w_type).unwrap_or_else(|| choose(e, x.rows(), x_type, w_type));
     e.used.note(kernel.name);
     let (m, k) = (x.rows(), w.k());
     let split = Split::of(w.n(), &out);
     let (target, stride) = Target::of(&mut out);
     let epilogues = &registry::row(e.isa).epilogues;
 
-    // x is copied to rows a line longer than K: at a power of two they would all share the same few cache sets.
     let mut shared = e.scratch.shared();
-    let x_stride = k.next_multiple_of(32) + 32;
-    let buffer = shared.get(m * x_stride * 4);
     let wide = kernel.dtypes().0 == DType::F32;
-    let x = if wide {
-        let rows: &mut [f32] = bytemuck::cast_slice_mut(buffer);
-        for (i, y) in rows.chunks_exact_mut(x_stride).take(m).enumerate() {
-            widen_row(x.row(i), &mut y[..k]);
+    let size = if wide { 4 } else { 2 };
+    let x_stride = x_stride(kernel, k);
+    let x_len = m.div_ceil(kernel.group) * x_stride;
+    let (to, room) = shared.get((x_len + k) * size)[..(x_len + k) * size].split_at_mut(x_len * size);
+    let places = (0..m.next_multiple_of(kernel.group)).map(|i| (i, i / kernel.group * x_stride, i % kernel.group));
+    if wide && A::DTYPE != DType::F32 {
+        let (to, room): (&mut [f32], &mut [f32]) = (bytemuck::cast_slice_mut(to), bytemuck::cast_slice_mut(room));
+        for (i, at, r) in places {
+            if i < m {
+                widen_row(x.row(i), room);
+            }
+            place((i < m).then_some(room), k, &mut to[at..][..x_stride], r, kernel.group);
         }
-        Rows::F32(&rows[..m * x_stride])
     } else {
-        let rows: &mut [A] = bytemuck::cast_slice_mut(buffer);
-        for (i, y) in rows.chunks_exact_mut(x_stride).take(m).enumerate() {
-            y[..k].copy_from_slice(x.row(i));
+        let to: &mut [A] = bytemuck::cast_slice_mut(to);
+        for (i, at, r) in places {
+            place((i < m).then(|| x.row(i)), k, &mut to[at..][..x_stride], r, kernel.group);
         }
-        Rows::Bits(bytemuck::cast_slice(&rows[..m * x_stride]))
+    }
+    let x = match wide {
+        true => Rows::F32(bytemuck::cast_slice(to)),
+        false => Rows::Bits(bytemuck::cast_slice(to)),
     };
 
     let row_bytes = k * w.dtype().size() * split.halves();
@@ -91,6 +98,25 @@ pub fn linear<A: Element>(e: &Engine, x: Mat<'_, A>, w: Weight<'_>, mut out: Out
     });
 }
 
+/// Elements between groups of rows of x: a line more than they need, as at a power of two they would all share the same few cache
+/// sets.
+fn x_stride(kernel: &DotKernel, k: usize) -> usize {
+    kernel.group * k.next_multiple_of(32) + 32
+}
+
+/// Row `r` of a group: 16 bytes in turn with the other rows', the last ones filled up with zeros, as is a row that is not there.
+fn place<T: bytemuck::Pod>(row: Option<&[T]>, k: usize, group: &mut [T], r: usize, rows: usize) {
+    let some = 16 / size_of::<T>();
+    let to = bytemuck::cast_slice_mut::<T, [u8; 16]>(group).iter_mut().skip(r).step_by(rows).take(k.div_ceil(some));
+    let Some(row) = row else { return to.for_each(|to| *to = [0; 16]) };
+    let (whole, rest) = row.split_at(k / some * some);
+    let mut last = 0u128;
+    bytemuck::cast_slice_mut(std::slice::from_mut(&mut last))[..rest.len()].copy_from_slice(rest);
+    let last = last.to_ne_bytes();
+    let whole: &[[u8; 16]] = bytemuck::cast_slice(whole);
+    whole.iter().chain([&last]).zip(to).for_each(|(from, to)| *to = *from);
+}
+
 /// The rows of x that a kernel reads.
 #[derive(Clone, Copy)]
 enum Rows<'a> {
@@ -105,7 +131,7 @@ fn call(kernel: &DotKernel, x: Rows<'_>, m: usize, x_stride: usize, w: Weight<'_
         Rows::F32(x) => x.len(),
         Rows::Bits(x) => x.len(),
     };
-    assert!(out.len() >= m * n && len >= m * x_stride && x_stride >= k);
+    assert!(out.len() >= m * n && x_stride >= self::x_stride(kernel, k) && len >= m.div_ceil(kernel.group) * x_stride);
     let o = out.as_mut_ptr();
     // SAFETY: x holds `m` rows and w `n` rows of `k` elements, and `out` takes m x n: asserted above and by the view. The
     // engine checked the ISA. half's types are transparent u16.

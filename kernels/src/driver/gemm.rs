@@ -122,16 +122,15 @@ fn choose(e: &Engine, m: usize, x: DType, w: Weight<'_>, halves: usize) -> Optio
     let isa = able.clone().next().map_or(e.isa, |k| k.isa);
     let groups = tuning::row_groups(m, e.threads());
     let rows = m.div_ceil(groups);
-    let in_place = |k: &'static GemmKernel| Source::new(k, w, rows).in_place.is_some();
     let cost = |k: &'static GemmKernel| {
-        let own = tuning::tile_cost(k, rows, in_place(k), halves);
-        groups as f64 * if k.isa == isa { own } else { tuning::lower_level_cost(own) }
+        let in_place = Source::new(k, w, rows).in_place.is_some();
+        groups as f64 * tuning::tile_cost(k, rows, in_place, halves)
     };
     let best = able
-        .filter(|k| k.isa == isa || tuning::beside(isa, k.isa) && in_place(k))
+        .filter(|k| k.isa == isa)
         .min_by(|a, b| cost(a).total_cmp(&cost(b)))
         .expect("every level has a kernel for every type: the portable one");
-    let dot = m.next_multiple_of(4) as f64 * tuning::dot_cost(e.isa, w.dtype());
+    let dot = m.next_multiple_of(4) as f64 * tuning::dot_cost(e.isa, x, w.dtype());
     (m > tuning::DOT_ROWS_MAX || cost(best) <= dot).then_some(best)
 }
 

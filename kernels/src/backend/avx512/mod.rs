@@ -6,7 +6,10 @@ use std::arch::x86_64::*;
 
 pub(crate) use stream::STREAM_BF16;
 
-use super::vector::{Vector, dot_kernel, epilogues, gemm_kernel};
+use super::{
+    quads::{Quads, quads_kernel},
+    vector::{Vector, dot_kernel, epilogues, gemm_kernel},
+};
 use crate::{
     contract::{DotKernel, GemmKernel},
     cpu::Isa,
@@ -255,10 +258,55 @@ dot_kernel!(
     u16 as Bf16Pair
 );
 
+// SAFETY: as of `Vector`.
+unsafe impl Quads for V {
+    #[inline(always)]
+    unsafe fn broadcast(p: *const u8) -> Self {
+        // SAFETY: AVX-512F, and 16 readable bytes, by the caller's promise.
+        unsafe { V(_mm512_broadcast_f32x4(_mm_loadu_ps(p.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn sum_fours(c: [Self; 4]) -> Self {
+        // SAFETY: AVX-512F.
+        unsafe {
+            let low = _mm512_add_ps(_mm512_unpacklo_ps(c[0].0, c[1].0), _mm512_unpackhi_ps(c[0].0, c[1].0));
+            let high = _mm512_add_ps(_mm512_unpacklo_ps(c[2].0, c[3].0), _mm512_unpackhi_ps(c[2].0, c[3].0));
+            let (x, y) = (_mm512_castps_pd(low), _mm512_castps_pd(high));
+            let (even, odd) = (_mm512_unpacklo_pd(x, y), _mm512_unpackhi_pd(x, y));
+            V(_mm512_add_ps(_mm512_castpd_ps(even), _mm512_castpd_ps(odd)))
+        }
+    }
+}
+
+quads_kernel!(
+    dot_quads_f32,
+    Isa::Avx512,
+    [target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")],
+    V,
+    F32xF32,
+    MacF32,
+    f32,
+    4 x 6,
+    3,
+    "dot_f32xf32_f32_16x6_avx512"
+);
+quads_kernel!(
+    dot_quads_bf16,
+    Isa::Avx512Bf16,
+    [target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl,avx512dq")],
+    V,
+    Bf16xBf16,
+    MacBf16,
+    u16,
+    4 x 6,
+    3,
+    "dot_bf16xbf16_f32_16x6_avx512bf16"
+);
+
 epilogues!([target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")], V);
 
 pub(crate) const GEMM: &[GemmKernel] = &[f32_32x12::KERNEL, f32_16x24::KERNEL, f32_48x8::KERNEL, f32_64x6::KERNEL];
-pub(crate) const DOT: &[DotKernel] = &[dot_f32::KERNEL, dot_f16::KERNEL, dot_bf16::KERNEL];
+pub(crate) const DOT: &[DotKernel] = &[dot_quads_f32::KERNEL, dot_f32::KERNEL, dot_f16::KERNEL, dot_bf16::KERNEL];
 pub(crate) const GEMM_BF16: &[GemmKernel] =
     &[bf16_32x12::KERNEL, bf16_16x24::KERNEL, bf16_48x8::KERNEL, bf16_64x6::KERNEL];
-pub(crate) const DOT_BF16: &[DotKernel] = &[dot_bf16_bf16::KERNEL];
+pub(crate) const DOT_BF16: &[DotKernel] = &[dot_quads_bf16::KERNEL, dot_bf16_bf16::KERNEL];

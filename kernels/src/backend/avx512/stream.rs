@@ -2,7 +2,9 @@
 
 use std::{arch::x86_64::*, mem::MaybeUninit};
 
+use super::V;
 use crate::{
+    backend::{quads::Quads, vector::Vector},
     contract::{STREAM_KEYS, STREAM_ROWS, StreamKernel},
     cpu::Isa,
 };
@@ -49,7 +51,7 @@ unsafe fn scores_of<const D: usize>(
     // SAFETY: as in `scores`.
     unsafe {
         for j in (0..n).step_by(KEYS) {
-            let mut sums = [_mm512_setzero_ps(); KEYS];
+            let mut sums = [V(_mm512_setzero_ps()); KEYS];
             for at in (0..d).step_by(8) {
                 fetch(ahead, 2 * (j * d + at * KEYS), 2 * 8 * KEYS);
                 let x = _mm512_loadu_ps(q.add(at * STREAM_ROWS).cast());
@@ -57,15 +59,11 @@ unsafe fn scores_of<const D: usize>(
                     // Past the last key stands the last: nothing else of the cache is read.
                     let key = if j + KEYS <= n { j + i } else { (j + i).min(n - 1) };
                     let w = _mm512_broadcast_f32x4(_mm_loadu_ps(keys.add(key * d + at).cast()));
-                    *sum = dot(*sum, x, w);
+                    *sum = V(dot(sum.0, x, w));
                 }
             }
-            for (i, c) in sums.chunks_exact(4).enumerate() {
-                let pairs = |a, b| _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)));
-                let (x, y) = (pairs(c[0], c[1]), pairs(c[2], c[3]));
-                let (low, high) = (_mm512_unpacklo_pd(x, y), _mm512_unpackhi_pd(x, y));
-                let y = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
-                _mm512_storeu_ps(s.add((j + 4 * i) * STREAM_ROWS), y);
+            for (i, c) in sums.as_chunks().0.iter().enumerate() {
+                V::sum_fours(*c).store(s.add((j + 4 * i) * STREAM_ROWS).cast());
             }
         }
     }
@@ -161,6 +159,7 @@ fn fetch(ahead: *const u8, at: usize, bytes: usize) {
     }
 }
 
+/// `acc` and the products of pairs of BF16.
 #[inline]
 #[target_feature(enable = "avx512bf16,avx512f")]
 fn dot(acc: __m512, a: __m512, b: __m512) -> __m512 {

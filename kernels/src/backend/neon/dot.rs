@@ -115,10 +115,15 @@ stamp!([target_feature(enable = "neon,bf16")], bf16_bf16: "`contract::Dot`",
     => dot::<MacBf16, Bf16Pair, Bf16Pair>);
 
 pub(super) const NEON: &[DotKernel] = &[
-    DotKernel { name: "dot_f32xf32_f32_2x4_neon", isa: Isa::Neon, fun: DotFn::F32xF32(f32_f32) },
-    DotKernel { name: "dot_f32xf16_f32_2x4_neon", isa: Isa::Neon, fun: DotFn::F32xF16(f32_f16) },
-    DotKernel { name: "dot_f32xbf16_f32_2x4_neon", isa: Isa::Neon, fun: DotFn::F32xBf16(f32_bf16) },
+    DotKernel { name: "dot_f32xf32_f32_2x4_neon", isa: Isa::Neon, least: 1, group: 1, fun: DotFn::F32xF32(f32_f32) },
+    DotKernel { name: "dot_f32xf16_f32_2x4_neon", isa: Isa::Neon, least: 1, group: 1, fun: DotFn::F32xF16(f32_f16) },
+    DotKernel { name: "dot_f32xbf16_f32_2x4_neon", isa: Isa::Neon, least: 1, group: 1, fun: DotFn::F32xBf16(f32_bf16) },
 ];
 
-pub(super) const BF16: &[DotKernel] =
-    &[DotKernel { name: "dot_bf16xbf16_f32_2x4_neonbf16", isa: Isa::NeonBf16, fun: DotFn::Bf16xBf16(bf16_bf16) }];
+pub(super) const BF16: &[DotKernel] = &[DotKernel {
+    name: "dot_bf16xbf16_f32_2x4_neonbf16",
+    isa: Isa::NeonBf16,
+    least: 1,
+    group: 1,
+    fun: DotFn::Bf16xBf16(bf16_bf16),
+}];

@@ -1,0 +1,178 @@
+//! Few rows of x against W as it lies, both types alike: vectors hold 16 bytes along K of each of `LANES / 4` rows of x.
+//!
+//! The same 16 bytes of a row of W are broadcast to all of them while they are loaded, which takes no shuffle. So W is read
+//! once for all rows of a tile, nothing is packed but x, and no row of x is padded to more than `LANES / 4`; what is left to
+//! add at the end are four neighbouring lanes, nine operations for sixteen of the sums that `vector::dot` takes 45 for.
+
+use super::vector::{DOT_BLOCK, Lines, Mac, Vector};
+
+/// Vectors of 128-bit parts.
+///
+/// # Safety
+/// As for [`Vector`].
+pub(crate) unsafe trait Quads: Vector {
+    /// The 16 bytes at `p`, in every 128 bits.
+    ///
+    /// # Safety
+    /// They are readable.
+    unsafe fn broadcast(p: *const u8) -> Self;
+    /// The sums of the four lanes of each 128 bits of four vectors; those of the same 128 bits are neighbours.
+    unsafe fn sum_fours(c: [Self; 4]) -> Self;
+}
+
+/// `contract::Dot` for x in groups of `LANES / 4` rows, by tiles of up to `MOST <= 4` of them and `WR` rows of W.
+///
+/// # Safety
+/// As `contract::Dot`.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+pub(crate) unsafe fn dot<V: Quads, M: Mac<V>, T: Copy, const MOST: usize, const WR: usize>(
+    k: usize,
+    x: *const T,
+    x_stride: usize,
+    rows: usize,
+    w: *const T,
+    w_stride: usize,
+    n: usize,
+    out: *mut f32,
+    out_stride: usize,
+    next: *const u8,
+) {
+    // SAFETY: the caller's promise; `tile` is called for groups that have a row below `rows` and rows of W below `n`.
+    unsafe {
+        let (group, row_bytes) = (V::LANES / 4, k * size_of::<T>());
+        let all = rows.div_ceil(group);
+        let block = (DOT_BLOCK / row_bytes / WR).max(1) * WR;
+        for j in (0..n).step_by(block) {
+            let (nb, w) = (block.min(n - j), w.add(j * w_stride));
+            let following = if j + nb < n { w.add(nb * w_stride).cast() } else { next };
+            let turns = all.div_ceil(MOST) * nb.div_ceil(WR) * (row_bytes / 16).max(1);
+            let mut ahead = Lines::new(following, nb * row_bytes, turns);
+            for g in (0..all).step_by(MOST) {
+                let (x, rows) = (x.add(g * x_stride), rows - g * group);
+                for r in (0..nb).step_by(WR) {
+                    let w = (w.add(r * w_stride), w_stride, WR.min(nb - r));
+                    let out = (out.add(g * group * out_stride + j + r), out_stride);
+                    match MOST.min(all - g) {
+                        1 => tile::<V, M, T, 1, WR>(k, x, x_stride, rows, w, out, &mut ahead),
+                        2 => tile::<V, M, T, 2, WR>(k, x, x_stride, rows, w, out, &mut ahead),
+                        3 => tile::<V, M, T, 3, WR>(k, x, x_stride, rows, w, out, &mut ahead),
+                        _ => tile::<V, M, T, 4, WR>(k, x, x_stride, rows, w, out, &mut ahead),
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `out[m][r] = x[m] . w[r]` for `G` groups of x, of which `rows` rows count, and the first `n <= WR` rows of W.
+///
+/// # Safety
+/// As [`dot`]; `w` is W, its stride and `n`, `out` has its stride.
+#[inline(always)]
+unsafe fn tile<V: Quads, M: Mac<V>, T: Copy, const G: usize, const WR: usize>(
+    k: usize,
+    x: *const T,
+    x_stride: usize,
+    rows: usize,
+    (w, w_stride, n): (*const T, usize, usize),
+    (out, out_stride): (*mut f32, usize),
+    ahead: &mut Lines,
+) {
+    // SAFETY: elements `< k` of rows `< n` of W are read, the last ones as a copy; groups of x end in zeros; elements of rows
+    // `< rows` and columns `< n` are written.
+    unsafe {
+        let (some, group) = (16 / size_of::<T>(), V::LANES / 4);
+        // Past the last row stands the last.
+        let mut ws = [w; WR];
+        for (r, w) in ws.iter_mut().enumerate() {
+            *w = w.add(r.min(n - 1) * w_stride);
+        }
+        let mut c = [[V::zero(); WR]; G];
+        let mut at = 0;
+        while at + some <= k {
+            ahead.turn::<V>();
+            step::<V, M, T, G, WR>(&mut c, x.add(at * group), x_stride, ws.map(|w| w.wrapping_add(at).cast()));
+            at += some;
+        }
+        if at < k {
+            let mut rest = [[0u64; 2]; WR];
+            for (rest, w) in rest.iter_mut().zip(ws) {
+                std::ptr::copy_nonoverlapping(w.add(at), rest.as_mut_ptr().cast(), k - at);
+            }
+            let rest = rest.each_ref().map(|r| r.as_ptr().cast());
+            step::<V, M, T, G, WR>(&mut c, x.add(at * group), x_stride, rest);
+        }
+        for (g, c) in c.iter().enumerate() {
+            for first in (0..WR).step_by(4) {
+                let mut four = [V::zero(); 4];
+                four[..4.min(WR - first)].copy_from_slice(&c[first..WR.min(first + 4)]);
+                let mut sums = [[0f32; 4]; 4];
+                V::sum_fours(four).store(sums.as_mut_ptr().cast());
+                let width = n.saturating_sub(first).min(4);
+                for (r, sums) in sums.iter().enumerate().take(group.min(rows.saturating_sub(g * group))) {
+                    let out = out.add((g * group + r) * out_stride + first);
+                    // Of known length, a vector store.
+                    match width {
+                        4 => out.cast::<[f32; 4]>().write_unaligned(*sums),
+                        _ => std::ptr::copy_nonoverlapping(sums.as_ptr(), out, width),
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// 16 bytes of each row.
+///
+/// # Safety
+/// `G` vectors of x, `x_stride` elements apart, and 16 bytes at each of `ws` are readable.
+#[inline(always)]
+unsafe fn step<V: Quads, M: Mac<V>, T: Copy, const G: usize, const WR: usize>(
+    c: &mut [[V; WR]; G],
+    x: *const T,
+    x_stride: usize,
+    ws: [*const u8; WR],
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut xs = [V::zero(); G];
+        for (g, v) in xs.iter_mut().enumerate() {
+            *v = V::load(x.add(g * x_stride).cast());
+        }
+        for (r, w) in ws.into_iter().enumerate() {
+            let w = V::broadcast(w);
+            for (c, x) in c.iter_mut().zip(xs) {
+                c[r] = M::mac(c[r], x, w);
+            }
+        }
+    }
+}
+
+/// A module with a kernel's function and its registry row, `KERNEL`.
+macro_rules! quads_kernel {
+    ($module:ident, $isa:expr, $attr:tt, $v:ty, $variant:ident, $mac:ident, $t:ty, $most:literal x $wr:literal, $least:literal, $name:literal) => {
+        pub(super) mod $module {
+            use super::*;
+            use $crate::{
+                backend::{
+                    quads,
+                    vector::{self as vk, Vector, stamp},
+                },
+                contract::{DotFn, DotKernel},
+            };
+
+            stamp!($attr, dot: "`contract::Dot`",
+                (k: usize, x: *const $t, x_stride: usize, rows: usize, w: *const $t, w_stride: usize, n: usize, out: *mut f32, out_stride: usize, next: *const u8)
+                => quads::dot::<$v, vk::$mac, $t, $most, $wr>);
+            pub const KERNEL: DotKernel = DotKernel {
+                name: $name,
+                isa: $isa,
+                least: $least,
+                group: <$v>::LANES / 4,
+                fun: DotFn::$variant(dot),
+            };
+        }
+    };
+}
+pub(crate) use quads_kernel;
