@@ -13,7 +13,7 @@ use crate::scenario::{Named, PRESETS, Scenario};
 /// Which engine computes.
 #[derive(Args, Clone, Debug)]
 pub struct EngineKnobs {
-    /// Instruction set to use (default: the strongest of this CPU); fails if this CPU lacks it
+    /// Instruction set to use (default: the fastest of this CPU); fails if this CPU lacks it
     #[arg(long, env = "TTFT_ISA", value_name = "NAME", value_parser = Isa::parse)]
     pub isa: Option<Isa>,
     /// Threads (default: one for each physical performance core)
