@@ -2,7 +2,7 @@
 
 use crate::{
     contract::{GemmKernel, Mul},
-    cpu::{Isa, cache::Caches},
+    cpu::{self, Isa, cache::Caches},
     view::DType,
 };
 
@@ -42,6 +42,7 @@ pub(crate) const DOT_TASK_BYTES: usize = 512 * 1024;
 /// across lanes do. Measured at the shapes of OpenELM-1.1B.
 pub(crate) fn dot_rows(isa: Isa, x: DType, w: DType) -> usize {
     match isa {
+        _ if interleaves_x(isa, x, w) && outruns_cache(x) => 24,
         _ if interleaves_x(isa, x, w) => 32,
         Isa::Avx512 | Isa::Avx512Bf16 => 24,
         Isa::Avx2 => 8,
@@ -58,6 +59,11 @@ fn interleaves_x(isa: Isa, x: DType, w: DType) -> bool {
     }
 }
 
+/// Whether multiply-adds outrun the second-level cache that such a kernel's x comes from: 16 rows of F32 do not fit into the first.
+fn outruns_cache(x: DType) -> bool {
+    x == DType::F32 && cpu::full_width()
+}
+
 /// Whether tiles that can use rows of W as they lie do so for so many rows of x. In AVX2 the six rows of a tile, 4 KB apart,
 /// and two vectors of x for each leave the first-level cache no room: from 64 rows on a copy costs less, and is up to 6% ahead.
 pub(crate) fn in_place(isa: Isa, rows: usize) -> bool {
@@ -68,6 +74,7 @@ pub(crate) fn in_place(isa: Isa, rows: usize) -> bool {
 /// tiles would pad more.
 pub(crate) fn dot_cost(isa: Isa, x: DType, w: DType) -> f64 {
     match isa {
+        _ if interleaves_x(isa, x, w) && outruns_cache(x) => 1.15,
         _ if interleaves_x(isa, x, w) => 1.05,
         Isa::Avx512 | Isa::Avx512Bf16 => 1.02,
         _ => 1.5,
@@ -79,9 +86,11 @@ pub(crate) const DOT_ROWS_MAX: usize = 128;
 
 /// Time of a product with `m` rows of x by tiles of `k`, in rows: of `W` as it lies if `in_place`, with a second half if `halves`
 /// is 2. Packing costs the same at any `m`; tiles that need none fetch panels at twice the rate, which F32 hides better than
-/// BF16 does, and their blocks of a SwiGLU write short pieces of rows of y. Measured at the shapes of OpenELM-1.1B.
+/// BF16 does, and their blocks of a SwiGLU write short pieces of rows of y. A tile of one vector loads more often than it multiplies,
+/// which is felt where as many multiply-adds as loads start each cycle. Measured at the shapes of OpenELM-1.1B.
 pub(crate) fn tile_cost(k: &GemmKernel, m: usize, in_place: bool, halves: usize) -> f64 {
-    let rows = m.next_multiple_of(k.mr) as f64;
+    let load_bound = matches!(k.isa, Isa::Avx512 | Isa::Avx512Bf16) && k.mr == 16 && cpu::full_width();
+    let rows = m.next_multiple_of(k.mr) as f64 * if load_bound { 1.08 } else { 1.0 };
     match (in_place, k.mul) {
         (false, _) => rows + 1.6,
         (true, Mul::F32) => rows,

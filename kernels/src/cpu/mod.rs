@@ -93,12 +93,31 @@ impl Isa {
 /// a virtual machine, 700 to 944 against 1355 to 1596 GFLOP/s at 128 to 512 rows) it starts every second cycle on one port.
 fn slow_bf16_pairs() -> bool {
     #[cfg(target_arch = "x86_64")]
+    return vendor() == *b"GenuineIntel";
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
+/// Whether two 512-bit multiply-adds start each cycle, as many as loads. Zen 4 (AMD's family 25) starts one.
+pub(crate) fn full_width() -> bool {
+    #[cfg(target_arch = "x86_64")]
     {
-        let id = std::arch::x86_64::__cpuid(0);
-        [id.ebx, id.edx, id.ecx].map(u32::to_le_bytes).as_flattened() == b"GenuineIntel"
+        // Asking is slow: a virtual machine's host answers.
+        static FULL: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+        *FULL.get_or_init(|| {
+            let eax = std::arch::x86_64::__cpuid(1).eax;
+            let family = (eax >> 8 & 15) + (eax >> 20 & 255);
+            vendor() != *b"AuthenticAMD" || family > 25
+        })
     }
     #[cfg(not(target_arch = "x86_64"))]
     false
+}
+
+#[cfg(target_arch = "x86_64")]
+fn vendor() -> [u8; 12] {
+    let id = std::arch::x86_64::__cpuid(0);
+    *[id.ebx, id.edx, id.ecx].map(u32::to_le_bytes).as_flattened().as_array().expect("three words")
 }
 
 impl std::fmt::Display for Isa {
