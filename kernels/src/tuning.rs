@@ -64,6 +64,12 @@ fn outruns_cache(x: DType) -> bool {
     x == DType::F32 && cpu::full_width()
 }
 
+/// Groups of rows of x that meet a block of W at once, of `all`. Full-width units are so soon done with two that fetching the next
+/// block comes in bursts; with one after the other, it is spread twice as far: 3 to 15% ahead at 8 rows on Zen 5.
+pub(crate) fn quads_at_once(all: usize) -> usize {
+    if all <= 2 && cpu::full_width() { 1 } else { 4 }
+}
+
 /// Whether tiles that can use rows of W as they lie do so for so many rows of x. In AVX2 the six rows of a tile, 4 KB apart,
 /// and two vectors of x for each leave the first-level cache no room: from 64 rows on a copy costs less, and is up to 6% ahead.
 pub(crate) fn in_place(isa: Isa, rows: usize) -> bool {

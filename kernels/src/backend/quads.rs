@@ -5,6 +5,7 @@
 //! add at the end are four neighbouring lanes, nine operations for sixteen of the sums that `vector::dot` takes 45 for.
 
 use super::vector::{DOT_BLOCK, Lines, Mac, Vector};
+use crate::tuning;
 
 /// Vectors of 128-bit parts.
 ///
@@ -20,7 +21,8 @@ pub(crate) unsafe trait Quads: Vector {
     unsafe fn sum_fours(c: [Self; 4]) -> Self;
 }
 
-/// `contract::Dot` for x in groups of `LANES / 4` rows, by tiles of up to `MOST <= 4` of them and `WR` rows of W.
+/// `contract::Dot` for x in groups of `LANES / 4` rows, by tiles of up to `MOST <= 4` of them (fewer by
+/// `tuning::quads_at_once`) and `WR` rows of W.
 ///
 /// # Safety
 /// As `contract::Dot`.
@@ -42,18 +44,19 @@ pub(crate) unsafe fn dot<V: Quads, M: Mac<V>, T: Copy, const MOST: usize, const 
     unsafe {
         let (group, row_bytes) = (V::LANES / 4, k * size_of::<T>());
         let all = rows.div_ceil(group);
+        let most = tuning::quads_at_once(all).min(MOST);
         let block = (DOT_BLOCK / row_bytes / WR).max(1) * WR;
         for j in (0..n).step_by(block) {
             let (nb, w) = (block.min(n - j), w.add(j * w_stride));
             let following = if j + nb < n { w.add(nb * w_stride).cast() } else { next };
-            let turns = all.div_ceil(MOST) * nb.div_ceil(WR) * (row_bytes / 16).max(1);
+            let turns = all.div_ceil(most) * nb.div_ceil(WR) * (row_bytes / 16).max(1);
             let mut ahead = Lines::new(following, nb * row_bytes, turns);
-            for g in (0..all).step_by(MOST) {
+            for g in (0..all).step_by(most) {
                 let (x, rows) = (x.add(g * x_stride), rows - g * group);
                 for r in (0..nb).step_by(WR) {
                     let w = (w.add(r * w_stride), w_stride, WR.min(nb - r));
                     let out = (out.add(g * group * out_stride + j + r), out_stride);
-                    match MOST.min(all - g) {
+                    match most.min(all - g) {
                         1 => tile::<V, M, T, 1, WR>(k, x, x_stride, rows, w, out, &mut ahead),
                         2 => tile::<V, M, T, 2, WR>(k, x, x_stride, rows, w, out, &mut ahead),
                         3 => tile::<V, M, T, 3, WR>(k, x, x_stride, rows, w, out, &mut ahead),
