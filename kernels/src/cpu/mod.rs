@@ -98,7 +98,8 @@ fn slow_bf16_pairs() -> bool {
     false
 }
 
-/// Whether two 512-bit multiply-adds start each cycle, as many as loads. Zen 4 (AMD's family 25) starts one.
+/// Whether two 512-bit multiply-adds start each cycle, as many as loads: taken to be so but on Zen 4 (AMD's family 25), which starts
+/// one.
 pub(crate) fn full_width() -> bool {
     #[cfg(target_arch = "x86_64")]
     {
