@@ -66,6 +66,7 @@ fn outruns_cache(x: DType) -> bool {
 
 /// Groups of rows of x that meet a block of W at once, of `all`. Full-width units are so soon done with two that fetching the next
 /// block comes in bursts; with one after the other, it is spread twice as far: 3 to 15% ahead at 8 rows on Zen 5.
+#[cfg(target_arch = "x86_64")]
 pub(crate) fn quads_at_once(all: usize) -> usize {
     if all <= 2 && cpu::full_width() { 1 } else { 4 }
 }
