@@ -44,7 +44,7 @@ pub(crate) unsafe fn dot<V: Quads, M: Mac<V>, T: Copy, const MOST: usize, const 
     unsafe {
         let (group, row_bytes) = (V::LANES / 4, k * size_of::<T>());
         let all = rows.div_ceil(group);
-        let most = tuning::quads_at_once(all).min(MOST);
+        let most = tuning::quads_at_once(all, MOST);
         let block = (DOT_BLOCK / row_bytes / WR).max(1) * WR;
         for j in (0..n).step_by(block) {
             let (nb, w) = (block.min(n - j), w.add(j * w_stride));

@@ -64,8 +64,7 @@ impl Isa {
 
     /// The level to take unless told otherwise: the strongest of this CPU, on Intel's up to [`Isa::Avx512`].
     pub fn best() -> Isa {
-        let most = if slow_bf16_pairs() { Isa::Avx512 } else { Isa::NeonBf16 };
-        *Isa::detected().iter().rfind(|&&i| i <= most).expect("the portable level is always there")
+        choice(&Isa::detected(), vendor_and_family().0)
     }
 
     /// Parses a name; only levels of this CPU pass.
@@ -89,36 +88,38 @@ impl Isa {
     }
 }
 
-/// Whether `vdpbf16ps` multiplies more slowly than FMA does after widening. On Intel cores (measured: Emerald Rapids, 16 cores of
-/// a virtual machine, 700 to 944 against 1355 to 1596 GFLOP/s at 128 to 512 rows) it starts every second cycle on one port.
-fn slow_bf16_pairs() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return vendor() == *b"GenuineIntel";
-    #[cfg(not(target_arch = "x86_64"))]
-    false
+/// The fastest of `levels`, weakest first. On Intel cores `vdpbf16ps` multiplies more slowly than FMA does after widening
+/// (kernels/FIGURES.md, Emerald Rapids).
+fn choice(levels: &[Isa], vendor: [u8; 12]) -> Isa {
+    let fast = |i: Isa| i != Isa::Avx512Bf16 || vendor != *b"GenuineIntel";
+    *levels.iter().rfind(|&&i| fast(i)).expect("the portable level is always there")
 }
 
-/// Whether two 512-bit multiply-adds start each cycle, as many as loads: taken to be so but on Zen 4 (AMD's family 25), which starts
-/// one.
+/// Whether two 512-bit multiply-adds start each cycle, as many as loads: taken to be so of all x86 cores but AMD's up to Zen 4.
 pub(crate) fn full_width() -> bool {
+    // Asking is slow: a virtual machine's host answers.
+    static FULL: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    *FULL.get_or_init(|| {
+        let (vendor, family) = vendor_and_family();
+        cfg!(target_arch = "x86_64") && starts_two(vendor, family)
+    })
+}
+
+/// [`full_width`] of an x86 core. Zen 4 is of family 25, Zen 5 of 26.
+fn starts_two(vendor: [u8; 12], family: u32) -> bool {
+    vendor != *b"AuthenticAMD" || family > 25
+}
+
+/// Who made this CPU, and its family, both as x86 CPUs tell them; others tell nothing.
+fn vendor_and_family() -> ([u8; 12], u32) {
     #[cfg(target_arch = "x86_64")]
     {
-        // Asking is slow: a virtual machine's host answers.
-        static FULL: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
-        *FULL.get_or_init(|| {
-            let eax = std::arch::x86_64::__cpuid(1).eax;
-            let family = (eax >> 8 & 15) + (eax >> 20 & 255);
-            vendor() != *b"AuthenticAMD" || family > 25
-        })
+        let (id, eax) = (std::arch::x86_64::__cpuid(0), std::arch::x86_64::__cpuid(1).eax);
+        let vendor = [id.ebx, id.edx, id.ecx].map(u32::to_le_bytes);
+        (*vendor.as_flattened().as_array().expect("three words"), (eax >> 8 & 15) + (eax >> 20 & 255))
     }
     #[cfg(not(target_arch = "x86_64"))]
-    false
-}
-
-#[cfg(target_arch = "x86_64")]
-fn vendor() -> [u8; 12] {
-    let id = std::arch::x86_64::__cpuid(0);
-    *[id.ebx, id.edx, id.ecx].map(u32::to_le_bytes).as_flattened().as_array().expect("three words")
+    ([0; 12], 0)
 }
 
 impl std::fmt::Display for Isa {
@@ -213,12 +214,19 @@ mod tests {
         }
     }
 
-    #[cfg(target_arch = "x86_64")]
     #[test]
-    fn the_choice_is_the_strongest_level_that_is_fast() {
-        let strongest = *Isa::detected().last().unwrap();
-        let slow = strongest == Isa::Avx512Bf16 && slow_bf16_pairs();
-        assert_eq!(Isa::best(), if slow { Isa::Avx512 } else { strongest });
+    fn choices_for_described_cpus() {
+        let x86 = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16];
+        let arm = [Isa::Portable, Isa::Neon, Isa::NeonBf16];
+        assert_eq!(choice(&x86, *b"AuthenticAMD"), Isa::Avx512Bf16);
+        assert_eq!(choice(&x86, *b"GenuineIntel"), Isa::Avx512);
+        assert_eq!(choice(&x86[..2], *b"GenuineIntel"), Isa::Avx2);
+        assert_eq!(choice(&arm, [0; 12]), Isa::NeonBf16);
+        assert!(Isa::best().available());
+
+        // Zen 4, Zen 5, Sapphire Rapids.
+        let cpus = [(*b"AuthenticAMD", 25), (*b"AuthenticAMD", 26), (*b"GenuineIntel", 6)];
+        assert_eq!(cpus.map(|(vendor, family)| starts_two(vendor, family)), [false, true, true]);
     }
 
     #[cfg(target_arch = "x86_64")]
