@@ -14,12 +14,33 @@ use std::{
         atomic::{AtomicBool, AtomicUsize, Ordering::*},
     },
     thread::{self, JoinHandle, Thread},
+    time::{Duration, Instant},
 };
 
 use crate::cpu::prefer_fast_cores;
 
-/// Spins before a thread parks: about 100 microseconds, far above the gap between two regions of a forward pass.
-const SPINS: usize = 20_000;
+/// How long a thread spins before it parks: far above the gap between two regions of a forward pass.
+const SPIN: Duration = Duration::from_micros(100);
+
+/// Spins between looks at the clock. One takes 5 to 50 ns, by CPU.
+const LOOK: usize = 128;
+
+/// Waits for another thread, which unparks this one.
+fn wait(done: impl Fn() -> bool) {
+    let (mut spins, mut since) = (0, None);
+    while !done() {
+        spins += 1;
+        if spins % LOOK != 0 {
+            hint::spin_loop();
+        } else if since.get_or_insert_with(Instant::now).elapsed() < SPIN {
+            // The thread that is waited for may have been woken on this core.
+            thread::yield_now();
+        } else {
+            spins -= 1; // The next turn looks and parks again.
+            thread::park();
+        }
+    }
+}
 
 type Job = *const (dyn Fn(usize) + Sync);
 
@@ -110,11 +131,7 @@ impl Pool {
             w.thread().unpark();
         }
         let own = catch_unwind(AssertUnwindSafe(|| body(0)));
-        let mut spins = 0;
-        while s.pending.load(Acquire) != 0 {
-            spins += 1;
-            if spins < SPINS { hint::spin_loop() } else { thread::park() }
-        }
+        wait(|| s.pending.load(Acquire) == 0);
         if let Err(p) = own {
             resume_unwind(p);
         }
@@ -171,16 +188,9 @@ fn worker(s: &Shared, id: usize) {
     prefer_fast_cores();
     let mut seen = 0;
     loop {
-        let mut spins = 0;
-        loop {
-            let e = s.epoch.load(Acquire);
-            if e != seen {
-                seen = e;
-                break;
-            }
-            spins += 1;
-            if spins < SPINS { hint::spin_loop() } else { thread::park() }
-        }
+        wait(|| s.epoch.load(Acquire) != seen);
+        // The next one starts only when this thread has left this one.
+        seen = s.epoch.load(Acquire);
         if s.quit.load(Acquire) {
             return;
         }
