@@ -15,6 +15,7 @@ use std::{
     collections::{HashMap, HashSet},
     fs::{File, OpenOptions, TryLockError},
     io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write},
+    ops::Range,
     path::{Path, PathBuf},
 };
 
@@ -25,7 +26,9 @@ use sha2::{Digest, Sha256};
 use schemars::JsonSchema;
 
 /// Name and version of the format, as it stands in [`RunHeader::schema`].
-pub const SCHEMA: &str = "ttft-record/1";
+pub const SCHEMA: &str = "ttft-record/2";
+/// Every version that is read. The second added processes, the probes of each round and a cell's own limits.
+pub const READABLE: [&str; 2] = ["ttft-record/1", SCHEMA];
 /// Longest line that is read, in bytes.
 pub const MAX_LINE_BYTES: u64 = 32 << 20;
 /// Most lines that are read from one record.
@@ -53,7 +56,7 @@ pub enum Line {
 #[serde(deny_unknown_fields)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct RunHeader {
-    /// [`SCHEMA`]; any other value is refused.
+    /// One of [`READABLE`]; any other value is refused.
     pub schema: String,
     /// Names the run in reports and file names; unique to the run by the writer's choice.
     pub run_id: String,
@@ -112,8 +115,10 @@ pub struct Settings {
     pub scenario: Option<String>,
     /// SHA-256 of the scenario file's bytes, lower-case hexadecimal.
     pub scenario_sha256: Option<String>,
-    /// Rounds asked for.
+    /// Rounds asked for, of all processes together.
     pub rounds: Option<u32>,
+    /// Processes that every group is measured in; null if all samples come from the process that wrote the record.
+    pub processes: Option<u32>,
     /// Forced instruction set; null if the dispatcher chose.
     pub isa: Option<String>,
     /// GEMM backend.
@@ -362,6 +367,12 @@ pub struct Cell {
     pub rounds: Option<Vec<u32>>,
     /// Place of every sample within its round, from 0; null if not taken in rounds.
     pub round_positions: Option<Vec<u32>>,
+    /// Process of every sample, counted from 0, never decreasing; null if one process took them all.
+    pub processes: Option<Vec<u32>>,
+    /// Speed of the machine just before the round of every sample; null if it was not measured.
+    pub probes: Option<Probes>,
+    /// What the machine reached when it was measured again beside this cell; null if the run's own limits hold.
+    pub limits: Option<Limits>,
     /// Phases in the order they run. What they leave of a sample is unattributed.
     pub phases: Vec<PhaseRecord>,
     /// Floating-point operations by the paper's approximation, 2 x parameters x tokens, for the whole batch.
@@ -411,6 +422,9 @@ impl Cell {
             samples_ns: Vec::new(),
             rounds: None,
             round_positions: None,
+            processes: None,
+            probes: None,
+            limits: None,
             phases: Vec::new(),
             paper_flops: None,
             decode: None,
@@ -427,6 +441,23 @@ impl Cell {
     pub fn cost(&self) -> Option<Cost> {
         let (first, rest) = self.phases.split_first()?;
         rest.iter().try_fold(first.cost?, |sum, p| Some(sum.plus(&p.cost?)))
+    }
+
+    /// Where the samples of each process lie, in order; one range of all samples if one process took them.
+    pub fn process_ranges(&self) -> Vec<Range<usize>> {
+        match &self.processes {
+            None if self.samples_ns.is_empty() => Vec::new(),
+            None => vec![0..self.samples_ns.len()],
+            Some(processes) => {
+                let mut start = 0;
+                let ranges = processes.chunk_by(|a, b| a == b).map(|run| {
+                    let range = start..start + run.len();
+                    start = range.end;
+                    range
+                });
+                ranges.collect()
+            }
+        }
     }
 
     /// Whether its figures are published ones with known faults.
@@ -541,6 +572,17 @@ pub struct Decode {
     pub steps: u32,
     /// Time of every step, sample after sample.
     pub samples_ns: Vec<u64>,
+}
+
+/// Speed of the machine before each sample's round, measured by a short probe: one entry for each sample.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct Probes {
+    /// Multiply-add rate, GFLOP/s.
+    pub gflops: Vec<f64>,
+    /// Read bandwidth, 1e9 bytes per second.
+    pub read_gb_per_s: Vec<f64>,
 }
 
 /// Speed of a fixed probe before and after a cell: a machine that keeps still shows the same twice.
@@ -672,8 +714,9 @@ pub enum RecordError {
     },
     /// The record has another version of the schema.
     #[error(
-        "{}: the record's schema is `{found}`, this program reads `{SCHEMA}`: use the version of ttft that wrote it",
-        path.display()
+        "{}: the record's schema is `{found}`, this program reads `{}`: use the version of ttft that wrote it",
+        path.display(),
+        READABLE.join("` or `")
     )]
     Version {
         /// The record.
@@ -827,7 +870,7 @@ fn other_schema(text: &str) -> Option<String> {
         schema: String,
     }
     let found = serde_json::from_str::<Probe>(text).ok()?.run.schema;
-    (found != SCHEMA).then(|| printable(&found))
+    (!READABLE.contains(&found.as_str())).then(|| printable(&found))
 }
 
 /// What stands in a file, such as an unknown field's name, as it can be shown: no end of it, and nothing that steers a
@@ -915,15 +958,19 @@ fn check_time(time: Option<&str>, field: &str) -> Result<(), Fault> {
 }
 
 fn check_run(run: &RunHeader) -> Result<(), Fault> {
-    if run.schema != SCHEMA {
-        return fault("run.schema", format!("expected `{SCHEMA}`, found `{}`", run.schema));
+    if !READABLE.contains(&run.schema.as_str()) {
+        return fault("run.schema", format!("expected `{}`, found `{}`", READABLE.join("` or `"), run.schema));
     }
     check_id(&run.run_id, "run.run_id")?;
     check_time(run.started_at.as_deref(), "run.started_at")?;
-    for (i, peak) in run.limits.peaks.iter().enumerate() {
-        check_positive(Some(peak.gflops), || format!("run.limits.peaks[{i}].gflops"))?;
+    check_limits(&run.limits, "run.limits")
+}
+
+fn check_limits(limits: &Limits, field: &str) -> Result<(), Fault> {
+    for (i, peak) in limits.peaks.iter().enumerate() {
+        check_positive(Some(peak.gflops), || format!("{field}.peaks[{i}].gflops"))?;
     }
-    check_positive(run.limits.read_gb_per_s, || "run.limits.read_gb_per_s".into())
+    check_positive(limits.read_gb_per_s, || format!("{field}.read_gb_per_s"))
 }
 
 fn check_positive(value: Option<f64>, field: impl Fn() -> String) -> Result<(), Fault> {
@@ -976,7 +1023,8 @@ fn check_cell(cell: &Cell) -> Result<(), Fault> {
     if let Some(i) = cell.samples_ns.iter().position(|&ns| ns == 0) {
         return fault(format!("cell.samples_ns[{i}]"), "expected a positive time, found 0");
     }
-    for (name, list) in [("rounds", &cell.rounds), ("round_positions", &cell.round_positions)] {
+    let lists = [("rounds", &cell.rounds), ("round_positions", &cell.round_positions), ("processes", &cell.processes)];
+    for (name, list) in lists {
         if let Some(list) = list
             && list.len() != samples
         {
@@ -986,6 +1034,26 @@ fn check_cell(cell: &Cell) -> Result<(), Fault> {
     }
     if cell.rounds.as_ref().is_some_and(|r| !r.is_sorted_by(|a, b| a < b)) {
         return fault("cell.rounds", "expected increasing numbers, one sample for each round");
+    }
+    if cell.processes.as_ref().is_some_and(|p| !p.is_sorted()) {
+        return fault(
+            "cell.processes",
+            "expected numbers that never decrease: the samples of a process follow one another",
+        );
+    }
+    if let Some(probes) = &cell.probes {
+        for (name, list) in [("gflops", &probes.gflops), ("read_gb_per_s", &probes.read_gb_per_s)] {
+            if list.len() != samples {
+                let message = format!("expected {samples} entries, one for each sample, found {}", list.len());
+                return fault(format!("cell.probes.{name}"), message);
+            }
+            for (i, &rate) in list.iter().enumerate() {
+                check_positive(Some(rate), || format!("cell.probes.{name}[{i}]"))?;
+            }
+        }
+    }
+    if let Some(limits) = &cell.limits {
+        check_limits(limits, "cell.limits")?;
     }
     for (i, phase) in cell.phases.iter().enumerate() {
         check_samples(&phase.samples_ns, Some(samples), || format!("cell.phases[{i}].samples_ns"))?;

@@ -131,8 +131,8 @@ fn a_record_of_another_version_is_refused_by_name() {
     let error = read(&text).unwrap_err().to_string();
     assert_eq!(
         error,
-        "a.jsonl: the record's schema is `ttft-record/9`, this program reads `ttft-record/1`: use the version of ttft \
-         that wrote it"
+        "a.jsonl: the record's schema is `ttft-record/9`, this program reads `ttft-record/1` or `ttft-record/2`: \
+         use the version of ttft that wrote it"
     );
 }
 
@@ -288,7 +288,7 @@ fn the_base_of_a_cell_is_taken_from_its_own_group() {
 fn the_json_schema_file_is_up_to_date() {
     let schema = schemars::generate::SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<Line>();
     let text = serde_json::to_string_pretty(&schema).unwrap() + "\n";
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("schema/ttft-record-1.schema.json");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("schema/ttft-record-2.schema.json");
     if std::env::var_os("UPDATE_SCHEMA").is_some() {
         std::fs::write(&path, &text).unwrap();
     }
@@ -313,4 +313,41 @@ proptest! {
             prop_assert!(placed && !text.chars().any(char::is_control), "{}", text);
         }
     }
+}
+
+/// A record of two processes of two rounds each, with probes.
+#[test]
+fn processes_and_probes_have_one_entry_for_each_sample() {
+    let change = |c: &mut Cell| {
+        c.processes = Some(vec![0, 1]);
+        c.probes = Some(Probes { gflops: vec![900.0, 910.0], read_gb_per_s: vec![41.0, 40.0] });
+        c.limits = Some(Limits { peaks: Vec::new(), read_gb_per_s: Some(42.0), threads: Some(2) });
+    };
+    let mut good = cell();
+    assert_eq!(good.process_ranges(), [0..2]);
+    change(&mut good);
+    assert_eq!(good.process_ranges(), [0..1, 1..2]);
+    assert_eq!(read(&record_of(&good)).unwrap().cells, [good.clone()]);
+    let refused = |spoil: fn(&mut Cell)| {
+        refusal(|c| {
+            change(c);
+            spoil(c);
+        })
+    };
+    assert!(refused(|c| c.processes = Some(vec![1, 0])).contains("cell.processes"));
+    assert!(refused(|c| c.processes = Some(vec![0])).contains("expected 2 entries"));
+    assert!(refused(|c| c.probes.as_mut().unwrap().gflops.truncate(1)).contains("cell.probes.gflops"));
+    assert!(refused(|c| c.probes.as_mut().unwrap().read_gb_per_s[1] = 0.0).contains("cell.probes.read_gb_per_s[1]"));
+    assert!(refused(|c| c.limits.as_mut().unwrap().read_gb_per_s = Some(-1.0)).contains("cell.limits.read_gb_per_s"));
+}
+
+#[test]
+fn records_of_the_first_version_are_read() {
+    let text = line(Line::Run(Box::new(RunHeader { schema: "ttft-record/1".into(), ..header() })));
+    let text = text.replace(",\"processes\":null", "");
+    let cell = serde_json::to_string(&Line::Cell(Box::new(cell()))).unwrap();
+    let cell = cell.replace(",\"processes\":null,\"probes\":null,\"limits\":null", "");
+    assert!(!text.contains("processes") && !cell.contains("probes"));
+    let record = read(&format!("{text}{cell}\n")).unwrap();
+    assert_eq!((record.cells.len(), &record.cells[0].probes), (1, &None));
 }
