@@ -15,8 +15,8 @@ use ttft_bench::{
     estimate::roofline,
     machine::compute_dtype,
     micro::{self, Series, Setup, percent},
+    rig::Rig,
     scenario::Arm,
-    session::Session,
     weights::Size,
 };
 use ttft_models::{
@@ -24,7 +24,7 @@ use ttft_models::{
     cost::{CostSystem, PhaseCost},
     plan,
 };
-use ttft_reports::schema::{Kind, Sampler};
+use ttft_reports::schema::Kind;
 
 const PAIR: &str = "OE1.1B-KVP-C-450M";
 
@@ -62,7 +62,7 @@ fn main() -> ExitCode {
         let mut scenario = setup.knobs.scenario()?;
         scenario.systems = vec![PAIR.into()];
         let arms = scenario.arms()?;
-        let mut session = None;
+        let mut rig = None;
         let mut cells = Vec::new();
         for (batch, prompt, base, pair) in CELLS {
             let selected = |a: &&Arm| match a.kind {
@@ -71,7 +71,7 @@ fn main() -> ExitCode {
                 _ => false,
             };
             for arm in arms.iter().filter(selected) {
-                cells.extend(measure(group, setup, &mut session, arm, batch, prompt)?);
+                cells.extend(measure(group, setup, &mut rig, arm, batch, prompt)?);
             }
         }
         show(setup, &cells);
@@ -79,20 +79,11 @@ fn main() -> ExitCode {
     })
 }
 
-/// A session for weights and systems; what it would record goes nowhere.
-fn start(setup: &Setup) -> Result<Session> {
-    let scratch = tempfile::tempdir()?;
-    let mut knobs = setup.knobs.clone();
-    knobs.out = Some(scratch.path().join("phases.jsonl"));
-    let size = if setup.smoke { Size::Tiny } else { Size::Real };
-    Session::start(&knobs, Sampler::Criterion, None, size)
-}
-
 /// Times a system to its first token; criterion sees the whole, the table the phases.
 fn measure(
     group: &mut Group<'_>,
     setup: &Setup,
-    session: &mut Option<Session>,
+    rig: &mut Option<Rig>,
     arm: &Arm,
     batch: usize,
     prompt: usize,
@@ -104,10 +95,11 @@ fn measure(
     let mul = compute_dtype(&setup.engine, precision.dtype(), scenario.dtype);
     let ids: Vec<u32> = (0..batch * prompt).map(|i| (i % VOCAB) as u32).collect();
     let prepare = || {
-        if session.is_none() {
-            *session = Some(start(setup)?);
+        if rig.is_none() {
+            let size = if setup.smoke { Size::Tiny } else { Size::Real };
+            *rig = Some(Rig::new(&setup.knobs, size)?);
         }
-        let system = session.as_mut().context("a session")?.system(arm)?;
+        let system = rig.as_mut().context("a rig")?.system(arm)?;
         Ok(plan(&system, &spec)?)
     };
     let mut regions = Vec::new();

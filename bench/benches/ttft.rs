@@ -10,8 +10,9 @@ use ttft_bench::{
     criterion_args::CriterionArgs,
     knobs::RunKnobs,
     planner::{Plan, Residence},
+    rig::Group,
     scenario::Arm,
-    session::{Group, Session},
+    session::{Asked, Session},
     weights::Size,
 };
 use ttft_reports::schema::{Sampler, Skipped};
@@ -59,17 +60,20 @@ fn run(criterion: &mut Criterion, args: &CriterionArgs, mut knobs: RunKnobs) -> 
         knobs.out = Some(dir.path().join("smoke.jsonl"));
     }
     let size = if args.test() { Size::Tiny } else { Size::Real };
-    let mut session = Session::start(&knobs, Sampler::Criterion, u32::try_from(args.sample_size()).ok(), size)?;
-    let samples = session.scenario.rounds;
+    let mut session = {
+        let asked = Asked { rounds: u32::try_from(args.sample_size()).ok(), processes: None };
+        Session::start(&knobs, Sampler::Criterion, asked, size)?
+    };
+    let samples = session.rig.scenario.rounds;
     let runs = samples + 1;
-    let groups = session.scenario.groups();
+    let groups = session.rig.scenario.groups();
     let any = |a: &&Arm| groups.iter().any(|&(batch, prompt)| args.selects(&a.id(batch, prompt)));
-    let arms: Vec<Arm> = session.arms.iter().filter(any).cloned().collect();
+    let arms: Vec<Arm> = session.rig.arms.iter().filter(any).cloned().collect();
     let plan = Plan::new(&session, &arms, samples, Residence::Alone)?;
     if !args.test() {
         println!("{plan}\n");
     }
-    session.weights.make(plan.needed())?;
+    session.rig.weights.make(plan.needed())?;
     let mut group = criterion.benchmark_group("ttft");
     group.sampling_mode(SamplingMode::Flat);
     for (batch, prompt) in groups {
@@ -91,8 +95,8 @@ fn run(criterion: &mut Criterion, args: &CriterionArgs, mut knobs: RunKnobs) -> 
                 continue;
             }
             let cell = Group { batch, prompt, part: 1, arms: vec![arm.clone()] };
-            let mut running = match session.open(arm, &cell) {
-                Ok(running) => running,
+            let mut opened = match session.open(arm, &cell) {
+                Ok(opened) => opened,
                 Err(e) => {
                     session.fail(&id, &e)?;
                     continue;
@@ -103,14 +107,14 @@ fn run(criterion: &mut Criterion, args: &CriterionArgs, mut knobs: RunKnobs) -> 
                 group.measurement_time(Duration::from_nanos(1));
             }
             if args.quick() {
-                running.call(&session.engine, 1)?;
+                opened.running.call(&session.rig.engine, 1)?;
             }
             let mut calls = 0;
             let mut error = None;
             group.throughput(Throughput::Elements((batch * prompt) as u64));
             group.bench_function(name(&id), |b| {
                 calls += 1;
-                b.iter_custom(|n| match running.call(&session.engine, n) {
+                b.iter_custom(|n| match opened.running.call(&session.rig.engine, n) {
                     Ok(time) => time,
                     Err(e) => {
                         error.get_or_insert(e);
@@ -121,7 +125,7 @@ fn run(criterion: &mut Criterion, args: &CriterionArgs, mut knobs: RunKnobs) -> 
             match error {
                 Some(e) => session.fail(&id, &e)?,
                 None if args.profile() => {}
-                None => session.close(&running, if args.quick() { calls } else { args.sample_size() }, None)?,
+                None => session.close(&opened, if args.quick() { calls } else { args.sample_size() })?,
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Everything a user can turn, each declared once: as a flag of `ttft`, and as the environment variable that
 //! `cargo bench` reads (criterion owns the flags there).
 
-use std::path::PathBuf;
+use std::{ffi::OsString, path::PathBuf};
 
 use anyhow::Result;
 use clap::{Args, CommandFactory, Parser};
@@ -63,12 +63,36 @@ pub struct RunKnobs {
     /// The record to write (default: a new file in ttft-records in the target folder)
     #[arg(long, env = "TTFT_OUT", value_name = "FILE")]
     pub out: Option<PathBuf>,
+    /// Make every sample slower by this many percent, on purpose: a difference that a comparison must find
+    #[arg(long, value_name = "PERCENT", hide = true, value_parser = percent)]
+    pub slowdown: Option<f64>,
     /// The engine.
     #[command(flatten)]
     pub engine: EngineKnobs,
 }
 
 impl RunKnobs {
+    /// The flags that ask another process of this program for the same, but for the record.
+    pub fn flags(&self) -> Vec<OsString> {
+        // As they were declared: what is added above must stand here.
+        let RunKnobs { scenario, precision, extent, budget: _, weights, out: _, slowdown, engine } = self;
+        let EngineKnobs { isa, threads, backend, kernel } = engine;
+        let mut flags = Vec::new();
+        let mut add = |name: &str, value: Option<OsString>| {
+            flags.extend(value.into_iter().flat_map(|v| [OsString::from(name), v]));
+        };
+        add("--scenario", scenario.as_ref().map(Into::into));
+        add("--precision", precision.map(|p| p.name().into()));
+        add("--extent", extent.map(|e| e.name().into()));
+        add("--weights", weights.as_ref().map(Into::into));
+        add("--slowdown", slowdown.map(|s| s.to_string().into()));
+        add("--isa", isa.map(|i| i.name().into()));
+        add("--threads", threads.map(|t| t.to_string().into()));
+        add("--backend", Some(backend.name().into()));
+        add("--kernel", kernel.as_ref().map(Into::into));
+        flags
+    }
+
     /// The knobs as the environment sets them.
     ///
     /// # Errors
@@ -118,6 +142,14 @@ pub(crate) fn seconds(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(s) if s > 0.0 && s.is_finite() => Ok(s),
         _ => Err("expected a positive number of seconds".into()),
+    }
+}
+
+/// A percentage from 0 to 1000.
+pub(crate) fn percent(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(p) if (0.0..=1000.0).contains(&p) => Ok(p),
+        _ => Err("expected a percentage from 0 to 1000".into()),
     }
 }
 

@@ -5,15 +5,21 @@
 
 pub mod cli;
 pub mod criterion_args;
+pub mod design;
 pub mod estimate;
 pub mod gate;
 pub mod knobs;
+pub mod layout;
 pub mod machine;
 pub mod micro;
 pub mod output;
 pub mod pages;
 pub mod planner;
+pub mod processes;
+pub mod rig;
 pub mod rounds;
+pub mod sampling;
 pub mod scenario;
 pub mod session;
 pub mod weights;
+pub mod worker;

@@ -272,15 +272,50 @@ impl Probe {
         }
     }
 
-    /// The speed now, GFLOP/s and GB/s: bursts of both in turn, spread over some ten milliseconds.
-    pub fn speed(&self, engine: &Engine) -> (Option<f64>, Option<f64>) {
-        const BURSTS: usize = 8;
-        let memory = self.memory();
-        // Each burst finds out for itself how long a millisecond is, so that an interruption there spoils no other.
-        let burst = |_| (peak::gflops(engine, self.dtype, 1, 1), peak::read_gb_s(engine, memory.as_slice(), 1));
-        let (gflops, gb_s): (Vec<_>, Vec<_>) = (0..BURSTS).map(burst).unzip();
-        (fastest(gflops), fastest(gb_s))
+    /// The speed now: bursts of multiply-adds and of reading in turn, spread over some ten milliseconds.
+    pub fn speed(&self, engine: &Engine) -> Rates {
+        self.hold().rates_of(engine, 8)
     }
+
+    /// The probe with its memory, for many measurements in a row.
+    pub fn hold(&self) -> Held {
+        Held { memory: self.memory(), dtype: self.dtype }
+    }
+}
+
+/// A probe that keeps the memory it reads.
+#[derive(Debug)]
+pub struct Held {
+    memory: Pages<u8>,
+    dtype: DType,
+}
+
+impl Held {
+    /// Bytes of memory that it keeps.
+    pub fn bytes(&self) -> u64 {
+        self.memory.as_slice().len() as u64
+    }
+
+    /// The speed now, by fewer bursts than [`Probe::speed`] takes: short enough to stand before every round.
+    pub fn rates(&self, engine: &Engine) -> Rates {
+        self.rates_of(engine, 4)
+    }
+
+    fn rates_of(&self, engine: &Engine, bursts: usize) -> Rates {
+        // Each burst finds out for itself how long a millisecond is, so that an interruption there spoils no other.
+        let burst = |_| (peak::gflops(engine, self.dtype, 1, 1), peak::read_gb_s(engine, self.memory.as_slice(), 1));
+        let (gflops, gb_s): (Vec<_>, Vec<_>) = (0..bursts).map(burst).unzip();
+        Rates { gflops: fastest(gflops), read_gb_per_s: fastest(gb_s) }
+    }
+}
+
+/// How fast the machine is at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Rates {
+    /// Multiply-adds, GFLOP/s.
+    pub gflops: Option<f64>,
+    /// Reading from memory, 1e9 bytes per second.
+    pub read_gb_per_s: Option<f64>,
 }
 
 /// The highest of the rates of several bursts: an interruption slows some of them, a machine that has become slower all.
@@ -290,12 +325,12 @@ fn fastest(rates: impl IntoIterator<Item = f64>) -> Option<f64> {
 }
 
 /// The speed before and after.
-pub fn drift(before: (Option<f64>, Option<f64>), after: (Option<f64>, Option<f64>)) -> Drift {
+pub fn drift(before: Rates, after: Rates) -> Drift {
     Drift {
-        before_gflops: before.0,
-        after_gflops: after.0,
-        before_read_gb_per_s: before.1,
-        after_read_gb_per_s: after.1,
+        before_gflops: before.gflops,
+        after_gflops: after.gflops,
+        before_read_gb_per_s: before.read_gb_per_s,
+        after_read_gb_per_s: after.read_gb_per_s,
     }
 }
 
@@ -333,7 +368,7 @@ mod tests {
     fn an_interruption_is_no_drift_and_a_lasting_slowdown_is() {
         let calm = [464.0, 470.0, 469.0, 466.0];
         let change = |after: &[f64]| {
-            let speed = |rates: &[f64]| (fastest(rates.iter().copied()), None);
+            let speed = |rates: &[f64]| Rates { gflops: fastest(rates.iter().copied()), read_gb_per_s: None };
             drift(speed(&calm), speed(after)).change()
         };
         // An interrupted burst has the rate of almost nothing done, or half of it where one of two threads waited.

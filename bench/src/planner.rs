@@ -5,12 +5,17 @@ use std::fmt;
 use anyhow::Result;
 use comfy_table::{CellAlignment, Table, presets};
 
-use ttft_reports::format::{bytes, seconds};
+use ttft_reports::{
+    format::{bytes, seconds},
+    schema::Kind,
+};
 
 use crate::{
-    machine, rounds,
+    design::{self, Design},
+    machine,
+    rig::Group,
     scenario::Arm,
-    session::{Group, Session},
+    session::Session,
 };
 
 /// Which systems are in memory at once.
@@ -35,8 +40,8 @@ struct PlannedGroup {
     parts: usize,
     /// The systems that memory does not hold even alone, or beside their base where that is needed.
     too_large: Vec<String>,
-    /// Samples of each system that the budget holds, of the part that gets the fewest.
-    samples: u32,
+    /// How it is sampled, of several parts the one that gets the fewest samples; none if the budget holds nothing.
+    design: Option<Design>,
     /// Estimated seconds of all samples that the budget holds, warm-up included.
     seconds: f64,
 }
@@ -62,13 +67,12 @@ impl Plan {
     /// # Errors
     /// A system that is not in the zoo.
     pub fn new(session: &Session, arms: &[Arm], samples: u32, residence: Residence) -> Result<Plan> {
-        let mut left = session.budget_left();
         let mut needed = Vec::new();
-        let mut group = |(batch, prompt)| {
+        let sized = |(batch, prompt)| {
             let memory = |arms: &[Arm]| session.memory(arms.iter(), batch, prompt);
             let (parts, too_large, memory_bytes) = match residence {
                 Residence::Together => {
-                    let (parts, too_large) = rounds::parts(session, arms, batch, prompt)?;
+                    let (parts, too_large) = parts(session, arms, batch, prompt)?;
                     (parts, too_large, memory(arms)?)
                 }
                 Residence::Alone => {
@@ -81,40 +85,51 @@ impl Plan {
                     (parts, those(false).collect(), most)
                 }
             };
-            let mut planned = PlannedGroup {
+            let planned = PlannedGroup {
                 batch,
                 prompt,
                 samples_s: arms.iter().map(|a| session.estimate(a, batch, prompt)).collect::<Result<_>>()?,
                 memory_bytes,
                 parts: parts.len(),
                 too_large: too_large.into_iter().map(|a| a.system).collect(),
-                samples: if parts.is_empty() { 0 } else { samples },
+                design: (!parts.is_empty()).then_some(Design { processes: 1, rounds: samples }),
                 seconds: 0.0,
             };
-            for part in parts.iter().filter(|p| !session.finished(p)) {
-                let round = rounds::round_seconds(session, part)?;
-                let fit = match residence {
-                    Residence::Together => rounds::rounds_within(left, round, samples).unwrap_or(0),
-                    Residence::Alone if round * f64::from(samples + 1) <= left => samples,
-                    Residence::Alone => 0,
-                };
-                let seconds = if fit > 0 { round * f64::from(fit + 1) } else { 0.0 };
-                if fit > 0 {
-                    needed.extend(part.arms.iter().cloned());
-                }
-                left -= seconds;
-                planned.samples = planned.samples.min(fit);
-                planned.seconds += seconds;
-            }
-            Ok(planned)
+            Ok((planned, parts))
         };
-        let groups = session.scenario.groups().into_iter().map(&mut group).collect::<Result<_>>()?;
+        let sized = session.rig.scenario.groups().into_iter().map(sized).collect::<Result<Vec<_>>>()?;
+        let to_come: Vec<&Group> = sized.iter().flat_map(|(_, parts)| parts).filter(|p| !session.finished(p)).collect();
+        let mut designs = match residence {
+            Residence::Together => designs(session, &to_come)?,
+            Residence::Alone => one_after_another(session, &to_come, samples)?,
+        }
+        .into_iter();
+        let mut groups = Vec::new();
+        for (mut planned, parts) in sized {
+            for part in parts.iter().filter(|p| !session.finished(p)) {
+                let cost = session.costs(part)?;
+                let design = designs.next().flatten();
+                if let Some(design) = design {
+                    needed.extend(part.arms.iter().cloned());
+                    planned.seconds += match residence {
+                        Residence::Together => design.seconds(cost.start, cost.round),
+                        Residence::Alone => design.seconds(0.0, cost.round),
+                    };
+                }
+                // Of parts that are sampled unlike, the least says what can be expected.
+                let samples = |d: Option<Design>| d.map_or(0, Design::samples);
+                if samples(design) <= samples(planned.design) || planned.design.is_some_and(|d| d.processes == 1) {
+                    planned.design = design;
+                }
+            }
+            groups.push(planned);
+        }
         Ok(Plan {
             groups,
             samples,
-            budget_s: session.scenario.budget_s,
+            budget_s: session.rig.scenario.budget_s,
             available_bytes: machine::available_memory(),
-            disk: session.weights.disk(&needed)?,
+            disk: session.rig.weights.disk(&needed)?,
             headings: arms.iter().map(|a| format!("{} {}", a.system, a.kind.name())).collect(),
             needed,
         })
@@ -136,7 +151,7 @@ impl Plan {
         for (i, heading) in self.headings.iter().enumerate() {
             table.add_row(fields(heading, &|g| seconds(g.samples_s[i])));
         }
-        table.add_row(fields("samples of each", &|g| g.samples.to_string()));
+        table.add_row(fields("samples of each", &PlannedGroup::samples));
         table.add_row(fields("all samples", &|g| seconds(g.seconds)));
         table.add_row(fields("memory", &|g| bytes(g.memory_bytes)));
         for column in table.column_iter_mut().skip(1) {
@@ -155,6 +170,15 @@ impl PlannedGroup {
     fn size(&self) -> String {
         format!("{} x {}", self.batch, self.prompt)
     }
+
+    /// Samples of each system: of one process their number, of several processes the rounds of each.
+    fn samples(&self) -> String {
+        match self.design {
+            None => "0".into(),
+            Some(Design { processes: 1, rounds }) => rounds.to_string(),
+            Some(Design { processes, rounds }) => format!("{processes} processes x {rounds}"),
+        }
+    }
 }
 
 impl fmt::Display for Plan {
@@ -163,8 +187,8 @@ impl fmt::Display for Plan {
         let total: f64 = self.groups.iter().map(|g| g.seconds).sum();
         let (total, budget) = (seconds(total), seconds(self.budget_s));
         writeln!(f, "time: about {total} of a budget of {budget}, and what making weights and checking results takes")?;
-        let fewer = self.sizes(|g| (1..self.samples).contains(&g.samples));
-        let none = self.sizes(|g| g.samples == 0 && g.parts > 0);
+        let fewer = self.sizes(|g| g.design.is_some_and(|d| d.samples() < self.samples));
+        let none = self.sizes(|g| g.design.is_none() && g.parts > 0);
         for (sizes, what) in [(fewer, "fewer samples"), (none, "skipped, all of it or in part")] {
             if !sizes.is_empty() {
                 writeln!(f, "  {what}, for the budget holds no more: {sizes}")?;
@@ -182,12 +206,74 @@ impl fmt::Display for Plan {
     }
 }
 
+/// All arms at one size, in as few groups as memory allows, and those that do not fit at all.
+pub(crate) fn parts(session: &Session, arms: &[Arm], batch: usize, prompt: usize) -> Result<(Vec<Group>, Vec<Arm>)> {
+    let (parts, left) = split(arms, |part| Ok(session.over_memory(part.iter(), batch, prompt)?.is_none()))?;
+    Ok((parts.into_iter().zip(1..).map(|(arms, part)| Group { batch, prompt, part, arms }).collect(), left))
+}
+
+/// Arms in as few parts as possible that all fit, and those that do not fit at all. Every part after the first has its own
+/// copy of the bases it needs, so that speedups come from common rounds.
+fn split(arms: &[Arm], fits: impl Fn(&[Arm]) -> Result<bool>) -> Result<(Vec<Vec<Arm>>, Vec<Arm>)> {
+    let (mut parts, mut left) = (Vec::new(), Vec::new());
+    let mut part: Vec<Arm> = Vec::new();
+    for arm in arms {
+        let mut beside = vec![arm.clone()];
+        if !parts.is_empty() && !part.iter().any(|a| a.system == arm.base) {
+            beside.splice(..0, base_copy(arms, arm, parts.len()));
+        }
+        if fits(&[&part[..], &beside].concat())? {
+            part.extend(beside);
+            continue;
+        }
+        let whole: Vec<Arm> = base_copy(arms, arm, parts.len() + 1).into_iter().chain([arm.clone()]).collect();
+        if part.is_empty() || !fits(&whole)? {
+            left.push(arm.clone());
+        } else {
+            parts.push(std::mem::replace(&mut part, whole));
+        }
+    }
+    parts.extend((!part.is_empty()).then_some(part));
+    Ok((parts, left))
+}
+
+/// The base of an arm for a part after the first.
+fn base_copy(arms: &[Arm], arm: &Arm, part: usize) -> Option<Arm> {
+    let base = arms.iter().find(|a| a.kind == Kind::Base && a.system == arm.base && arm.kind != Kind::Base)?;
+    // The scenario's own copies come first in the count.
+    let own = arms.iter().filter(|a| a.system == base.system).count();
+    Some(Arm { copy: (own + part) as u32, ..base.clone() })
+}
+
+/// How each of these groups is sampled, so that the rest of the budget holds all of them; none where it does not.
+///
+/// # Errors
+/// A system that is not in the zoo.
+pub(crate) fn designs(session: &Session, groups: &[&Group]) -> Result<Vec<Option<Design>>> {
+    let costs = groups.iter().map(|group| session.costs(group)).collect::<Result<Vec<_>>>()?;
+    let ladder = design::ladder(session.rig.scenario.rounds, session.processes);
+    Ok(design::within(session.budget_left(), &costs, &ladder))
+}
+
+/// As [`designs`] for criterion, which takes all samples or none.
+fn one_after_another(session: &Session, groups: &[&Group], samples: u32) -> Result<Vec<Option<Design>>> {
+    let mut left = session.budget_left();
+    let design = Design { processes: 1, rounds: samples };
+    let fit = |group: &&Group| {
+        let need = design.seconds(0.0, session.costs(group)?.round);
+        let fits = need <= left;
+        left -= if fits { need } else { 0.0 };
+        Ok(fits.then_some(design))
+    };
+    groups.iter().map(fit).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use ttft_reports::schema::Sampler;
 
     use super::*;
-    use crate::{knobs::RunKnobs, scenario::PRESETS, weights::Size};
+    use crate::{knobs::RunKnobs, scenario::PRESETS, session::Asked, weights::Size};
 
     /// A session of a scenario file, or of a preset, that has not begun.
     fn session(dir: &std::path::Path, scenario: &str, size: Size) -> Session {
@@ -195,7 +281,7 @@ mod tests {
         knobs.scenario = Some(scenario.to_owned());
         knobs.weights = Some(dir.join("w"));
         knobs.out = Some(tempfile::Builder::new().tempfile_in(dir).unwrap().path().with_extension("jsonl"));
-        Session::start(&knobs, Sampler::Rounds, None, size).unwrap()
+        Session::start(&knobs, Sampler::Rounds, Asked::default(), size).unwrap()
     }
 
     /// A size that no memory holds is skipped, and what the budget does not hold: beforehand, and in words.
@@ -215,23 +301,25 @@ mod tests {
         "#;
         std::fs::write(&file, text).unwrap();
         let mut session = session(dir.path(), &file.to_string_lossy(), Size::Tiny);
-        let arms = session.arms.clone();
+        let arms = session.rig.arms.clone();
         for residence in [Residence::Together, Residence::Alone] {
             session.grant(1e12);
             let plan = Plan::new(&session, &arms, 5, residence).unwrap();
-            let samples: Vec<_> = plan.groups.iter().map(|g| (g.size(), g.samples)).collect();
-            let sizes = ["2 x 4", "4096 x 4", "2 x 131072", "4096 x 131072"].map(str::to_owned);
-            assert_eq!(samples, sizes.into_iter().zip([5, 5, 5, 0]).collect::<Vec<_>>(), "{residence:?}");
+            let samples =
+                |plan: &Plan| -> Vec<u32> { plan.groups.iter().map(|g| g.design.map_or(0, Design::samples)).collect() };
+            let sizes: Vec<_> = plan.groups.iter().map(PlannedGroup::size).collect();
+            assert_eq!(sizes, ["2 x 4", "4096 x 4", "2 x 131072", "4096 x 131072"]);
+            assert_eq!(samples(&plan), [5, 5, 5, 0], "{residence:?}");
             let text = plan.to_string();
             assert!(text.contains("skipped, for memory does not hold it: OE270M at 4096 x 131072"), "{text}");
             assert!(!text.contains("budget holds no more"), "{text}");
 
-            // Time for the first two groups and for three samples of the third, which takes by far the longest.
-            let [first, second, third] = [0, 1, 2].map(|i| plan.groups[i].samples_s[0]);
-            session.grant(6.0 * (first + second) + 4.5 * third);
+            // Time for the first two groups and for the fewest samples of the third, which takes by far the longest.
+            let [first, second, third] = [0, 1, 2].map(|i| plan.groups[i].seconds);
+            session.grant(first + second + 0.9 * third);
             let plan = Plan::new(&session, &arms, 5, residence).unwrap();
-            let expected = if residence == Residence::Together { [5, 5, 3] } else { [5, 5, 0] };
-            assert_eq!([0, 1, 2].map(|i| plan.groups[i].samples), expected, "{residence:?}");
+            let expected = if residence == Residence::Together { [5, 5, 3, 0] } else { [5, 5, 0, 0] };
+            assert_eq!(samples(&plan), expected, "{residence:?}");
             session.grant(1e-9);
             let text = Plan::new(&session, &arms, 5, residence).unwrap().to_string();
             assert!(text.contains("for the budget holds no more: 2 x 4, 4096 x 4, 2 x 131072\n"), "{text}");
@@ -246,13 +334,39 @@ mod tests {
         for (name, _) in PRESETS {
             let session = session(dir.path(), name, Size::Tiny);
             for residence in [Residence::Together, Residence::Alone] {
-                let plan = Plan::new(&session, &session.arms, session.scenario.rounds, residence).unwrap();
-                assert_eq!(plan.groups.len(), session.scenario.groups().len(), "{name}");
+                let plan = Plan::new(&session, &session.rig.arms, session.rig.scenario.rounds, residence).unwrap();
+                assert_eq!(plan.groups.len(), session.rig.scenario.groups().len(), "{name}");
                 for g in &plan.groups {
                     assert!(g.samples_s.iter().all(|s| *s > 0.0) && g.memory_bytes > 0, "{name}: {g:?}");
                 }
             }
         }
         assert!(!dir.path().join("w").exists(), "planning makes no weights");
+    }
+
+    #[test]
+    fn what_memory_does_not_hold_is_split_beside_its_base() {
+        let systems = ["OE1.1B-KVP-C-450M", "OE1.1B-KVP-C-270M", "OE3B"];
+        let arms = crate::scenario::arms(None, &systems).unwrap();
+        // The base weighs 3, the 3B network never fits, everything else 1.
+        let weight = |a: &Arm| match a.system.as_str() {
+            "OE1.1B" => 3,
+            "OE3B" => 100,
+            _ => 1,
+        };
+        let split = |most: u32| {
+            let (parts, left) = split(&arms, |part| Ok(part.iter().map(weight).sum::<u32>() <= most)).unwrap();
+            let name = |a: &Arm| format!("{} {}", a.system, a.copy);
+            let parts: Vec<Vec<_>> = parts.iter().map(|p| p.iter().map(name).collect()).collect();
+            (parts, left.iter().map(name).collect::<Vec<_>>())
+        };
+        let (aux, kvp) = (["OE450M 1", "OE270M 1"], ["OE1.1B-KVP-C-450M 1", "OE1.1B-KVP-C-270M 1"]);
+        let part = |base: &'static str, rest: [&'static str; 2]| [base, rest[0], rest[1]];
+        let (parts, left) = split(5);
+        assert_eq!(parts, [part("OE1.1B 1", aux), part("OE1.1B 2", kvp)]);
+        assert_eq!(left, ["OE3B 1"]);
+        assert_eq!(split(7).0, [[&part("OE1.1B 1", aux)[..], &kvp].concat()]);
+        assert_eq!((split(203).0.len(), split(203).1.len()), (1, 0));
+        assert_eq!(split(2).0, [aux]);
     }
 }

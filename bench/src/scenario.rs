@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use ttft_kernels::DType;
 use ttft_models::{Extent, Precision, Pruning, zoo};
@@ -113,7 +113,7 @@ fn maybe_named<'de, D: serde::Deserializer<'de>, T: Named>(d: D) -> Result<Optio
 }
 
 /// One system of a scenario: what is timed in every (batch, prompt) group.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Arm {
     /// Base alone, auxiliary alone or KV prediction.
     pub kind: Kind,

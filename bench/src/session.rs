@@ -1,59 +1,51 @@
-//! A run: the systems of a scenario, measured one sample at a time.
+//! A run: the systems of a scenario measured within a budget, and its record.
 //!
-//! Two samplers drive it: criterion (`benches/ttft.rs`) and rounds ([`crate::rounds`]). Both open cells, take samples
-//! and close them; what a sample is, and what goes into the record, is the same.
+//! Two samplers drive it: criterion (`benches/ttft.rs`) and rounds ([`crate::rounds`]). What a sample is, what is checked
+//! before it and what goes into the record is the same.
 
 use std::{
     collections::{BTreeSet, HashMap},
+    ffi::OsString,
     path::{Path, PathBuf},
-    sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
-use anyhow::{Context, Result, bail, ensure};
-use jiff::{Timestamp, Unit};
-use ttft_kernels::Engine;
-use ttft_models::{
-    Extent, Inference, KvPrediction, Network, PhaseTimes, Predictor, Pruned, RunSpec, System,
-    cost::{CostSystem, Flops, PhaseCost},
-    plan,
-};
-use ttft_reports::schema::{
-    self, Cell, Decode, Gate, Limits, Memory, PhaseRecord, Record, RunHeader, Sampler, Settings, Skipped, Writer,
-};
+use anyhow::{Context, Result, ensure};
+use ttft_reports::schema::{self, Cell, Gate, Limits, Record, RunHeader, Sampler, Settings, Skipped, Writer};
 use ttft_reports::{
     format::{bytes, seconds},
     summary,
 };
 
 use crate::{
+    design::Costs,
     estimate::Speed,
     gate,
     knobs::RunKnobs,
-    machine::{self, Probe},
+    layout::Layout,
+    machine::{self, Rates},
     output,
-    scenario::{Arm, PRESETS, Scenario},
-    weights::{Size, Weights},
+    rig::{self, Group, Rig, Running, count, now, phase, phases},
+    scenario::{Arm, PRESETS},
+    weights::Size,
 };
 
 /// A run.
 #[derive(Debug)]
 pub struct Session {
-    /// What it measures.
-    pub scenario: Scenario,
-    /// The systems of the scenario.
-    pub arms: Vec<Arm>,
-    /// What computes.
-    pub engine: Engine,
-    /// Where the weights are.
-    pub weights: Weights,
+    /// What it can time.
+    pub rig: Rig,
+    /// Processes that every group is measured in, if they were asked for.
+    pub processes: Option<u32>,
     /// How fast this machine turned out to be.
     pub speed: Speed,
+    /// The flags that ask another process for the same.
+    pub(crate) flags: Vec<OsString>,
+    /// What differs from process to process.
+    pub(crate) layout: Layout,
     limits: Limits,
-    probe: Probe,
-    networks: HashMap<String, Arc<Network>>,
-    systems: HashMap<String, Arc<System>>,
     gates: HashMap<String, Gate>,
+    header: RunHeader,
     writer: Writer,
     started: Instant,
     failed: Vec<String>,
@@ -65,6 +57,20 @@ pub struct Session {
     scenario_arg: String,
 }
 
+/// How many samples are asked for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Asked {
+    /// Samples of each system; by default the scenario's.
+    pub rounds: Option<u32>,
+    /// Processes; by default as many as the budget holds.
+    pub processes: Option<u32>,
+}
+
+/// Seconds that a process takes to start, and bytes of weights that it maps and reads in a second: what is seen on the
+/// slower machines, for estimates only.
+const START_S: f64 = 0.3;
+const MAP_BYTES_PER_S: f64 = 8e9;
+
 /// What must be known of a cell in the record.
 #[derive(Clone, Copy, Debug)]
 struct Measured {
@@ -75,32 +81,6 @@ struct Measured {
 impl Measured {
     fn of(cell: &Cell) -> Measured {
         Measured { attempt: cell.attempt, unstable: summary::unstable(cell) }
-    }
-}
-
-/// Systems that are measured next to one another, at one batch and prompt length.
-#[derive(Clone, Debug)]
-pub struct Group {
-    /// Sequences.
-    pub batch: usize,
-    /// Prompt tokens of each.
-    pub prompt: usize,
-    /// 1, or higher where memory does not hold all systems of this batch and length at once.
-    pub part: u32,
-    /// The systems.
-    pub arms: Vec<Arm>,
-}
-
-impl Group {
-    /// Its name in records.
-    pub fn label(&self) -> String {
-        let part = if self.part > 1 { format!("/{}", self.part) } else { String::new() };
-        format!("b{}/p{}{part}", self.batch, self.prompt)
-    }
-
-    /// The ids of its cells.
-    pub fn ids(&self) -> impl Iterator<Item = String> + '_ {
-        self.arms.iter().map(|a| a.id(self.batch, self.prompt))
     }
 }
 
@@ -121,22 +101,13 @@ fn file_name(arg: &str) -> String {
     }
 }
 
-/// The time now, RFC 3339 in UTC, to the second.
-fn now() -> String {
-    let now = Timestamp::now();
-    now.round(Unit::Second).unwrap_or(now).to_string()
-}
-
-fn count(n: usize) -> Option<u32> {
-    n.try_into().ok()
-}
-
 /// What a resumed run must have in common with its beginning, as places in [`RunHeader`].
 const SAME: &[&str] = &[
     "/settings/sampler",
     "/settings/scenario",
     "/settings/scenario_sha256",
     "/settings/rounds",
+    "/settings/processes",
     "/settings/isa",
     "/settings/backend",
     "/settings/threads",
@@ -164,77 +135,39 @@ fn differences(before: &RunHeader, now: &RunHeader) -> Result<Vec<String>> {
 /// What stands in a record of tiny networks.
 const TINY_NOTE: &str = "Tiny networks of the same structure: nothing here says anything about the real ones.";
 
-/// A run before its record is open.
-struct Setup {
-    scenario: Scenario,
-    engine: Engine,
-    weights: Weights,
-    compute: ttft_kernels::DType,
-    /// Without limits and name.
-    header: RunHeader,
+/// What stands in a record of samples that were slowed down.
+fn slowdown_note(percent: f64) -> String {
+    format!("Every sample was made {percent}% slower on purpose: this run tests comparisons.")
 }
 
-impl Setup {
-    fn new(knobs: &RunKnobs, sampler: Sampler, rounds: Option<u32>, size: Size) -> Result<Setup> {
-        let mut scenario = knobs.scenario()?;
-        scenario.rounds = rounds.unwrap_or(scenario.rounds);
-        let weights = Weights::new(knobs.weights.clone(), scenario.dtype, scenario.seed, size)?;
-        let engine = knobs.engine.engine()?;
-        let activations = scenario.precision().dtype();
-        let compute = machine::compute_dtype(&engine, activations, scenario.dtype);
-        let header = RunHeader {
-            schema: schema::SCHEMA.into(),
-            started_at: Some(now()),
-            command: command(std::env::args(), sampler),
-            git: machine::git(),
-            ttft_version: Some(env!("CARGO_PKG_VERSION").into()),
-            rustc: machine::rustc(),
-            settings: Settings {
-                sampler: Some(sampler),
-                scenario: Some(scenario.name.clone()),
-                scenario_sha256: Some(scenario.sha256.clone()),
-                rounds: Some(scenario.rounds),
-                isa: knobs.engine.isa.map(|i| i.name().into()),
-                backend: Some(engine.backend().name().into()),
-                threads: count(engine.threads()),
-                precision: Some(machine::dtype(activations)),
-                extent: Some(extent(scenario.extent())),
-                seed: Some(scenario.seed),
-            },
-            machine: machine::fingerprint(),
-            notes: if size == Size::Tiny { vec![TINY_NOTE.into()] } else { Vec::new() },
-            ..RunHeader::default()
-        };
-        Ok(Setup { scenario, engine, weights, compute, header })
-    }
-
-    fn probe(&self) -> Probe {
-        match self.weights.size() {
-            Size::Real => Probe::for_machine(self.compute),
-            Size::Tiny => Probe::new(1 << 20, self.compute),
-        }
-    }
-
-    /// The session that goes on with `writer`, of which `record` is what is there already.
-    fn session(self, probe: Probe, limits: Limits, writer: Writer, record: &Record, arg: &str) -> Result<Session> {
-        Ok(Session {
-            arms: self.scenario.arms()?,
-            scenario: self.scenario,
-            engine: self.engine,
-            weights: self.weights,
-            speed: Speed::new(&limits, machine::dtype(self.compute)),
-            limits,
-            probe,
-            networks: HashMap::new(),
-            systems: HashMap::new(),
-            gates: HashMap::new(),
-            writer,
-            started: Instant::now(),
-            failed: Vec::new(),
-            measured: record.cells.iter().map(|c| (c.id.clone(), Measured::of(c))).collect(),
-            skipped: record.skipped.iter().map(|s| s.id.clone()).collect(),
-            scenario_arg: arg.to_owned(),
-        })
+/// The first line of a record, without limits and name.
+fn header(rig: &Rig, knobs: &RunKnobs, sampler: Sampler, asked: Asked) -> RunHeader {
+    let scenario = &rig.scenario;
+    let tiny = (rig.weights.size() == Size::Tiny).then(|| TINY_NOTE.to_owned());
+    let slower = knobs.slowdown.filter(|s| *s > 0.0).map(slowdown_note);
+    RunHeader {
+        schema: schema::SCHEMA.into(),
+        started_at: Some(now()),
+        command: command(std::env::args(), sampler),
+        git: machine::git(),
+        ttft_version: Some(env!("CARGO_PKG_VERSION").into()),
+        rustc: machine::rustc(),
+        settings: Settings {
+            sampler: Some(sampler),
+            scenario: Some(scenario.name.clone()),
+            scenario_sha256: Some(scenario.sha256.clone()),
+            rounds: Some(scenario.rounds),
+            processes: asked.processes,
+            isa: knobs.engine.isa.map(|i| i.name().into()),
+            backend: Some(rig.engine.backend().name().into()),
+            threads: count(rig.engine.threads()),
+            precision: Some(machine::dtype(scenario.precision().dtype())),
+            extent: Some(rig::extent(scenario.extent())),
+            seed: Some(scenario.seed),
+        },
+        machine: machine::fingerprint(),
+        notes: tiny.into_iter().chain(slower).collect(),
+        ..RunHeader::default()
     }
 }
 
@@ -243,35 +176,37 @@ impl Session {
     ///
     /// # Errors
     /// A knob that cannot be honoured; a record that exists or cannot be written.
-    pub fn start(knobs: &RunKnobs, sampler: Sampler, rounds: Option<u32>, size: Size) -> Result<Session> {
-        let mut setup = Setup::new(knobs, sampler, rounds, size)?;
+    pub fn start(knobs: &RunKnobs, sampler: Sampler, asked: Asked, size: Size) -> Result<Session> {
+        let mut rig = Rig::new(knobs, size)?;
+        rig.scenario.rounds = asked.rounds.unwrap_or(rig.scenario.rounds);
+        let mut header = header(&rig, knobs, sampler, asked);
         let path = match &knobs.out {
             Some(path) => path.clone(),
-            None => default_record(&setup.scenario.name, setup.header.started_at.as_deref().unwrap_or_default())?,
+            None => default_record(&rig.scenario.name, header.started_at.as_deref().unwrap_or_default())?,
         };
-        let name = path.file_stem().map(|s| s.to_string_lossy().replace(char::is_whitespace, "_"));
-        setup.header.run_id = name.unwrap_or_else(|| setup.scenario.name.clone());
-        let probe = setup.probe();
-        let limits = probe.limits(&setup.engine);
-        setup.header.limits = limits.clone();
-        let writer = Writer::create(&path, setup.header.clone())?;
-        setup.session(probe, limits, writer, &Record::default(), knobs.scenario_name())
+        header.limits = rig.probe.limits(&rig.engine);
+        header.run_id = run_id(&path, &rig.scenario.name);
+        let writer = Writer::create(&path, header.clone())?;
+        Ok(Session::new(rig, knobs, asked, header, writer, &Record::default()))
     }
 
     /// Goes on with an interrupted run in rounds. What its record tells is taken from there: the scenario, if it is a
-    /// preset and none is asked for, and the rounds.
+    /// preset and none is asked for, the rounds and the processes.
     ///
     /// # Errors
     /// As [`Session::start`]; a record of another scenario, other settings, another machine or revision.
-    pub fn resume(knobs: &RunKnobs, rounds: Option<u32>, size: Size, path: &Path) -> Result<Session> {
+    pub fn resume(knobs: &RunKnobs, asked: Asked, size: Size, path: &Path) -> Result<Session> {
         let (writer, record) = Writer::resume(path)?;
         let then = &record.run.settings;
         let mut knobs = knobs.clone();
         if knobs.scenario.is_none() {
             knobs.scenario = then.scenario.clone().filter(|name| PRESETS.iter().any(|(n, _)| n == name));
         }
-        let setup = Setup::new(&knobs, Sampler::Rounds, rounds.or(then.rounds), size)?;
-        let differences = differences(&record.run, &setup.header)?;
+        let asked = Asked { rounds: asked.rounds.or(then.rounds), processes: asked.processes.or(then.processes) };
+        let mut rig = Rig::new(&knobs, size)?;
+        rig.scenario.rounds = asked.rounds.unwrap_or(rig.scenario.rounds);
+        let mut header = header(&rig, &knobs, Sampler::Rounds, asked);
+        let differences = differences(&record.run, &header)?;
         ensure!(
             differences.is_empty(),
             "{}: not the same run, so it is not resumed ({}): give the settings it was started with, or start a new run",
@@ -279,8 +214,47 @@ impl Session {
             differences.join("; ")
         );
         eprintln!("resuming {}: {} cells are there", path.display(), record.cells.len());
-        let probe = setup.probe();
-        setup.session(probe, record.run.limits.clone(), writer, &record, knobs.scenario_name())
+        header.limits = record.run.limits.clone();
+        Ok(Session::new(rig, &knobs, asked, header, writer, &record))
+    }
+
+    /// The session that goes on with `writer`, of which `record` is what is there already.
+    fn new(rig: Rig, knobs: &RunKnobs, asked: Asked, header: RunHeader, writer: Writer, record: &Record) -> Session {
+        let since_epoch = std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |d| d.as_nanos() as u64);
+        Session {
+            speed: Speed::new(&header.limits, machine::dtype(rig.compute)),
+            rig,
+            processes: asked.processes,
+            flags: knobs.flags(),
+            layout: Layout::new(since_epoch),
+            limits: header.limits.clone(),
+            gates: HashMap::new(),
+            header,
+            writer,
+            started: Instant::now(),
+            failed: Vec::new(),
+            measured: record.cells.iter().map(|c| (c.id.clone(), Measured::of(c))).collect(),
+            skipped: record.skipped.iter().map(|s| s.id.clone()).collect(),
+            scenario_arg: knobs.scenario_name().to_owned(),
+        }
+    }
+
+    /// Goes on in a new record: the same run once more, at another time.
+    ///
+    /// # Errors
+    /// A record that exists or cannot be written.
+    pub fn next_record(&mut self, path: &Path) -> Result<()> {
+        let run_id = run_id(path, &self.rig.scenario.name);
+        self.header = RunHeader {
+            run_id,
+            started_at: Some(now()),
+            machine: machine::fingerprint(),
+            ..std::mem::take(&mut self.header)
+        };
+        self.writer = Writer::create(path, self.header.clone())?;
+        self.measured.clear();
+        self.skipped.clear();
+        Ok(())
     }
 
     /// What the machine reached.
@@ -295,12 +269,12 @@ impl Session {
 
     /// Seconds of the budget that are left.
     pub fn budget_left(&self) -> f64 {
-        self.scenario.budget_s - self.started.elapsed().as_secs_f64()
+        self.rig.scenario.budget_s - self.started.elapsed().as_secs_f64()
     }
 
     /// Lets the run take `seconds` from now on.
     pub fn grant(&mut self, seconds: f64) {
-        self.scenario.budget_s = self.started.elapsed().as_secs_f64() + seconds;
+        self.rig.scenario.budget_s = self.started.elapsed().as_secs_f64() + seconds;
     }
 
     /// Whether the record holds all that can be had of a group.
@@ -315,20 +289,14 @@ impl Session {
         group.ids().filter_map(attempts).collect()
     }
 
-    /// What a cell asks of the models.
-    pub fn spec(&self, batch: usize, prompt: usize) -> RunSpec {
-        let (precision, extent) = (self.scenario.precision(), self.scenario.extent());
-        RunSpec { batch, prompt, generate: 1 + self.scenario.decode as usize, precision, extent }
-    }
-
     /// Estimated seconds of one sample, generation included.
     ///
     /// # Errors
     /// A system that is not in the zoo.
     pub fn estimate(&self, arm: &Arm, batch: usize, prompt: usize) -> Result<f64> {
-        let (cost, spec) = (self.weights.cost(arm)?, self.spec(batch, prompt));
+        let (cost, spec) = (self.rig.weights.cost(arm)?, self.rig.spec(batch, prompt));
         let (_, step) = phase(cost.next_token(&spec, prompt));
-        let decode = f64::from(self.scenario.decode) * self.speed.seconds(&[("decode".into(), step)]);
+        let decode = f64::from(self.rig.scenario.decode) * self.speed.seconds(&[("decode".into(), step)]);
         Ok(self.speed.seconds(&phases(&cost, &spec)) + decode)
     }
 
@@ -337,10 +305,10 @@ impl Session {
     /// # Errors
     /// A system that is not in the zoo.
     pub fn memory<'a>(&self, arms: impl Iterator<Item = &'a Arm>, batch: usize, prompt: usize) -> Result<u64> {
-        let (spec, arms) = (self.spec(batch, prompt), arms.collect::<Vec<_>>());
-        let weights = self.weights.bytes(arms.iter().copied())?;
+        let (spec, arms) = (self.rig.spec(batch, prompt), arms.collect::<Vec<_>>());
+        let weights = self.rig.weights.bytes(arms.iter().copied())?;
         arms.iter().try_fold(weights, |sum, arm| {
-            let own = ttft_models::memory_of(&self.weights.cost(arm)?, &spec).allocated();
+            let own = ttft_models::memory_of(&self.rig.weights.cost(arm)?, &spec).allocated();
             Ok(sum.saturating_add(own))
         })
     }
@@ -365,115 +333,32 @@ impl Session {
         }))
     }
 
-    /// The system of an arm, its weights made, verified and mapped.
+    /// Seconds that a group takes: a process before its first round, and a round.
     ///
     /// # Errors
-    /// What making or loading the weights says.
-    pub fn system(&mut self, arm: &Arm) -> Result<Arc<System>> {
-        if let Some(system) = self.systems.get(&arm.system) {
-            return Ok(Arc::clone(system));
-        }
-        let networks = arm.networks().into_iter().map(|n| self.network(n)).collect::<Result<Vec<_>>>()?;
-        let system = match &networks[..] {
-            [base, aux] => {
-                let dir = self.weights.predictor_dir(&arm.system)?;
-                let predictor = Predictor::load(&dir, base, aux)?;
-                predictor.warm();
-                System::KvPrediction(KvPrediction { base: base.clone(), aux: aux.clone(), predictor: predictor.into() })
-            }
-            [network, ..] => match arm.pruning() {
-                Some(pruning) => System::Pruned(Pruned::new(network.clone(), pruning)),
-                None => System::Network(network.clone()),
-            },
-            [] => bail!("{}: a system without a network", arm.system),
-        };
-        let system = Arc::new(system);
-        self.systems.insert(arm.system.clone(), Arc::clone(&system));
-        Ok(system)
+    /// A system that is not in the zoo.
+    pub fn costs(&self, group: &Group) -> Result<Costs> {
+        let round = group.arms.iter().map(|arm| self.estimate(arm, group.batch, group.prompt)).sum::<Result<f64>>()?;
+        let weights = self.rig.weights.bytes(&group.arms)?;
+        Ok(Costs { start: START_S + weights as f64 / MAP_BYTES_PER_S, round })
     }
 
-    fn network(&mut self, name: &str) -> Result<Arc<Network>> {
-        if let Some(n) = self.networks.get(name) {
-            return Ok(Arc::clone(n));
-        }
-        let network = Arc::new(Network::load(&self.weights.network_dir(name)?)?);
-        network.warm();
-        self.networks.insert(name.to_owned(), Arc::clone(&network));
-        Ok(network)
-    }
-
-    /// Opens a cell: weights, correctness gate, buffers, and the speed of the machine before it.
+    /// Checks the result of a system before it is timed, once.
     ///
     /// # Errors
-    /// Why the cell must not be timed; [`Session::fail`] notes it.
-    pub fn open(&mut self, arm: &Arm, group: &Group) -> Result<Running> {
-        let (batch, prompt) = (group.batch, group.prompt);
-        let system = self.system(arm)?;
-        let spec = self.spec(batch, prompt);
-        let gate = self.gate(arm, &system)?;
-        let inference = plan(&system, &spec)?;
-        let weights = self.scenario.dtype;
-        let activations = spec.precision.dtype();
-        let mut cell = Cell::new(
-            arm.kind,
-            &arm.system,
-            &arm.base,
-            arm.aux.as_deref(),
-            batch.try_into().context("batch")?,
-            prompt.try_into().context("prompt")?,
-        );
-        let cost = self.weights.cost(arm)?;
-        cell.id = arm.id(batch, prompt);
-        cell.attempt = self.measured.get(&cell.id).map_or(1, |m| m.attempt + 1);
-        cell.group = group.label();
-        cell.started_at = Some(now());
-        cell.weight_dtype = Some(machine::dtype(weights));
-        cell.precision = Some(machine::dtype(activations));
-        cell.compute_dtype = Some(machine::dtype(machine::compute_dtype(&self.engine, activations, weights)));
-        cell.extent = Some(extent(spec.extent));
-        cell.threads = count(self.engine.threads());
-        cell.isa = Some(self.engine.isa().name().into());
-        cell.backend = Some(self.engine.backend().name().into());
-        cell.paper_flops = Some(cost.paper_flops(batch, prompt));
-        cell.gate = Some(gate);
-        cell.load_before = machine::load();
-        cell.phases = phases(&cost, &spec)
-            .into_iter()
-            .map(|(name, cost)| PhaseRecord { name, cost: Some(cost), ..Default::default() })
-            .collect();
-        let ids = self.prompt(&system, batch * prompt);
-        let before = self.probe.speed(&self.engine);
-        Ok(Running {
-            inference,
-            ids,
-            decode: self.scenario.decode,
-            cell,
-            before,
-            calls: Vec::new(),
-            kernels: BTreeSet::new(),
-        })
-    }
-
-    /// Token ids of the synthetic prompt: spread over the vocabulary, the same for every system.
-    fn prompt(&self, system: &System, n: usize) -> Vec<u32> {
-        let vocab = match system {
-            System::Network(_) | System::Pruned(_) => system.base().config().vocab,
-            System::KvPrediction(p) => p.base.config().vocab.min(p.aux.config().vocab),
-        };
-        let mut state = self.scenario.seed;
-        (0..n).map(|_| (split_mix(&mut state) % vocab as u64) as u32).collect()
-    }
-
-    fn gate(&mut self, arm: &Arm, system: &System) -> Result<Gate> {
+    /// Why the system must not be timed.
+    pub fn gate(&mut self, arm: &Arm) -> Result<()> {
         if !self.gates.contains_key(&arm.system) {
-            let ids = self.prompt(system, 64);
-            let (precision, extent) = (self.scenario.precision(), self.scenario.extent());
-            let gate = gate::check(&self.engine, system, self.weights.depth(arm)?, precision, extent, &ids)?;
+            let system = self.rig.system(arm)?;
+            let rig = &self.rig;
+            let ids = rig.prompt(&system, 64);
+            let (precision, extent) = (rig.scenario.precision(), rig.scenario.extent());
+            let gate = gate::check(&rig.engine, &system, rig.weights.depth(arm)?, precision, extent, &ids)?;
             self.gates.insert(arm.system.clone(), gate);
             // The gate's own kernels are no part of any cell.
-            self.engine.take_used();
+            rig.engine.take_used();
         }
-        let gate = self.gates[&arm.system].clone();
+        let gate = &self.gates[&arm.system];
         ensure!(
             gate.passed,
             "the result is wrong and is not timed: a logit is {:.3e} away from the portable reference, at most {:.3e} is \
@@ -481,44 +366,40 @@ impl Session {
             gate.max_abs_err,
             gate.tolerance
         );
-        Ok(gate)
+        Ok(())
     }
 
-    /// Closes a cell and writes it to the record. The last `samples` calls are its samples, the ones before warm-up.
-    /// Its buffers stay: a system that takes memory back while the next cell's probe runs would disturb that.
+    /// Opens a cell for criterion: gate, weights, buffers, and the speed of the machine before it.
+    ///
+    /// # Errors
+    /// Why the cell must not be timed; [`Session::fail`] notes it.
+    pub fn open(&mut self, arm: &Arm, group: &Group) -> Result<Opened> {
+        self.gate(arm)?;
+        let running = self.rig.open(arm, group)?;
+        Ok(Opened { running, before: self.rig.probe.speed(&self.rig.engine) })
+    }
+
+    /// Closes a cell of criterion. The last `samples` calls are its samples, the ones before warm-up.
     ///
     /// # Errors
     /// What writing the record says.
-    pub fn close(&mut self, running: &Running, samples: usize, rounds: Option<(Vec<u32>, Vec<u32>)>) -> Result<()> {
-        let Running { cell, calls, kernels, before, decode, .. } = running;
-        let (mut cell, decode) = (cell.clone(), *decode);
-        let (warm, taken) = calls.split_at(calls.len().saturating_sub(samples));
-        let nanos = |d: Duration| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX);
-        cell.warmup_ns = warm.iter().flat_map(|c| &c.times).map(|t| nanos(t.total)).collect();
-        let times: Vec<&PhaseTimes> = taken.iter().flat_map(|c| &c.times).collect();
-        ensure!(!times.is_empty(), "{}: no samples were taken", cell.id);
-        cell.samples_ns = times.iter().map(|t| nanos(t.total)).collect();
-        for phase in &mut cell.phases {
-            let of = |t: &&PhaseTimes| t.phases.iter().find(|p| p.phase.name() == phase.name).copied();
-            phase.samples_ns = times.iter().map(|t| of(t).map_or(0, |p| nanos(p.time))).collect();
-            // The same in every sample: it follows from shapes and threads.
-            phase.parallel_regions = times.first().and_then(of).map(|p| p.regions as u64);
+    pub fn close(&mut self, opened: &Opened, samples: usize) -> Result<()> {
+        let mut cell = opened.running.cell(samples, None)?;
+        cell.drift = Some(machine::drift(opened.before, self.rig.probe.speed(&self.rig.engine)));
+        self.keep(cell)
+    }
+
+    /// Writes a measured cell to the record.
+    ///
+    /// # Errors
+    /// What writing the record says.
+    pub fn keep(&mut self, mut cell: Cell) -> Result<()> {
+        cell.attempt = self.measured.get(&cell.id).map_or(1, |m| m.attempt + 1);
+        cell.gate = self.gates.get(&cell.system).cloned();
+        if summary::peak_share(&self.limits, &cell).is_some_and(|share| share > 1.0) {
+            eprintln!("{}: above the measured peak, so the peak was measured too low: measuring it again", cell.id);
+            cell.limits = Some(best(&self.limits, self.rig.probe.limits(&self.rig.engine)));
         }
-        cell.decode = (decode > 0).then(|| Decode {
-            steps: decode,
-            samples_ns: taken.iter().flat_map(|c| &c.steps).map(|d| nanos(*d)).collect(),
-        });
-        (cell.rounds, cell.round_positions) = rounds.unzip();
-        cell.kernels = kernels.iter().map(|k| (*k).into()).collect();
-        let faults = |f: fn(&(u64, u64)) -> u64| taken.iter().map(|c| c.faults.as_ref().map(f)).sum::<Option<u64>>();
-        cell.memory = Some(Memory {
-            peak_rss_bytes: machine::status_bytes("VmHWM"),
-            rss_anon_bytes: machine::status_bytes("RssAnon"),
-            minor_faults: faults(|f| f.0),
-            major_faults: faults(|f| f.1),
-        });
-        cell.drift = Some(machine::drift(*before, self.probe.speed(&self.engine)));
-        cell.load_after = machine::load();
         self.speed.learn(&cell);
         self.writer.cell(&cell)?;
         self.measured.insert(cell.id.clone(), Measured::of(&cell));
@@ -534,7 +415,7 @@ impl Session {
         let reason = reason.replace(char::is_control, " ");
         eprintln!("skipped {id}: {reason}");
         self.skipped.insert(id.clone());
-        let reason = self.weights.without_root(&reason);
+        let reason = self.rig.weights.without_root(&reason);
         Ok(self.writer.skipped(&Skipped { reason, ..skipped })?)
     }
 
@@ -551,7 +432,7 @@ impl Session {
     pub fn over_budget(&self, estimate: f64) -> Option<String> {
         let left = self.budget_left().max(0.0);
         (estimate > left).then(|| {
-            let (estimate, left, all) = (seconds(estimate), seconds(left), seconds(self.scenario.budget_s));
+            let (estimate, left, all) = (seconds(estimate), seconds(left), seconds(self.rig.scenario.budget_s));
             format!(
                 "would take about {estimate}, {left} of {all} are left; TTFT_BUDGET (or --budget) gives more seconds"
             )
@@ -567,7 +448,7 @@ impl Session {
         drop(self.writer);
         let record = Record::read(&path)?;
         println!("\n{}", ttft_reports::terminal::render(&record, None));
-        if self.weights.size() == Size::Tiny {
+        if self.rig.weights.size() == Size::Tiny {
             println!("these were tiny networks: nothing here says anything about the real ones");
         } else {
             println!("record: {}", path.display());
@@ -583,95 +464,28 @@ impl Session {
     }
 }
 
-/// One sample after another.
+/// A cell that criterion samples.
 #[derive(Debug)]
-struct Call {
-    times: Vec<PhaseTimes>,
-    /// Tokens after the first, sample after sample.
-    steps: Vec<Duration>,
-    faults: Option<(u64, u64)>,
+pub struct Opened {
+    /// What it runs.
+    pub running: Running,
+    before: Rates,
 }
 
-/// An open cell.
-pub struct Running {
-    inference: Box<dyn Inference>,
-    ids: Vec<u32>,
-    decode: u32,
-    cell: Cell,
-    before: (Option<f64>, Option<f64>),
-    calls: Vec<Call>,
-    kernels: BTreeSet<&'static str>,
-}
-
-impl Running {
-    /// The cell's id.
-    pub fn id(&self) -> &str {
-        &self.cell.id
+/// The higher of each limit.
+fn best(before: &Limits, mut now: Limits) -> Limits {
+    for peak in &mut now.peaks {
+        let old = before.peaks.iter().filter(|p| p.dtype == peak.dtype).map(|p| p.gflops);
+        peak.gflops = old.fold(peak.gflops, f64::max);
     }
-
-    /// The system's name.
-    pub fn system(&self) -> &str {
-        &self.cell.system
-    }
-
-    /// Runs to the first token `n` times, one call of the sampler, and after each time some steps further; the sum of the
-    /// times to first token.
-    ///
-    /// # Errors
-    /// What the models say.
-    pub fn call(&mut self, engine: &Engine, n: u64) -> Result<Duration> {
-        engine.take_used();
-        let mut call = Call { times: Vec::new(), steps: Vec::new(), faults: Some((0, 0)) };
-        for _ in 0..n {
-            let before = machine::faults();
-            call.times.push(self.inference.first_token(engine, &self.ids)?);
-            let taken = before.zip(machine::faults()).map(|(b, a)| (a.0 - b.0, a.1 - b.1));
-            call.faults = call.faults.zip(taken).map(|(sum, n)| (sum.0 + n.0, sum.1 + n.1));
-            self.kernels.extend(engine.take_used());
-            for _ in 0..self.decode {
-                call.steps.push(self.inference.next_token(engine)?);
-            }
-            // Kernels of generation are no part of the time to first token.
-            engine.take_used();
-        }
-        let total = call.times.iter().map(|t| t.total).sum();
-        self.calls.push(call);
-        Ok(total)
-    }
+    now.read_gb_per_s = now.read_gb_per_s.into_iter().chain(before.read_gb_per_s).reduce(f64::max);
+    now
 }
 
-impl std::fmt::Debug for Running {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Running").field("id", &self.cell.id).field("calls", &self.calls.len()).finish_non_exhaustive()
-    }
-}
-
-/// The phases of a system to its first token, with their work, in the words of the records.
-fn phases(cost: &CostSystem, spec: &RunSpec) -> Vec<(String, schema::Cost)> {
-    cost.first_token(spec).into_iter().map(phase).collect()
-}
-
-fn phase(cost: PhaseCost) -> (String, schema::Cost) {
-    let PhaseCost { phase, flops, weight_bytes, cache_bytes } = cost;
-    let Flops { projections, attention, head, prediction } = flops;
-    let flops = schema::Flops { projections, attention, head, prediction };
-    (phase.name().to_owned(), schema::Cost { flops, weight_bytes, cache_bytes })
-}
-
-/// SplitMix64, for prompts: the same ids on every machine.
-fn split_mix(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut z = *state;
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
-
-fn extent(e: Extent) -> schema::Extent {
-    match e {
-        Extent::FirstToken => schema::Extent::FirstToken,
-        Extent::FullNetwork => schema::Extent::FullNetwork,
-    }
+/// The name of a run: its file's, without ending and spaces.
+fn run_id(path: &Path, scenario: &str) -> String {
+    let name = path.file_stem().map(|s| s.to_string_lossy().replace(char::is_whitespace, "_"));
+    name.unwrap_or_else(|| scenario.to_owned())
 }
 
 /// A new file in the target folder, named by scenario and time.
@@ -685,6 +499,10 @@ fn default_record(scenario: &str, started_at: &str) -> Result<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use ttft_models::System;
+
     use super::*;
 
     #[test]
@@ -716,9 +534,9 @@ mod tests {
         knobs.scenario = Some(scenario.to_string_lossy().into_owned());
         knobs.weights = Some(dir.path().join("w"));
         knobs.out = Some(dir.path().join("r.jsonl"));
-        let mut session = Session::start(&knobs, Sampler::Rounds, None, Size::Tiny).unwrap();
-        let arms = session.arms.clone();
-        let systems: Vec<_> = arms.iter().map(|arm| session.system(arm).unwrap()).collect();
+        let mut session = Session::start(&knobs, Sampler::Rounds, Asked::default(), Size::Tiny).unwrap();
+        let arms = session.rig.arms.clone();
+        let systems: Vec<_> = arms.iter().map(|arm| session.rig.system(arm).unwrap()).collect();
         let [base, pruned, kvp] = &systems[..] else { panic!("{arms:?}") };
         let System::KvPrediction(pair) = &**kvp else { panic!("{kvp:?}") };
         assert!(Arc::ptr_eq(base.base(), &pair.base) && Arc::ptr_eq(pruned.base(), &pair.aux));

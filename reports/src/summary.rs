@@ -136,6 +136,14 @@ pub fn roofline(limits: &Limits, cell: &Cell) -> Option<f64> {
     bounds.sum::<Option<f64>>().filter(|s| *s > 0.0)
 }
 
+/// Exact operations by TTFT, relative to the measured peak for the type of the products: the cell's own if it was
+/// measured again beside it, else the run's.
+pub fn peak_share(limits: &Limits, cell: &Cell) -> Option<f64> {
+    let flops = cell.cost()?.flops.total() as f64;
+    let peak = cell.limits.as_ref().unwrap_or(limits).peak_gflops(cell.compute_dtype?)?;
+    Some(flops * 1e-9 / ttft(cell)?.value / peak)
+}
+
 /// Seconds for each token after the first: of every sample the mean of its steps, of these the median.
 pub fn step(cell: &Cell) -> Option<Estimate> {
     stats::median_estimate(&steps(cell))
@@ -256,7 +264,6 @@ pub fn row<'a>(record: &'a Record, cell: &'a Cell) -> Row<'a> {
     let flops = |c: &Cell| c.cost().map(|cost| cost.flops.total());
     let rate = |amount: Option<f64>| Some(amount? / ttft?.value);
     let gflops = rate(flops(cell).map(|f| f as f64 * 1e-9));
-    let peak = cell.compute_dtype.and_then(|dtype| record.run.limits.peak_gflops(dtype));
     let speedup = base.and_then(|base| ratio(base, cell));
     let flops_reduction = base.and_then(|base| quotient(flops(base), flops(cell)));
     let roofline = |cell: &Cell| roofline(&record.run.limits, cell);
@@ -265,7 +272,7 @@ pub fn row<'a>(record: &'a Record, cell: &'a Cell) -> Row<'a> {
         ttft,
         tokens_per_s: rate(Some(f64::from(cell.batch) * f64::from(cell.prompt))),
         gflops,
-        peak_share: gflops.zip(peak).map(|(rate, peak)| rate / peak),
+        peak_share: peak_share(&record.run.limits, cell),
         speedup,
         flops_reduction,
         paper_flops_reduction: match &cell.published {

@@ -7,22 +7,28 @@ use ttft_reports::schema::Sampler;
 use crate::{
     knobs::{self, RunKnobs},
     rounds,
-    session::Session,
+    session::{Asked, Session},
     weights::Size,
 };
 
-/// Measure the systems of a scenario, interleaved round by round (`cargo bench` does it with criterion)
+/// Measure the systems of a scenario in several processes, interleaved round by round
 ///
-/// Weights are made once and kept; a record is written, a line for each cell as it is finished.
+/// Each process measures all systems of a group in turn, so that ratios are paired; figures and intervals come from the
+/// processes. (`cargo bench` takes all samples of a system in one process, with criterion.) Weights are made once and kept;
+/// a record is written, a line for each cell as it is finished.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:\n  ttft bench --preset table5 --plan\n  \
                         ttft bench --preset table5 --out table5.jsonl\n  \
                         ttft bench --resume table5.jsonl\n  \
                         ttft bench --preset fig1 --budget 3600 --until-stable 600 --out fig1.jsonl")]
 pub struct Bench {
-    /// Rounds: samples of each system (default: the scenario's)
+    /// Rounds: samples of each system, of all processes together (default: the scenario's)
     #[arg(long, value_name = "R", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     rounds: Option<u32>,
+    /// Processes that every group is measured in (default: up to 10, as the budget holds, and at least 3); 1 stays in this
+    /// one, and then nothing is said of what another process would show
+    #[arg(long, value_name = "P", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    processes: Option<u32>,
     /// Go on with an interrupted run, in its own record: what is finished there is not measured again
     #[arg(long, value_name = "FILE")]
     resume: Option<PathBuf>,
@@ -46,10 +52,11 @@ impl Bench {
         if let Some(dir) = &scratch {
             self.knobs.out = Some(dir.path().join("plan.jsonl"));
         }
+        let asked = Asked { rounds: self.rounds, processes: self.processes };
         let size = if self.tiny { Size::Tiny } else { Size::Real };
         let mut session = match &self.resume {
-            Some(record) => Session::resume(&self.knobs, self.rounds, size, record)?,
-            None => Session::start(&self.knobs, Sampler::Rounds, self.rounds, size)?,
+            Some(record) => Session::resume(&self.knobs, asked, size, record)?,
+            None => Session::start(&self.knobs, Sampler::Rounds, asked, size)?,
         };
         if self.plan {
             println!("{}", rounds::plan(&session)?);

@@ -10,6 +10,8 @@ mod zoo;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+use crate::{knobs::RunKnobs, processes, worker};
+
 const AFTER: &str = "From nothing to a report:
   ttft bench --preset quick --out run.jsonl   measures, some minutes; --plan says beforehand what it takes
   ttft validate run.jsonl                     did the FLOPs reduction become a TTFT reduction, where not, why
@@ -34,6 +36,12 @@ enum Command {
     Machine(machine::Machine),
     Synth(synth::Synth),
     Zoo(zoo::Zoo),
+    /// Measure one group, for `ttft bench` itself
+    #[command(name = processes::WORKER, hide = true)]
+    Worker {
+        #[command(flatten)]
+        knobs: RunKnobs,
+    },
 }
 
 impl Cli {
@@ -51,6 +59,7 @@ impl Cli {
             Command::Machine(c) => c.run(),
             Command::Synth(c) => c.run(),
             Command::Zoo(c) => c.run(),
+            Command::Worker { knobs } => worker::work(&knobs),
         }
     }
 }
