@@ -8,6 +8,7 @@
 use std::{collections::BTreeSet, fmt};
 
 use crate::{
+    calibration::Calibration,
     format,
     schema::{Cell, Dtype, Limits, Record},
     stats::{self, Estimate, MannWhitney},
@@ -18,12 +19,12 @@ use crate::{
 pub const ALPHA: f64 = 0.05;
 
 /// A run with the name it goes by in a report.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Side<'a> {
     /// Such as a file name without its ending.
     pub name: &'a str,
-    /// The run.
-    pub record: &'a Record,
+    /// Its records, at least one; each gives one value for a workload.
+    pub records: Vec<&'a Record>,
 }
 
 /// Runs side by side.
@@ -132,7 +133,7 @@ pub enum CompareError {
 ///
 /// # Errors
 /// Fewer than two runs, or one that has no comparable workload in common with the first.
-pub fn compare<'a>(sides: &[Side<'a>]) -> Result<Comparison<'a>, CompareError> {
+pub fn compare<'a>(sides: &[Side<'a>], _calibrations: &[Calibration]) -> Result<Comparison<'a>, CompareError> {
     let [first, others @ ..] = sides else { return Err(CompareError::TooFew(0)) };
     if others.is_empty() {
         return Err(CompareError::TooFew(1));
@@ -141,7 +142,7 @@ pub fn compare<'a>(sides: &[Side<'a>]) -> Result<Comparison<'a>, CompareError> {
     let mut refused = vec![BTreeSet::new(); others.len()];
     let mut lines: Vec<Line> = Vec::new();
     let mut seen = BTreeSet::new();
-    for cell in first.record.cells.iter().filter(|c| summary::ttft(c).is_some()) {
+    for cell in first.records[0].cells.iter().filter(|c| summary::ttft(c).is_some()) {
         if !seen.insert((
             &cell.scenario_hash,
             cell.precision,
@@ -151,15 +152,15 @@ pub fn compare<'a>(sides: &[Side<'a>]) -> Result<Comparison<'a>, CompareError> {
         )) {
             continue; // A control measures the same again.
         }
-        let mut rows = vec![Some(summary::row(first.record, cell))];
+        let mut rows = vec![Some(summary::row(first.records[0], cell))];
         let mut versus = Vec::new();
         for (side, refused) in others.iter().zip(&mut refused) {
-            let mate = mate(cell, side.record, refused);
+            let mate = mate(cell, side.records[0], refused);
             if let Some(mate) = mate {
-                warn(*first, *side, cell, mate, &mut warnings);
+                warn(first, side, cell, mate, &mut warnings);
             }
-            versus.push(mate.and_then(|mate| against(*first, *side, cell, mate)));
-            rows.push(mate.map(|mate| summary::row(side.record, mate)));
+            versus.push(mate.and_then(|mate| against(first, side, cell, mate)));
+            rows.push(mate.map(|mate| summary::row(side.records[0], mate)));
         }
         if versus.iter().any(Option::is_some) {
             lines.push(Line { rows, versus });
@@ -214,13 +215,20 @@ pub fn compare<'a>(sides: &[Side<'a>]) -> Result<Comparison<'a>, CompareError> {
                 rows.len()
             ));
         }
-        let limits = &side.record.run.limits;
+        let limits = &side.records[0].run.limits;
         if limits.peaks.is_empty() || limits.read_gb_per_s.is_none() {
             warnings
                 .insert(format!("{} does not record its peak and bandwidth: nothing is normalised by them", side.name));
         }
     }
     Ok(Comparison { sides: sides.to_vec(), lines, means, warnings: warnings.into_iter().collect() })
+}
+
+/// Records that can stand on one side together: by machine, revision (and whether it was modified) and settings that
+/// change times. Each group has a name and the places of its records, in order of their first.
+pub fn group(runs: &[(String, Record)]) -> Vec<(String, Vec<usize>)> {
+    let _ = runs;
+    todo!("follows")
 }
 
 /// The systems and sizes of a run, in words.
@@ -230,7 +238,7 @@ fn holds(side: &Side) -> String {
         let more = if all.len() > MOST { format!(" and {} more", all.len() - MOST) } else { String::new() };
         all[..all.len().min(MOST)].join(", ") + &more
     };
-    let cells = &side.record.cells;
+    let cells = &side.records[0].cells;
     if cells.is_empty() {
         return format!("{} has no cells", side.name);
     }
@@ -284,7 +292,7 @@ fn difference(a: &Cell, b: &Cell) -> Option<String> {
         })
 }
 
-fn warn(first: Side, side: Side, a: &Cell, b: &Cell, warnings: &mut BTreeSet<String>) {
+fn warn(first: &Side, side: &Side, a: &Cell, b: &Cell, warnings: &mut BTreeSet<String>) {
     let unknown = [
         ("the type of weights", a.weight_dtype.is_none(), b.weight_dtype.is_none()),
         ("the type of activations", a.precision.is_none(), b.precision.is_none()),
@@ -309,11 +317,11 @@ fn warn(first: Side, side: Side, a: &Cell, b: &Cell, warnings: &mut BTreeSet<Str
     }
 }
 
-fn against(first: Side, side: Side, a: &Cell, b: &Cell) -> Option<Versus> {
+fn against(first: &Side, side: &Side, a: &Cell, b: &Cell) -> Option<Versus> {
     // Rounds of different runs share numbers, never a moment: not paired.
     let (slow, fast) = (summary::seconds(&a.samples_ns), summary::seconds(&b.samples_ns));
     let (a_s, b_s) = (summary::ttft(a)?, summary::ttft(b)?);
-    let same_run = std::ptr::eq(first.record, side.record);
+    let same_run = std::ptr::eq(first.records[0], side.records[0]);
     let (ratio, test) = match (&a.published, &b.published) {
         (None, None) => {
             let ratio = if same_run { summary::ratio(a, b)?.estimate } else { stats::unpaired_ratio(&slow, &fast)? };
@@ -331,7 +339,7 @@ fn against(first: Side, side: Side, a: &Cell, b: &Cell) -> Option<Versus> {
         None => Verdict::NoSpread,
     };
     let own = |of: &dyn Fn(&Limits, &Cell) -> Option<f64>| {
-        let (at_first, here) = (of(&first.record.run.limits, a)?, of(&side.record.run.limits, b)?);
+        let (at_first, here) = (of(&first.records[0].run.limits, a)?, of(&side.records[0].run.limits, b)?);
         Some(ratio.value * at_first / here)
     };
     Some(Versus {

@@ -8,8 +8,11 @@
 //!
 //! This crate knows neither kernels nor models: everything it says, it reads from a record.
 
+pub mod calibration;
 pub mod compare;
 pub mod format;
+pub mod json;
+pub mod pairs;
 pub mod paper;
 pub mod render;
 #[cfg(test)]

@@ -11,6 +11,10 @@
 //! its tails are shortened to those of Student's t (Hesterberg, "What Teachers Should Know About the Bootstrap", 2015,
 //! expanded percentile interval); with many samples the two are the same.
 
+pub mod student;
+
+pub use student::t_estimate;
+
 use rand_chacha::{
     ChaCha8Rng,
     rand_core::{Rng, SeedableRng},

@@ -3,8 +3,10 @@
 use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, presets};
 
 use crate::{
+    calibration::Calibration,
     compare::Comparison,
     format::{self, or_unknown},
+    pairs::Judgement,
     render::{Block, content},
     schema::{Dtype, Record, RunHeader, Sampler},
     summary::{self, Pairing, Row},
@@ -60,6 +62,18 @@ pub fn validation(record: &Record, width: Option<u16>) -> String {
 /// Runs side by side: `ttft compare`.
 pub fn comparison(comparison: &Comparison, width: Option<u16>) -> String {
     words(&content::side_by_side(comparison), width)
+}
+
+/// What pairs of processes come to: `ttft compare --binaries`.
+pub fn judgement(judgement: &Judgement, old: &str, new: &str) -> String {
+    let _ = (judgement, old, new);
+    todo!("follows")
+}
+
+/// A machine's calibration: `ttft calibrate`.
+pub fn calibration(calibration: &Calibration) -> String {
+    let _ = calibration;
+    todo!("follows")
 }
 
 /// Paragraphs, points and tables as text; charts are left out.

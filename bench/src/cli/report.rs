@@ -113,7 +113,7 @@ fn print(text: &str) -> Result<()> {
 }
 
 fn sides(runs: &[(String, Record)]) -> Vec<Side<'_>> {
-    runs.iter().map(|(name, record)| Side { name, record }).collect()
+    runs.iter().map(|(name, record)| Side { name, records: vec![record] }).collect()
 }
 
 /// Whether a report may take the place of what is there: nothing, an empty file, or a report.
@@ -137,7 +137,7 @@ impl Validate {
 impl Compare {
     pub fn run(self) -> Result<()> {
         let runs = read(&self.runs)?;
-        print(&terminal::comparison(&compare(&sides(&runs))?, None))
+        print(&terminal::comparison(&compare(&sides(&runs), &[])?, None))
     }
 }
 
@@ -174,7 +174,8 @@ impl Report {
         for (name, file) in files {
             let format = format(name)?;
             let pending = Pending::claim(&file)?;
-            let text = (format.render)(&sides(&runs), &parts)?;
+            let named: Vec<_> = runs.iter().map(|(name, record)| render::Run { name, record }).collect();
+            let text = (format.render)(&named, &parts)?;
             pending.write(|out| Ok(out.write_all(text.as_bytes())?))?;
             println!("wrote {}", file.display());
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
-use super::{RenderError, charts};
+use super::{RenderError, Run, charts};
 use crate::{
     compare::{self, Side},
     format::{self, UNKNOWN, or_unknown},
@@ -158,17 +158,17 @@ pub const PARTS: [(&str, &str); 9] = [
 ///
 /// # Errors
 /// No run; parts of which these runs have none; a chart that cannot be drawn.
-pub fn document(sides: &[Side], with_charts: bool, parts: &[&str]) -> Result<Document, RenderError> {
-    if sides.is_empty() {
+pub fn document(runs: &[Run], with_charts: bool, parts: &[&str]) -> Result<Document, RenderError> {
+    if runs.is_empty() {
         return Err(RenderError::NoRuns);
     }
     let wanted = |part: &str| parts.is_empty() || parts.contains(&part);
     let mut sections = Vec::new();
-    if sides.len() > 1 && wanted("comparison") {
-        sections.push(comparison(sides));
+    if runs.len() > 1 && wanted("comparison") {
+        sections.push(comparison(runs));
     }
-    for (i, side) in sides.iter().enumerate() {
-        let name = if sides.len() > 1 { side.name } else { "" };
+    for (i, side) in runs.iter().enumerate() {
+        let name = if runs.len() > 1 { side.name } else { "" };
         let mut add = |id: &str, short: &str, title: &str, blocks: Vec<Block>| {
             if !blocks.is_empty() && wanted(id) {
                 let title = if name.is_empty() { title.into() } else { format!("{name}: {title}") };
@@ -218,8 +218,8 @@ pub fn document(sides: &[Side], with_charts: bool, parts: &[&str]) -> Result<Doc
     if sections.is_empty() {
         return Err(RenderError::Nothing(parts.join(", ")));
     }
-    let names: Vec<&str> = sides.iter().map(|s| s.name).collect();
-    let machines: Vec<String> = sides.iter().map(|s| terminal::machine(&s.record.run)).collect();
+    let names: Vec<&str> = runs.iter().map(|s| s.name).collect();
+    let machines: Vec<String> = runs.iter().map(|s| terminal::machine(&s.record.run)).collect();
     Ok(Document {
         title: format!("Time to first token: {}", names.join(", ")),
         subtitle: machines.join("; "),
@@ -938,8 +938,9 @@ fn run(record: &Record) -> Vec<Block> {
     vec![Block::Table(table("", &["", ""], &[0, 1], rows))]
 }
 
-fn comparison(sides: &[Side]) -> Section {
-    let blocks = match compare::compare(sides) {
+fn comparison(runs: &[Run]) -> Section {
+    let sides: Vec<Side> = runs.iter().map(|r| Side { name: r.name, records: vec![r.record] }).collect();
+    let blocks = match compare::compare(&sides, &[]) {
         Err(error) => vec![text(format!("{error}."))],
         Ok(comparison) => side_by_side(&comparison),
     };
@@ -961,7 +962,7 @@ pub(crate) fn side_by_side(comparison: &compare::Comparison) -> Vec<Block> {
     }
     // What the machines are compared for: each run's own answer.
     let answer = |side: &Side| {
-        let validation = validate::validate(side.record);
+        let validation = validate::validate(side.records[0]);
         (!validation.claims.is_empty()).then(|| format!("{}: {}", side.name, headline(&validation).0))
     };
     let answers: Vec<String> = comparison.sides.iter().filter_map(answer).collect();

@@ -1,8 +1,7 @@
 //! One line for each cell, as plain numbers with their units in the header. Unknown is empty.
 
-use super::RenderError;
+use super::{RenderError, Run};
 use crate::{
-    compare::Side,
     schema::Cell,
     stats::{self, Estimate},
     summary, validate,
@@ -67,7 +66,7 @@ const HEADER: [&str; 55] = [
 ];
 
 /// The cells of all runs.
-pub fn render(sides: &[Side], _: &[&str]) -> Result<String, RenderError> {
+pub fn render(sides: &[Run], _: &[&str]) -> Result<String, RenderError> {
     let refuse = |e: &dyn std::fmt::Display| RenderError::Csv(e.to_string());
     let mut out = ::csv::Writer::from_writer(Vec::new());
     out.write_record(HEADER).map_err(|e| refuse(&e))?;

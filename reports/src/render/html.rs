@@ -2,14 +2,13 @@
 
 use minijinja::{AutoEscape, Environment, context, syntax::SyntaxConfig, value::Serde};
 
-use super::{RenderError, document};
-use crate::compare::Side;
+use super::{RenderError, Run, document};
 
 const TEMPLATE: &str = include_str!("report.html");
 const STYLE: &str = include_str!("report.css");
 
 /// The report as a page.
-pub fn render(sides: &[Side], parts: &[&str]) -> Result<String, RenderError> {
+pub fn render(sides: &[Run], parts: &[&str]) -> Result<String, RenderError> {
     let mut env = Environment::new();
     env.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     env.set_auto_escape_callback(|_| AutoEscape::Html);

@@ -4,13 +4,12 @@ use std::fmt::Write as _;
 
 use minijinja::{AutoEscape, Environment, Output, State, Value, context, syntax::SyntaxConfig, value::Serde};
 
-use super::{RenderError, document};
-use crate::compare::Side;
+use super::{RenderError, Run, document};
 
 const TEMPLATE: &str = include_str!("report.md");
 
 /// The report as Markdown.
-pub fn render(sides: &[Side], parts: &[&str]) -> Result<String, RenderError> {
+pub fn render(sides: &[Run], parts: &[&str]) -> Result<String, RenderError> {
     let mut env = Environment::new();
     env.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     env.set_auto_escape_callback(|_| AutoEscape::Custom("markdown".into()));

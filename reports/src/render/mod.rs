@@ -12,7 +12,16 @@ mod plot;
 
 pub use content::{Block, Chart, Document, PARTS, Section, Table, document};
 
-use crate::compare::Side;
+use crate::{calibration::Calibration, schema::Record};
+
+/// A run with the name it goes by in a report.
+#[derive(Clone, Copy, Debug)]
+pub struct Run<'a> {
+    /// Such as a file name without its ending.
+    pub name: &'a str,
+    /// The run.
+    pub record: &'a Record,
+}
 
 /// A way to write a report.
 #[derive(Clone, Copy)]
@@ -24,7 +33,7 @@ pub struct Format {
     /// How every report in this format begins; a file that begins otherwise is somebody's own.
     pub begins: &'static str,
     /// Writes the report of these runs: the parts named, of [`PARTS`], or all if none is. Cells as numbers have no parts.
-    pub render: fn(&[Side], parts: &[&str]) -> Result<String, RenderError>,
+    pub render: fn(&[Run], parts: &[&str]) -> Result<String, RenderError>,
 }
 
 /// All formats: a new one is one line here and one file beside this one.
@@ -47,6 +56,12 @@ pub const FORMATS: [Format; 3] = [
 /// The format of this name.
 pub fn format(name: &str) -> Option<&'static Format> {
     FORMATS.iter().find(|f| f.name == name)
+}
+
+/// A machine's calibration as Markdown, for the documents.
+pub fn calibration(calibration: &Calibration) -> String {
+    let _ = calibration;
+    todo!("follows")
 }
 
 /// Why a report could not be made.

@@ -11,7 +11,7 @@ use crate::{
 };
 
 fn render(name: &str, sides: &[(&str, &Record)]) -> String {
-    let sides: Vec<Side> = sides.iter().map(|(name, record)| Side { name, record }).collect();
+    let sides: Vec<Run> = sides.iter().map(|(name, record)| Run { name, record }).collect();
     (super::format(name).unwrap().render)(&sides, &[]).unwrap()
 }
 
@@ -171,7 +171,7 @@ fn figure_5b() -> Record {
 fn the_papers_figures_stand_beside_the_same_points() {
     assert!(!render("md", &[("sample", &samples::run())]).contains("Figure"));
     let (one, five) = (figure_1(), figure_5b());
-    let sides = [Side { name: "fig1", record: &one }, Side { name: "fig5b", record: &five }];
+    let sides = [Run { name: "fig1", record: &one }, Run { name: "fig5b", record: &five }];
     insta::assert_snapshot!(markdown::render(&sides, &["paper"]).unwrap());
 }
 
@@ -192,7 +192,7 @@ fn a_run_of_one_network_says_how_long_it_takes_and_in_how_many_steps() {
 #[test]
 fn parts_of_a_report_can_be_had_alone() {
     let record = samples::run();
-    let sides = [Side { name: "sample", record: &record }];
+    let sides = [Run { name: "sample", record: &record }];
     let titles = |parts: &[&str]| {
         let document = document(&sides, true, parts).unwrap();
         document.sections.into_iter().map(|s| s.id).collect::<Vec<_>>()
@@ -221,7 +221,7 @@ fn documents_are_what_their_commands_write() {
         let runs: Vec<Record> = paths.iter().map(|p| Record::read(&folder.join(p)).unwrap()).collect();
         let stem = |path: &String| Path::new(path).file_stem().unwrap().to_string_lossy().into_owned();
         let names: Vec<String> = paths.iter().map(stem).collect();
-        let sides: Vec<Side> = names.iter().zip(&runs).map(|(name, record)| Side { name, record }).collect();
+        let sides: Vec<Run> = names.iter().zip(&runs).map(|(name, record)| Run { name, record }).collect();
         let expected = markdown::render(&sides, &parts.split(',').collect::<Vec<_>>()).unwrap();
         // Above the first section, a document may say more.
         let (_, body) = expected.split_once("\n## ").unwrap();
@@ -254,14 +254,14 @@ fn hostile_names_stay_text() {
 fn runs_without_figures_still_make_a_report() {
     let empty = Record::default();
     for format in FORMATS {
-        assert!((format.render)(&[Side { name: "empty", record: &empty }], &[]).is_ok(), "{}", format.name);
+        assert!((format.render)(&[Run { name: "empty", record: &empty }], &[]).is_ok(), "{}", format.name);
         let mut bare = samples::run();
         for cell in &mut bare.cells {
             cell.samples_ns.clear();
             cell.phases.iter_mut().for_each(|p| p.samples_ns.clear());
             cell.rounds = None;
         }
-        assert!((format.render)(&[Side { name: "bare", record: &bare }], &[]).is_ok(), "{}", format.name);
+        assert!((format.render)(&[Run { name: "bare", record: &bare }], &[]).is_ok(), "{}", format.name);
     }
     assert!(matches!(html::render(&[], &[]), Err(RenderError::NoRuns)));
     let (a, b) = (samples::run(), paper::table5());
@@ -339,7 +339,7 @@ proptest! {
     fn extreme_records_are_refused_or_reported(text in extreme_record()) {
         let Ok(record) = Record::from_reader(text.as_bytes(), Path::new("a.jsonl")) else { return Ok(()) };
         let sound = samples::run();
-        let sides = [Side { name: "extreme", record: &record }, Side { name: "sound", record: &sound }];
+        let sides = [Run { name: "extreme", record: &record }, Run { name: "sound", record: &sound }];
         for format in FORMATS {
             let text = (format.render)(&sides, &[]).unwrap();
             if format.name == "html" {

@@ -1,0 +1,109 @@
+//! Student's t, chi-square and Holm's rule: what independent values of one level (processes, records, pairs) allow.
+
+use statrs::distribution::{ChiSquared, ContinuousCDF, StudentsT};
+
+use super::{Estimate, Interval, LEVEL};
+
+/// A mean of independent values with what is known of its error.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Mean {
+    /// The mean.
+    pub value: f64,
+    /// Its standard error.
+    pub error: f64,
+    /// Degrees of freedom of the standard error.
+    pub freedom: f64,
+}
+
+impl Mean {
+    /// Half the width of the two-sided interval of this confidence.
+    pub fn half_width(&self, level: f64) -> f64 {
+        t_quantile(0.5 + level / 2.0, self.freedom) * self.error
+    }
+
+    /// Two-sided p-value of the hypothesis that the mean is `expected`.
+    pub fn p(&self, expected: f64) -> f64 {
+        two_sided(self.value - expected, self.error, self.freedom)
+    }
+
+    /// One-sided p-value of the hypothesis that the mean is at most `bound`.
+    pub fn p_above(&self, bound: f64) -> f64 {
+        let p = self.p(bound) / 2.0;
+        if self.value > bound { p } else { 1.0 - p }
+    }
+
+    /// The exponential of a mean of logarithms, with its interval at [`LEVEL`]; `samples` values stand behind it.
+    pub fn ratio(&self, samples: usize) -> Estimate {
+        let half = self.half_width(LEVEL);
+        let interval = Interval { low: (self.value - half).exp(), high: (self.value + half).exp(), level: LEVEL };
+        Estimate { value: self.value.exp(), interval: Some(interval), samples }
+    }
+}
+
+/// The sum of squares about the mean over n - 1; `None` below 2 values.
+pub fn variance(values: &[f64]) -> Option<f64> {
+    let n = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / n;
+    (values.len() >= 2).then(|| values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (n - 1.0))
+}
+
+/// The mean of independent values; `None` below 2, which have no spread.
+pub fn mean(values: &[f64]) -> Option<Mean> {
+    let n = values.len() as f64;
+    let error = (variance(values)? / n).sqrt();
+    Some(Mean { value: values.iter().sum::<f64>() / n, error, freedom: n - 1.0 })
+}
+
+/// Geometric mean of independent values and its Student-t interval, from their logarithms. `None` of no values; no
+/// interval of one.
+pub fn t_estimate(logs: &[f64]) -> Option<Estimate> {
+    match (mean(logs), logs) {
+        (Some(mean), _) => Some(mean.ratio(logs.len())),
+        (None, [only]) => Some(Estimate { value: only.exp(), interval: None, samples: 1 }),
+        (None, _) => None,
+    }
+}
+
+/// Student's quantile of probability `q` with `freedom` degrees of freedom (at least 1 is taken).
+pub fn t_quantile(q: f64, freedom: f64) -> f64 {
+    StudentsT::new(0.0, 1.0, freedom.max(1.0)).map_or(f64::INFINITY, |t| t.inverse_cdf(q))
+}
+
+/// Probability that Student's t of `freedom` degrees of freedom is at most `t`.
+pub fn t_cdf(t: f64, freedom: f64) -> f64 {
+    StudentsT::new(0.0, 1.0, freedom.max(1.0)).map_or(0.5, |d| d.cdf(t))
+}
+
+fn two_sided(distance: f64, error: f64, freedom: f64) -> f64 {
+    match (distance.abs(), error) {
+        (0.0, _) => 1.0,
+        (_, 0.0) => 0.0,
+        (distance, error) => (2.0 * t_cdf(-distance / error, freedom)).min(1.0),
+    }
+}
+
+/// Interval of a variance of `freedom` degrees of freedom, as factors of its estimate.
+pub fn chi_square_factors(freedom: f64, level: f64) -> Option<(f64, f64)> {
+    let chi = ChiSquared::new(freedom).ok()?;
+    let tail = (1.0 - level) / 2.0;
+    Some((freedom / chi.inverse_cdf(1.0 - tail), freedom / chi.inverse_cdf(tail)))
+}
+
+/// p-values adjusted by Holm's rule: each is at most alpha if its hypothesis is rejected with the chance of any false
+/// rejection in the family held below alpha, whatever the dependence.
+pub fn holm(p: &[f64]) -> Vec<f64> {
+    let mut order: Vec<usize> = (0..p.len()).collect();
+    order.sort_by(|&a, &b| p[a].total_cmp(&p[b]));
+    let mut adjusted = vec![1.0; p.len()];
+    let mut floor = 0.0f64;
+    for (rank, &i) in order.iter().enumerate() {
+        floor = floor.max((p[i] * (p.len() - rank) as f64).min(1.0));
+        adjusted[i] = floor;
+    }
+    adjusted
+}
+
+/// The true difference of two means that is found in 80% of cases at [`LEVEL`], if the difference has this standard error.
+pub fn detectable(error: f64, freedom: f64) -> f64 {
+    (t_quantile(0.5 + LEVEL / 2.0, freedom) + t_quantile(0.8, freedom)) * error
+}
