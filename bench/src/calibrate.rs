@@ -1,0 +1,138 @@
+//! The same run again and again: what a machine's figures vary by when nothing is changed.
+//!
+//! Each occasion is a record of its own, of several processes; they stand in one folder, so that an interrupted calibration
+//! goes on where it was, and everything that is said of it can be worked out again.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use indicatif::{ProgressBar, ProgressStyle};
+use ttft_reports::{
+    calibration::Calibration,
+    format::seconds,
+    schema::{Record, Sampler},
+};
+
+use crate::{
+    design::Design,
+    knobs::RunKnobs,
+    planner, rounds,
+    session::{Asked, Session, differences},
+    weights::Size,
+};
+
+/// The file of the analysis, beside the records.
+pub const FILE: &str = "calibration.json";
+
+/// Takes occasions for so long, in `folder`, after those that are there already.
+///
+/// # Errors
+/// Records of another run in the folder; what measuring and writing say.
+pub fn take(knobs: &RunKnobs, asked: Asked, size: Size, folder: &Path, time: Duration) -> Result<()> {
+    fs::create_dir_all(folder).with_context(|| format!("{}: cannot make the folder", folder.display()))?;
+    let mut number = next_number(folder)?;
+    let mut knobs = knobs.clone();
+    knobs.out = Some(occasion(folder, number));
+    let start = Instant::now();
+    let mut session = Session::start(&knobs, Sampler::Rounds, asked, size)?;
+    for earlier in records(folder)?.iter().take(1) {
+        let differences = differences(&earlier.run, session.header())?;
+        if !differences.is_empty() {
+            // What was begun here is not of this folder.
+            fs::remove_file(session.record_path())?;
+        }
+        ensure!(
+            differences.is_empty(),
+            "{}: its records are of another run ({}): give the same settings, or another folder",
+            folder.display(),
+            differences.join("; ")
+        );
+    }
+    let arms = session.rig.arms.clone();
+    session.rig.weights.make(&arms)?;
+    let mut groups = Vec::new();
+    for (batch, prompt) in session.rig.scenario.groups() {
+        let (parts, left) = planner::parts(&session, &arms, batch, prompt)?;
+        ensure!(left.is_empty(), "memory does not hold all systems at {batch} x {prompt}: take a smaller scenario");
+        groups.extend(parts);
+    }
+    let processes = asked.processes.unwrap_or(PROCESSES);
+    let design = Design { processes, rounds: session.rig.scenario.rounds.div_ceil(processes) };
+    let bar = ProgressBar::new(time.as_secs());
+    bar.set_style(ProgressStyle::with_template("{msg} [{bar:30}] {percent}% (left: {eta})")?.progress_chars("=> "));
+    loop {
+        for group in &groups {
+            rounds::measure(&mut session, group, design)?;
+        }
+        bar.set_position(start.elapsed().as_secs().min(time.as_secs()));
+        bar.set_message(format!("occasion {number}"));
+        if bar.is_hidden() && number % 10 == 0 {
+            eprintln!("occasion {number}, {} left", seconds(time.saturating_sub(start.elapsed()).as_secs_f64()));
+        }
+        if start.elapsed() >= time {
+            break;
+        }
+        number += 1;
+        session.next_record(&occasion(folder, number))?;
+    }
+    bar.finish_and_clear();
+    Ok(())
+}
+
+/// Processes of an occasion.
+pub const PROCESSES: u32 = 5;
+
+fn occasion(folder: &Path, number: u32) -> PathBuf {
+    folder.join(format!("occasion-{number:04}.jsonl"))
+}
+
+/// The first number after all occasions in the folder.
+fn next_number(folder: &Path) -> Result<u32> {
+    let numbers = files(folder)?.into_iter().filter_map(|path| {
+        let name = path.file_stem()?.to_str()?.strip_prefix("occasion-")?.parse::<u32>().ok()?;
+        Some(name)
+    });
+    Ok(numbers.max().map_or(1, |n| n + 1))
+}
+
+/// The files of all occasions, in order.
+fn files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(folder).with_context(|| format!("{}: cannot list the folder", folder.display()))?;
+    let mut files = entries.map(|e| Ok(e?.path())).collect::<Result<Vec<_>>>()?;
+    files.retain(|path| {
+        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        name.starts_with("occasion-") && name.ends_with(".jsonl")
+    });
+    files.sort();
+    Ok(files)
+}
+
+/// All occasions of a folder that were measured to the end, in order.
+///
+/// # Errors
+/// A record that cannot be read; one that was interrupted is left out.
+pub fn records(folder: &Path) -> Result<Vec<Record>> {
+    let records = files(folder)?.iter().map(|path| Record::read(path)).filter(|r| {
+        !matches!(r, Err(ttft_reports::schema::RecordError::Torn { .. }))
+    });
+    let mut records = records.collect::<Result<Vec<_>, _>>()?;
+    let most = records.iter().map(|r| r.cells.len()).max().unwrap_or(0);
+    records.retain(|r| r.cells.len() == most && most > 0);
+    Ok(records)
+}
+
+/// The calibration of a folder, written beside its records.
+///
+/// # Errors
+/// Too few occasions; what reading and writing say.
+pub fn analyse(folder: &Path) -> Result<Calibration> {
+    let records = records(folder)?;
+    let calibration = Calibration::of(&records).with_context(|| folder.display().to_string())?;
+    let path = folder.join(FILE);
+    fs::write(&path, calibration.write()).with_context(|| format!("{}: cannot write it", path.display()))?;
+    Ok(calibration)
+}

@@ -1,0 +1,75 @@
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::Result;
+use clap::Args;
+use ttft_reports::terminal;
+
+use crate::{
+    calibrate,
+    knobs::RunKnobs,
+    output,
+    session::Asked,
+    weights::Size,
+};
+
+/// Measure how much this machine's figures vary when nothing is changed
+///
+/// Repeats one run, occasion after occasion, and works out how far rounds, processes and occasions lie apart, how often a
+/// comparison of equals raises a false alarm, and the smallest difference that a comparison finds. `ttft compare` of single
+/// records needs it. Takes an hour or more in the background; started again it goes on.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:\n  ttft calibrate --minutes 60 --folder calibration\n  \
+                        ttft calibrate --minutes 0 --folder calibration   only works out what is there")]
+pub struct Calibrate {
+    /// Minutes to measure, after what is there already; 0 measures nothing
+    #[arg(long, value_name = "MINUTES", default_value_t = 60.0, value_parser = minutes)]
+    minutes: f64,
+    /// Folder of its records, one for each occasion, and of calibration.json (default: ttft-calibration in the target folder)
+    #[arg(long, value_name = "DIR")]
+    folder: Option<PathBuf>,
+    /// Processes of each occasion
+    #[arg(long, value_name = "P", default_value_t = calibrate::PROCESSES, value_parser = clap::value_parser!(u32).range(2..=1000))]
+    processes: u32,
+    /// Rounds of each occasion, of all processes together (default: the scenario's)
+    #[arg(long, value_name = "R", value_parser = clap::value_parser!(u32).range(2..=100_000))]
+    rounds: Option<u32>,
+    /// Run tiny networks of the same structure: a check of seconds that measures nothing real
+    #[arg(long)]
+    tiny: bool,
+    /// Write what it says as Markdown, too
+    #[arg(long, value_name = "FILE")]
+    md: Option<PathBuf>,
+    #[command(flatten)]
+    knobs: RunKnobs,
+}
+
+fn minutes(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(m) if (0.0..=100_000.0).contains(&m) => Ok(m),
+        _ => Err("expected a number of minutes".into()),
+    }
+}
+
+impl Calibrate {
+    pub fn run(mut self) -> Result<()> {
+        let folder = match self.folder {
+            Some(folder) => folder,
+            None => output::calibration_dir()?,
+        };
+        self.knobs.scenario.get_or_insert("calibrate".into());
+        let asked = Asked { rounds: self.rounds, processes: Some(self.processes) };
+        let size = if self.tiny { Size::Tiny } else { Size::Real };
+        if self.minutes > 0.0 {
+            let time = Duration::from_secs_f64(60.0 * self.minutes);
+            calibrate::take(&self.knobs, asked, size, &folder, time)?;
+        }
+        let calibration = calibrate::analyse(&folder)?;
+        if let Some(path) = self.md {
+            let text = ttft_reports::render::calibration(&calibration);
+            output::Pending::claim(&path)?.write(|out| Ok(out.write_all(text.as_bytes())?))?;
+        }
+        print!("{}", terminal::calibration(&calibration));
+        println!("calibration: {}", folder.join(calibrate::FILE).display());
+        Ok(())
+    }
+}
