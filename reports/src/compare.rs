@@ -117,6 +117,9 @@ pub enum CompareError {
     /// Fewer than two.
     #[error("comparing needs at least two runs, {0} given")]
     TooFew(usize),
+    /// Fewer than three pairs of processes.
+    #[error("judging needs at least three pairs of processes, {0} given: ask for more, ten find 10% as a rule")]
+    TooFewPairs(usize),
     /// No workload in common.
     #[error("`{first}` and `{other}` have no comparable workload in common: {reason}")]
     Nothing {
@@ -272,7 +275,7 @@ fn mate<'a>(cell: &Cell, record: &'a Record, refused: &mut BTreeSet<String>) -> 
 }
 
 /// How the work of two cells of one scenario differs.
-fn difference(a: &Cell, b: &Cell) -> Option<String> {
+pub(crate) fn difference(a: &Cell, b: &Cell) -> Option<String> {
     fn differ<T: Copy + PartialEq>(
         what: &str,
         a: Option<T>,

@@ -64,6 +64,11 @@ pub fn percent(value: f64) -> String {
     if value.abs() < 9.95 { format!("{value:.1}%") } else { format!("{value:.0}%") }
 }
 
+/// A p-value.
+pub fn p(value: f64) -> String {
+    if value < 0.001 { "<0.001".into() } else { format!("{value:.3}") }
+}
+
 /// A relative change: a percentage, or a factor if it more than doubles.
 pub fn change(value: f64) -> String {
     if value <= 1.0 { percent(value) } else { format!("{}x", figure(value + 1.0)) }

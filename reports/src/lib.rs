@@ -10,8 +10,11 @@
 
 pub mod calibration;
 pub mod compare;
+mod facts;
 pub mod format;
 pub mod json;
+pub mod levels;
+pub mod modes;
 pub mod pairs;
 pub mod paper;
 pub mod render;

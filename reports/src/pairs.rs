@@ -1,6 +1,18 @@
 //! Two builds (or settings) judged by pairs of processes: `ttft compare --binaries` and `--settings`.
+//!
+//! The two processes of a pair are adjacent in time, so what moves slowly cancels in the logarithm of their ratio, d. Which
+//! side runs first changes from pair to pair, so the effect of the order can be told apart: d = delta + s beta, with s = 1
+//! where the old side ran first and -1 where the new one did. delta, by least squares, has n - 2 degrees of freedom.
 
-use crate::{compare::CompareError, schema::Record, stats::Estimate};
+use crate::{
+    compare::{self, CompareError},
+    format, levels,
+    schema::{Cell, Record},
+    stats::{
+        Estimate, LEVEL,
+        student::{self, Mean},
+    },
+};
 
 /// One process of either side, adjacent in time.
 #[derive(Clone, Debug)]
@@ -22,11 +34,11 @@ pub struct Judgement {
     pub pairs: usize,
     /// A slowdown of more than this, in percent, fails.
     pub fail_slower_percent: f64,
-    /// One for each workload that both sides measured in every counted pair.
+    /// One for each workload that both sides measured.
     pub rows: Vec<Row>,
     /// What all rows come to.
     pub outcome: Outcome,
-    /// Chance that a family of these rows without any difference raises an alarm at 5% a row, if rows were independent.
+    /// Chance that so many rows without any difference raise an alarm somewhere at 5% a row, if they were independent.
     pub family_rate: f64,
     /// What limits the judgement.
     pub warnings: Vec<String>,
@@ -35,6 +47,8 @@ pub struct Judgement {
 /// One workload.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
+    /// The cell's id.
+    pub id: String,
     /// System.
     pub system: String,
     /// Sequences.
@@ -53,27 +67,42 @@ pub struct Row {
     pub p_holm: Option<f64>,
     /// One-sided p-value of a slowdown of at most the limit, adjusted by Holm's rule for all rows.
     pub p_slower_holm: Option<f64>,
-    /// Time of the second process over the first, of the same side.
+    /// Time of the second process of a pair over the first, whichever side it is.
     pub order_effect: Option<Estimate>,
-    /// Ratio of times that the speed probes alone would give: old speed by new speed.
+    /// Ratio of times that the machine's speed beside the processes would give by itself.
     pub by_probes: Option<f64>,
     /// The least slowdown, as a share, that this number of pairs finds in 80% of cases.
     pub detectable: Option<f64>,
-    /// Pairs that would decide this row, from the spread seen; `None` if it is decided or no number would.
+    /// Pairs that would decide this row in 80% of cases, from the spread seen; `None` if it is decided, or if more than
+    /// [`MOST_PAIRS`] would be needed.
     pub pairs_to_decide: Option<usize>,
     /// What the row comes to.
     pub outcome: Outcome,
 }
 
+/// Most pairs that are proposed.
+pub const MOST_PAIRS: usize = 1000;
+
 /// Whether the new side is slower.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The interval lies below the limit.
+    /// The interval lies wholly below the limit.
     NotSlower,
-    /// Slower than the limit, with the family-wise error held.
+    /// Slower than the limit; over all rows the chance of a wrong alarm is held at 5%.
     Slower,
-    /// Neither.
+    /// Neither can be said.
     Undecided,
+}
+
+impl Outcome {
+    /// In words.
+    pub fn name(self) -> &'static str {
+        match self {
+            Outcome::NotSlower => "no slower",
+            Outcome::Slower => "slower",
+            Outcome::Undecided => "undecided",
+        }
+    }
 }
 
 impl Judgement {
@@ -87,11 +116,165 @@ impl Judgement {
     }
 }
 
+/// delta and beta of d = delta + s beta by least squares, with s = 1 where the old side ran first and else -1. If one side
+/// always ran first, beta is part of delta and unknown. `None` of fewer than 3 pairs.
+pub fn fit(differences: &[f64], old_first: &[bool]) -> Option<(Mean, Option<Mean>)> {
+    let n = differences.len() as f64;
+    let signs: Vec<f64> = old_first.iter().map(|first| if *first { 1.0 } else { -1.0 }).collect();
+    let sum = signs.iter().sum::<f64>();
+    let determinant = n * n - sum * sum;
+    if differences.len() < 3 {
+        return None;
+    }
+    if determinant == 0.0 {
+        return Some((student::mean(differences)?, None));
+    }
+    let total: f64 = differences.iter().sum();
+    let signed: f64 = differences.iter().zip(&signs).map(|(d, s)| d * s).sum();
+    let (delta, beta) = ((n * total - sum * signed) / determinant, (n * signed - sum * total) / determinant);
+    let squares: f64 = differences.iter().zip(&signs).map(|(d, s)| (d - delta - s * beta).powi(2)).sum();
+    let freedom = n - 2.0;
+    let error = (squares / freedom * n / determinant).sqrt();
+    Some((Mean { value: delta, error, freedom }, Some(Mean { value: beta, error, freedom })))
+}
+
+/// The cells of one workload in every pair that has it on both sides: place of the pair, old, new.
+type Found<'a> = Vec<(usize, &'a Cell, &'a Cell)>;
+
 /// Judges pairs of processes.
 ///
 /// # Errors
-/// No pairs, or no workload that both sides measured.
+/// Fewer than 3 pairs; no workload that both sides measured in 3 of them.
 pub fn judge(pairs: &[Pair], fail_slower_percent: f64) -> Result<Judgement, CompareError> {
-    let _ = (pairs, fail_slower_percent);
-    todo!("statistics follow")
+    if pairs.len() < 3 {
+        return Err(CompareError::TooFewPairs(pairs.len()));
+    }
+    let mut warnings = Vec::new();
+    let bound = (1.0 + fail_slower_percent / 100.0).ln();
+    let mut ids: Vec<&str> = Vec::new();
+    for cell in pairs.iter().flat_map(|p| &p.old.cells) {
+        if !ids.contains(&cell.id.as_str()) {
+            ids.push(&cell.id);
+        }
+    }
+    let mut rows = Vec::new();
+    let mut one_sided = Vec::new();
+    for id in ids {
+        let of = |record: &'_ Record| record.cells.iter().position(|c| c.id == id && !c.samples_ns.is_empty());
+        let found: Found = pairs
+            .iter()
+            .enumerate()
+            .filter_map(|(i, p)| Some((i, &p.old.cells[of(&p.old)?], &p.new.cells[of(&p.new)?])))
+            .collect();
+        if let Some(reason) = found.first().and_then(|(_, old, new)| compare::difference(old, new)) {
+            warnings.push(format!("{id}: the two sides do different work: {reason}"));
+        }
+        match row(pairs, &found, bound) {
+            Some((row, p)) => {
+                rows.push(row);
+                one_sided.push(p);
+            }
+            None => warnings.push(format!("{id}: left out, because only {} pairs have it", found.len())),
+        }
+    }
+    if rows.is_empty() {
+        let reason = "fewer than 3 pairs have a workload that both sides measured".into();
+        return Err(CompareError::Nothing { first: "the old side".into(), other: "the new side".into(), reason });
+    }
+    let first = pairs.iter().filter(|p| p.old_first).count();
+    if first == 0 || first == pairs.len() {
+        warnings.push("one side always ran first: the effect of the order is part of the ratio".into());
+    } else if pairs.len() == 3 {
+        warnings.push("three pairs leave one degree of freedom: the intervals are very wide".into());
+    }
+    let holm = student::holm(&rows.iter().map(|r| r.p.unwrap_or(1.0)).collect::<Vec<_>>());
+    let slower = student::holm(&one_sided);
+    for ((row, p), slow) in rows.iter_mut().zip(holm).zip(slower) {
+        row.p_holm = Some(p);
+        row.p_slower_holm = Some(slow);
+        let below = row.ratio.interval.is_some_and(|i| i.high.ln() < bound);
+        row.outcome = match (slow <= 1.0 - LEVEL, below) {
+            (true, _) => Outcome::Slower,
+            (false, true) => Outcome::NotSlower,
+            (false, false) => Outcome::Undecided,
+        };
+        if row.outcome != Outcome::Undecided {
+            row.pairs_to_decide = None;
+        }
+    }
+    let outcome = if rows.iter().any(|r| r.outcome == Outcome::Slower) {
+        Outcome::Slower
+    } else if rows.iter().all(|r| r.outcome == Outcome::NotSlower) {
+        Outcome::NotSlower
+    } else {
+        Outcome::Undecided
+    };
+    let family_rate = 1.0 - LEVEL.powi(rows.len() as i32);
+    Ok(Judgement { pairs: pairs.len(), fail_slower_percent, rows, outcome, family_rate, warnings })
+}
+
+/// The row of one workload, its outcome still open, and its one-sided p-value.
+fn row(pairs: &[Pair], found: &Found, bound: f64) -> Option<(Row, f64)> {
+    let logs: Vec<(bool, f64, f64)> = found
+        .iter()
+        .filter_map(|(i, old, new)| Some((pairs[*i].old_first, levels::value(old)?, levels::value(new)?)))
+        .collect();
+    let differences: Vec<f64> = logs.iter().map(|(_, old, new)| new - old).collect();
+    let (delta, beta) = fit(&differences, &logs.iter().map(|l| l.0).collect::<Vec<_>>())?;
+    let n = logs.len();
+    let mean = |of: fn(&(bool, f64, f64)) -> f64| (logs.iter().map(of).sum::<f64>() / n as f64).exp();
+    let probes: Option<Vec<f64>> =
+        found.iter().map(|(i, old, new)| levels::by_probes(new, old, &pairs[*i].old.run.limits)).collect();
+    let cell = found.first()?.1;
+    let row = Row {
+        id: cell.id.clone(),
+        system: cell.system.clone(),
+        batch: cell.batch,
+        prompt: cell.prompt,
+        pairs: n,
+        seconds: [mean(|l| l.1), mean(|l| l.2)],
+        ratio: delta.ratio(n),
+        p: Some(delta.p(0.0)),
+        p_holm: None,
+        p_slower_holm: None,
+        order_effect: beta.map(|b| b.ratio(n)),
+        by_probes: probes.map(|p| (p.iter().sum::<f64>() / n as f64).exp()),
+        detectable: Some(student::detectable(delta.error, delta.freedom).exp() - 1.0),
+        pairs_to_decide: pairs_to_decide(&delta, n, bound),
+        outcome: Outcome::Undecided,
+    };
+    Some((row, delta.p_above(bound)))
+}
+
+/// Pairs, in whole blocks of two, that would tell the difference seen from the limit in 80% of cases.
+fn pairs_to_decide(delta: &Mean, n: usize, bound: f64) -> Option<usize> {
+    let spread = delta.error * (n as f64).sqrt();
+    let enough =
+        |m: &usize| student::detectable(spread / (*m as f64).sqrt(), *m as f64 - 2.0) <= (delta.value - bound).abs();
+    ((n / 2 + 1) * 2..=MOST_PAIRS).step_by(2).find(enough)
+}
+
+/// The judgement in one sentence.
+pub fn answer(judgement: &Judgement, old: &str, new: &str) -> String {
+    let limit = format::percent(judgement.fail_slower_percent / 100.0);
+    let count = |outcome| judgement.rows.iter().filter(|r| r.outcome == outcome).count();
+    let all = judgement.rows.len();
+    match judgement.outcome {
+        Outcome::Slower => {
+            format!("{new} is slower than {old} by more than {limit} in {} of {all} rows.", count(Outcome::Slower))
+        }
+        Outcome::NotSlower => format!("{new} is no slower than {old}, to within {limit}, in all of {all} rows."),
+        Outcome::Undecided => {
+            let needed = judgement.rows.iter().filter(|r| r.outcome == Outcome::Undecided).map(|r| r.pairs_to_decide);
+            let needed: Option<usize> = needed.collect::<Option<Vec<_>>>().and_then(|n| n.into_iter().max());
+            let how = match needed {
+                Some(n) => format!("about {n} pairs would decide, from the spread seen"),
+                None => format!("not even {MOST_PAIRS} pairs would decide all of them, from what was seen"),
+            };
+            format!(
+                "Whether {new} is slower than {old} by more than {limit} is undecided in {} of {all} rows; {how}.",
+                count(Outcome::Undecided)
+            )
+        }
+    }
 }

@@ -11,6 +11,7 @@
 //! its tails are shortened to those of Student's t (Hesterberg, "What Teachers Should Know About the Bootstrap", 2015,
 //! expanded percentile interval); with many samples the two are the same.
 
+pub mod simulate;
 pub mod student;
 
 pub use student::t_estimate;

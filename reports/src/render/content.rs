@@ -7,12 +7,12 @@ use serde::Serialize;
 use super::{RenderError, Run, charts};
 use crate::{
     compare::{self, Side},
+    facts,
     format::{self, UNKNOWN, or_unknown},
     paper,
     schema::{Cell, Kind, Record},
     stats::{self, LEVEL},
     summary::{self, Pairing, Row},
-    terminal,
     validate::{self, Claim, Validation, Verdict},
 };
 
@@ -104,15 +104,15 @@ pub struct Entry {
     pub swatch: String,
 }
 
-fn text(text: impl Into<String>) -> Block {
+pub(crate) fn text(text: impl Into<String>) -> Block {
     Block::Text { text: text.into(), lead: false }
 }
 
-fn lead(text: impl Into<String>) -> Block {
+pub(crate) fn lead(text: impl Into<String>) -> Block {
     Block::Text { text: text.into(), lead: true }
 }
 
-fn table(title: &str, head: &[&str], words: &[usize], rows: Vec<Vec<String>>) -> Table {
+pub(crate) fn table(title: &str, head: &[&str], words: &[usize], rows: Vec<Vec<String>>) -> Table {
     Table {
         title: title.into(),
         head: head.iter().map(ToString::to_string).collect(),
@@ -134,7 +134,7 @@ impl Table {
 }
 
 /// Adds a table, unless it is empty.
-fn push_table(blocks: &mut Vec<Block>, table: Table) {
+pub(crate) fn push_table(blocks: &mut Vec<Block>, table: Table) {
     if !table.rows.is_empty() {
         blocks.push(Block::Table(table));
     }
@@ -219,7 +219,7 @@ pub fn document(runs: &[Run], with_charts: bool, parts: &[&str]) -> Result<Docum
         return Err(RenderError::Nothing(parts.join(", ")));
     }
     let names: Vec<&str> = runs.iter().map(|s| s.name).collect();
-    let machines: Vec<String> = runs.iter().map(|s| terminal::machine(&s.record.run)).collect();
+    let machines: Vec<String> = runs.iter().map(|s| facts::machine(&s.record.run)).collect();
     Ok(Document {
         title: format!("Time to first token: {}", names.join(", ")),
         subtitle: machines.join("; "),
@@ -252,7 +252,7 @@ fn size(cell: &Cell) -> String {
     format!("{} x {}", cell.batch, cell.prompt)
 }
 
-fn with_interval(value: String, interval: Option<String>) -> String {
+pub(crate) fn with_interval(value: String, interval: Option<String>) -> String {
     interval.map_or(value.clone(), |i| format!("{value} {i}"))
 }
 
@@ -906,7 +906,7 @@ fn run(record: &Record) -> Vec<Block> {
     add("run", run.run_id.clone());
     add("started", run.started_at.clone().unwrap_or_default());
     add("command", run.command.join(" "));
-    add("settings", terminal::settings(run));
+    add("settings", facts::settings(run));
     add("scenario file", run.settings.scenario_sha256.as_ref().map(|s| format!("SHA-256 {s}")).unwrap_or_default());
     let git = run.git.as_ref().map(|g| match g.dirty {
         Some(true) => format!("{} (modified)", g.revision),
@@ -916,7 +916,7 @@ fn run(record: &Record) -> Vec<Block> {
     add("revision", git.unwrap_or_default());
     let version = run.ttft_version.as_ref().map(|v| format!("ttft {v}"));
     add("program", version.into_iter().chain(run.rustc.clone()).collect::<Vec<_>>().join(", "));
-    add("machine", terminal::machine(run));
+    add("machine", facts::machine(run));
     add("kernel", m.kernel.clone().unwrap_or_default());
     add("instruction sets", m.isa_features.join(" "));
     let caches = m.caches.iter().flatten().map(|c| {
@@ -926,7 +926,7 @@ fn run(record: &Record) -> Vec<Block> {
     add("caches", caches.collect::<Vec<_>>().join("; "));
     let classes = m.core_classes.iter().flatten().map(|c| format!("{} {}", c.cores, c.name));
     add("core classes", classes.collect::<Vec<_>>().join(", "));
-    add("limits", terminal::limits(run));
+    add("limits", facts::limits(run));
     add("schema", run.schema.clone());
     let mut kernels: Vec<&str> = record.cells.iter().flat_map(|c| &c.kernels).map(String::as_str).collect();
     kernels.sort_unstable();

@@ -7,6 +7,7 @@ mod charts;
 pub(crate) mod content;
 mod csv;
 mod html;
+pub(crate) mod judgement;
 mod markdown;
 mod plot;
 
