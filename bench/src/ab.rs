@@ -158,7 +158,8 @@ mod tests {
 
     #[test]
     fn flags_are_read_from_the_help() {
-        let help = "Usage: ttft bench [OPTIONS]\n\nOptions:\n      --rounds <R>\n          As with --resume\n  -h, --help\n";
+        let help =
+            "Usage: ttft bench [OPTIONS]\n\nOptions:\n      --rounds <R>\n          As with --resume\n  -h, --help\n";
         assert_eq!(flags(help).into_iter().collect::<Vec<_>>(), ["--help", "--rounds"]);
     }
 

@@ -14,7 +14,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use ttft_reports::{
     calibration::Calibration,
     format::seconds,
-    schema::{Record, Sampler},
+    schema::{Record, RecordError, Sampler},
 };
 
 use crate::{
@@ -116,10 +116,9 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>> {
 /// # Errors
 /// A record that cannot be read; one that was interrupted is left out.
 pub fn records(folder: &Path) -> Result<Vec<Record>> {
-    let records = files(folder)?.iter().map(|path| Record::read(path)).filter(|r| {
-        !matches!(r, Err(ttft_reports::schema::RecordError::Torn { .. }))
-    });
-    let mut records = records.collect::<Result<Vec<_>, _>>()?;
+    let interrupted = |read: &Result<Record, RecordError>| matches!(read, Err(RecordError::Torn { .. }));
+    let reads = files(folder)?.into_iter().map(|path| Record::read(&path)).filter(|read| !interrupted(read));
+    let mut records = reads.collect::<Result<Vec<_>, _>>()?;
     let most = records.iter().map(|r| r.cells.len()).max().unwrap_or(0);
     records.retain(|r| r.cells.len() == most && most > 0);
     Ok(records)

@@ -45,7 +45,7 @@ impl EngineKnobs {
 /// What to measure, and where things go.
 #[derive(Args, Clone, Debug)]
 pub struct RunKnobs {
-    /// Preset (quick, grid, table5, table5-3b, fig1, fig5b, controls) or path of a scenario file (default: quick)
+    /// Preset (quick, grid, table5, table5-3b, fig1, fig5b, controls, calibrate) or path of a scenario file (default: quick)
     #[arg(long, visible_alias = "preset", env = "TTFT_SCENARIO", value_name = "NAME|FILE")]
     pub scenario: Option<String>,
     /// Type of activations and caches: f32 or bf16 (default: the scenario's)

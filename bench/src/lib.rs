@@ -3,6 +3,8 @@
 //! A [`session::Session`] measures the systems of a [`scenario::Scenario`] and writes the record; criterion
 //! (`benches/ttft.rs`) and [`rounds`] drive it.
 
+pub mod ab;
+pub mod calibrate;
 pub mod cli;
 pub mod criterion_args;
 pub mod design;

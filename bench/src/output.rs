@@ -72,6 +72,14 @@ pub fn target_dir() -> Result<PathBuf> {
         .context("no target folder and no home: say where weights and records go with TTFT_WEIGHTS and TTFT_OUT")
 }
 
+/// The folder of this machine's calibration.
+///
+/// # Errors
+/// As [`target_dir`].
+pub fn calibration_dir() -> Result<PathBuf> {
+    Ok(target_dir()?.join("ttft-calibration"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

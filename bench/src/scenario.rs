@@ -21,6 +21,7 @@ pub const PRESETS: &[(&str, &str)] = &[
     ("fig1", include_str!("../scenarios/fig1.toml")),
     ("fig5b", include_str!("../scenarios/fig5b.toml")),
     ("controls", include_str!("../scenarios/controls.toml")),
+    ("calibrate", include_str!("../scenarios/calibrate.toml")),
 ];
 
 /// A scenario file.
@@ -208,22 +209,29 @@ fn arms_of(name: &str, base: Option<&str>) -> Result<Vec<Arm>> {
     Ok(vec![alone(base, base), alone(name, base)])
 }
 
+/// The text of a preset by name, or of a scenario file by path.
+///
+/// # Errors
+/// No such preset or file.
+pub fn text(name: &str) -> Result<String> {
+    if let Some((_, text)) = PRESETS.iter().find(|(n, _)| *n == name) {
+        return Ok((*text).to_owned());
+    }
+    if !Path::new(name).exists() {
+        let presets: Vec<_> = PRESETS.iter().map(|(n, _)| *n).collect();
+        bail!("no preset and no file is called '{name}'; the presets are: {}", presets.join(", "));
+    }
+    std::fs::read_to_string(name).with_context(|| format!("{name}: cannot read the scenario"))
+}
+
 impl Scenario {
     /// A preset by name, or a file by path.
     ///
     /// # Errors
     /// No such preset or file; what is wrong in the file, and where.
     pub fn load(name: &str) -> Result<Scenario> {
-        if let Some((_, text)) = PRESETS.iter().find(|(n, _)| *n == name) {
-            return Self::parse(text).with_context(|| format!("preset {name}"));
-        }
-        let path = Path::new(name);
-        if !path.exists() {
-            let presets: Vec<_> = PRESETS.iter().map(|(n, _)| *n).collect();
-            bail!("no preset and no file is called '{name}'; the presets are: {}", presets.join(", "));
-        }
-        let text = std::fs::read_to_string(path).with_context(|| format!("{name}: cannot read the scenario"))?;
-        Self::parse(&text).with_context(|| format!("scenario {name}"))
+        let what = if PRESETS.iter().any(|(n, _)| *n == name) { "preset" } else { "scenario" };
+        Self::parse(&text(name)?).with_context(|| format!("{what} {name}"))
     }
 
     /// A scenario from the text of its file.

@@ -123,7 +123,7 @@ const SAME: &[&str] = &[
 ];
 
 /// Where two runs are not the same run, in words.
-fn differences(before: &RunHeader, now: &RunHeader) -> Result<Vec<String>> {
+pub(crate) fn differences(before: &RunHeader, now: &RunHeader) -> Result<Vec<String>> {
     let (before, now) = (serde_json::to_value(before)?, serde_json::to_value(now)?);
     let text = |v: Option<&serde_json::Value>| v.map_or("nothing".into(), ToString::to_string);
     let pairs = SAME.iter().map(|place| (place, before.pointer(place), now.pointer(place)));
@@ -260,6 +260,11 @@ impl Session {
     /// What the machine reached.
     pub fn limits(&self) -> &Limits {
         &self.limits
+    }
+
+    /// The first line of the record.
+    pub fn header(&self) -> &RunHeader {
+        &self.header
     }
 
     /// The record's file.

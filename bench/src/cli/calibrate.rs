@@ -4,13 +4,7 @@ use anyhow::Result;
 use clap::Args;
 use ttft_reports::terminal;
 
-use crate::{
-    calibrate,
-    knobs::RunKnobs,
-    output,
-    session::Asked,
-    weights::Size,
-};
+use crate::{calibrate, knobs::RunKnobs, output, session::Asked, weights::Size};
 
 /// Measure how much this machine's figures vary when nothing is changed
 ///

@@ -1,11 +1,15 @@
 //! The `ttft` command: one module for each subcommand.
 
 mod bench;
+mod calibrate;
+mod compare;
 mod logits;
 mod machine;
 mod report;
 mod synth;
 mod zoo;
+
+use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -15,7 +19,8 @@ use crate::{knobs::RunKnobs, processes, worker};
 const AFTER: &str = "From nothing to a report:
   ttft bench --preset quick --out run.jsonl   measures, some minutes; --plan says beforehand what it takes
   ttft validate run.jsonl                     did the FLOPs reduction become a TTFT reduction, where not, why
-  ttft compare run.jsonl other.jsonl          another machine, or other code
+  ttft compare run.jsonl other.jsonl          another machine, or another time
+  ttft compare --binaries ./old ./new         two builds, measured in turn and judged
   ttft report run.jsonl --html run.html       a page with charts";
 
 /// Wall-clock time to first token of KV Prediction against full prefill, on this machine
@@ -29,8 +34,9 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Bench(bench::Bench),
+    Calibrate(calibrate::Calibrate),
     Validate(report::Validate),
-    Compare(report::Compare),
+    Compare(Box<compare::Compare>),
     Report(report::Report),
     Logits(logits::Logits),
     Machine(machine::Machine),
@@ -49,17 +55,19 @@ impl Cli {
     ///
     /// # Errors
     /// What went wrong, and what to do about it.
-    pub fn run(self) -> Result<()> {
-        match self.command {
+    pub fn run(self) -> Result<ExitCode> {
+        let done = match self.command {
+            Command::Compare(c) => return c.run(),
             Command::Bench(c) => c.run(),
+            Command::Calibrate(c) => c.run(),
             Command::Validate(c) => c.run(),
-            Command::Compare(c) => c.run(),
             Command::Report(c) => c.run(),
             Command::Logits(c) => c.run(),
             Command::Machine(c) => c.run(),
             Command::Synth(c) => c.run(),
             Command::Zoo(c) => c.run(),
             Command::Worker { knobs } => worker::work(&knobs),
-        }
+        };
+        done.map(|()| ExitCode::SUCCESS)
     }
 }

@@ -1,4 +1,4 @@
-//! What records say: `ttft validate`, `ttft compare` and `ttft report`.
+//! What records say: `ttft validate` and `ttft report`.
 
 use std::{
     collections::BTreeMap,
@@ -12,12 +12,7 @@ use clap::{
     Args,
     builder::{PossibleValue, PossibleValuesParser},
 };
-use ttft_reports::{
-    compare::{Side, compare},
-    paper, render,
-    schema::Record,
-    terminal,
-};
+use ttft_reports::{compare::Side, json, paper, render, schema::Record, terminal};
 
 use crate::output::Pending;
 
@@ -33,17 +28,9 @@ const PAPER: &str = "paper";
 pub struct Validate {
     /// A record of `ttft bench` or `cargo bench`; `paper` stands for the paper's Table 5 on its Apple M2 Pro
     run: PathBuf,
-}
-
-/// Put runs side by side: the same work, on other machines or of other code
-///
-/// Compared are cells of equal system, batch and prompt; other types, extent or FLOPs are refused by name.
-#[derive(Args, Debug)]
-#[command(after_help = "Examples:\n  ttft compare before.jsonl after.jsonl\n  ttft compare table5.jsonl paper")]
-pub struct Compare {
-    /// Records, the first is the reference; `paper` stands for the paper's Table 5 on its Apple M2 Pro
-    #[arg(required = true, num_args = 2..)]
-    runs: Vec<PathBuf>,
+    /// Answer in JSON; reports/schema says in which form
+    #[arg(long)]
+    json: bool,
 }
 
 /// Write a report of one run or several
@@ -90,7 +77,7 @@ fn open(path: &Path) -> Result<Record> {
 
 /// Runs with their names: the files' names without ending; of files that are called alike, with their folders; and where
 /// that does not tell them apart either, with a number.
-fn read(paths: &[PathBuf]) -> Result<Vec<(String, Record)>> {
+pub(super) fn read(paths: &[PathBuf]) -> Result<Vec<(String, Record)>> {
     let stem = |path: &Path| path.file_stem().map_or_else(|| PAPER.into(), |s| s.to_string_lossy().into_owned());
     let stems: Vec<String> = paths.iter().map(|p| stem(p)).collect();
     let mut seen = BTreeMap::<String, u32>::new();
@@ -105,11 +92,16 @@ fn read(paths: &[PathBuf]) -> Result<Vec<(String, Record)>> {
 }
 
 /// Prints to a reader that may have seen enough, such as `head`.
-fn print(text: &str) -> Result<()> {
+pub(super) fn print(text: &str) -> Result<()> {
     match io::stdout().lock().write_all(text.as_bytes()) {
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         printed => printed.context("cannot print the answer"),
     }
+}
+
+/// Prints an answer in JSON.
+pub(super) fn print_json(value: &serde_json::Value) -> Result<()> {
+    print(&(serde_json::to_string_pretty(value)? + "\n"))
 }
 
 fn sides(runs: &[(String, Record)]) -> Vec<Side<'_>> {
@@ -130,14 +122,8 @@ fn replaceable(path: &Path, begins: &str) -> bool {
 
 impl Validate {
     pub fn run(self) -> Result<()> {
-        print(&terminal::validation(&open(&self.run)?, None))
-    }
-}
-
-impl Compare {
-    pub fn run(self) -> Result<()> {
-        let runs = read(&self.runs)?;
-        print(&terminal::comparison(&compare(&sides(&runs), &[])?, None))
+        let record = open(&self.run)?;
+        if self.json { print_json(&json::validation(&record)) } else { print(&terminal::validation(&record, None)) }
     }
 }
 

@@ -1,0 +1,181 @@
+//! `ttft compare`: records side by side, or two programs measured in turn.
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+use ttft_reports::{
+    calibration::Calibration,
+    compare::{Side, compare, group},
+    json, pairs,
+    schema::Record,
+    terminal,
+};
+
+use super::report::{print, print_json, read};
+use crate::{
+    ab::{self, Contender, Trial},
+    calibrate, knobs, output, processes,
+};
+
+/// Say which of two is faster: records of other machines or times, or two programs measured in turn
+///
+/// Records: the first is the reference, and each is a side of its own. With `--with` there are two sides of any number of
+/// records, taken at several times; with `--group` those of one machine, revision and settings are a side. Compared are cells of equal system, batch and prompt; other types, extent or
+/// FLOPs are refused by name. What a machine's figures vary by from one time to another stands in its calibration (`ttft
+/// calibrate`); without one, a side of a single record is shown, and not judged.
+///
+/// Programs: `--binaries` runs two builds of ttft process by process, in random ABBA order, and judges the pairs. OLD may be
+/// any revision from ae557bc on. `--settings` gives each its own flags, and with it one program will do.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:\n  ttft compare before.jsonl after.jsonl\n  \
+                        ttft compare a1.jsonl a2.jsonl a3.jsonl --with b1.jsonl b2.jsonl b3.jsonl\n  \
+                        ttft compare table5.jsonl paper\n  \
+                        ttft compare --binaries ./ttft-before ./ttft-after --scenario quick --fail-slower 3\n  \
+                        ttft compare --settings '--isa avx2' '--isa avx512' --scenario calibrate\n\n\
+                        Exit codes of --binaries and --settings: 0 no slower than --fail-slower allows, 3 slower than that,\n\
+                        4 undecided; 1 if something failed, 2 if the command is not right.")]
+pub struct Compare {
+    /// Records, the first is the reference; `paper` stands for the paper's Table 5 on its Apple M2 Pro
+    #[arg(required_unless_present_any = ["binaries", "settings"], conflicts_with_all = ["binaries", "settings"])]
+    runs: Vec<PathBuf>,
+    /// Records of the other side; those before are then one side together
+    #[arg(long, value_name = "RECORDS", num_args = 1.., requires = "runs")]
+    with: Vec<PathBuf>,
+    /// Records of one machine, revision and settings are one side
+    #[arg(long, conflicts_with = "with")]
+    group: bool,
+    /// What a machine's figures vary by, as `ttft calibrate` wrote it (default: that of the target folder, if it fits)
+    #[arg(long, value_name = "FILE")]
+    calibration: Vec<PathBuf>,
+    /// Two programs to measure in turn
+    #[arg(long, value_names = ["OLD", "NEW"], num_args = 1..=2)]
+    binaries: Vec<PathBuf>,
+    /// Flags of `ttft bench` for the one and for the other
+    #[arg(long, value_names = ["OLD", "NEW"], num_args = 2, allow_hyphen_values = true)]
+    settings: Vec<String>,
+    /// Preset or scenario file that both measure
+    #[arg(long, visible_alias = "preset", value_name = "NAME|FILE", default_value = "calibrate")]
+    scenario: String,
+    /// Pairs of processes; an odd number gets one more
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(2..=10_000))]
+    pairs: u32,
+    /// Rounds of each process
+    #[arg(long, value_name = "R", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    rounds: u32,
+    /// Slowdown in percent that is let pass
+    #[arg(long, value_name = "PERCENT", default_value = "5", value_parser = knobs::percent)]
+    fail_slower: f64,
+    /// Draws the order of the processes
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+    /// Where both find their weights (default: ttft-weights in the target folder)
+    #[arg(long, env = "TTFT_WEIGHTS", value_name = "DIR")]
+    weights: Option<PathBuf>,
+    /// Keep every process's record in this new folder
+    #[arg(long, value_name = "DIR")]
+    keep: Option<PathBuf>,
+    /// Answer in JSON; reports/schema says in which form
+    #[arg(long)]
+    json: bool,
+}
+
+impl Compare {
+    /// Compares.
+    ///
+    /// # Errors
+    /// Records that cannot be read or have nothing in common; programs that cannot be measured.
+    pub fn run(self) -> Result<ExitCode> {
+        if self.runs.is_empty() {
+            return self.programs();
+        }
+        let sides = if self.with.is_empty() {
+            self.runs.iter().map(|run| vec![run.clone()]).collect::<Vec<_>>()
+        } else {
+            vec![self.runs.clone(), self.with.clone()]
+        };
+        let all = read(&sides.concat())?;
+        let sides: Vec<(String, Vec<usize>)> = if self.group {
+            group(&all)
+        } else {
+            let mut next = 0..;
+            let mut side = |paths: &Vec<PathBuf>| -> Vec<usize> { next.by_ref().take(paths.len()).collect() };
+            let several = |of: &[usize]| match of {
+                [one] => all[*one].0.clone(),
+                [first, ..] => format!("{} and {} more", all[*first].0, of.len() - 1),
+                [] => String::new(),
+            };
+            sides.iter().map(&mut side).map(|of| (several(&of), of)).collect()
+        };
+        let sides: Vec<Side<'_>> = sides
+            .iter()
+            .map(|(name, of)| Side { name, records: of.iter().map(|&i| &all[i].1).collect::<Vec<&Record>>() })
+            .collect();
+        let comparison = compare(&sides, &self.calibrations()?)?;
+        if self.json {
+            print_json(&json::comparison(&comparison))?
+        } else {
+            print(&terminal::comparison(&comparison, None))?
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// The calibrations that are named, or the one that `ttft calibrate` leaves.
+    fn calibrations(&self) -> Result<Vec<Calibration>> {
+        if !self.calibration.is_empty() {
+            return Ok(self.calibration.iter().map(|path| Calibration::read(path)).collect::<Result<_, _>>()?);
+        }
+        let own = output::calibration_dir().ok().map(|dir| dir.join(calibrate::FILE)).filter(|path| path.exists());
+        Ok(own.iter().map(|path| Calibration::read(path)).collect::<Result<_, _>>()?)
+    }
+
+    fn programs(&self) -> Result<ExitCode> {
+        let own = processes::this_program()?;
+        let [old, new] = match &self.binaries[..] {
+            [] => [own.clone(), own],
+            [one] => [one.clone(), one.clone()],
+            [old, new, ..] => [old.clone(), new.clone()],
+        };
+        let [old_settings, new_settings] = match &self.settings[..] {
+            [old, new, ..] => [old.as_str(), new.as_str()],
+            _ => ["", ""],
+        };
+        ensure!(
+            self.binaries.len() == 2 || self.settings.len() == 2,
+            "there is nothing to compare: give --binaries two programs, or --settings the flags of each side"
+        );
+        let name = |program: &Path, settings: &str, side: &str| match (self.binaries.len(), settings) {
+            (2, "") => format!("{side} ({})", program.display()),
+            (2, _) => format!("{side} ({} {settings})", program.display()),
+            _ => format!("{side} ({})", if settings.is_empty() { "no flags" } else { settings }),
+        };
+        let contender =
+            |side, program: &Path, settings| Contender::new(&name(program, settings, side), program, settings);
+        let (old, new) = (contender("old", &old, old_settings)?, contender("new", &new, new_settings)?);
+        let weights = match &self.weights {
+            Some(weights) => std::path::absolute(weights)?,
+            None => output::target_dir()?.join("ttft-weights"),
+        };
+        let trial =
+            Trial { scenario: self.scenario.clone(), rounds: self.rounds, pairs: self.pairs, seed: self.seed, weights };
+        let scratch = tempfile::tempdir().context("no place for the records")?;
+        let folder = match &self.keep {
+            Some(keep) => {
+                std::fs::create_dir(keep).with_context(|| format!("{}: cannot make the folder", keep.display()))?;
+                keep.as_path()
+            }
+            None => scratch.path(),
+        };
+        let pairs = ab::run(&old, &new, &trial, folder)?;
+        let judgement = pairs::judge(&pairs, self.fail_slower)?;
+        if self.json {
+            print_json(&json::judgement(&judgement))?;
+        } else {
+            print(&terminal::judgement(&judgement, &old.name, &new.name))?;
+        }
+        Ok(ExitCode::from(judgement.exit_code()))
+    }
+}
