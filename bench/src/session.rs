@@ -458,10 +458,13 @@ impl Session {
         } else {
             println!("record: {}", path.display());
             println!("verdict: ttft validate {0}; report: ttft report {0} --html report.html", path.display());
-            println!(
-                "again, in paired rounds: cargo run --release --bin ttft -- bench --scenario {}",
-                self.scenario_arg
-            );
+            if !record.cells.iter().any(|c| c.processes.is_some()) {
+                println!(
+                    "These are the samples of one process, so its words are indicative. What decides: cargo run --release \
+                     --bin ttft -- bench --scenario {}",
+                    self.scenario_arg
+                );
+            }
         }
         let failed = self.failed;
         ensure!(failed.is_empty(), "{} of the cells failed: {}", failed.len(), failed.join(", "));

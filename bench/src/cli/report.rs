@@ -12,7 +12,7 @@ use clap::{
     Args,
     builder::{PossibleValue, PossibleValuesParser},
 };
-use ttft_reports::{compare::Side, json, paper, render, schema::Record, terminal};
+use ttft_reports::{json, paper, render, schema::Record, terminal};
 
 use crate::output::Pending;
 
@@ -102,10 +102,6 @@ pub(super) fn print(text: &str) -> Result<()> {
 /// Prints an answer in JSON.
 pub(super) fn print_json(value: &serde_json::Value) -> Result<()> {
     print(&(serde_json::to_string_pretty(value)? + "\n"))
-}
-
-fn sides(runs: &[(String, Record)]) -> Vec<Side<'_>> {
-    runs.iter().map(|(name, record)| Side { name, records: vec![record] }).collect()
 }
 
 /// Whether a report may take the place of what is there: nothing, an empty file, or a report.
