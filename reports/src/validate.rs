@@ -12,6 +12,8 @@
 //! weight to equal relative errors. The first term shrinks with the FLOPs by definition; so a miss is explained by
 //! bytes, by the cost of parallel regions, or not at all (residual).
 
+pub mod word;
+
 use std::fmt;
 
 use crate::{
