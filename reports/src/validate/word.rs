@@ -1,7 +1,7 @@
 //! Words that fit the interval of a figure whose expected value is 1: holds, falls short, exceeds, or undecided.
 
 use crate::stats::{
-    LEVEL,
+    Estimate, LEVEL,
     student::{self, Mean},
 };
 
@@ -51,18 +51,39 @@ pub struct Judged {
 pub fn of(mean: &Mean, n: usize) -> Judged {
     let resolution = student::detectable(mean.error, mean.freedom).exp() - 1.0;
     let half = mean.half_width(LEVEL);
-    let (low, high) = (mean.value - half, mean.value + half);
+    within(mean.value, (mean.value - half, mean.value + half), resolution, processes(mean, n, (1.0 + BAND).ln()))
+}
+
+/// The word on an estimate that should be `expected`; `None` if it has no interval. Its interval is Student's t over
+/// `processes`, or within one process if they are fewer than 2.
+pub fn of_estimate(estimate: &Estimate, expected: f64, processes: usize) -> Option<Judged> {
+    let i = estimate.interval?;
+    let (value, low, high) = ((estimate.value / expected).ln(), (i.low / expected).ln(), (i.high / expected).ln());
+    let half = (high - low) / 2.0;
+    if processes > 1 {
+        let freedom = processes as f64 - 1.0;
+        let error = half / student::t_quantile(0.5 + LEVEL / 2.0, freedom);
+        return Some(of(&Mean { value, error, freedom }, processes));
+    }
+    // The bootstrap has no degrees of freedom to speak of: normal theory, in effect.
+    const MANY: f64 = 1e6;
+    let error = half / student::t_quantile(0.5 + LEVEL / 2.0, MANY);
+    let resolution = student::detectable(error, MANY).exp() - 1.0;
+    Some(within(value, (low, high), resolution, None))
+}
+
+fn within(value: f64, (low, high): (f64, f64), resolution: f64, needed: Option<usize>) -> Judged {
     // A coarse run may find that nothing speaks against 1; a very coarse one finds nothing.
     let band = (1.0 + if resolution <= MOST_RESOLUTION { resolution.max(BAND) } else { BAND }).ln();
     let border = (1.0 + BAND).ln();
     let word = if -band <= low && high <= band {
         Word::Holds
     } else if high < -border {
-        Word::FallsShort(1.0 - mean.value.exp())
+        Word::FallsShort(1.0 - value.exp())
     } else if low > border {
-        Word::Exceeds(mean.value.exp() - 1.0)
+        Word::Exceeds(value.exp() - 1.0)
     } else {
-        Word::Straddles(processes(mean, n, border))
+        Word::Straddles(needed)
     };
     Judged { word, resolution }
 }
