@@ -8,7 +8,7 @@ use std::{
     ffi::OsStr,
     fs::{self, File},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Stdio,
     time::Instant,
 };
 
@@ -17,7 +17,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use regex::Regex;
 use ttft_reports::{format::seconds, pairs::Pair, schema::Record};
 
-use crate::{layout::Layout, scenario};
+use crate::{layout::Layout, processes, scenario};
 
 /// Flags without which a program cannot be measured.
 const NEEDED: [&str; 4] = ["--scenario", "--rounds", "--budget", "--out"];
@@ -54,9 +54,10 @@ impl Contender {
     /// It does not run, is no ttft of a revision that can be measured, or lacks one of the flags.
     pub fn new(name: &str, program: &Path, settings: &str) -> Result<Contender> {
         let shown = program.display();
-        let program = program.canonicalize().with_context(|| format!("{shown}: there is no such program"))?;
+        ensure!(program.is_file(), "{shown}: there is no such program");
+        let program = std::path::absolute(program)?;
         let settings = shell_words::split(settings).with_context(|| format!("the settings '{settings}'"))?;
-        let help = Command::new(&program).args(["bench", "--help"]).stdin(Stdio::null()).output();
+        let help = processes::command(&program).args(["bench", "--help"]).stdin(Stdio::null()).output();
         let help = help.with_context(|| format!("{shown}: cannot be started"))?;
         let flags = flags(&String::from_utf8_lossy(&help.stdout));
         if let Some(missing) = NEEDED.iter().find(|f| !help.status.success() || !flags.contains(**f)) {
@@ -72,7 +73,7 @@ impl Contender {
     /// Measures once, in one process, and reads what it recorded.
     fn run(&self, trial: &Trial, scenario: &Path, rounds: u32, out: &Path, layout: &mut Layout) -> Result<Record> {
         let log = out.with_extension("log");
-        let mut command = Command::new(&self.program);
+        let mut command = processes::command(&self.program);
         command.arg("bench");
         let rounds = rounds.to_string();
         let all: [(&str, &OsStr); 6] = [

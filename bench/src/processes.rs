@@ -5,7 +5,7 @@
 
 use std::{
     io::{BufRead, BufReader, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
 
@@ -21,10 +21,23 @@ use crate::{
 /// The subcommand that does a [`Job`].
 pub const WORKER: &str = "worker";
 
+/// Words that stand before every program that is started: an emulator, where this build is for another machine.
+const RUNNER: &str = "TTFT_TEST_RUNNER";
+
+/// A command that runs a program of this build.
+pub(crate) fn command(program: &Path) -> Command {
+    let runner = std::env::var(RUNNER).unwrap_or_default();
+    let mut words = runner.split_whitespace();
+    let Some(first) = words.next() else { return Command::new(program) };
+    let mut command = Command::new(first);
+    command.args(words).arg(program);
+    command
+}
+
 /// This program, even if its file was replaced since it started.
 pub(crate) fn this_program() -> Result<PathBuf> {
     let own = PathBuf::from("/proc/self/exe");
-    if cfg!(target_os = "linux") && own.exists() {
+    if cfg!(target_os = "linux") && own.exists() && std::env::var_os(RUNNER).is_none() {
         return Ok(own);
     }
     std::env::current_exe().context("cannot find this program's own path")
@@ -40,7 +53,7 @@ pub fn run(
     layout: &mut Layout,
     mut tick: impl FnMut(&str, u64),
 ) -> Result<Vec<Outcome>> {
-    let mut command = Command::new(this_program()?);
+    let mut command = command(&this_program()?);
     command.arg(WORKER).args(flags).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut child = Running(layout.vary(&mut command).spawn().context("cannot start a process to measure in")?);
     let mut input = child.0.stdin.take().context("the process has no input")?;

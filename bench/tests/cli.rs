@@ -322,6 +322,8 @@ fn bench_runs_tiny_and_leaves_a_record() {
     for cell in &record.cells {
         assert_eq!(cell.samples_ns.len(), 3, "{}", cell.id);
         assert_eq!(cell.rounds, Some(vec![0, 1, 2]));
+        assert_eq!(cell.processes, Some(vec![0, 1, 2]), "three samples are three processes");
+        assert_eq!(cell.probes.as_ref().map(|p| p.gflops.len()), Some(3));
         assert!(cell.gate.as_ref().is_some_and(|g| g.passed) && !cell.kernels.is_empty(), "{}", cell.id);
         let phases: Vec<_> = cell.phases.iter().map(|p| p.name.as_str()).collect();
         let expected: &[_] = if cell.aux.is_some() { &["auxiliary", "prediction", "base_step"] } else { &["prefill"] };
@@ -338,6 +340,109 @@ fn bench_runs_tiny_and_leaves_a_record() {
     }
     // An existing record is not overwritten.
     fail(&mut c, &["run.jsonl", "exists"]);
+}
+
+#[test]
+fn processes_and_rounds_are_as_asked() {
+    let dir = TempDir::new().unwrap();
+    let (scenario, weights) = (small(dir.path()), dir.path().join("w"));
+    let record = |flags: &[&str]| {
+        let out = dir.path().join(format!("{}.jsonl", flags.join("")));
+        let mut c = ttft();
+        c.args(["bench", "--tiny", "--threads", "1", "--scenario"]).arg(&scenario).arg("--weights").arg(&weights);
+        succeed(c.args(flags).arg("--out").arg(&out));
+        ttft_reports::schema::Record::read(&out).unwrap()
+    };
+    let several = record(&["--processes=2", "--rounds=6"]);
+    assert_eq!((several.run.settings.processes, several.cells.len()), (Some(2), 4));
+    for cell in &several.cells {
+        assert_eq!(cell.processes, Some(vec![0, 0, 0, 1, 1, 1]), "{}", cell.id);
+        assert!(cell.warmup_ns.len() >= 2, "each process warms up");
+        assert_eq!(cell.decode.as_ref().map(|d| d.samples_ns.len()), Some(12));
+    }
+    for cell in &record(&["--processes=1", "--slowdown=10"]).cells {
+        assert_eq!((&cell.processes, cell.samples_ns.len()), (&None, 3));
+    }
+    // The command that does the work of one process is for ttft itself.
+    fail(
+        ttft().arg("worker").arg("--scenario").arg(&scenario).stdin(std::process::Stdio::null()),
+        &["for ttft itself"],
+    );
+}
+
+#[test]
+fn settings_are_compared_in_turn_and_the_exit_code_says_which_is_slower() {
+    let dir = TempDir::new().unwrap();
+    let (scenario, weights) = (small(dir.path()), dir.path().join("w"));
+    let compare = |old: &str, new: &str, flags: &[&str]| {
+        let mut c = ttft();
+        c.args(["compare", "--settings", old, new, "--scenario"]).arg(&scenario).arg("--weights").arg(&weights);
+        c.args(["--rounds", "1"]).args(flags);
+        let out = c.output().expect("the command starts");
+        (out.status.code(), String::from_utf8_lossy(&out.stdout).into_owned(), stderr(&out))
+    };
+    let tiny = "--tiny --threads 1";
+    // Ten times as slow on purpose: no neighbour does that in every pair.
+    let (code, text, err) = compare(tiny, "--tiny --threads 1 --slowdown 1000", &["--pairs", "6"]);
+    assert_eq!(code, Some(3), "{text}{err}");
+    assert!(text.contains("slower") && text.contains("OE270M"), "{text}");
+    let (code, json, err) =
+        compare("--tiny --threads 1 --slowdown 1000", tiny, &["--pairs", "6", "--fail-slower", "10", "--json"]);
+    assert_eq!(code, Some(0), "{json}{err}");
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!(json["schema"], "ttft-pairs/1");
+    // Two pairs leave nothing to see a spread by.
+    let (code, text, _) = compare(tiny, tiny, &["--pairs", "2"]);
+    assert_eq!(code, Some(4), "{text}");
+    let (code, _, err) = compare(tiny, "--tiny --no-such-flag", &[]);
+    assert!(code == Some(1) && err.contains("no flag --no-such-flag"), "{code:?} {err}");
+    let (code, _, err) = compare(tiny, "--tiny --isa none", &[]);
+    assert!(code == Some(1) && err.contains("ended early") && err.contains("none"), "{code:?} {err}");
+}
+
+#[test]
+fn a_calibration_goes_on_in_its_folder() {
+    let dir = TempDir::new().unwrap();
+    let (scenario, weights, folder) = (small(dir.path()), dir.path().join("w"), dir.path().join("c"));
+    let calibrate = |minutes: &str, threads: &str| {
+        let mut c = ttft();
+        c.args([
+            "calibrate",
+            "--tiny",
+            "--processes",
+            "2",
+            "--rounds",
+            "2",
+            "--threads",
+            threads,
+            "--minutes",
+            minutes,
+        ]);
+        c.arg("--scenario").arg(&scenario).arg("--weights").arg(&weights).arg("--folder").arg(&folder);
+        c
+    };
+    let records = || {
+        fs::read_dir(&folder)
+            .unwrap()
+            .filter(|e| e.as_ref().unwrap().path().extension() == Some("jsonl".as_ref()))
+            .count()
+    };
+    succeed(&mut calibrate("0.1", "1"));
+    let first = records();
+    let text = succeed(&mut calibrate("0.1", "1"));
+    assert!(first >= 1 && records() > first && text.contains("calibration.json"), "{text}");
+    fail(&mut calibrate("0.1", "2"), &["are of another run", "threads"]);
+    let before = records();
+    succeed(&mut calibrate("0", "1"));
+    assert_eq!(records(), before, "nothing is measured");
+    assert!(ttft_reports::calibration::Calibration::read(&folder.join("calibration.json")).is_ok());
+}
+
+/// A scenario of tiny groups.
+fn small(dir: &Path) -> PathBuf {
+    let path = dir.join("small.toml");
+    fs::write(&path, SMALL).unwrap();
+    path
 }
 
 /// Every system of every preset runs, on tiny networks and a short prompt; in a small run those of one preset alone. (That

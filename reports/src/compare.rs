@@ -3,20 +3,28 @@
 //! Two cells are compared if their scenario hashes are equal: kind, system, base, auxiliary, batch and prompt. Cells
 //! that differ in the type of weights or activations, in how much of the network is computed, or in their exact FLOPs, do
 //! different work and are refused; other threads are a difference between machines and are said aloud; what one side does not know is
-//! warned about. The first run is what the others are compared with.
+//! warned about. The first side is what the others are compared with.
+//!
+//! A side is any number of records, each of which gives one value for a workload: the mean over its processes of the
+//! logarithm of the median. Faster or slower needs the part between occasions, from the spread of several records or from
+//! the machine's calibration; without it the difference is shown and no word falls.
 
 use std::{collections::BTreeSet, fmt};
 
 use crate::{
-    calibration::Calibration,
-    format,
+    calibration::{Calibration, same_machine},
+    decide::{self, Sample},
+    format, levels,
     schema::{Cell, Dtype, Limits, Record},
-    stats::{self, Estimate, MannWhitney},
+    stats::{
+        self, Estimate,
+        student::{self, Mean},
+    },
     summary::{self, Row},
 };
 
-/// Largest p-value of a Mann-Whitney test that lets a difference stand.
-pub const ALPHA: f64 = 0.05;
+/// Largest p-value that lets a difference stand.
+pub const ALPHA: f64 = 1.0 - stats::LEVEL;
 
 /// A run with the name it goes by in a report.
 #[derive(Clone, Debug)]
@@ -36,6 +44,10 @@ pub struct Comparison<'a> {
     pub lines: Vec<Line<'a>>,
     /// For each side but the first: means over all comparable workloads.
     pub means: Vec<Means>,
+    /// Chance that so many workloads without any difference raise an alarm somewhere at 5% each, if they were independent.
+    pub family_rate: f64,
+    /// Commands that would decide what is not decided.
+    pub commands: Vec<String>,
     /// What limits the comparison.
     pub warnings: Vec<String>,
 }
@@ -43,8 +55,10 @@ pub struct Comparison<'a> {
 /// One workload on all sides.
 #[derive(Clone, Debug)]
 pub struct Line<'a> {
-    /// Each side's figures; `None` if it has none that are comparable.
+    /// Each side's figures, of its first record that has them; `None` if it has none that are comparable.
     pub rows: Vec<Option<Row<'a>>>,
+    /// Each side's TTFT in seconds, over all its records.
+    pub seconds: Vec<Option<f64>>,
     /// Each side but the first against the first.
     pub versus: Vec<Option<Versus>>,
 }
@@ -63,11 +77,18 @@ pub struct Versus {
     /// TTFT of the first by TTFT of this side: above 1, this side is faster. Against a published figure, the interval is
     /// of the measured side's spread alone.
     pub ratio: Estimate,
-    /// Test of the samples; `None` if a side is a published figure, or the samples are too few to reach [`ALPHA`] even
-    /// if wholly apart: the interval then decides alone.
-    pub test: Option<MannWhitney>,
+    /// Two-sided p-value of no difference; `None` if the part between occasions is unknown.
+    pub p: Option<f64>,
+    /// The same adjusted by Holm's rule for all workloads of this side.
+    pub p_holm: Option<f64>,
     /// What that comes to.
     pub verdict: Verdict,
+    /// Whether a side is a published figure, so that the spread is the other side's alone.
+    pub single: bool,
+    /// Records of the first and of this side.
+    pub records: [usize; 2],
+    /// The ratio that the machine's speed beside the cells would give by itself; `None` between different machines.
+    pub by_probes: Option<f64>,
     /// `ratio` if both machines had the same peak: this side's share of its own peak by the first side's.
     pub by_peak: Option<f64>,
     /// `ratio` if both machines had the same read bandwidth.
@@ -85,6 +106,8 @@ pub enum Verdict {
     WithinNoise,
     /// No side has a spread: the ratio is all that can be said.
     NoSpread,
+    /// How far occasions lie apart is unknown, so no word falls.
+    Unknown,
 }
 
 impl fmt::Display for Verdict {
@@ -94,6 +117,7 @@ impl fmt::Display for Verdict {
             Verdict::Slower => "slower",
             Verdict::WithinNoise => "within noise",
             Verdict::NoSpread => "no spread known",
+            Verdict::Unknown => "not decided",
         })
     }
 }
@@ -117,6 +141,9 @@ pub enum CompareError {
     /// Fewer than two.
     #[error("comparing needs at least two runs, {0} given")]
     TooFew(usize),
+    /// A side without records.
+    #[error("`{0}` has no records: give at least one a side")]
+    Empty(String),
     /// Fewer than three pairs of processes.
     #[error("judging needs at least three pairs of processes, {0} given: ask for more, ten find 10% as a rule")]
     TooFewPairs(usize),
@@ -136,10 +163,13 @@ pub enum CompareError {
 ///
 /// # Errors
 /// Fewer than two runs, or one that has no comparable workload in common with the first.
-pub fn compare<'a>(sides: &[Side<'a>], _calibrations: &[Calibration]) -> Result<Comparison<'a>, CompareError> {
+pub fn compare<'a>(sides: &[Side<'a>], calibrations: &[Calibration]) -> Result<Comparison<'a>, CompareError> {
     let [first, others @ ..] = sides else { return Err(CompareError::TooFew(0)) };
     if others.is_empty() {
         return Err(CompareError::TooFew(1));
+    }
+    if let Some(empty) = sides.iter().find(|s| s.records.is_empty()) {
+        return Err(CompareError::Empty(empty.name.into()));
     }
     let mut warnings = BTreeSet::new();
     let mut refused = vec![BTreeSet::new(); others.len()];
@@ -155,19 +185,33 @@ pub fn compare<'a>(sides: &[Side<'a>], _calibrations: &[Calibration]) -> Result<
         )) {
             continue; // A control measures the same again.
         }
+        let ours = gather(cell, first, &mut BTreeSet::new());
         let mut rows = vec![Some(summary::row(first.records[0], cell))];
+        let mut seconds = vec![side_seconds(&ours)];
         let mut versus = Vec::new();
         for (side, refused) in others.iter().zip(&mut refused) {
-            let mate = mate(cell, side.records[0], refused);
-            if let Some(mate) = mate {
+            let theirs = gather(cell, side, refused);
+            if let Some((_, mate)) = theirs.first() {
                 warn(first, side, cell, mate, &mut warnings);
             }
-            versus.push(mate.and_then(|mate| against(first, side, cell, mate)));
-            rows.push(mate.map(|mate| summary::row(side.records[0], mate)));
+            let apart = apart(&ours, &theirs);
+            versus.push(against(&ours, &theirs, apart, calibrations));
+            seconds.push(side_seconds(&theirs));
+            rows.push(theirs.first().map(|(record, mate)| summary::row(record, mate)));
+            if apart && ours.len().max(theirs.len()) > 1 {
+                warnings.insert(format!(
+                    "all records of one of {} and {} were taken before all of the other: what the machine changed in \
+                     between counts as their difference; take them in turn",
+                    first.name, side.name
+                ));
+            }
         }
         if versus.iter().any(Option::is_some) {
-            lines.push(Line { rows, versus });
+            lines.push(Line { rows, seconds, versus });
         }
+    }
+    for i in 0..others.len() {
+        adjust(&mut lines, i);
     }
     let mut means = Vec::new();
     for (i, (side, refused)) in others.iter().zip(refused).enumerate() {
@@ -224,14 +268,39 @@ pub fn compare<'a>(sides: &[Side<'a>], _calibrations: &[Calibration]) -> Result<
                 .insert(format!("{} does not record its peak and bandwidth: nothing is normalised by them", side.name));
         }
     }
-    Ok(Comparison { sides: sides.to_vec(), lines, means, warnings: warnings.into_iter().collect() })
+    let family_rate = 1.0 - stats::LEVEL.powi(lines.len() as i32);
+    let commands = commands(sides, &lines);
+    let warnings = warnings.into_iter().collect();
+    Ok(Comparison { sides: sides.to_vec(), lines, means, family_rate, commands, warnings })
 }
 
 /// Records that can stand on one side together: by machine, revision (and whether it was modified) and settings that
 /// change times. Each group has a name and the places of its records, in order of their first.
 pub fn group(runs: &[(String, Record)]) -> Vec<(String, Vec<usize>)> {
-    let _ = runs;
-    todo!("follows")
+    let alike = |a: &Record, b: &Record| {
+        let settings = |r: &Record| {
+            let s = &r.run.settings;
+            (s.isa.clone(), s.backend.clone(), s.threads, s.precision, s.extent, s.seed, s.sampler)
+        };
+        same_machine(&a.run.machine, &b.run.machine) && a.run.git == b.run.git && settings(a) == settings(b)
+    };
+    let mut groups: Vec<Vec<usize>> = Vec::new();
+    for (i, (_, record)) in runs.iter().enumerate() {
+        match groups.iter_mut().find(|g| alike(&runs[g[0]].1, record)) {
+            Some(group) => group.push(i),
+            None => groups.push(vec![i]),
+        }
+    }
+    let name = |group: &Vec<usize>| {
+        let (first, record) = &runs[group[0]];
+        let revision = record.run.git.as_ref().map(|g| {
+            let short = g.revision.get(..8).unwrap_or(&g.revision);
+            format!(" at {short}{}", if g.dirty == Some(true) { " (modified)" } else { "" })
+        });
+        let more = if group.len() > 1 { format!(" and {} more", group.len() - 1) } else { String::new() };
+        format!("{first}{more}{}", revision.unwrap_or_default())
+    };
+    groups.into_iter().map(|group| (name(&group), group)).collect()
 }
 
 /// The systems and sizes of a run, in words.
@@ -320,45 +389,149 @@ fn warn(first: &Side, side: &Side, a: &Cell, b: &Cell, warnings: &mut BTreeSet<S
     }
 }
 
-fn against(first: &Side, side: &Side, a: &Cell, b: &Cell) -> Option<Versus> {
-    // Rounds of different runs share numbers, never a moment: not paired.
-    let (slow, fast) = (summary::seconds(&a.samples_ns), summary::seconds(&b.samples_ns));
-    let (a_s, b_s) = (summary::ttft(a)?, summary::ttft(b)?);
-    let same_run = std::ptr::eq(first.records[0], side.records[0]);
-    let (ratio, test) = match (&a.published, &b.published) {
-        (None, None) => {
-            let ratio = if same_run { summary::ratio(a, b)?.estimate } else { stats::unpaired_ratio(&slow, &fast)? };
-            let can_tell = stats::mann_whitney_least_p(slow.len(), fast.len()) < ALPHA;
-            (ratio, stats::mann_whitney(&slow, &fast).filter(|_| can_tell))
+/// The cells of one workload in all records of a side.
+type Cells<'a> = Vec<(&'a Record, &'a Cell)>;
+
+fn gather<'a>(cell: &Cell, side: &Side<'a>, refused: &mut BTreeSet<String>) -> Cells<'a> {
+    side.records.iter().filter_map(|record| Some((*record, mate(cell, record, refused)?))).collect()
+}
+
+/// The geometric mean of a side's records.
+fn side_seconds(cells: &Cells) -> Option<f64> {
+    let times: Vec<f64> = cells.iter().filter_map(|(_, c)| Some(summary::ttft(c)?.value)).collect();
+    stats::geometric_mean(&times)
+}
+
+/// Whether all records of one side were taken before all of the other, on the same machine.
+fn apart(a: &Cells, b: &Cells) -> bool {
+    let starts = |cells: &Cells| -> Option<Vec<f64>> {
+        let start = |(record, cell): &(&Record, &Cell)| {
+            levels::unix_seconds(cell.started_at.as_ref().or(record.run.started_at.as_ref())?)
+        };
+        cells.iter().map(start).collect()
+    };
+    let (Some(first), Some(other)) = (a.first(), b.first()) else { return false };
+    let (Some(a), Some(b)) = (starts(a), starts(b)) else { return false };
+    let ends = |t: &[f64]| (t.iter().copied().fold(f64::MAX, f64::min), t.iter().copied().fold(f64::MIN, f64::max));
+    let ((a_low, a_high), (b_low, b_high)) = (ends(&a), ends(&b));
+    same_machine(&first.0.run.machine, &other.0.run.machine) && (a_high < b_low || b_high < a_low)
+}
+
+/// The values of a side, with what the calibration of its machine knows.
+fn sample(cells: &Cells, calibrations: &[Calibration]) -> Option<Sample> {
+    let (record, cell) = cells.first()?;
+    let calibration = calibrations.iter().find(|c| c.fits(&record.run.machine));
+    let spread = calibration.and_then(|c| c.spread(&cell.scenario_hash));
+    let logs: Vec<Vec<f64>> = cells.iter().map(|(_, c)| levels::process_logs(c)).filter(|l| !l.is_empty()).collect();
+    (!logs.is_empty()).then(|| Sample::of(&logs, spread))
+}
+
+/// One side against the first; `theirs` above 1 is faster.
+fn against(ours: &Cells, theirs: &Cells, apart: bool, calibrations: &[Calibration]) -> Option<Versus> {
+    let (&(first, a), &(other, b)) = (ours.first()?, theirs.first()?);
+    let records = [ours.len(), theirs.len()];
+    let single = a.published.is_some() || b.published.is_some();
+    let bare = |value: f64| Estimate { value, interval: None, samples: 0 };
+    let own = side_seconds(ours)?.ln() - side_seconds(theirs)?.ln();
+    let (ratio, p, verdict) = if std::ptr::eq(first, other) && records == [1, 1] {
+        // Within one run, its own rounds decide.
+        let ratio = if std::ptr::eq(a, b) { bare(1.0) } else { summary::ratio(a, b)?.estimate };
+        let verdict = match ratio.interval {
+            Some(i) if i.low > 1.0 => Verdict::Faster,
+            Some(i) if i.high < 1.0 => Verdict::Slower,
+            _ => Verdict::WithinNoise,
+        };
+        (ratio, None, verdict)
+    } else {
+        let difference = match (&a.published, &b.published) {
+            (Some(_), Some(_)) => None,
+            (None, Some(there)) => decide::against_figure(&sample(ours, calibrations)?, there.ttft_s.ln()),
+            (Some(here), None) => decide::against_figure(&sample(theirs, calibrations)?, here.ttft_s.ln())
+                .map(|d| Mean { value: -d.value, ..d }),
+            (None, None) => decide::difference(&sample(ours, calibrations)?, &sample(theirs, calibrations)?, apart),
+        };
+        match difference {
+            Some(d) => {
+                let p = d.p(0.0);
+                let word = match p < ALPHA {
+                    true if d.value > 0.0 => Verdict::Faster,
+                    true => Verdict::Slower,
+                    false => Verdict::WithinNoise,
+                };
+                (d.ratio(records[0].min(records[1])), Some(p), word)
+            }
+            None if a.published.is_some() && b.published.is_some() => (bare(own.exp()), None, Verdict::NoSpread),
+            None => (bare(own.exp()), None, Verdict::Unknown),
         }
-        (None, Some(_)) => (a_s.scaled(1.0 / b_s.value), None),
-        (Some(_), _) => (b_s.over(a_s.value), None),
     };
-    let beyond_chance = test.is_none_or(|t| t.p < ALPHA);
-    let verdict = match ratio.interval {
-        Some(i) if beyond_chance && i.low > 1.0 => Verdict::Faster,
-        Some(i) if beyond_chance && i.high < 1.0 => Verdict::Slower,
-        Some(_) => Verdict::WithinNoise,
-        None => Verdict::NoSpread,
+    let normalised = |of: &dyn Fn(&Limits, &Cell) -> Option<f64>| {
+        let at = |record: &Record, cell: &Cell| of(summary::limits_of(&record.run.limits, cell), cell);
+        Some(ratio.value * at(first, a)? / at(other, b)?)
     };
-    let own = |of: &dyn Fn(&Limits, &Cell) -> Option<f64>| {
-        let (at_first, here) = (of(&first.records[0].run.limits, a)?, of(&side.records[0].run.limits, b)?);
-        Some(ratio.value * at_first / here)
+    let probes = || {
+        let all: Option<Vec<f64>> = ours
+            .iter()
+            .flat_map(|(record, a)| theirs.iter().map(|(_, b)| levels::by_probes(a, b, &record.run.limits)))
+            .collect();
+        all.map(|v| (v.iter().sum::<f64>() / v.len() as f64).exp())
     };
     Some(Versus {
         ratio,
-        test,
+        p,
+        p_holm: None,
         verdict,
-        by_peak: own(&|limits, cell| limits.peak_gflops(cell.compute_dtype?)),
-        by_bandwidth: own(&|limits, _| limits.read_gb_per_s),
+        single,
+        records,
+        by_probes: same_machine(&first.run.machine, &other.run.machine).then(probes).flatten(),
+        by_peak: normalised(&|limits, cell| limits.peak_gflops(cell.compute_dtype?)),
+        by_bandwidth: normalised(&|limits, _| limits.read_gb_per_s),
     })
 }
 
-impl Versus {
-    /// Whether faster or slower is said without a test.
-    pub fn untested(&self) -> bool {
-        self.test.is_none() && self.verdict != Verdict::NoSpread
+/// Holm's rule over all workloads of one side.
+fn adjust(lines: &mut [Line], side: usize) {
+    let mut tested: Vec<&mut Versus> =
+        lines.iter_mut().filter_map(|l| l.versus[side].as_mut()).filter(|v| v.p.is_some()).collect();
+    let p: Vec<f64> = tested.iter().filter_map(|v| v.p).collect();
+    for (versus, p) in tested.iter_mut().zip(student::holm(&p)) {
+        versus.p_holm = Some(p);
     }
+}
+
+impl Versus {
+    /// Whether faster or slower also stands when all workloads are judged together.
+    pub fn in_family(&self) -> bool {
+        matches!(self.verdict, Verdict::Faster | Verdict::Slower) && self.p_holm.is_some_and(|p| p < ALPHA)
+    }
+}
+
+/// What would decide the workloads for which no word falls.
+fn commands(sides: &[Side], lines: &[Line]) -> Vec<String> {
+    let mut commands = Vec::new();
+    let (first, others) = (&sides[0], &sides[1..]);
+    for (i, side) in others.iter().enumerate() {
+        let unknown = |l: &&Line| l.versus[i].is_some_and(|v| v.verdict == Verdict::Unknown);
+        if !lines.iter().any(|l| unknown(&l)) {
+            continue;
+        }
+        let (a, b) = (&first.records[0].run, &side.records[0].run);
+        let scenario = a.settings.scenario.as_deref().or(b.settings.scenario.as_deref()).unwrap_or("NAME");
+        commands.push(if same_machine(&a.machine, &b.machine) {
+            format!(
+                "{} and {}: ttft compare --binaries OLD NEW --scenario {scenario} judges two builds by pairs of processes; \
+                 or ttft calibrate measures this machine's occasions once, and comparisons then use it; or two records a \
+                 side and more, taken in turn: ttft compare A1 A2 A3 --with B1 B2 B3",
+                first.name, side.name
+            )
+        } else {
+            format!(
+                "{} and {}: ttft calibrate on either machine, or two records a side and more, taken at different hours: \
+                 ttft compare A1 A2 A3 --with B1 B2 B3",
+                first.name, side.name
+            )
+        });
+    }
+    commands
 }
 
 #[cfg(test)]

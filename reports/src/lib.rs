@@ -10,6 +10,7 @@
 
 pub mod calibration;
 pub mod compare;
+mod decide;
 mod facts;
 pub mod format;
 pub mod json;

@@ -1,6 +1,8 @@
 //! Two modes of a cell's times, as shared or split caches make them: shown as two, not averaged away.
 
-use crate::{levels, schema::Cell, stats};
+use std::fmt;
+
+use crate::{format, levels, schema::Cell, stats};
 
 /// Two modes of the same figure.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -11,6 +13,14 @@ pub struct Modes {
     pub counts: [usize; 2],
     /// Whether the values are processes' medians; else they are samples.
     pub of_processes: bool,
+}
+
+impl fmt::Display for Modes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ([low, high], [few, many]) = (self.seconds.map(format::seconds), self.counts);
+        let of = if self.of_processes { "processes" } else { "samples" };
+        write!(f, "two modes: {low} in {few} {of}, {high} in {many}")
+    }
 }
 
 /// Fewest values that can show two modes.

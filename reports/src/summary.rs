@@ -3,9 +3,13 @@
 use std::fmt;
 
 use crate::{
-    format,
+    format, levels, modes,
+    modes::Modes,
     schema::{Cell, Cost, Kind, Limits, Record},
-    stats::{self, Estimate},
+    stats::{
+        self, Estimate,
+        student::{self, Mean},
+    },
 };
 
 /// A cell is doubted if its speed probe moved by more than this over the cell.
@@ -46,6 +50,10 @@ pub struct Row<'a> {
     pub step_ratio: Option<Estimate>,
     /// TTFT over `step`: how many generation steps the first token takes.
     pub ttft_steps: Option<Estimate>,
+    /// Processes behind the figures, see [`processes`].
+    pub processes: usize,
+    /// Two modes of its times, if there are two.
+    pub modes: Option<Modes>,
     /// Reasons not to trust the cell.
     pub doubts: Vec<Doubt>,
 }
@@ -96,6 +104,11 @@ pub enum Doubt {
     Load(f64, u32),
     /// Timed without a correctness gate.
     NoGate,
+    /// Faster than its measured peak: share of the peak.
+    AbovePeak(f64),
+    /// No ratio, because the machine's speed differed so much between this cell and its base, which were not measured in
+    /// common rounds.
+    NoRatio(f64),
 }
 
 impl fmt::Display for Doubt {
@@ -109,6 +122,12 @@ impl fmt::Display for Doubt {
             Doubt::MajorFaults(n) => write!(f, "{n} page faults read from disk"),
             Doubt::Load(load, cores) => write!(f, "load {load:.1} on {cores} cores"),
             Doubt::NoGate => write!(f, "no correctness gate"),
+            Doubt::AbovePeak(share) => {
+                write!(f, "{} of its peak: the peak was measured too low", format::percent(*share))
+            }
+            Doubt::NoRatio(change) => {
+                write!(f, "no ratio: the machine's speed moved by {} between it and its base", format::change(*change))
+            }
         }
     }
 }
@@ -118,17 +137,41 @@ pub fn seconds(samples_ns: &[u64]) -> Vec<f64> {
     samples_ns.iter().map(|&ns| ns as f64 * 1e-9).collect()
 }
 
-/// TTFT in seconds. A published figure stands alone, without samples or interval.
+/// TTFT in seconds: of enough processes the geometric mean of their medians, else the median of the samples. A published
+/// figure stands alone, without samples or interval.
 pub fn ttft(cell: &Cell) -> Option<Estimate> {
     match &cell.published {
         Some(published) => Some(Estimate { value: published.ttft_s, interval: None, samples: 0 }),
-        None => stats::median_estimate(&seconds(&cell.samples_ns)),
+        None => central(cell, &seconds(&cell.samples_ns)),
     }
+}
+
+/// Processes behind a cell's figures; 0 for published ones. Fewer than [`levels::FEWEST_PROCESSES`] count as one.
+pub fn processes(cell: &Cell) -> usize {
+    match cell.process_ranges().len() {
+        0 => 0,
+        n if n < levels::FEWEST_PROCESSES => 1,
+        n => n,
+    }
+}
+
+/// The centre of a figure that every sample has: by processes if there are enough, else the median.
+fn central(cell: &Cell, figures: &[f64]) -> Option<Estimate> {
+    if processes(cell) > 1 && figures.len() == cell.samples_ns.len() {
+        return stats::t_estimate(&levels::process_medians(cell, figures));
+    }
+    stats::median_estimate(figures)
+}
+
+/// The limits that hold for a cell: measured beside it, or else the run's.
+pub fn limits_of<'a>(run: &'a Limits, cell: &'a Cell) -> &'a Limits {
+    cell.limits.as_ref().filter(|l| !l.peaks.is_empty()).unwrap_or(run)
 }
 
 /// TTFT in seconds if every phase took the longer of its arithmetic at the measured peak and its bytes at the measured
 /// bandwidth, and nothing else took time.
 pub fn roofline(limits: &Limits, cell: &Cell) -> Option<f64> {
+    let limits = limits_of(limits, cell);
     let flops_per_s = limits.peak_gflops(cell.compute_dtype?)? * 1e9;
     let bytes_per_s = limits.read_gb_per_s? * 1e9;
     let bound = |cost: Cost| (cost.flops.total() as f64 / flops_per_s).max(cost.bytes() as f64 / bytes_per_s);
@@ -140,13 +183,13 @@ pub fn roofline(limits: &Limits, cell: &Cell) -> Option<f64> {
 /// measured again beside it, else the run's.
 pub fn peak_share(limits: &Limits, cell: &Cell) -> Option<f64> {
     let flops = cell.cost()?.flops.total() as f64;
-    let peak = cell.limits.as_ref().unwrap_or(limits).peak_gflops(cell.compute_dtype?)?;
+    let peak = limits_of(limits, cell).peak_gflops(cell.compute_dtype?)?;
     Some(flops * 1e-9 / ttft(cell)?.value / peak)
 }
 
 /// Seconds for each token after the first: of every sample the mean of its steps, of these the median.
 pub fn step(cell: &Cell) -> Option<Estimate> {
-    stats::median_estimate(&steps(cell))
+    central(cell, &steps(cell))
 }
 
 /// Mean step of every sample, in seconds; empty if none was timed.
@@ -158,7 +201,9 @@ fn steps(cell: &Cell) -> Vec<f64> {
 
 /// TTFT over the time for each token after the first: the median of the samples' own ratios.
 pub fn ttft_steps(cell: &Cell) -> Option<Estimate> {
-    stats::paired_ratio(&seconds(&cell.samples_ns).into_iter().zip(steps(cell)).collect::<Vec<_>>())
+    let ratios: Vec<f64> =
+        seconds(&cell.samples_ns).into_iter().zip(steps(cell)).map(|(all, step)| all / step).collect();
+    central(cell, &ratios)
 }
 
 /// The auxiliary network of a KV prediction alone, at the same size and in the same way; of several, that of its group.
@@ -191,16 +236,50 @@ pub fn ratio(slow: &Cell, fast: &Cell) -> Option<Speedup> {
     quotients((slow, &seconds(&slow.samples_ns)), (fast, &seconds(&fast.samples_ns)))
 }
 
-/// The ratio of two lists of times, one for each sample of their cells.
+/// The ratio of two lists of times, one for each sample of their cells; `None` too if they were not measured in common
+/// rounds and the machine's speed differed between them.
 fn quotients((a, of_a): (&Cell, &[f64]), (b, of_b): (&Cell, &[f64])) -> Option<Speedup> {
     if of_a.is_empty() || of_b.is_empty() {
         return None;
     }
-    let pairs: Vec<_> = mates(a, b).into_iter().map(|(i, j)| (of_a[i], of_b[j])).collect();
-    Some(match pairs.is_empty() {
-        true => Speedup { estimate: stats::unpaired_ratio(of_a, of_b)?, pairing: Pairing::Unpaired },
-        false => Speedup { estimate: stats::paired_ratio(&pairs)?, pairing: Pairing::Paired },
-    })
+    let places = mates(a, b);
+    if places.is_empty() {
+        if levels::speeds_differ(a, b).is_some() {
+            return None;
+        }
+        let estimate = match processes(a).min(processes(b)) {
+            // Groups of their own have processes of their own.
+            2.. => Mean::apart(
+                &student::mean(&levels::process_medians(a, of_a))?,
+                &student::mean(&levels::process_medians(b, of_b))?,
+            )
+            .ratio(processes(a).min(processes(b))),
+            _ => stats::unpaired_ratio(of_a, of_b)?,
+        };
+        return Some(Speedup { estimate, pairing: Pairing::Unpaired });
+    }
+    let logs = levels::process_ratio_logs(a, of_a, of_b, &places);
+    let estimate = if logs.len() >= levels::FEWEST_PROCESSES {
+        stats::t_estimate(&logs)?
+    } else {
+        stats::paired_ratio(&places.into_iter().map(|(i, j)| (of_a[i], of_b[j])).collect::<Vec<_>>())?
+    };
+    Some(Speedup { estimate, pairing: Pairing::Paired })
+}
+
+/// Of every common round the process and the logarithm of the time of `slow` over that of `fast`; empty if they do not
+/// share a group.
+pub fn round_ratio_logs(slow: &Cell, fast: &Cell) -> Vec<(u32, f64)> {
+    let process = |i: usize| slow.processes.as_ref().map_or(0, |p| p[i]);
+    let log = |(i, j): (usize, usize)| (process(i), (slow.samples_ns[i] as f64 / fast.samples_ns[j] as f64).ln());
+    mates(slow, fast).into_iter().map(log).collect()
+}
+
+/// The logarithms of `slow` over `fast`, one for each common process, if there are enough of them.
+pub fn process_ratios(slow: &Cell, fast: &Cell) -> Option<Vec<f64>> {
+    let of = |c: &Cell| seconds(&c.samples_ns);
+    let logs = levels::process_ratio_logs(slow, &of(slow), &of(fast), &mates(slow, fast));
+    (logs.len() >= levels::FEWEST_PROCESSES).then_some(logs)
 }
 
 /// Which samples were taken in the same rounds; empty if the cells do not share a group.
@@ -264,15 +343,21 @@ pub fn row<'a>(record: &'a Record, cell: &'a Cell) -> Row<'a> {
     let flops = |c: &Cell| c.cost().map(|cost| cost.flops.total());
     let rate = |amount: Option<f64>| Some(amount? / ttft?.value);
     let gflops = rate(flops(cell).map(|f| f as f64 * 1e-9));
+    let peak_share = peak_share(&record.run.limits, cell);
+    let mut doubts = doubts(cell, record.run.machine.logical_cores);
+    doubts.extend(peak_share.filter(|share| *share > 1.0).map(Doubt::AbovePeak));
     let speedup = base.and_then(|base| ratio(base, cell));
     let flops_reduction = base.and_then(|base| quotient(flops(base), flops(cell)));
+    if let Some(base) = base.filter(|_| speedup.is_none()) {
+        doubts.extend(levels::speeds_differ(base, cell).map(Doubt::NoRatio));
+    }
     let roofline = |cell: &Cell| roofline(&record.run.limits, cell);
     Row {
         cell,
         ttft,
         tokens_per_s: rate(Some(f64::from(cell.batch) * f64::from(cell.prompt))),
         gflops,
-        peak_share: peak_share(&record.run.limits, cell),
+        peak_share,
         speedup,
         flops_reduction,
         paper_flops_reduction: match &cell.published {
@@ -285,7 +370,9 @@ pub fn row<'a>(record: &'a Record, cell: &'a Cell) -> Row<'a> {
         step: step(cell),
         step_ratio: base.and_then(|base| step_ratio(cell, base)),
         ttft_steps: ttft_steps(cell),
-        doubts: doubts(cell, record.run.machine.logical_cores),
+        processes: processes(cell),
+        modes: modes::of(cell),
+        doubts,
     }
 }
 

@@ -10,7 +10,7 @@ use crate::{
     pairs::Judgement,
     render::{self, Block, content},
     schema::Record,
-    summary::{self, Pairing, Row},
+    summary::{self, Doubt, Pairing, Row},
     validate,
 };
 
@@ -62,7 +62,7 @@ pub fn validation(record: &Record, width: Option<u16>) -> String {
 
 /// Runs side by side: `ttft compare`.
 pub fn comparison(comparison: &Comparison, width: Option<u16>) -> String {
-    words(&content::side_by_side(comparison), width)
+    words(&render::side_by_side::blocks(comparison), width)
 }
 
 /// What pairs of processes come to: `ttft compare --binaries`.
@@ -72,8 +72,7 @@ pub fn judgement(judgement: &Judgement, old: &str, new: &str) -> String {
 
 /// A machine's calibration: `ttft calibrate`.
 pub fn calibration(calibration: &Calibration) -> String {
-    let _ = calibration;
-    todo!("follows")
+    words(&render::calibration::blocks(calibration), None)
 }
 
 /// Paragraphs, points and tables as text; charts are left out.
@@ -189,21 +188,33 @@ fn ratio(row: &Row) -> Option<f64> {
 }
 
 fn footnotes(rows: &[Row]) -> String {
-    let mut notes = vec![
-        "TTFT: median, from token ids in memory to the first token of the whole batch, weights warm. \
+    let processes = rows.iter().map(|r| r.processes).max().unwrap_or(0);
+    let centre = match processes {
+        0 | 1 => "median of one process".to_string(),
+        n => format!("geometric mean of the medians of {n} processes"),
+    };
+    let mut notes = vec![format!(
+        "TTFT: {centre}, from token ids in memory to the first token of the whole batch, weights warm. \
          ratio: speedup / FLOPs reduction."
-            .to_string(),
-    ];
+    )];
     let low = rows.iter().filter_map(|r| r.ttft?.interval).map(|i| i.level).reduce(f64::min);
     if let Some(level) = low {
         let exception = if level < crate::stats::LEVEL { ", or less where it says so (few samples)" } else { "" };
-        notes.push(format!("interval: {:.0}% confidence{exception}.", 100.0 * crate::stats::LEVEL));
+        let within = if processes > 1 { "" } else { ", within one process" };
+        notes.push(format!("interval: {:.0}% confidence{exception}{within}.", 100.0 * crate::stats::LEVEL));
     }
     if rows.iter().any(|r| r.speedup.is_some_and(|s| s.pairing == Pairing::Unpaired) && r.cell.system != r.cell.base) {
         notes.push("speedup: ratio of medians; the samples were not taken in common rounds.".into());
     }
     if rows.iter().any(|r| r.flops_reduction.is_none() && r.paper_flops_reduction.is_some()) {
         notes.push("*: FLOPs by the paper's approximation; no exact count.".into());
+    }
+    notes.extend(rows.iter().filter_map(content::modes).map(|modes| modes + "."));
+    if rows.iter().any(|r| r.doubts.iter().any(|d| matches!(d, Doubt::NoRatio(_)))) {
+        notes.push(
+            "no speedup: the machine's speed differed between a system and its base, and they were not measured in common rounds."
+                .into(),
+        );
     }
     let again = rows.iter().map(|r| r.cell).filter(|c| c.attempt > 1);
     let again: Vec<String> = again.map(|c| format!("{} ({} attempts)", c.id, c.attempt)).collect();

@@ -1,8 +1,8 @@
 //! Does the FLOPs reduction become a TTFT reduction on this machine, where does it not, and why?
 //!
 //! For a system with exact FLOPs reduction R over its base, FLOPs translate to latency if the TTFT reduction is R too.
-//! Their quotient is the *efficiency*; a cell holds if the efficiency's interval reaches within [`MARGIN`]
-//! of 1, and is no wider than [`MAX_WIDTH`].
+//! Their quotient is the *efficiency*; [`word`] says when its interval holds, falls short, exceeds or decides nothing.
+//! Words on samples of one process are indicative: what varies from process to process is not in their interval.
 //!
 //! **Losses.** At the rate of the base (its FLOPs over its TTFT), the cell would take T/R. What each phase takes beyond
 //! its FLOPs at that rate is its loss; the losses of all phases and the unattributed rest add up to the whole. The loss
@@ -12,6 +12,8 @@
 //! weight to equal relative errors. The first term shrinks with the FLOPs by definition; so a miss is explained by
 //! bytes, by the cost of parallel regions, or not at all (residual).
 
+pub mod word;
+
 use std::fmt;
 
 use crate::{
@@ -19,13 +21,8 @@ use crate::{
     schema::{Cell, Kind, PhaseRecord, Record},
     stats::{self, Estimate},
     summary::{self, Pairing, Row},
+    validate::word::Word,
 };
-
-/// Deviations of the efficiency from 1 below this are called noise even if the interval is narrower.
-pub const MARGIN: f64 = 0.02;
-
-/// An interval of the efficiency wider than this cannot tell a system that holds from one that does not.
-pub const MAX_WIDTH: f64 = 0.25;
 
 /// What a run says about FLOPs and latency.
 #[derive(Clone, Debug)]
@@ -38,6 +35,8 @@ pub struct Validation<'a> {
     pub break_even: Vec<BreakEven<'a>>,
     /// Comparisons whose outcome is known beforehand.
     pub controls: Vec<Control>,
+    /// The command that decides, if words are indicative.
+    pub command: Option<String>,
 }
 
 /// One system at one batch and length against its base.
@@ -47,6 +46,10 @@ pub struct Claim<'a> {
     pub row: Row<'a>,
     /// Whether FLOPs translated to latency.
     pub verdict: Verdict,
+    /// Whether the verdict rests on one process, so that it is indicative only.
+    pub indicative: bool,
+    /// The smallest deviation that this design finds in 80% of cases, as a share; `None` without an interval.
+    pub resolution: Option<f64>,
     /// Where time went beyond the FLOPs at the base's rate, largest first; negative where time was gained. Empty if
     /// counts or phases are unknown.
     pub losses: Vec<Loss>,
@@ -54,23 +57,63 @@ pub struct Claim<'a> {
     pub explained: Option<Explained>,
 }
 
+impl Claim<'_> {
+    /// The verdict as reports show it.
+    pub fn words(&self) -> String {
+        let coarse = self.resolution.filter(|r| matches!(self.verdict, Verdict::Holds) && *r > word::BAND);
+        let coarse = coarse.map(|r| format!(" within {}", format::percent(r))).unwrap_or_default();
+        format!("{}{}{coarse}", if self.indicative { "indicative: " } else { "" }, self.verdict)
+    }
+}
+
 /// Whether FLOPs translated to latency.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Verdict {
-    /// Within noise.
+    /// Within 5%, or within the run's resolution.
     Holds,
     /// The TTFT reduction is smaller than the FLOPs reduction by this share.
     FallsShort(f64),
     /// The TTFT reduction is larger than the FLOPs reduction by this share.
     Exceeds(f64),
-    /// There is no figure to judge by, or too few samples.
-    Undecided(&'static str),
+    /// There is no figure to judge by, or it straddles the border.
+    Undecided(Why),
+}
+
+/// Why nothing is decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// The base was not measured.
+    NoBase,
+    /// The machine's speed moved between a system and its base.
+    NoRatio,
+    /// FLOPs are unknown.
+    NoFlops,
+    /// Fewer than 3 samples.
+    TooFew,
+    /// The interval straddles the border: so many processes would decide, if a sensible number would.
+    Straddles(Option<usize>),
+    /// The interval of one process straddles the border.
+    OneProcess,
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Why::NoBase => f.write_str("the base was not measured"),
+            Why::NoRatio => f.write_str("the machine's speed moved between it and its base"),
+            Why::NoFlops => f.write_str("FLOPs are unknown"),
+            Why::TooFew => f.write_str("fewer than 3 samples"),
+            Why::Straddles(Some(n)) => write!(f, "about {n} processes would decide"),
+            Why::Straddles(None) => f.write_str("too near the border for any sensible number of processes"),
+            Why::OneProcess => f.write_str("its interval straddles the border"),
+        }
+    }
 }
 
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Verdict::Holds => write!(f, "holds within noise"),
+            Verdict::Holds => write!(f, "holds"),
             Verdict::FallsShort(share) => write!(f, "falls short by {}", format::percent(*share)),
             Verdict::Exceeds(share) => write!(f, "exceeds by {}", format::percent(*share)),
             Verdict::Undecided(why) => write!(f, "undecided: {why}"),
@@ -102,6 +145,8 @@ pub enum Cause {
     StepBeyondBandwidth,
     /// The KV predictor.
     Prediction,
+    /// A phase of a name that this program does not know.
+    UnknownPhase,
     /// Outside of all phases.
     Unattributed,
 }
@@ -116,6 +161,7 @@ impl Cause {
             Cause::StepBandwidth => "bandwidth-bound base step",
             Cause::StepBeyondBandwidth => "base step beyond its bandwidth",
             Cause::Prediction => "prediction",
+            Cause::UnknownPhase => "unknown phase",
             Cause::Unattributed => "unattributed overhead",
         }
     }
@@ -242,54 +288,64 @@ pub struct Control {
     pub ratio: Estimate,
     /// The ratio that must be found.
     pub expected: f64,
-    /// Whether the ratio's interval reaches within [`MARGIN`] of what is expected; `None` if it does only because it is
-    /// wider than [`MAX_WIDTH`].
+    /// Whether the ratio is what is expected, by the rule of [`word`]; `None` if that is undecided.
     pub passed: Option<bool>,
+    /// Whether it rests on one process.
+    pub indicative: bool,
+    /// The smallest deviation that this design finds in 80% of cases, as a share.
+    pub resolution: f64,
 }
 
 /// Validates a run.
 pub fn validate(record: &Record) -> Validation<'_> {
     let model = fit(record);
     let rows = summary::rows(record);
-    let claims = rows.iter().filter(|r| r.cell.system != r.cell.base).map(|row| claim(record, row, &model)).collect();
-    Validation { claims, break_even: break_even(&rows), controls: controls(record), model }
+    let claims: Vec<Claim> =
+        rows.iter().filter(|r| r.cell.system != r.cell.base).map(|row| claim(record, row, &model)).collect();
+    let controls = controls(record);
+    let indicative = claims.iter().any(|c| c.indicative) || controls.iter().any(|c| c.indicative);
+    let scenario = record.run.settings.scenario.as_deref().unwrap_or("NAME");
+    let command = indicative.then(|| format!("ttft bench --scenario {scenario} --processes 5"));
+    Validation { claims, break_even: break_even(&rows), controls, model, command }
 }
 
 fn claim<'a>(record: &'a Record, row: &Row<'a>, model: &Option<Model>) -> Claim<'a> {
     let base = record.base_of(row.cell);
+    let processes = base.map_or(0, |base| summary::processes(base).min(row.processes));
+    let (verdict, resolution) = verdict(row, base.is_some(), processes);
     Claim {
-        verdict: verdict(row),
+        verdict,
+        resolution,
+        indicative: processes == 1 && row.speedup.is_some(),
         losses: base.map(|base| losses(record, base, row.cell)).unwrap_or_default(),
         explained: model.as_ref().zip(base).and_then(|(model, base)| explain(model, base, row)),
         row: row.clone(),
     }
 }
 
-/// Whether an estimate is compatible with `expected`, give or take [`MARGIN`].
-fn near(estimate: &Estimate, expected: f64) -> Option<bool> {
-    let i = estimate.interval?;
-    Some(i.low <= expected * (1.0 + MARGIN) && i.high >= expected * (1.0 - MARGIN))
-}
-
-fn verdict(row: &Row) -> Verdict {
-    let Some(speedup) = row.speedup else { return Verdict::Undecided("the base was not measured") };
-    let Some(reduction) = row.flops_reduction.or(row.paper_flops_reduction) else {
-        return Verdict::Undecided("FLOPs are unknown");
-    };
-    let efficiency = speedup.estimate.scaled(1.0 / reduction);
-    let holds = match (near(&efficiency, 1.0), speedup.pairing) {
-        (Some(near), _) => near,
-        (None, Pairing::Published) => (efficiency.value - 1.0).abs() <= MARGIN,
-        (None, _) => return Verdict::Undecided("fewer than 3 samples"),
-    };
-    match efficiency.value {
-        _ if holds && efficiency.spread().is_some_and(|width| width > MAX_WIDTH) => {
-            Verdict::Undecided("too noisy to tell")
+fn verdict(row: &Row, has_base: bool, processes: usize) -> (Verdict, Option<f64>) {
+    let none = |why| (Verdict::Undecided(why), None);
+    let Some(speedup) = row.speedup else { return none(if has_base { Why::NoRatio } else { Why::NoBase }) };
+    let Some(reduction) = row.flops_reduction.or(row.paper_flops_reduction) else { return none(Why::NoFlops) };
+    let efficiency = speedup.estimate.value / reduction;
+    let Some(judged) = word::of_estimate(&speedup.estimate, reduction, processes) else {
+        if speedup.pairing != Pairing::Published {
+            return none(Why::TooFew);
         }
-        _ if holds => Verdict::Holds,
-        e if e < 1.0 => Verdict::FallsShort(1.0 - e),
-        e => Verdict::Exceeds(e - 1.0),
-    }
+        return match efficiency {
+            e if (e - 1.0).abs() <= word::BAND => (Verdict::Holds, None),
+            e if e < 1.0 => (Verdict::FallsShort(1.0 - e), None),
+            e => (Verdict::Exceeds(e - 1.0), None),
+        };
+    };
+    let verdict = match judged.word {
+        Word::Holds => Verdict::Holds,
+        Word::FallsShort(share) => Verdict::FallsShort(share),
+        Word::Exceeds(share) => Verdict::Exceeds(share),
+        Word::Straddles(_) if processes <= 1 => Verdict::Undecided(Why::OneProcess),
+        Word::Straddles(needed) => Verdict::Undecided(Why::Straddles(needed)),
+    };
+    (verdict, Some(judged.resolution))
 }
 
 /// Median seconds of a phase.
@@ -308,7 +364,7 @@ fn losses(record: &Record, base: &Cell, cell: &Cell) -> Vec<Loss> {
         let cause = match phase.name.as_str() {
             "prediction" => Cause::Prediction,
             "base_step" => {
-                if let Some(bandwidth) = record.run.limits.read_gb_per_s {
+                if let Some(bandwidth) = summary::limits_of(&record.run.limits, cell).read_gb_per_s {
                     let floor = (cost.bytes() as f64 / (bandwidth * 1e9) - ideal).clamp(0.0, loss.max(0.0));
                     losses.push(Loss { cause: Cause::StepBandwidth, seconds: floor });
                     loss -= floor;
@@ -316,8 +372,11 @@ fn losses(record: &Record, base: &Cell, cell: &Cell) -> Vec<Loss> {
                 Cause::StepBeyondBandwidth
             }
             "selection" => Cause::Selection,
-            _ if matches!(cell.kind, Kind::RandomPruned | Kind::StaticPruned | Kind::LazyPruned) => Cause::FewerTokens,
-            _ => Cause::SmallModel,
+            "prefill" if matches!(cell.kind, Kind::RandomPruned | Kind::StaticPruned | Kind::LazyPruned) => {
+                Cause::FewerTokens
+            }
+            "prefill" | "auxiliary" => Cause::SmallModel,
+            _ => Cause::UnknownPhase,
         };
         losses.push(Loss { cause, seconds: loss });
     }
@@ -486,19 +545,24 @@ fn outcome(points: &[(u32, f64, f64)]) -> Option<Outcome> {
 /// KV prediction is its base, and takes its time.
 fn controls(record: &Record) -> Vec<Control> {
     let mut controls = Vec::new();
-    let mut control = |name: String, ratio: Estimate, expected: f64| {
-        if let Some(near) = near(&ratio, expected) {
-            let noisy = near && ratio.spread().is_some_and(|width| width > MAX_WIDTH);
-            let passed = (!noisy).then_some(near);
-            controls.push(Control { name, ratio, expected, passed });
+    let mut control = |name: String, ratio: Estimate, expected: f64, processes: usize| {
+        if let Some(judged) = word::of_estimate(&ratio, expected, processes) {
+            let passed = match judged.word {
+                Word::Holds => Some(true),
+                Word::FallsShort(_) | Word::Exceeds(_) => Some(false),
+                Word::Straddles(_) => None,
+            };
+            let (indicative, resolution) = (processes <= 1, judged.resolution);
+            controls.push(Control { name, ratio, expected, passed, indicative, resolution });
         }
     };
+    let both = |a: &Cell, b: &Cell| summary::processes(a).min(summary::processes(b));
     for (i, cell) in record.cells.iter().enumerate() {
         for twin in &record.cells[..i] {
             let key = |c: &Cell| (c.precision, c.extent, c.threads, c.backend.clone(), c.isa.clone());
             let same = twin.scenario_hash == cell.scenario_hash && twin.group == cell.group && key(twin) == key(cell);
             if let Some(ratio) = summary::ratio(cell, twin).filter(|_| same) {
-                control(format!("A/A: {} against {}", cell.id, twin.id), ratio.estimate, 1.0);
+                control(format!("A/A: {} against {}", cell.id, twin.id), ratio.estimate, 1.0, both(cell, twin));
             }
         }
         if let Some(base) = record.base_of(cell).filter(|base| cell.aux.as_deref() == Some(&base.system)) {
@@ -508,19 +572,21 @@ fn controls(record: &Record) -> Vec<Control> {
                 (summary::phase_ratio(alone, inside), flops(alone), flops(inside))
             {
                 let name = format!("auxiliary = base: prefill of {} against the auxiliary of {}", base.id, cell.id);
-                control(name, ratio, all / part);
+                control(name, ratio, all / part, both(base, cell));
             }
         }
         if cell.kind == Kind::Kvp
-            && let Some(ratio) = record.base_of(cell).and_then(|base| summary::step_ratio(cell, base))
+            && let Some((base, ratio)) =
+                record.base_of(cell).and_then(|base| Some((base, summary::step_ratio(cell, base)?)))
         {
-            control(format!("time per token after the first, against the base: {}", cell.id), ratio, 1.0);
+            let name = format!("time per token after the first, against the base: {}", cell.id);
+            control(name, ratio, 1.0, both(cell, base));
         }
         if cell.kind == Kind::Base && cell.samples_ns.len() >= 12 {
             let samples = summary::seconds(&cell.samples_ns);
             let half = |odd| samples.iter().copied().skip(odd).step_by(2).collect::<Vec<_>>();
             if let Some(ratio) = stats::unpaired_ratio(&half(1), &half(0)) {
-                control(format!("A/A: odd against even samples of {}", cell.id), ratio, 1.0);
+                control(format!("A/A: odd against even samples of {}", cell.id), ratio, 1.0, 1);
             }
         }
     }

@@ -59,7 +59,7 @@ impl Calibrate {
         }
         let calibration = calibrate::analyse(&folder)?;
         if let Some(path) = self.md {
-            let text = ttft_reports::render::calibration(&calibration);
+            let text = ttft_reports::render::calibration(&calibration)?;
             output::Pending::claim(&path)?.write(|out| Ok(out.write_all(text.as_bytes())?))?;
         }
         print!("{}", terminal::calibration(&calibration));

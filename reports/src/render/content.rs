@@ -4,15 +4,15 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
-use super::{RenderError, Run, charts};
+use super::{RenderError, Run, charts, method, side_by_side};
 use crate::{
     compare::{self, Side},
     facts,
     format::{self, UNKNOWN, or_unknown},
     paper,
     schema::{Cell, Kind, Record},
-    stats::{self, LEVEL},
-    summary::{self, Pairing, Row},
+    stats,
+    summary::{self, Row},
     validate::{self, Claim, Validation, Verdict},
 };
 
@@ -124,7 +124,7 @@ pub(crate) fn table(title: &str, head: &[&str], words: &[usize], rows: Vec<Vec<S
 
 impl Table {
     /// Marks rows as in need of attention, not by colour alone.
-    fn mark(mut self, rows: Vec<usize>) -> Self {
+    pub(crate) fn mark(mut self, rows: Vec<usize>) -> Self {
         for &row in &rows {
             self.rows[row][0].push_str(" (!)");
         }
@@ -213,7 +213,7 @@ pub fn document(runs: &[Run], with_charts: bool, parts: &[&str]) -> Result<Docum
     let title = "Method and bias".to_string();
     if wanted("method") {
         let (id, short, run) = ("method".into(), "Method".into(), String::new());
-        sections.push(Section { id, short, title, run, blocks: method() });
+        sections.push(Section { id, short, title, run, blocks: method::blocks() });
     }
     if sections.is_empty() {
         return Err(RenderError::Nothing(parts.join(", ")));
@@ -248,7 +248,7 @@ fn alone_text(rows: &[Row]) -> String {
     systems.iter().map(of).collect::<Vec<_>>().join(" ")
 }
 
-fn size(cell: &Cell) -> String {
+pub(crate) fn size(cell: &Cell) -> String {
     format!("{} x {}", cell.batch, cell.prompt)
 }
 
@@ -292,6 +292,7 @@ fn claims(validation: &Validation) -> Vec<Block> {
          the time went: time beyond what the FLOPs would take at the base's own rate, as a share of the system's TTFT, \
          largest first; negative is time gained. (!): not to be trusted.",
     ));
+    blocks.extend(resolution(&validation.claims).map(text));
     push_table(&mut blocks, over_auxiliary(&validation.claims));
     if let Some(model) = &validation.model {
         blocks.push(text(model_text(model)));
@@ -317,8 +318,27 @@ fn claims(validation: &Validation) -> Vec<Block> {
     blocks
 }
 
+/// What the run can tell apart at all.
+fn resolution(claims: &[Claim]) -> Option<String> {
+    let all: Vec<f64> = claims.iter().filter_map(|c| c.resolution).collect();
+    let processes = claims.iter().map(|c| c.row.processes).max().unwrap_or(0);
+    let of = match processes {
+        0 | 1 => "rounds of one process, without what varies between processes".into(),
+        n => format!("{n} processes"),
+    };
+    (!all.is_empty()).then(|| {
+        format!(
+            "Resolution: this run ({of}) finds a deviation of {} in 80% of cases. Holds: the interval of the ratio lies \
+             within {} of 1, or within the resolution where that is coarser; falls short or exceeds: it lies outside; \
+             undecided: it straddles.",
+            range(&all, format::percent),
+            format::percent(validate::word::BAND)
+        )
+    })
+}
+
 /// The run's answer, and its reason, in a few sentences each.
-fn headline(validation: &Validation) -> (String, String) {
+pub(crate) fn headline(validation: &Validation) -> (String, String) {
     let kvp: Vec<&Claim> = validation.claims.iter().filter(|c| c.row.cell.kind == Kind::Kvp).collect();
     let (what, claims) = match kvp.is_empty() {
         true => ("Smaller systems cut", validation.claims.iter().collect()),
@@ -333,7 +353,7 @@ fn headline(validation: &Validation) -> (String, String) {
     let undecided = claims.len() - holds - exceeds - short.len();
     let mut answer = if undecided == claims.len() {
         let why = |c: &&Claim| if let Verdict::Undecided(why) = c.verdict { Some(why) } else { None };
-        let reasons: BTreeSet<&str> = claims.iter().filter_map(why).collect();
+        let reasons: BTreeSet<String> = claims.iter().filter_map(why).map(|why| why.to_string()).collect();
         let reasons = reasons.into_iter().collect::<Vec<_>>().join("; ");
         format!("Whether TTFT falls as much as FLOPs cannot be told: {reasons}.")
     } else {
@@ -346,10 +366,15 @@ fn headline(validation: &Validation) -> (String, String) {
             parts.push(format!("more in {exceeds}"));
         }
         if undecided > 0 {
-            parts.push(format!("{undecided} cannot be judged"));
+            parts.push(format!("{undecided} undecided"));
         }
         format!("{what} TTFT {}.", parts.join(", "))
     };
+    if let Some(command) = validation.command.as_ref().filter(|_| claims.iter().any(|c| c.indicative)) {
+        answer.push_str(&format!(
+            " These words are indicative, because one process took all samples: {command} decides."
+        ));
+    }
     let doubted = claims.iter().filter(|c| !c.row.doubts.is_empty()).count();
     if doubted > 0 {
         answer.push_str(&format!(
@@ -412,7 +437,7 @@ fn claim_fields(claim: &Claim) -> Vec<String> {
     let own = || speedup.zip(reduction).map(|(s, r)| format!("{:.2}", s.value / r));
     vec![
         row.cell.system.clone(),
-        claim.verdict.to_string(),
+        claim.words(),
         size(row.cell),
         or_unknown(efficiency.or_else(own)),
         or_unknown(speedup.map(|s| with_interval(format::ratio(s.value), format::ratio_interval(&s)))),
@@ -481,14 +506,28 @@ fn control_text(control: &validate::Control) -> String {
     let outcome = match control.passed {
         Some(true) => "as expected",
         Some(false) => "NOT as expected",
-        None => "too noisy to tell",
+        None => "undecided",
     };
+    let indicative = if control.indicative { " (indicative)" } else { "" };
     let ratio = with_interval(format!("{:.3}", control.ratio.value), format::interval(&control.ratio));
-    format!("{}: ratio {ratio}, expected {:.3}: {outcome}", control.name, control.expected)
+    format!("{}: ratio {ratio}, expected {:.3}: {outcome}{indicative}", control.name, control.expected)
 }
 
 fn marked<'a>(rows: impl Iterator<Item = &'a Row<'a>>) -> Vec<usize> {
     rows.enumerate().filter(|(_, r)| !r.doubts.is_empty() || r.cell.has_faults()).map(|(i, _)| i).collect()
+}
+
+/// Two modes of a cell in words.
+pub(crate) fn modes(row: &Row) -> Option<String> {
+    Some(format!("{}: {}", row.cell.id, row.modes?))
+}
+
+/// Samples, and the processes they come from if there are several.
+fn samples(row: &Row) -> String {
+    match (row.cell.samples_ns.len(), row.processes) {
+        (samples, 0 | 1) => samples.to_string(),
+        (samples, processes) => format!("{samples} in {processes} processes"),
+    }
 }
 
 fn cells(rows: &[Row]) -> Vec<Block> {
@@ -501,7 +540,7 @@ fn cells(rows: &[Row]) -> Vec<Block> {
             row.cell.kind.name().into(),
             size(row.cell),
             or_unknown(row.ttft.map(|t| with_interval(format::seconds(t.value), format::seconds_interval(&t)))),
-            row.cell.samples_ns.len().to_string(),
+            samples(row),
             or_unknown(row.tokens_per_s.map(format::figure)),
             or_unknown(row.gflops.map(format::figure)),
             or_unknown(row.peak_share.map(format::percent)),
@@ -529,6 +568,11 @@ fn cells(rows: &[Row]) -> Vec<Block> {
     ];
     let all = table("", &head, &[0, 1], rows.iter().map(fields).collect());
     push_table(&mut blocks, all.mark(marked(rows.iter())));
+    let modes: Vec<String> = rows.iter().filter_map(modes).collect();
+    if !modes.is_empty() {
+        blocks.push(text("Times of two modes, which one figure does not describe:"));
+        blocks.push(Block::List { items: modes });
+    }
     if rows.iter().any(|r| r.roofline.is_some()) {
         blocks.push(text(
             "roofline: the TTFT if every phase took the longer of its FLOPs at the measured peak and its bytes at the \
@@ -942,165 +986,8 @@ fn comparison(runs: &[Run]) -> Section {
     let sides: Vec<Side> = runs.iter().map(|r| Side { name: r.name, records: vec![r.record] }).collect();
     let blocks = match compare::compare(&sides, &[]) {
         Err(error) => vec![text(format!("{error}."))],
-        Ok(comparison) => side_by_side(&comparison),
+        Ok(comparison) => side_by_side::blocks(&comparison),
     };
     let title = "Side by side".to_string();
     Section { id: "comparison".into(), short: title.clone(), title, run: String::new(), blocks }
-}
-
-/// The title of a normalised ratio, and the ratio.
-type Normalised = (&'static str, fn(&compare::Versus) -> Option<f64>);
-const NORMALISED: [Normalised; 2] = [("at equal peak", |v| v.by_peak), ("at equal bandwidth", |v| v.by_bandwidth)];
-
-/// Means, figures and limits of a comparison.
-pub(crate) fn side_by_side(comparison: &compare::Comparison) -> Vec<Block> {
-    let mut blocks = Vec::new();
-    let Some((first, others)) = comparison.sides.split_first() else { return blocks };
-    let first = first.name;
-    for (side, means) in others.iter().zip(&comparison.means) {
-        blocks.push(lead(means_text(first, side.name, means)));
-    }
-    // What the machines are compared for: each run's own answer.
-    let answer = |side: &Side| {
-        let validation = validate::validate(side.records[0]);
-        (!validation.claims.is_empty()).then(|| format!("{}: {}", side.name, headline(&validation).0))
-    };
-    let answers: Vec<String> = comparison.sides.iter().filter_map(answer).collect();
-    if !answers.is_empty() {
-        blocks.push(Block::List { items: answers });
-    }
-    // Normalised figures only where both sides have the limits that it takes.
-    let known = |of: fn(&compare::Versus) -> Option<f64>, i: usize| {
-        comparison.lines.iter().filter_map(|l| l.versus[i]).any(|v| of(&v).is_some())
-    };
-    let normalised: Vec<Vec<Normalised>> =
-        (0..others.len()).map(|i| NORMALISED.into_iter().filter(|(_, of)| known(*of, i)).collect()).collect();
-    let of = |name: &str| [format!("TTFT, {name}"), format!("TTFT red., {name}")];
-    let mut head = vec!["system".to_string(), "b x p".into()];
-    let mut words = vec![0];
-    for (side, normalised) in others.iter().zip(&normalised) {
-        head.push(format!("{first} / {}", side.name));
-        head.extend(normalised.iter().map(|(name, _)| name.to_string()));
-        words.push(head.len());
-        head.push(format!("{} is", side.name));
-    }
-    head.extend(comparison.sides.iter().flat_map(|side| of(side.name)));
-    let (mut single, mut too_few) = (false, false);
-    let mut doubted = Vec::new();
-    let mut rows = Vec::new();
-    for line in &comparison.lines {
-        let of = |row: &Option<Row>| {
-            let ttft = row.as_ref().and_then(|r| r.ttft).map(|t| format::seconds(t.value));
-            let own = row.as_ref().filter(|r| r.cell.system != r.cell.base).and_then(|r| r.speedup);
-            [or_unknown(ttft), or_unknown(own.map(|s| format::ratio(s.estimate.value)))]
-        };
-        let mut fields = vec![line.cell().system.clone(), size(line.cell())];
-        for ((versus, normalised), row) in line.versus.iter().zip(&normalised).zip(&line.rows[1..]) {
-            let ratio = versus.map(|v| with_interval(format::ratio(v.ratio.value), format::ratio_interval(&v.ratio)));
-            fields.push(or_unknown(ratio));
-            fields.extend(normalised.iter().map(|(_, of)| or_unknown(versus.and_then(|v| of(&v)).map(format::ratio))));
-            let verdict = versus.map(|v| {
-                let published = |row: &Option<Row>| row.as_ref().is_some_and(|r| r.cell.published.is_some());
-                let star = v.untested() && (published(&line.rows[0]) || published(row));
-                let few = v.untested() && !star;
-                single |= star;
-                too_few |= few;
-                format!(
-                    "{}{}",
-                    v.verdict,
-                    if star {
-                        "*"
-                    } else if few {
-                        "~"
-                    } else {
-                        ""
-                    }
-                )
-            });
-            fields.push(or_unknown(verdict));
-        }
-        fields.extend(line.rows.iter().flat_map(of));
-        if line.rows.iter().flatten().any(|r| !r.doubts.is_empty() || r.cell.has_faults()) {
-            doubted.push(rows.len());
-        }
-        rows.push(fields);
-    }
-    blocks.push(Block::Table(Table { title: String::new(), head, rows, words, marked: Vec::new() }.mark(doubted)));
-    let star =
-        if single { " *: against a single published figure, by the spread of the other side alone." } else { "" };
-    let few = if too_few {
-        " ~: by the interval alone, at its own confidence: no test of so few samples reaches that p."
-    } else {
-        ""
-    };
-    let equal = if normalised.iter().any(|n| !n.is_empty()) {
-        " At equal peak or bandwidth: the ratio if both machines had the same."
-    } else {
-        ""
-    };
-    blocks.push(text(format!(
-        "Equal work only: the same kind, system, base, auxiliary, batch and prompt. A ratio above 1 means that the other \
-         run is faster than {first}.{equal} Faster or slower: the interval of the ratio of medians leaves out 1 and a \
-         Mann-Whitney test gives p < {}.{star}{few}",
-        compare::ALPHA
-    )));
-    if !comparison.warnings.is_empty() {
-        blocks.push(text("What limits this comparison:"));
-        blocks.push(Block::List { items: comparison.warnings.clone() });
-    }
-    blocks
-}
-
-/// One side's means in a sentence.
-fn means_text(first: &str, name: &str, means: &compare::Means) -> String {
-    let Some(ratio) = means.ratio else { return format!("{name}: no mean, for want of sound figures.") };
-    let than = if ratio >= 1.0 {
-        format!("is {} as fast as {first}", format::ratio(ratio))
-    } else {
-        format!("takes {} the time of {first}", format::ratio(1.0 / ratio))
-    };
-    let normalised = |value: Option<f64>, what: &str| {
-        value.map(|v| format!("; {what}, {name} would be {} as fast", format::ratio(v))).unwrap_or_default()
-    };
-    format!(
-        "{name} {than} (geometric mean of {} workload{}){}{}.",
-        means.workloads,
-        if means.workloads == 1 { "" } else { "s" },
-        normalised(means.by_peak, "with equal peaks"),
-        normalised(means.by_bandwidth, "with equal read bandwidth"),
-    )
-}
-
-fn method() -> Vec<Block> {
-    let items = [
-        "Time to first token (TTFT): from prompt token ids in memory to the first token id chosen for every sequence of \
-         the batch, weights mapped and warm, buffers allocated. Tokenization is excluded; the time is never divided by \
-         the batch."
-            .to_string(),
-        format!(
-            "TTFT is the median of the samples. Intervals have {:.0}% confidence: percentile bootstrap of the median with \
-             {} resamples and a fixed seed, its tails those of Student's t. Below 6 samples the interval is their range, with the lower confidence that \
-             it carries (75% for 3); below 3 there is none.",
-            100.0 * LEVEL,
-            stats::RESAMPLES
-        ),
-        format!(
-            "Ratios of systems measured in the same rounds are medians of the ratios within rounds ({}), so that a slow \
-             round does not count. Otherwise they are ratios of medians.",
-            Pairing::Paired.name()
-        ),
-        format!(
-            "FLOPs and bytes are counted from shapes: products of the layers, attention, output head and predictor; every \
-             weight and cache byte once. A verdict holds if the interval of TTFT reduction over FLOPs reduction reaches \
-             within {} of 1; one wider than {} decides nothing.",
-            format::percent(validate::MARGIN),
-            format::percent(validate::MAX_WIDTH)
-        ),
-        "Bias: weights are warm and read in place, so the first request after loading is not what is shown. Prompts have \
-         equal lengths. Synthetic weights have real shapes; values do not change the work of the systems timed here. A \
-         system's time includes the thread pool, not the tokenizer, sampling or network. The machine's peak and bandwidth \
-         are measured in the same process and drift with it: shares of peak are of what was there, not of a data sheet."
-            .to_string(),
-    ];
-    vec![Block::List { items: items.into() }]
 }

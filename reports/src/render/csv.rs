@@ -7,7 +7,7 @@ use crate::{
     summary, validate,
 };
 
-const HEADER: [&str; 55] = [
+const HEADER: [&str; 57] = [
     "run",
     "id",
     "kind",
@@ -23,6 +23,8 @@ const HEADER: [&str; 55] = [
     "isa",
     "backend",
     "samples",
+    "processes",
+    "modes",
     "ttft_s",
     "ttft_low_s",
     "ttft_high_s",
@@ -73,7 +75,7 @@ pub fn render(sides: &[Run], _: &[&str]) -> Result<String, RenderError> {
     for side in sides {
         let claims = validate::validate(side.record).claims;
         for row in summary::rows(side.record) {
-            let verdict = claims.iter().find(|c| c.row.cell.id == row.cell.id).map(|c| c.verdict.to_string());
+            let verdict = claims.iter().find(|c| c.row.cell.id == row.cell.id).map(|c| c.words());
             out.write_record(fields(side.name, &row, verdict)).map_err(|e| refuse(&e))?;
         }
     }
@@ -81,7 +83,7 @@ pub fn render(sides: &[Run], _: &[&str]) -> Result<String, RenderError> {
     String::from_utf8(bytes).map_err(|e| refuse(&e))
 }
 
-fn fields(run: &str, row: &summary::Row, verdict: Option<String>) -> [String; 55] {
+fn fields(run: &str, row: &summary::Row, verdict: Option<String>) -> [String; 57] {
     fn text<T: ToString>(value: Option<T>) -> String {
         value.map(|v| v.to_string()).unwrap_or_default()
     }
@@ -111,6 +113,8 @@ fn fields(run: &str, row: &summary::Row, verdict: Option<String>) -> [String; 55
         text(cell.isa.as_ref()),
         text(cell.backend.as_ref()),
         cell.samples_ns.len().to_string(),
+        row.processes.to_string(),
+        text(row.modes),
         text(row.ttft.map(|t| t.value)),
         low(row.ttft),
         high(row.ttft),

@@ -4,18 +4,23 @@ use std::fmt::Write as _;
 
 use minijinja::{AutoEscape, Environment, Output, State, Value, context, syntax::SyntaxConfig, value::Serde};
 
-use super::{RenderError, Run, document};
+use super::{Document, RenderError, Run, document};
 
 const TEMPLATE: &str = include_str!("report.md");
 
 /// The report as Markdown.
-pub fn render(sides: &[Run], parts: &[&str]) -> Result<String, RenderError> {
+pub fn render(runs: &[Run], parts: &[&str]) -> Result<String, RenderError> {
+    write(&document(runs, false, parts)?)
+}
+
+/// A document as Markdown.
+pub fn write(document: &Document) -> Result<String, RenderError> {
     let mut env = Environment::new();
     env.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     env.set_auto_escape_callback(|_| AutoEscape::Custom("markdown".into()));
     env.set_formatter(escaped);
     env.add_template("report", TEMPLATE)?;
-    Ok(env.get_template("report")?.render(context! { doc => Serde(document(sides, false, parts)?) })?)
+    Ok(env.get_template("report")?.render(context! { doc => Serde(document) })?)
 }
 
 /// Writes a value so that a record cannot change the document's structure.

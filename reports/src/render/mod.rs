@@ -3,13 +3,16 @@
 //! [`document`] says everything once, as paragraphs, tables and charts; a format is a way to write that down. CSV is the
 //! exception: it lists the cells alone, one a line, as plain numbers.
 
+pub(crate) mod calibration;
 mod charts;
 pub(crate) mod content;
 mod csv;
 mod html;
 pub(crate) mod judgement;
 mod markdown;
+mod method;
 mod plot;
+pub(crate) mod side_by_side;
 
 pub use content::{Block, Chart, Document, PARTS, Section, Table, document};
 
@@ -60,9 +63,19 @@ pub fn format(name: &str) -> Option<&'static Format> {
 }
 
 /// A machine's calibration as Markdown, for the documents.
-pub fn calibration(calibration: &Calibration) -> String {
-    let _ = calibration;
-    todo!("follows")
+///
+/// # Errors
+/// The template engine refused.
+pub fn calibration(calibration: &Calibration) -> Result<String, RenderError> {
+    let title = "How much this machine's figures vary";
+    let section = Section {
+        id: "calibration".into(),
+        title: "Levels, decisions and what they find".into(),
+        short: "Calibration".into(),
+        run: String::new(),
+        blocks: calibration::blocks(calibration),
+    };
+    markdown::write(&Document { title: title.into(), subtitle: String::new(), sections: vec![section] })
 }
 
 /// Why a report could not be made.

@@ -32,6 +32,14 @@ impl Mean {
         if self.value > bound { p } else { 1.0 - p }
     }
 
+    /// The difference of two independent means (Welch).
+    pub fn apart(a: &Mean, b: &Mean) -> Mean {
+        let (v, w) = (a.error.powi(2), b.error.powi(2));
+        let parts = v * v / a.freedom + w * w / b.freedom;
+        let freedom = if parts > 0.0 { (v + w).powi(2) / parts } else { a.freedom + b.freedom };
+        Mean { value: a.value - b.value, error: (v + w).sqrt(), freedom }
+    }
+
     /// The exponential of a mean of logarithms, with its interval at [`LEVEL`]; `samples` values stand behind it.
     pub fn ratio(&self, samples: usize) -> Estimate {
         let half = self.half_width(LEVEL);

@@ -1,0 +1,142 @@
+//! Whether two sides of one workload differ: Welch's t on the values of records, with what a machine's calibration knows
+//! of the part between occasions.
+
+use crate::stats::student::{self, Mean};
+
+/// Standard deviations of the logarithm that a calibration measured.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Spread {
+    /// Of processes' medians within an occasion.
+    pub processes: f64,
+    /// Of occasions, beyond what their processes explain.
+    pub occasions: f64,
+    /// Degrees of freedom of the part between occasions.
+    pub freedom: f64,
+}
+
+/// One workload on one side.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Sample {
+    /// One value a record, logarithms.
+    pub values: Vec<f64>,
+    /// Variance of a record's value by its processes, with its degrees of freedom; `None` if it came from one process.
+    pub processes: Option<(f64, f64)>,
+    /// What the machine's calibration knows.
+    pub spread: Option<Spread>,
+}
+
+impl Sample {
+    /// The sample of records, each with the values of its processes.
+    pub fn of(records: &[Vec<f64>], spread: Option<Spread>) -> Self {
+        let mean = |logs: &Vec<f64>| logs.iter().sum::<f64>() / logs.len() as f64;
+        let parts: Vec<(f64, f64)> = records
+            .iter()
+            .filter_map(|logs| Some((student::variance(logs)? / logs.len() as f64, logs.len() as f64 - 1.0)))
+            .collect();
+        let freedom: f64 = parts.iter().map(|p| p.1).sum();
+        let pooled = parts.iter().map(|p| p.0 * p.1).sum::<f64>() / freedom;
+        Self {
+            values: records.iter().map(mean).collect(),
+            processes: (freedom > 0.0).then_some((pooled, freedom)),
+            spread,
+        }
+    }
+
+    fn mean(&self) -> f64 {
+        self.values.iter().sum::<f64>() / self.values.len() as f64
+    }
+
+    /// Variance of the mean, and its degrees of freedom. `apart`: the other side's records were all taken before or after.
+    fn error(&self, apart: bool) -> Option<(f64, f64)> {
+        let k = self.values.len() as f64;
+        let calibrated = self.spread.map(|s| {
+            let processes = self.processes.unwrap_or((s.processes.powi(2), s.freedom));
+            sum(processes, (s.occasions.powi(2), s.freedom))
+        });
+        let own = student::variance(&self.values).map(|v| (v, k - 1.0));
+        let (variance, freedom) = match (own, calibrated) {
+            (None, None) => return None,
+            (Some(own), None) => own,
+            (None, Some(calibrated)) => calibrated,
+            // A few records may lie together by chance.
+            (Some(own), Some(calibrated)) => {
+                if calibrated.0 > own.0 {
+                    calibrated
+                } else {
+                    own
+                }
+            }
+        };
+        let error = (variance / k, freedom);
+        match (apart && self.values.len() > 1, self.spread) {
+            (false, _) => Some(error),
+            // The minutes of a side are one occasion of their own.
+            (true, Some(s)) => Some(sum(error, (s.occasions.powi(2), s.freedom))),
+            (true, None) => None,
+        }
+    }
+}
+
+/// The sum of two variances, its degrees of freedom by Satterthwaite.
+fn sum(a: (f64, f64), b: (f64, f64)) -> (f64, f64) {
+    let total = a.0 + b.0;
+    let parts = a.0 * a.0 / a.1 + b.0 * b.0 / b.1;
+    (total, if parts > 0.0 { total * total / parts } else { a.1 + b.1 })
+}
+
+/// The difference of two sides, `a` - `b`, with its error; `None` if the part between occasions is unknown on a side.
+pub fn difference(a: &Sample, b: &Sample, apart: bool) -> Option<Mean> {
+    let (variance, freedom) = sum(a.error(apart)?, b.error(apart)?);
+    Some(Mean { value: a.mean() - b.mean(), error: variance.sqrt(), freedom })
+}
+
+/// The difference by one side's error alone: the other is a published figure.
+pub fn against_figure(a: &Sample, figure: f64) -> Option<Mean> {
+    let (variance, freedom) = a.error(false)?;
+    Some(Mean { value: a.mean() - figure, error: variance.sqrt(), freedom })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stats::{LEVEL, simulate::Normal};
+
+    /// Records of `m` processes each.
+    fn records(normal: &mut Normal, k: usize, m: usize, occasions: f64, processes: f64) -> Vec<Vec<f64>> {
+        (0..k)
+            .map(|_| {
+                let occasion = occasions * normal.draw();
+                (0..m).map(|_| occasion + processes * normal.draw()).collect()
+            })
+            .collect()
+    }
+
+    #[test]
+    fn sets_of_the_same_machine_are_called_different_in_about_5_of_100_cases() {
+        let mut normal = Normal::new(3);
+        let spread = Spread { processes: 0.02, occasions: 0.03, freedom: 40.0 };
+        for (k, spread, most) in [(1, Some(spread), 0.06), (2, Some(spread), 0.05), (3, None, 0.06), (5, None, 0.065)] {
+            let trials = 3000;
+            let mut alarms = 0;
+            for _ in 0..trials {
+                let [a, b] = [(), ()].map(|()| Sample::of(&records(&mut normal, k, 5, 0.03, 0.02), spread));
+                alarms += u32::from(difference(&a, &b, false).unwrap().p(0.0) < 1.0 - LEVEL);
+            }
+            let rate = f64::from(alarms) / f64::from(trials);
+            assert!((0.0005..most).contains(&rate), "{k} records a side: {rate}");
+        }
+    }
+
+    #[test]
+    fn without_the_part_between_occasions_nothing_is_said() {
+        let one = Sample::of(&[vec![0.0, 0.01, 0.02]], None);
+        assert_eq!(difference(&one, &one, false), None);
+        let two = Sample::of(&[vec![0.0, 0.01], vec![0.02, 0.03]], None);
+        assert!(difference(&two, &two, false).is_some());
+        assert_eq!(difference(&two, &two, true), None, "one side after the other");
+        let spread = Some(Spread { processes: 0.01, occasions: 0.03, freedom: 20.0 });
+        let known = Sample { spread, ..two.clone() };
+        let apart = difference(&known, &known, true).unwrap();
+        assert!(apart.error > difference(&known, &known, false).unwrap().error && apart.error > 0.03 * 2f64.sqrt());
+    }
+}

@@ -1,0 +1,154 @@
+//! Sides beside one another: means, figures, and what limits them.
+
+use super::content::{Block, Table, headline, lead, size, text, with_interval};
+use crate::{
+    compare::{self, Side, Versus},
+    format::{self, or_unknown},
+    summary::Row,
+    validate,
+};
+
+/// The title of a normalised ratio, and the ratio.
+type Normalised = (&'static str, fn(&compare::Versus) -> Option<f64>);
+const NORMALISED: [Normalised; 2] = [("at equal peak", |v| v.by_peak), ("at equal bandwidth", |v| v.by_bandwidth)];
+
+/// Means, figures and limits of a comparison.
+pub(crate) fn blocks(comparison: &compare::Comparison) -> Vec<Block> {
+    let mut blocks = Vec::new();
+    let Some((first, others)) = comparison.sides.split_first() else { return blocks };
+    let first = first.name;
+    for (side, means) in others.iter().zip(&comparison.means) {
+        blocks.push(lead(means_text(first, side.name, means)));
+    }
+    // What the machines are compared for: each run's own answer.
+    let answer = |side: &Side| {
+        let validation = validate::validate(side.records[0]);
+        (!validation.claims.is_empty()).then(|| format!("{}: {}", side.name, headline(&validation).0))
+    };
+    let answers: Vec<String> = comparison.sides.iter().filter_map(answer).collect();
+    if !answers.is_empty() {
+        blocks.push(Block::List { items: answers });
+    }
+    // Normalised figures only where both sides have the limits that it takes.
+    let known = |of: fn(&compare::Versus) -> Option<f64>, i: usize| {
+        comparison.lines.iter().filter_map(|l| l.versus[i]).any(|v| of(&v).is_some())
+    };
+    let normalised: Vec<Vec<Normalised>> =
+        (0..others.len()).map(|i| NORMALISED.into_iter().filter(|(_, of)| known(*of, i)).collect()).collect();
+    let of = |name: &str| [format!("TTFT, {name}"), format!("TTFT red., {name}")];
+    let mut head = vec!["system".to_string(), "b x p".into()];
+    let mut words = vec![0];
+    for (side, normalised) in others.iter().zip(&normalised) {
+        head.push(format!("{first} / {}", side.name));
+        head.extend(normalised.iter().map(|(name, _)| name.to_string()));
+        words.push(head.len());
+        head.push(format!("{} is", side.name));
+    }
+    head.extend(comparison.sides.iter().flat_map(|side| of(side.name)));
+    let mut single = false;
+    let mut doubted = Vec::new();
+    let mut rows = Vec::new();
+    for line in &comparison.lines {
+        let of = |(row, seconds): (&Option<Row>, &Option<f64>)| {
+            let own = row.as_ref().filter(|r| r.cell.system != r.cell.base).and_then(|r| r.speedup);
+            [or_unknown(seconds.map(format::seconds)), or_unknown(own.map(|s| format::ratio(s.estimate.value)))]
+        };
+        let mut fields = vec![line.cell().system.clone(), size(line.cell())];
+        for (versus, normalised) in line.versus.iter().zip(&normalised) {
+            let ratio = versus.map(|v| with_interval(format::ratio(v.ratio.value), format::ratio_interval(&v.ratio)));
+            fields.push(or_unknown(ratio));
+            fields.extend(normalised.iter().map(|(_, of)| or_unknown(versus.and_then(|v| of(&v)).map(format::ratio))));
+            single |= versus.is_some_and(|v| v.single && v.p.is_some());
+            fields.push(or_unknown(versus.as_ref().map(word)));
+        }
+        fields.extend(line.rows.iter().zip(&line.seconds).flat_map(of));
+        if line.rows.iter().flatten().any(|r| !r.doubts.is_empty() || r.cell.has_faults()) {
+            doubted.push(rows.len());
+        }
+        rows.push(fields);
+    }
+    blocks.push(Block::Table(Table { title: String::new(), head, rows, words, marked: Vec::new() }.mark(doubted)));
+    let star =
+        if single { " *: against a single published figure, by the spread of the other side alone." } else { "" };
+    let equal = if normalised.iter().any(|n| !n.is_empty()) {
+        " At equal peak or bandwidth: the ratio if both machines had the same."
+    } else {
+        ""
+    };
+    blocks.push(text(format!(
+        "Equal work only: the same kind, system, base, auxiliary, batch and prompt. A ratio above 1 means that the other \
+         run is faster than {first}.{equal} Every record gives one value for a workload. Faster or slower: Welch's t on \
+         these values, with the part between occasions that the records of a side or the machine's calibration show, at \
+         p < {:.2}; not decided: that part is unknown, so no word falls. Without any difference, {} such rows raise an alarm \
+         somewhere in {} of tables; (F) marks words that stand for the whole family of rows too, by Holm's rule.{star}",
+        compare::ALPHA,
+        comparison.lines.len(),
+        format::percent(comparison.family_rate),
+    )));
+    let explained = explained(comparison);
+    if !explained.is_empty() {
+        blocks.push(text("How much of the difference the machine's speed beside the cells explains:"));
+        blocks.push(Block::List { items: explained });
+    }
+    if !comparison.commands.is_empty() {
+        blocks.push(text("What would decide:"));
+        blocks.push(Block::List { items: comparison.commands.clone() });
+    }
+    if !comparison.warnings.is_empty() {
+        blocks.push(text("What limits this comparison:"));
+        blocks.push(Block::List { items: comparison.warnings.clone() });
+    }
+    blocks
+}
+
+/// One side's means in a sentence.
+fn means_text(first: &str, name: &str, means: &compare::Means) -> String {
+    let Some(ratio) = means.ratio else { return format!("{name}: no mean, for want of sound figures.") };
+    let than = if ratio >= 1.0 {
+        format!("is {} as fast as {first}", format::ratio(ratio))
+    } else {
+        format!("takes {} the time of {first}", format::ratio(1.0 / ratio))
+    };
+    let normalised = |value: Option<f64>, what: &str| {
+        value.map(|v| format!("; {what}, {name} would be {} as fast", format::ratio(v))).unwrap_or_default()
+    };
+    format!(
+        "{name} {than} (geometric mean of {} workload{}){}{}.",
+        means.workloads,
+        if means.workloads == 1 { "" } else { "s" },
+        normalised(means.by_peak, "with equal peaks"),
+        normalised(means.by_bandwidth, "with equal read bandwidth"),
+    )
+}
+
+fn word(versus: &Versus) -> String {
+    let star = if versus.single && versus.p.is_some() { "*" } else { "" };
+    let family = if versus.in_family() { " (F)" } else { "" };
+    format!("{}{star}{family}", versus.verdict)
+}
+
+/// For each side on the same machine, the mean ratio and what the probes alone would give.
+fn explained(comparison: &compare::Comparison) -> Vec<String> {
+    let others = comparison.sides.iter().skip(1).enumerate();
+    let of = |(i, side): (usize, &Side)| {
+        let known: Vec<(f64, f64)> = comparison
+            .lines
+            .iter()
+            .filter_map(|l| l.versus[i])
+            .filter_map(|v| Some((v.ratio.value.ln(), v.by_probes?.ln())))
+            .collect();
+        let n = known.len() as f64;
+        let (seen, probes) = known.iter().fold((0.0, 0.0), |sum, k| (sum.0 + k.0 / n, sum.1 + k.1 / n));
+        (!known.is_empty()).then(|| {
+            format!(
+                "{}: the ratio is {:.3} in the mean of {} rows; the speed probes alone would give {:.3}, and leave {:.3}",
+                side.name,
+                seen.exp(),
+                known.len(),
+                probes.exp(),
+                (seen - probes).exp()
+            )
+        })
+    };
+    others.filter_map(of).collect()
+}
