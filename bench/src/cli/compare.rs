@@ -61,7 +61,7 @@ pub struct Compare {
     #[arg(long, visible_alias = "preset", value_name = "NAME|FILE", default_value = "calibrate")]
     scenario: String,
     /// Pairs of processes; an odd number gets one more
-    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(2..=10_000))]
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(4..=10_000))]
     pairs: u32,
     /// Rounds of each process
     #[arg(long, value_name = "R", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=10_000))]
