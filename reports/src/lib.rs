@@ -5,12 +5,14 @@
 //! - [`validate`]: does the FLOPs reduction become a TTFT reduction; [`compare`]: runs side by side.
 //! - [`terminal`]: tables in the terminal; [`render`]: HTML, Markdown and CSV.
 //! - [`paper`]: the paper's own machine as a run.
+//! - [`text`]: what comes before text from elsewhere, and what must not be shown.
 //!
 //! This crate knows neither kernels nor models: everything it says, it reads from a record.
 
 pub mod compare;
 pub mod format;
 pub mod paper;
+mod place;
 pub mod render;
 #[cfg(test)]
 mod samples;
@@ -18,4 +20,5 @@ pub mod schema;
 pub mod stats;
 pub mod summary;
 pub mod terminal;
+pub mod text;
 pub mod validate;
