@@ -6,6 +6,8 @@
 
 mod publish;
 
+pub use publish::abandon;
+
 use std::{
     collections::HashMap,
     fs::File,
@@ -55,6 +57,8 @@ pub enum Made {
     Reused,
     /// It was written.
     Written,
+    /// It was written, on a file system without locks: whoever else wanted it at the same time wrote it too.
+    WrittenUnlocked,
 }
 
 /// A folder of synthetic weights, to be written or verified.
@@ -260,11 +264,16 @@ impl Spec {
             }
         };
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(8)).min(work.len());
-        std::thread::scope(|s| (0..threads).for_each(|_| drop(s.spawn(worker))));
+        // This thread is one of them: a limit on threads makes it slower, not impossible.
+        std::thread::scope(|s| {
+            let more = |_| std::thread::Builder::new().spawn_scoped(s, worker).is_ok();
+            let _ = (1..threads).all(more);
+            worker();
+        });
         if let Some(e) = failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
             return Err(io("write")(e));
         }
-        file.sync_all().map_err(io("flush"))?;
+        flushed(&file).map_err(io("flush"))?;
 
         write_json(&dir.join("config.json"), &self.config_json())?;
         write_json(&dir.join("synth.json"), &layout.manifest(self))
@@ -318,7 +327,16 @@ fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let mut text = serde_json::to_vec_pretty(value).map_err(Error::json(path))?;
     text.push(b'\n');
     let mut file = File::create(path).map_err(Error::io(path, "create"))?;
-    file.write_all(&text).and_then(|()| file.sync_all()).map_err(Error::io(path, "write"))
+    file.write_all(&text).and_then(|()| flushed(&file)).map_err(Error::io(path, "write"))
+}
+
+/// Makes a file last, where the file system can.
+fn flushed(file: &File) -> std::io::Result<()> {
+    use std::io::ErrorKind::{InvalidInput, Unsupported};
+    match file.sync_all() {
+        Err(e) if matches!(e.kind(), InvalidInput | Unsupported) => Ok(()),
+        done => done,
+    }
 }
 
 /// A safetensors file: header, and where each tensor comes from.
