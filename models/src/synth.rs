@@ -32,7 +32,7 @@ use crate::{
     Error, OpenElmConfig, Predictor, Result,
     arch::openelm::Names,
     config::{Role, TensorSpec},
-    zoo,
+    json, zoo,
 };
 
 /// Version of the generator: raised whenever any byte it writes changes.
@@ -190,14 +190,14 @@ impl Spec {
     pub fn verify(&self, dir: &Path) -> Result<()> {
         let layout = Layout::new(self);
         let manifest = dir.join("synth.json");
-        let found: Manifest = read_json(&manifest)?;
+        let found: Manifest = json::load(&manifest)?;
         let expected = layout.manifest(self);
         let stale = |path: &Path, reason: String| Err(Error::Stale { path: path.to_owned(), reason });
         if found != expected {
             return stale(&manifest, format!("expected {expected:?}, found {found:?}"));
         }
         let config = dir.join("config.json");
-        let found: serde_json::Value = read_json(&config)?;
+        let found: serde_json::Value = json::load(&config)?;
         if found != self.config_json() {
             return stale(&config, "the configuration differs".into());
         }
@@ -316,11 +316,6 @@ fn make(dir: &Path, parts: &[(&'static str, Spec)], progress: Progress<'_>) -> R
         }
         Ok(())
     })
-}
-
-fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
-    let text = std::fs::read(path).map_err(Error::io(path, "read"))?;
-    serde_json::from_slice(&text).map_err(Error::json(path))
 }
 
 fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {

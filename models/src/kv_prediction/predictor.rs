@@ -10,6 +10,7 @@ use crate::{
     arch::openelm::EPS,
     cache::{LayerCache, RawKv},
     config::{Role, TensorSpec},
+    json,
     weights::{Matrix, Tensors},
 };
 
@@ -48,8 +49,7 @@ impl Predictor {
             aux_num_layers: Option<usize>,
         }
         let path = dir.join("config.json");
-        let text = std::fs::read(&path).map_err(Error::io(&path, "read"))?;
-        let c: Config = serde_json::from_slice(&text).map_err(Error::json(&path))?;
+        let c: Config = json::load(&path)?;
         let (base, aux) = (base.config(), aux.config());
         for (what, stated, network) in [
             ("base_num_layers", c.base_num_layers, base.layers.len()),
@@ -128,6 +128,11 @@ impl Predictor {
     /// Storage type of the matrices.
     pub fn weight_dtype(&self) -> DType {
         self.layers[0].k.weight.dtype()
+    }
+
+    /// Bytes of those matrices that had to be copied, for they lie at odd places of their file.
+    pub fn copied_bytes(&self) -> u64 {
+        self.matrices().map(Matrix::copied_bytes).sum()
     }
 
     /// Reads every page of the matrices.

@@ -511,7 +511,10 @@ mod tests {
         std::os::unix::fs::symlink("circle", path("circle")).unwrap();
         assert_eq!(folder(&path("not-yet"), 0, check, fill).unwrap(), Made::Written);
         assert_eq!(names(&path("volume/w")), ["synth.json"]);
-        assert!(matches!(folder(&path("there"), 0, check, fill), Err(Error::Occupied { .. })), "it holds a foreign folder");
+        assert!(
+            matches!(folder(&path("there"), 0, check, fill), Err(Error::Occupied { .. })),
+            "it holds a foreign folder"
+        );
         fs::remove_dir_all(path("volume/w")).unwrap();
         assert_eq!(folder(&path("there"), 0, check, fill).unwrap(), Made::Written);
         assert_eq!(names(&path("volume")), ["synth.json"]);
