@@ -1,14 +1,17 @@
 //! Everything a user can turn, each declared once: as a flag of `ttft`, and as the environment variable that
 //! `cargo bench` reads (criterion owns the flags there).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use clap::{Args, CommandFactory, Parser};
+use clap::{Args, Command, CommandFactory, FromArgMatches, Parser};
 use ttft_kernels::{Backend, Engine, Isa, Options};
 use ttft_models::{Extent, Precision};
 
-use crate::scenario::{Named, PRESETS, Scenario};
+use crate::{
+    output,
+    scenario::{Named, PRESETS, Scenario},
+};
 
 /// Which engine computes.
 #[derive(Args, Clone, Debug)]
@@ -63,13 +66,24 @@ pub struct RunKnobs {
     /// The record to write (default: a new file in ttft-records in the target folder)
     #[arg(long, env = "TTFT_OUT", value_name = "FILE")]
     pub out: Option<PathBuf>,
+    /// A run that is not to leave a record behind.
+    #[arg(skip)]
+    pub trial: bool,
     /// The engine.
     #[command(flatten)]
     pub engine: EngineKnobs,
 }
 
+/// A variable that is set to nothing means what an unset one means.
+pub(crate) fn without_empty(command: Command) -> Command {
+    let empty =
+        |arg: &clap::Arg| arg.get_env().is_some_and(|name| std::env::var_os(name).is_some_and(|v| v.is_empty()));
+    let command = command.mut_args(|arg| if empty(&arg) { arg.env(None::<&'static str>) } else { arg });
+    command.mut_subcommands(without_empty)
+}
+
 impl RunKnobs {
-    /// The knobs as the environment sets them.
+    /// The knobs as the environment sets them. Relative paths are meant from where the user called cargo.
     ///
     /// # Errors
     /// A value that does not parse, with the variable's name.
@@ -80,7 +94,27 @@ impl RunKnobs {
             #[command(flatten)]
             knobs: RunKnobs,
         }
-        Ok(Env::try_parse_from(["ttft"])?.knobs)
+        let command = || without_empty(Env::command());
+        let matches = command().try_get_matches_from(["ttft"])?;
+        let mut knobs = Env::from_arg_matches(&matches).map_err(|e| e.format(&mut command()))?.knobs;
+        if let Some(from) = output::called_from() {
+            knobs.resolve(&from);
+        }
+        Ok(knobs)
+    }
+
+    /// Makes relative paths start at `from`.
+    fn resolve(&mut self, from: &Path) {
+        for path in [&mut self.weights, &mut self.out].into_iter().flatten() {
+            *path = from.join(&*path);
+        }
+        if let Some(name) = self.scenario.as_mut().filter(|name| !PRESETS.iter().any(|(preset, _)| preset == name)) {
+            let path = from.join(&*name);
+            // Another spelling of its name is still the better complaint.
+            if let Some(path) = path.to_str().filter(|_| path.exists()) {
+                *name = path.to_owned();
+            }
+        }
     }
 
     /// The scenario that is asked for, or the default.
@@ -124,6 +158,24 @@ pub(crate) fn seconds(text: &str) -> Result<f64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn relative_paths_start_where_cargo_was_called() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("s.toml"), "").unwrap();
+        let mut knobs = RunKnobs::from_env().unwrap();
+        (knobs.weights, knobs.out) = (Some("w".into()), Some("/r.jsonl".into()));
+        for (name, resolved) in [
+            ("s.toml", dir.path().join("s.toml").to_string_lossy().into_owned()),
+            ("quick", "quick".into()),
+            ("quik", "quik".into()),
+        ] {
+            knobs.scenario = Some(name.into());
+            knobs.resolve(dir.path());
+            assert_eq!(knobs.scenario_name(), resolved);
+        }
+        assert_eq!((knobs.weights, knobs.out), (Some(dir.path().join("w")), Some("/r.jsonl".into())));
+    }
 
     #[test]
     fn readme_lists_every_variable() {

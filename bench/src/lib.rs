@@ -3,12 +3,16 @@
 //! A [`session::Session`] measures the systems of a [`scenario::Scenario`] and writes the record; criterion
 //! (`benches/ttft.rs`) and [`rounds`] drive it.
 
+pub mod capacity;
+pub mod cleanup;
 pub mod cli;
+pub mod console;
 pub mod criterion_args;
 pub mod estimate;
 pub mod gate;
 pub mod knobs;
 pub mod machine;
+pub mod memory;
 pub mod micro;
 pub mod output;
 pub mod pages;

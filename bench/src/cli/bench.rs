@@ -5,6 +5,7 @@ use clap::Args;
 use ttft_reports::schema::Sampler;
 
 use crate::{
+    console,
     knobs::{self, RunKnobs},
     rounds,
     session::Session,
@@ -42,18 +43,14 @@ pub struct Bench {
 impl Bench {
     pub fn run(mut self) -> Result<()> {
         // A plan leaves no record behind.
-        let scratch = self.plan.then(tempfile::tempdir).transpose()?;
-        if let Some(dir) = &scratch {
-            self.knobs.out = Some(dir.path().join("plan.jsonl"));
-        }
+        self.knobs.trial = self.plan;
         let size = if self.tiny { Size::Tiny } else { Size::Real };
         let mut session = match &self.resume {
             Some(record) => Session::resume(&self.knobs, self.rounds, size, record)?,
             None => Session::start(&self.knobs, Sampler::Rounds, self.rounds, size)?,
         };
         if self.plan {
-            println!("{}", rounds::plan(&session)?);
-            return Ok(());
+            return console::print(rounds::plan(&session)?);
         }
         rounds::run(&mut session, self.until_stable)?;
         session.finish()

@@ -8,7 +8,9 @@ mod synth;
 mod zoo;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::{cleanup, knobs};
 
 const AFTER: &str = "From nothing to a report:
   ttft bench --preset quick --out run.jsonl   measures, some minutes; --plan says beforehand what it takes
@@ -36,12 +38,32 @@ enum Command {
     Zoo(zoo::Zoo),
 }
 
+impl Command {
+    /// Whether temporary files of it may have to be removed.
+    fn writes(&self) -> bool {
+        !matches!(self, Command::Validate(_) | Command::Compare(_) | Command::Machine(_) | Command::Zoo(_))
+    }
+}
+
 impl Cli {
+    /// The command line, and the environment where it says nothing.
+    ///
+    /// # Errors
+    /// What clap refuses; help and version.
+    pub fn from_args() -> Result<Cli, clap::Error> {
+        let command = || knobs::without_empty(Cli::command());
+        let matches = command().try_get_matches()?;
+        Cli::from_arg_matches(&matches).map_err(|e| e.format(&mut command()))
+    }
+
     /// Runs the command.
     ///
     /// # Errors
     /// What went wrong, and what to do about it.
     pub fn run(self) -> Result<()> {
+        if self.command.writes() {
+            cleanup::watch();
+        }
         match self.command {
             Command::Bench(c) => c.run(),
             Command::Validate(c) => c.run(),
