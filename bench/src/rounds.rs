@@ -10,6 +10,7 @@ use ttft_reports::{
 };
 
 use crate::{
+    console,
     planner::{Plan, Residence},
     scenario::Arm,
     session::{Group, Running, Session},
@@ -41,13 +42,13 @@ pub fn plan(session: &Session) -> Result<Plan> {
 pub fn run(session: &mut Session, until_stable: Option<f64>) -> Result<()> {
     let arms = session.arms.clone();
     let plan = plan(session)?;
-    println!("{plan}\n");
+    console::print(format_args!("{plan}\n"))?;
     session.weights.make(plan.needed())?;
     let mut groups = Vec::new();
     for (batch, prompt) in session.scenario.groups() {
         for group in fitting(session, &arms, batch, prompt)? {
             if session.finished(&group) {
-                eprintln!("{}: finished before", group.label());
+                console::note(format_args!("{}: finished before", group.label()));
             } else {
                 measure_group(session, &group)?;
             }
@@ -124,7 +125,7 @@ fn measure_again(session: &mut Session, groups: &[Group], limit: f64) -> Result<
             if unstable.is_empty() || need > session.budget_left() {
                 continue;
             }
-            eprintln!("{}: again, for {} of its cells were disturbed", group.label(), unstable.len());
+            console::note(format_args!("{}: again, for {} of its cells were disturbed", group.label(), unstable.len()));
             measure_group(session, group)?;
             measured = true;
         }
@@ -133,7 +134,7 @@ fn measure_again(session: &mut Session, groups: &[Group], limit: f64) -> Result<
         }
     }
     for (id, attempts) in groups.iter().flat_map(|g| session.unstable(g)) {
-        eprintln!("{id}: still disturbed after {attempts} attempts, and no time for another");
+        console::note(format_args!("{id}: still disturbed after {attempts} attempts, and no time for another"));
     }
     Ok(())
 }
@@ -157,7 +158,7 @@ fn measure_group(session: &mut Session, group: &Group) -> Result<()> {
         return Ok(());
     };
     if rounds < asked {
-        eprintln!("{label}: {rounds} rounds of {asked}, so that the budget holds");
+        console::note(format_args!("{label}: {rounds} rounds of {asked}, so that the budget holds"));
     }
     let mut open = Vec::new();
     for arm in &group.arms {
@@ -172,7 +173,10 @@ fn measure_group(session: &mut Session, group: &Group) -> Result<()> {
     bar.set_style(ProgressStyle::with_template(style)?.progress_chars("=> "));
     bar.set_prefix(label.clone());
     if bar.is_hidden() {
-        eprintln!("{label}: {rounds} rounds of {n} systems, about {}", seconds(round * f64::from(rounds + 1)));
+        console::note(format_args!(
+            "{label}: {rounds} rounds of {n} systems, about {}",
+            seconds(round * f64::from(rounds + 1))
+        ));
     }
     let positions = interleave(&mut open, rounds, |running: &mut Running| {
         bar.set_message(running.system().to_owned());

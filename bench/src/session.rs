@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -24,14 +24,16 @@ use ttft_reports::schema::{
 use ttft_reports::{
     format::{bytes, seconds},
     summary,
+    text::printable,
 };
 
 use crate::{
+    capacity, console,
     estimate::Speed,
     gate,
     knobs::RunKnobs,
     machine::{self, Probe},
-    output,
+    memory, output,
     scenario::{Arm, PRESETS, Scenario},
     weights::{Size, Weights},
 };
@@ -146,7 +148,6 @@ const SAME: &[&str] = &[
     "/machine/cpu_model",
     "/machine/arch",
     "/machine/logical_cores",
-    "/machine/memory_total_bytes",
     "/git/revision",
     "/notes",
 ];
@@ -158,7 +159,11 @@ fn differences(before: &RunHeader, now: &RunHeader) -> Result<Vec<String>> {
     let pairs = SAME.iter().map(|place| (place, before.pointer(place), now.pointer(place)));
     let unequal = pairs.filter(|(_, b, n)| b != n);
     let words = unequal.map(|(place, b, n)| format!("{}: {} then, {} now", &place[1..], text(b), text(n)));
-    Ok(words.collect())
+    let total = |v: &serde_json::Value| v.pointer("/machine/memory_total_bytes").and_then(serde_json::Value::as_u64);
+    let (then, now) = (total(&before), total(&now));
+    let other =
+        (!memory::about_equal(then, now)).then(|| format!("machine/memory_total_bytes: {then:?} then, {now:?} now"));
+    Ok(words.chain(other).collect())
 }
 
 /// What stands in a record of tiny networks.
@@ -178,6 +183,7 @@ impl Setup {
     fn new(knobs: &RunKnobs, sampler: Sampler, rounds: Option<u32>, size: Size) -> Result<Setup> {
         let mut scenario = knobs.scenario()?;
         scenario.rounds = rounds.unwrap_or(scenario.rounds);
+        capacity::check(scenario.rounds, scenario.decode, scenario.groups().len() * scenario.arms()?.len())?;
         let weights = Weights::new(knobs.weights.clone(), scenario.dtype, scenario.seed, size)?;
         let engine = knobs.engine.engine()?;
         let activations = scenario.precision().dtype();
@@ -185,7 +191,7 @@ impl Setup {
         let header = RunHeader {
             schema: schema::SCHEMA.into(),
             started_at: Some(now()),
-            command: command(std::env::args(), sampler),
+            command: command(std::env::args_os().map(|a| printable(&a.to_string_lossy())), sampler),
             git: machine::git(),
             ttft_version: Some(env!("CARGO_PKG_VERSION").into()),
             rustc: machine::rustc(),
@@ -245,16 +251,10 @@ impl Session {
     /// A knob that cannot be honoured; a record that exists or cannot be written.
     pub fn start(knobs: &RunKnobs, sampler: Sampler, rounds: Option<u32>, size: Size) -> Result<Session> {
         let mut setup = Setup::new(knobs, sampler, rounds, size)?;
-        let path = match &knobs.out {
-            Some(path) => path.clone(),
-            None => default_record(&setup.scenario.name, setup.header.started_at.as_deref().unwrap_or_default())?,
-        };
-        let name = path.file_stem().map(|s| s.to_string_lossy().replace(char::is_whitespace, "_"));
-        setup.header.run_id = name.unwrap_or_else(|| setup.scenario.name.clone());
         let probe = setup.probe();
         let limits = probe.limits(&setup.engine);
         setup.header.limits = limits.clone();
-        let writer = Writer::create(&path, setup.header.clone())?;
+        let writer = output::record(knobs, &setup.scenario.name, setup.header.clone())?;
         setup.session(probe, limits, writer, &Record::default(), knobs.scenario_name())
     }
 
@@ -278,7 +278,7 @@ impl Session {
             path.display(),
             differences.join("; ")
         );
-        eprintln!("resuming {}: {} cells are there", path.display(), record.cells.len());
+        console::note(format_args!("resuming {}: {} cells are there", path.display(), record.cells.len()));
         let probe = setup.probe();
         setup.session(probe, record.run.limits.clone(), writer, &record, knobs.scenario_name())
     }
@@ -532,7 +532,7 @@ impl Session {
     pub fn skip(&mut self, skipped: Skipped) -> Result<()> {
         let Skipped { id, reason, .. } = &skipped;
         let reason = reason.replace(char::is_control, " ");
-        eprintln!("skipped {id}: {reason}");
+        console::note(format_args!("skipped {id}: {reason}"));
         self.skipped.insert(id.clone());
         let reason = self.weights.without_root(&reason);
         Ok(self.writer.skipped(&Skipped { reason, ..skipped })?)
@@ -561,24 +561,32 @@ impl Session {
     /// Ends the run: prints the table, where the record is, and what to do next.
     ///
     /// # Errors
-    /// A record that cannot be read back; cells that failed.
+    /// A record that cannot be read back; cells that failed; nothing measured, though something was to be.
     pub fn finish(self) -> Result<()> {
-        let path = self.writer.path().to_owned();
-        drop(self.writer);
-        let record = Record::read(&path)?;
-        println!("\n{}", ttft_reports::terminal::render(&record, None));
+        let path = output::shown(self.writer.path());
+        let record = self.writer.finish()?;
+        console::print(format_args!("\n{}", ttft_reports::terminal::render(&record, None)))?;
         if self.weights.size() == Size::Tiny {
-            println!("these were tiny networks: nothing here says anything about the real ones");
+            console::print("these were tiny networks: nothing here says anything about the real ones")?;
         } else {
-            println!("record: {}", path.display());
-            println!("verdict: ttft validate {0}; report: ttft report {0} --html report.html", path.display());
-            println!(
-                "again, in paired rounds: cargo run --release --bin ttft -- bench --scenario {}",
-                self.scenario_arg
-            );
+            let again = match PRESETS.iter().any(|(name, _)| *name == self.scenario_arg) {
+                true => self.scenario_arg,
+                false => output::shown(Path::new(&self.scenario_arg)),
+            };
+            console::print(format_args!(
+                "record: {path}\nverdict: ttft validate {path}; report: ttft report {path} --html report.html\n\
+                 again, in paired rounds: cargo run --release --bin ttft -- bench --scenario {again}"
+            ))?;
         }
         let failed = self.failed;
         ensure!(failed.is_empty(), "{} of the cells failed: {}", failed.len(), failed.join(", "));
+        if let (true, Some(first)) = (record.cells.is_empty(), record.skipped.first()) {
+            bail!(
+                "nothing was measured: all {} cells were skipped, the first because it {}",
+                record.skipped.len(),
+                first.reason
+            );
+        }
         Ok(())
     }
 }
@@ -672,15 +680,6 @@ fn extent(e: Extent) -> schema::Extent {
         Extent::FirstToken => schema::Extent::FirstToken,
         Extent::FullNetwork => schema::Extent::FullNetwork,
     }
-}
-
-/// A new file in the target folder, named by scenario and time.
-fn default_record(scenario: &str, started_at: &str) -> Result<PathBuf> {
-    let stamp: String = started_at.chars().filter(char::is_ascii_alphanumeric).collect();
-    let dir = output::target_dir()?.join("ttft-records");
-    let name =
-        |i: u32| if i == 0 { format!("{scenario}-{stamp}.jsonl") } else { format!("{scenario}-{stamp}-{i}.jsonl") };
-    (0..1000).map(|i| dir.join(name(i))).find(|p| !p.exists()).context("no free name for the record")
 }
 
 #[cfg(test)]

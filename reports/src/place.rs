@@ -31,10 +31,11 @@ impl Place {
     pub fn make(path: &Path) -> Result<Place, RecordError> {
         let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         fs::create_dir_all(folder).map_err(|source| io_error(folder, "make the folder", source))?;
-        let file = OpenOptions::new().read(true).write(true).create_new(true).open(path).map_err(|e| match e.kind() {
-            io::ErrorKind::AlreadyExists => RecordError::Exists(path.into()),
-            _ => io_error(path, "create it", e),
-        })?;
+        let file =
+            OpenOptions::new().read(true).write(true).create_new(true).open(path).map_err(|e| match e.kind() {
+                io::ErrorKind::AlreadyExists => RecordError::Exists(path.into()),
+                _ => io_error(path, "create it", e),
+            })?;
         lock(&file, path)?;
         Ok(Place { file, kind: Kind::Made })
     }
