@@ -42,15 +42,29 @@ impl Predictor {
     /// # Errors
     /// [`Error::Json`], [`Error::Pair`]: the map does not fit the networks; and those of [`Predictor::from_tensors`].
     pub fn load(dir: &Path, base: &Network, aux: &Network) -> Result<Predictor> {
+        let path = dir.join("config.json");
+        let (base, aux) = (base.config(), aux.config());
+        let layer_map = Predictor::map_of(&path, json::load(&path)?, base, aux)?;
+        let file = dir.join("predictor.safetensors");
+        Predictor::from_tensors(&Tensors::file(&file)?, "", base, aux, &layer_map)
+    }
+
+    /// The layer map in the content of a predictor's `config.json`, checked against its networks; `path` is for messages.
+    ///
+    /// # Errors
+    /// [`Error::Json`], [`Error::Pair`].
+    pub fn parse_map(path: &Path, text: &[u8], base: &OpenElmConfig, aux: &OpenElmConfig) -> Result<Vec<usize>> {
+        Predictor::map_of(path, json::parse(path, text)?, base, aux)
+    }
+
+    fn map_of(path: &Path, value: serde_json::Value, base: &OpenElmConfig, aux: &OpenElmConfig) -> Result<Vec<usize>> {
         #[derive(serde::Deserialize)]
         struct Config {
             aux_layer_for_base_layer: Vec<usize>,
             base_num_layers: Option<usize>,
             aux_num_layers: Option<usize>,
         }
-        let path = dir.join("config.json");
-        let c: Config = json::load(&path)?;
-        let (base, aux) = (base.config(), aux.config());
+        let c: Config = json::fields(path, value)?;
         for (what, stated, network) in [
             ("base_num_layers", c.base_num_layers, base.layers.len()),
             ("aux_num_layers", c.aux_num_layers, aux.layers.len()),
@@ -59,16 +73,15 @@ impl Predictor {
                 && stated != network
             {
                 return Err(Error::Pair {
-                    path,
+                    path: path.to_owned(),
                     what: what.into(),
                     expected: format!("{network}, the layers of the network"),
                     found: stated.to_string(),
                 });
             }
         }
-        check_map(&path, &c.aux_layer_for_base_layer, base, aux)?;
-        let file = dir.join("predictor.safetensors");
-        Predictor::from_tensors(&Tensors::file(&file)?, "", base, aux, &c.aux_layer_for_base_layer)
+        check_map(path, &c.aux_layer_for_base_layer, base, aux)?;
+        Ok(c.aux_layer_for_base_layer)
     }
 
     /// A predictor out of named tensors: `{prefix}{key|value}_transforms.{i}.{weight|bias}`.
