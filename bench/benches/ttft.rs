@@ -7,6 +7,7 @@ use std::{process::ExitCode, time::Duration};
 use anyhow::Result;
 use criterion::{Bencher, Criterion, SamplingMode, Throughput};
 use ttft_bench::{
+    cleanup, console,
     criterion_args::CriterionArgs,
     knobs::RunKnobs,
     planner::{Plan, Residence},
@@ -18,19 +19,18 @@ use ttft_bench::{
 use ttft_reports::schema::{Sampler, Skipped};
 
 fn main() -> ExitCode {
-    let args = CriterionArgs::parse(std::env::args().skip(1));
+    console::init();
+    let args = CriterionArgs::from_env();
     let mut criterion =
         Criterion::default().sample_size(10).warm_up_time(Duration::from_nanos(1)).configure_from_args();
-    let knobs = RunKnobs::from_env().unwrap_or_else(|e| e.exit());
+    let knobs = match RunKnobs::from_env() {
+        Ok(knobs) => knobs,
+        Err(refused) => return console::refused(&refused),
+    };
+    cleanup::watch();
     let done = if args.runs() { run(&mut criterion, &args, knobs) } else { list(&mut criterion, &knobs) };
     criterion.final_summary();
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            eprintln!("error: {e:#}");
-            ExitCode::FAILURE
-        }
-    }
+    console::end(done.map(|()| ExitCode::SUCCESS))
 }
 
 /// Names every benchmark, for `--list` and `--load-baseline`.
@@ -55,10 +55,7 @@ fn name(id: &str) -> &str {
 
 fn run(criterion: &mut Criterion, args: &CriterionArgs, mut knobs: RunKnobs) -> Result<()> {
     // A smoke run leaves no record behind.
-    let scratch = args.test().then(tempfile::tempdir).transpose()?;
-    if let Some(dir) = &scratch {
-        knobs.out = Some(dir.path().join("smoke.jsonl"));
-    }
+    knobs.trial = args.test();
     let size = if args.test() { Size::Tiny } else { Size::Real };
     let mut session = {
         let asked = Asked { rounds: u32::try_from(args.sample_size()).ok(), processes: None };
@@ -71,7 +68,7 @@ fn run(criterion: &mut Criterion, args: &CriterionArgs, mut knobs: RunKnobs) -> 
     let arms: Vec<Arm> = session.rig.arms.iter().filter(any).cloned().collect();
     let plan = Plan::new(&session, &arms, samples, Residence::Alone)?;
     if !args.test() {
-        println!("{plan}\n");
+        console::print(format_args!("{plan}\n"))?;
     }
     session.rig.weights.make(plan.needed())?;
     let mut group = criterion.benchmark_group("ttft");

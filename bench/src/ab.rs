@@ -17,7 +17,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use regex::Regex;
 use ttft_reports::{format::seconds, pairs::Pair, schema::Record};
 
-use crate::{layout::Layout, processes, scenario};
+use crate::{console, layout::Layout, processes, scenario};
 
 /// Flags without which a program cannot be measured.
 const NEEDED: [&str; 4] = ["--scenario", "--rounds", "--budget", "--out"];
@@ -118,16 +118,16 @@ pub fn run(old: &Contender, new: &Contender, trial: &Trial, folder: &Path) -> Re
     let started = Instant::now();
     // Makes the weights, brings them into the page cache, and shows that both can be measured.
     for (side, contender) in [("old", old), ("new", new)] {
-        eprintln!("first run of {}, not counted", contender.name);
+        console::note(format_args!("first run of {}, not counted", contender.name));
         contender.run(trial, &scenario, 1, &folder.join(format!("first-{side}.jsonl")), &mut layout)?;
     }
     let blocks = trial.pairs.div_ceil(2);
-    eprintln!(
+    console::note(format_args!(
         "{} pairs of processes, {} rounds in each: about {}, if the first runs had only to read their weights",
         2 * blocks,
         trial.rounds,
         seconds(started.elapsed().as_secs_f64() * f64::from(blocks * 2)),
-    );
+    ));
     let bar = ProgressBar::new(u64::from(blocks) * 4);
     bar.set_style(ProgressStyle::with_template("{msg} [{bar:30}] {pos}/{len} (left: {eta})")?.progress_chars("=> "));
     let mut pairs = Vec::new();

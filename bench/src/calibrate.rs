@@ -18,6 +18,7 @@ use ttft_reports::{
 };
 
 use crate::{
+    console,
     design::Design,
     knobs::RunKnobs,
     planner, rounds,
@@ -71,7 +72,8 @@ pub fn take(knobs: &RunKnobs, asked: Asked, size: Size, folder: &Path, time: Dur
         bar.set_position(start.elapsed().as_secs().min(time.as_secs()));
         bar.set_message(format!("occasion {number}"));
         if bar.is_hidden() && number % 10 == 0 {
-            eprintln!("occasion {number}, {} left", seconds(time.saturating_sub(start.elapsed()).as_secs_f64()));
+            let left = seconds(time.saturating_sub(start.elapsed()).as_secs_f64());
+            console::note(format_args!("occasion {number}, {left} left"));
         }
         if start.elapsed() >= time {
             break;

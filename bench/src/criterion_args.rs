@@ -35,6 +35,11 @@ pub struct CriterionArgs {
 }
 
 impl CriterionArgs {
+    /// From this program's command line. Of an argument that is no UTF-8 criterion says so.
+    pub fn from_env() -> CriterionArgs {
+        Self::parse(std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned()))
+    }
+
     /// From the command line, without the program's name.
     pub fn parse(args: impl IntoIterator<Item = String>) -> CriterionArgs {
         let mut out = CriterionArgs::default();

@@ -1,14 +1,20 @@
 //! Everything a user can turn, each declared once: as a flag of `ttft`, and as the environment variable that
 //! `cargo bench` reads (criterion owns the flags there).
 
-use std::{ffi::OsString, path::PathBuf};
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Result;
-use clap::{Args, CommandFactory, Parser};
+use clap::{Args, Command, CommandFactory, FromArgMatches, Parser};
 use ttft_kernels::{Backend, Engine, Isa, Options};
 use ttft_models::{Extent, Precision};
 
-use crate::scenario::{Named, PRESETS, Scenario};
+use crate::{
+    output,
+    scenario::{Named, PRESETS, Scenario},
+};
 
 /// Which engine computes.
 #[derive(Args, Clone, Debug)]
@@ -66,16 +72,27 @@ pub struct RunKnobs {
     /// Make every sample slower by this many percent, on purpose: a difference that a comparison must find
     #[arg(long, value_name = "PERCENT", hide = true, value_parser = percent)]
     pub slowdown: Option<f64>,
+    /// A run that is not to leave a record behind.
+    #[arg(skip)]
+    pub trial: bool,
     /// The engine.
     #[command(flatten)]
     pub engine: EngineKnobs,
+}
+
+/// A variable that is set to nothing means what an unset one means.
+pub(crate) fn without_empty(command: Command) -> Command {
+    let empty =
+        |arg: &clap::Arg| arg.get_env().is_some_and(|name| std::env::var_os(name).is_some_and(|v| v.is_empty()));
+    let command = command.mut_args(|arg| if empty(&arg) { arg.env(None::<&'static str>) } else { arg });
+    command.mut_subcommands(without_empty)
 }
 
 impl RunKnobs {
     /// The flags that ask another process of this program for the same, but for the record.
     pub fn flags(&self) -> Vec<OsString> {
         // As they were declared: what is added above must stand here.
-        let RunKnobs { scenario, precision, extent, budget: _, weights, out: _, slowdown, engine } = self;
+        let RunKnobs { scenario, precision, extent, budget: _, weights, out: _, slowdown, trial: _, engine } = self;
         let EngineKnobs { isa, threads, backend, kernel } = engine;
         let mut flags = Vec::new();
         let mut add = |name: &str, value: Option<OsString>| {
@@ -93,7 +110,7 @@ impl RunKnobs {
         flags
     }
 
-    /// The knobs as the environment sets them.
+    /// The knobs as the environment sets them. Relative paths are meant from where the user called cargo.
     ///
     /// # Errors
     /// A value that does not parse, with the variable's name.
@@ -104,7 +121,27 @@ impl RunKnobs {
             #[command(flatten)]
             knobs: RunKnobs,
         }
-        Ok(Env::try_parse_from(["ttft"])?.knobs)
+        let command = || without_empty(Env::command());
+        let matches = command().try_get_matches_from(["ttft"])?;
+        let mut knobs = Env::from_arg_matches(&matches).map_err(|e| e.format(&mut command()))?.knobs;
+        if let Some(from) = output::called_from() {
+            knobs.resolve(&from);
+        }
+        Ok(knobs)
+    }
+
+    /// Makes relative paths start at `from`.
+    fn resolve(&mut self, from: &Path) {
+        for path in [&mut self.weights, &mut self.out].into_iter().flatten() {
+            *path = from.join(&*path);
+        }
+        if let Some(name) = self.scenario.as_mut().filter(|name| !PRESETS.iter().any(|(preset, _)| preset == name)) {
+            let path = from.join(&*name);
+            // Another spelling of its name is still the better complaint.
+            if let Some(path) = path.to_str().filter(|_| path.exists()) {
+                *name = path.to_owned();
+            }
+        }
     }
 
     /// The scenario that is asked for, or the default.
@@ -156,6 +193,24 @@ pub(crate) fn percent(text: &str) -> Result<f64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn relative_paths_start_where_cargo_was_called() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("s.toml"), "").unwrap();
+        let mut knobs = RunKnobs::from_env().unwrap();
+        (knobs.weights, knobs.out) = (Some("w".into()), Some("/r.jsonl".into()));
+        for (name, resolved) in [
+            ("s.toml", dir.path().join("s.toml").to_string_lossy().into_owned()),
+            ("quick", "quick".into()),
+            ("quik", "quik".into()),
+        ] {
+            knobs.scenario = Some(name.into());
+            knobs.resolve(dir.path());
+            assert_eq!(knobs.scenario_name(), resolved);
+        }
+        assert_eq!((knobs.weights, knobs.out), (Some(dir.path().join("w")), Some("/r.jsonl".into())));
+    }
 
     #[test]
     fn readme_lists_every_variable() {

@@ -5,7 +5,10 @@
 
 pub mod ab;
 pub mod calibrate;
+pub mod capacity;
+pub mod cleanup;
 pub mod cli;
+pub mod console;
 pub mod criterion_args;
 pub mod design;
 pub mod estimate;
@@ -13,6 +16,7 @@ pub mod gate;
 pub mod knobs;
 pub mod layout;
 pub mod machine;
+pub mod memory;
 pub mod micro;
 pub mod output;
 pub mod pages;

@@ -4,7 +4,7 @@
 
 use std::{fs, path::Path};
 
-use crate::pages::Pages;
+use crate::{memory, pages::Pages};
 use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
 use ttft_kernels::{
     DType, Engine, Isa, Mul,
@@ -109,7 +109,10 @@ pub fn fingerprint() -> Machine {
         logical_cores: std::thread::available_parallelism().ok().and_then(|n| n.get().try_into().ok()),
         core_classes: core_classes(),
         caches: caches(),
-        memory_total_bytes: memory_limit().or_else(|| system.as_ref().and_then(|s| known(s.total_memory()))),
+        memory_total_bytes: least(
+            system.as_ref().and_then(|s| known(s.total_memory())),
+            memory::allowance().map(|a| a.limit),
+        ),
         memory_available_bytes: available_memory(),
         page_bytes: page_bytes(),
         os: System::long_os_version().ok().and_then(|s| text(&s)),
@@ -121,19 +124,14 @@ pub fn fingerprint() -> Machine {
     }
 }
 
-/// A memory limit on this process's group that is below the machine's memory.
-fn memory_limit() -> Option<u64> {
-    let system = system()?;
-    let limit = system.cgroup_limits()?.total_memory;
-    (limit > 0 && limit < system.total_memory()).then_some(limit)
+fn least(a: Option<u64>, b: Option<u64>) -> Option<u64> {
+    a.into_iter().chain(b).min()
 }
 
-/// Bytes that could be taken now: what the system calls available, or what a memory limit leaves if that is less.
+/// Bytes that could be taken now: what the system calls available, or what a limit on this process leaves if that is less.
 pub fn available_memory() -> Option<u64> {
-    let system = system()?;
-    let available = system.available_memory();
-    let free = system.cgroup_limits().map(|l| l.free_memory).filter(|&f| f > 0);
-    (available > 0).then(|| free.map_or(available, |f| f.min(available)))
+    let available = system().map(|s| s.available_memory()).filter(|&bytes| bytes > 0);
+    least(available, memory::allowance().map(|a| a.available))
 }
 
 #[cfg(unix)]
@@ -175,9 +173,21 @@ fn power_state(settings: &str, thermal: &str) -> Option<String> {
     (!parts.is_empty()).then(|| parts.join(", "))
 }
 
-/// One-minute load average.
+/// One-minute load average, if it is that of the CPUs that this process may use: the system counts what runs on all of
+/// them, so it is unknown under an affinity mask or a quota, and where the number of CPUs is.
 pub fn load() -> Option<f64> {
-    System::load_average().ok().map(|l| l.one).filter(|l| l.is_finite())
+    let usable = std::thread::available_parallelism().ok()?.get();
+    let all = online()?;
+    System::load_average().ok().map(|l| l.one).filter(|l| usable >= all && l.is_finite())
+}
+
+/// CPUs that the system runs on.
+fn online() -> Option<usize> {
+    // Not by sysconf: some C libraries count there only what the process may use.
+    if cfg!(target_os = "linux") {
+        return read(format!("{CPUS}/online")).as_deref().and_then(listed)?.try_into().ok();
+    }
+    std::thread::available_parallelism().ok().map(usize::from)
 }
 
 /// Minor and major page faults of this process so far.
@@ -249,9 +259,9 @@ impl Probe {
     }
 
     /// The memory that is read. It is held only meanwhile, so that it is not counted as a cell's; and written, so that
-    /// every page is there and is its own.
-    fn memory(&self) -> Pages<u8> {
-        Pages::new(self.bytes, |_| 1)
+    /// every page is there and is its own. None if the system does not give it.
+    fn memory(&self) -> Option<Pages<u8>> {
+        Pages::new(self.bytes, |_| 1).ok()
     }
 
     /// The limits of the engine's ISA and threads.
@@ -267,7 +277,8 @@ impl Probe {
         let memory = self.memory();
         Limits {
             peaks: peaks.collect(),
-            read_gb_per_s: fastest((0..5).map(|_| peak::read_gb_s(engine, memory.as_slice(), 1))),
+            read_gb_per_s: memory
+                .and_then(|memory| fastest((0..5).map(|_| peak::read_gb_s(engine, memory.as_slice(), 1)))),
             threads: engine.threads().try_into().ok(),
         }
     }
@@ -286,14 +297,14 @@ impl Probe {
 /// A probe that keeps the memory it reads.
 #[derive(Debug)]
 pub struct Held {
-    memory: Pages<u8>,
+    memory: Option<Pages<u8>>,
     dtype: DType,
 }
 
 impl Held {
     /// Bytes of memory that it keeps.
     pub fn bytes(&self) -> u64 {
-        self.memory.as_slice().len() as u64
+        self.memory.as_ref().map_or(0, |memory| memory.as_slice().len() as u64)
     }
 
     /// The speed now, by fewer bursts than [`Probe::speed`] takes: short enough to stand before every round.
@@ -303,7 +314,8 @@ impl Held {
 
     fn rates_of(&self, engine: &Engine, bursts: usize) -> Rates {
         // Each burst finds out for itself how long a millisecond is, so that an interruption there spoils no other.
-        let burst = |_| (peak::gflops(engine, self.dtype, 1, 1), peak::read_gb_s(engine, self.memory.as_slice(), 1));
+        let read = || self.memory.as_ref().map_or(0.0, |memory| peak::read_gb_s(engine, memory.as_slice(), 1));
+        let burst = |_| (peak::gflops(engine, self.dtype, 1, 1), read());
         let (gflops, gb_s): (Vec<_>, Vec<_>) = (0..bursts).map(burst).unzip();
         Rates { gflops: fastest(gflops), read_gb_per_s: fastest(gb_s) }
     }

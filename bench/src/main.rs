@@ -2,15 +2,12 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
-use ttft_bench::cli::Cli;
+use ttft_bench::{cli::Cli, console};
 
 fn main() -> ExitCode {
-    match Cli::parse().run() {
-        Ok(code) => code,
-        Err(e) => {
-            eprintln!("error: {e:#}");
-            ExitCode::FAILURE
-        }
+    console::init();
+    match Cli::from_args() {
+        Ok(cli) => console::end(cli.run()),
+        Err(refused) => console::refused(&refused),
     }
 }

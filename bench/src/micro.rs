@@ -13,7 +13,7 @@ use comfy_table::{Table, presets};
 use half::bf16;
 use ttft_kernels::{DType, Element, Engine, Mat, MatMut, Output, Pool, Weight, peak};
 
-use crate::{knobs::RunKnobs, pages::Pages};
+use crate::{console, knobs::RunKnobs, pages::Pages};
 
 /// Set to `full`, takes every cell of a benchmark's list; the default is what a plain `cargo bench` has time for.
 pub const SHAPES: &str = "TTFT_SHAPES";
@@ -101,6 +101,14 @@ impl Operand for bf16 {
     }
 }
 
+/// Memory for a benchmark, which ends in words if there is too little.
+fn pages<T: bytemuck::Pod>(len: usize, value: impl Fn(usize) -> T) -> Pages<T> {
+    Pages::new(len, value).unwrap_or_else(|e| {
+        console::end(Err(e.context("too little memory for this benchmark")));
+        std::process::exit(1)
+    })
+}
+
 /// Matrices of any shape out of one piece of memory larger than the last cache: each is cold, as weights are in a forward
 /// pass.
 #[derive(Debug)]
@@ -112,7 +120,7 @@ pub struct Cold<A> {
 impl<A: Element> Cold<A> {
     /// Room for matrices of up to `largest` elements.
     pub fn new(setup: &Setup, largest: usize) -> Cold<A> {
-        Cold { data: Pages::new(largest.max(setup.cold() / size_of::<A>()), value), at: 0 }
+        Cold { data: pages(largest.max(setup.cold() / size_of::<A>()), value), at: 0 }
     }
 
     /// The next matrix of `rows x cols`.
@@ -142,7 +150,7 @@ impl<A: Operand> Products<A> {
         Products {
             weights: Cold::new(setup, most(|(n, k)| n * k)),
             x: (0..MOST_ROWS * most(|w| w.1)).map(value).collect(),
-            y: Pages::new(MOST_ROWS * most(|w| w.0), |_| 0.0),
+            y: pages(MOST_ROWS * most(|w| w.0), |_| 0.0),
         }
     }
 
@@ -181,7 +189,7 @@ pub struct Gauge {
 impl Gauge {
     /// Writes its memory once.
     pub fn new(setup: &Setup) -> Gauge {
-        Gauge { memory: Pages::new(setup.cold().max(1 << 20), |_| 1) }
+        Gauge { memory: pages(setup.cold().max(1 << 20), |_| 1) }
     }
 
     /// The speed now, of multiply-adds in `dtype`.
@@ -329,7 +337,7 @@ mod tests {
 
     #[test]
     fn cold_matrices_follow_one_another() {
-        let mut cold = Cold::<f32> { data: Pages::new(10, |i| i as f32), at: 0 };
+        let mut cold = Cold::<f32> { data: pages(10, |i| i as f32), at: 0 };
         let first = |m: Mat<'_, f32>| m.row(0)[0];
         assert_eq!([first(cold.next(2, 2)), first(cold.next(1, 4)), first(cold.next(2, 2))], [0.0, 4.0, 0.0]);
     }

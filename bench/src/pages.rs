@@ -2,6 +2,7 @@
 
 use std::marker::PhantomData;
 
+use anyhow::{Context, Result};
 use bytemuck::Pod;
 
 /// A fixed number of elements, written once, on large pages if the system gives them.
@@ -15,21 +16,23 @@ pub struct Pages<T> {
 impl<T: Pod> Pages<T> {
     /// `len` elements, element `i` being `value(i)`.
     ///
-    /// # Panics
-    /// If the system has no such memory.
-    pub fn new(len: usize, value: impl Fn(usize) -> T) -> Pages<T> {
-        let bytes = len * size_of::<T>();
-        let map = (bytes > 0).then(|| {
-            let mut map = memmap2::MmapMut::map_anon(bytes).unwrap_or_else(|e| panic!("{bytes} bytes of memory: {e}"));
+    /// # Errors
+    /// The system has no such memory, or does not give it to this process.
+    pub fn new(len: usize, value: impl Fn(usize) -> T) -> Result<Pages<T>> {
+        let bytes = len.checked_mul(size_of::<T>()).context("too many elements")?;
+        let map = if bytes == 0 {
+            None
+        } else {
+            let mut map = memmap2::MmapMut::map_anon(bytes).with_context(|| format!("{bytes} bytes of memory"))?;
             // A wish: where it is not granted, pages stay small.
             #[cfg(target_os = "linux")]
             let _ = map.advise(memmap2::Advice::HugePage);
             for (i, x) in bytemuck::cast_slice_mut(&mut map).iter_mut().enumerate() {
                 *x = value(i);
             }
-            map
-        });
-        Pages { map, len, of: PhantomData }
+            Some(map)
+        };
+        Ok(Pages { map, len, of: PhantomData })
     }
 
     /// The elements.
@@ -50,9 +53,12 @@ mod tests {
     #[test]
     fn holds_what_was_written() {
         for len in [0, 1, 1000, 3 << 20] {
-            let p = Pages::new(len, |i| i as u32);
+            let p = Pages::new(len, |i| i as u32).unwrap();
             assert_eq!(p.as_slice().len(), len);
             assert!(p.as_slice().iter().enumerate().all(|(i, x)| *x == i as u32));
+        }
+        for too_much in [1 << 61, usize::MAX] {
+            assert!(Pages::new(too_much, |i| i as u32).is_err());
         }
     }
 }

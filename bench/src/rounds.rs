@@ -9,6 +9,7 @@ use ttft_reports::{
 };
 
 use crate::{
+    console,
     design::{self, Design},
     planner::{self, Plan, Residence},
     processes,
@@ -36,7 +37,7 @@ pub fn plan(session: &Session) -> Result<Plan> {
 pub fn run(session: &mut Session, until_stable: Option<f64>) -> Result<()> {
     let arms = session.rig.arms.clone();
     let plan = plan(session)?;
-    println!("{plan}\n");
+    console::print(format_args!("{plan}\n"))?;
     session.rig.weights.make(plan.needed())?;
     let mut groups = Vec::new();
     for (batch, prompt) in session.rig.scenario.groups() {
@@ -44,7 +45,7 @@ pub fn run(session: &mut Session, until_stable: Option<f64>) -> Result<()> {
     }
     for (i, group) in groups.iter().enumerate() {
         if session.finished(group) {
-            eprintln!("{}: finished before", group.label());
+            console::note(format_args!("{}: finished before", group.label()));
             continue;
         }
         // What the groups before took is known by now, so the rest is planned anew.
@@ -84,7 +85,7 @@ fn measure_again(session: &mut Session, groups: &[Group], limit: f64) -> Result<
             let Some(design) = planner::designs(session, &[group])?[0].filter(|_| !unstable.is_empty()) else {
                 continue;
             };
-            eprintln!("{}: again, for {} of its cells were disturbed", group.label(), unstable.len());
+            console::note(format_args!("{}: again, for {} of its cells were disturbed", group.label(), unstable.len()));
             measure(session, group, design)?;
             measured = true;
         }
@@ -93,7 +94,7 @@ fn measure_again(session: &mut Session, groups: &[Group], limit: f64) -> Result<
         }
     }
     for (id, attempts) in groups.iter().flat_map(|g| session.unstable(g)) {
-        eprintln!("{id}: still disturbed after {attempts} attempts, and no time for another");
+        console::note(format_args!("{id}: still disturbed after {attempts} attempts, and no time for another"));
     }
     Ok(())
 }
@@ -148,7 +149,7 @@ fn progress(session: &Session, group: &Group, design: Design) -> Result<Progress
         let cost = session.costs(group)?;
         let about = seconds(design.seconds(cost.start, cost.round));
         let processes = if processes > 1 { format!("{processes} processes of ") } else { String::new() };
-        eprintln!("{label}: {processes}{rounds} rounds of {n} systems, about {about}");
+        console::note(format_args!("{label}: {processes}{rounds} rounds of {n} systems, about {about}"));
     }
     Ok(bar)
 }
@@ -165,7 +166,11 @@ fn in_processes(session: &mut Session, group: &Group, design: Design, bar: &Prog
     let one = Design { processes: 1, ..design }.seconds(cost.start, cost.round);
     for process in 0..design.processes {
         if process >= design::FEWEST_PROCESSES && session.budget_left() < one {
-            eprintln!("{}: {process} processes of {}, so that the budget holds", group.label(), design.processes);
+            console::note(format_args!(
+                "{}: {process} processes of {}, so that the budget holds",
+                group.label(),
+                design.processes
+            ));
             break;
         }
         let turn = process.wrapping_mul(design.rounds);
@@ -199,6 +204,6 @@ pub(crate) fn one_process(
         rounds,
         turn,
     };
-    let Session { flags, layout, .. } = session;
-    processes::run(flags, &job, layout, |system, _| advance(bar, system))
+    let Session { knobs, layout, .. } = session;
+    processes::run(&knobs.flags(), &job, layout, |system, _| advance(bar, system))
 }

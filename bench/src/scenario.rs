@@ -3,14 +3,22 @@
 //! A scenario names systems, a weight type and a grid of prompt lengths and batch sizes. Presets are the TOML files of
 //! `bench/scenarios`; any other file of the same form will do.
 
-use std::path::Path;
+use std::{fs::File, io::Read, path::Path};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use ttft_kernels::DType;
 use ttft_models::{Extent, Precision, Pruning, zoo};
-use ttft_reports::schema::Kind;
+use ttft_reports::{
+    schema::Kind,
+    text::{printable, stand_in},
+};
+
+use crate::output;
+
+/// Longest scenario file that is read.
+const MAX_BYTES: u64 = 1 << 20;
 
 /// The presets by name, with their text. A new preset is a file and a row here.
 pub const PRESETS: &[(&str, &str)] = &[
@@ -221,7 +229,14 @@ pub fn text(name: &str) -> Result<String> {
         let presets: Vec<_> = PRESETS.iter().map(|(n, _)| *n).collect();
         bail!("no preset and no file is called '{name}'; the presets are: {}", presets.join(", "));
     }
-    std::fs::read_to_string(name).with_context(|| format!("{name}: cannot read the scenario"))
+    let cannot = || format!("{name}: cannot read the scenario");
+    let mut text = Vec::new();
+    File::open(name).and_then(|f| f.take(MAX_BYTES + 1).read_to_end(&mut text)).with_context(cannot)?;
+    ensure!(text.len() as u64 <= MAX_BYTES, "{name}: longer than {MAX_BYTES} bytes: this is no scenario");
+    if let Some(what) = stand_in(&text) {
+        bail!("scenario {name}: {what}");
+    }
+    String::from_utf8(text).with_context(cannot)
 }
 
 impl Scenario {
@@ -239,12 +254,12 @@ impl Scenario {
     /// # Errors
     /// What is wrong, and where.
     pub fn parse(text: &str) -> Result<Scenario> {
-        let mut s: Scenario = toml::from_str(text)?;
+        let mut s: Scenario = toml::from_str(text.strip_prefix('\u{feff}').unwrap_or(text))?;
         s.sha256 = Sha256::digest(text).iter().map(|b| format!("{b:02x}")).collect();
         ensure!(
-            !s.name.is_empty() && !s.name.contains(char::is_whitespace),
-            "name: expected a word, found '{}'",
-            s.name
+            output::is_file_name(&s.name) && !s.name.contains(char::is_whitespace),
+            "name: expected a word that can name a file (no '/', '\\' or ':', no '.' at its start), found '{}'",
+            printable(&s.name)
         );
         ensure!(!s.systems.is_empty(), "systems: the list is empty");
         for (what, list, most) in [("lengths", &s.lengths, 1 << 17), ("batches", &s.batches, 1 << 12)] {
@@ -399,6 +414,11 @@ mod tests {
             ("budget_s = 10", "budget_s = -1", "budget_s"),
             ("rounds = 3", "rounds = 3\nround = 4", "round"),
             ("name = \"x\"", "name = \"x y\"", "name"),
+            ("name = \"x\"", "name = \"a/b\"", "name"),
+            ("name = \"x\"", "name = \"../../x\"", "name"),
+            ("name = \"x\"", "name = \"/tmp/x\"", "name"),
+            ("name = \"x\"", "name = \"..\"", "name"),
+            ("name = \"x\"", "name = \"a\\u001bb\"", "name"),
         ] {
             let text = GOOD.replace(from, to);
             let e = format!("{:#}", Scenario::parse(&text).unwrap_err());

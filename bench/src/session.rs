@@ -5,26 +5,27 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    ffi::OsString,
-    path::{Path, PathBuf},
+    path::Path,
     time::Instant,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, bail, ensure};
 use ttft_reports::schema::{self, Cell, Gate, Limits, Record, RunHeader, Sampler, Settings, Skipped, Writer};
 use ttft_reports::{
     format::{bytes, seconds},
     summary,
+    text::printable,
 };
 
 use crate::{
+    capacity, console,
     design::Costs,
     estimate::Speed,
     gate,
     knobs::RunKnobs,
     layout::Layout,
     machine::{self, Rates},
-    output,
+    memory, output,
     rig::{self, Group, Rig, Running, count, now, phase, phases},
     scenario::{Arm, PRESETS},
     weights::Size,
@@ -39,8 +40,8 @@ pub struct Session {
     pub processes: Option<u32>,
     /// How fast this machine turned out to be.
     pub speed: Speed,
-    /// The flags that ask another process for the same.
-    pub(crate) flags: Vec<OsString>,
+    /// What was asked for.
+    pub(crate) knobs: RunKnobs,
     /// What differs from process to process.
     pub(crate) layout: Layout,
     limits: Limits,
@@ -117,7 +118,6 @@ const SAME: &[&str] = &[
     "/machine/cpu_model",
     "/machine/arch",
     "/machine/logical_cores",
-    "/machine/memory_total_bytes",
     "/git/revision",
     "/notes",
 ];
@@ -129,7 +129,11 @@ pub(crate) fn differences(before: &RunHeader, now: &RunHeader) -> Result<Vec<Str
     let pairs = SAME.iter().map(|place| (place, before.pointer(place), now.pointer(place)));
     let unequal = pairs.filter(|(_, b, n)| b != n);
     let words = unequal.map(|(place, b, n)| format!("{}: {} then, {} now", &place[1..], text(b), text(n)));
-    Ok(words.collect())
+    let total = |v: &serde_json::Value| v.pointer("/machine/memory_total_bytes").and_then(serde_json::Value::as_u64);
+    let (then, now) = (total(&before), total(&now));
+    let other =
+        (!memory::about_equal(then, now)).then(|| format!("machine/memory_total_bytes: {then:?} then, {now:?} now"));
+    Ok(words.chain(other).collect())
 }
 
 /// What stands in a record of tiny networks.
@@ -148,7 +152,7 @@ fn header(rig: &Rig, knobs: &RunKnobs, sampler: Sampler, asked: Asked) -> RunHea
     RunHeader {
         schema: schema::SCHEMA.into(),
         started_at: Some(now()),
-        command: command(std::env::args(), sampler),
+        command: command(std::env::args_os().map(|a| printable(&a.to_string_lossy())), sampler),
         git: machine::git(),
         ttft_version: Some(env!("CARGO_PKG_VERSION").into()),
         rustc: machine::rustc(),
@@ -179,14 +183,11 @@ impl Session {
     pub fn start(knobs: &RunKnobs, sampler: Sampler, asked: Asked, size: Size) -> Result<Session> {
         let mut rig = Rig::new(knobs, size)?;
         rig.scenario.rounds = asked.rounds.unwrap_or(rig.scenario.rounds);
+        let scenario = &rig.scenario;
+        capacity::check(scenario.rounds, scenario.decode, scenario.groups().len() * rig.arms.len())?;
         let mut header = header(&rig, knobs, sampler, asked);
-        let path = match &knobs.out {
-            Some(path) => path.clone(),
-            None => default_record(&rig.scenario.name, header.started_at.as_deref().unwrap_or_default())?,
-        };
         header.limits = rig.probe.limits(&rig.engine);
-        header.run_id = run_id(&path, &rig.scenario.name);
-        let writer = Writer::create(&path, header.clone())?;
+        let writer = output::record(knobs, &rig.scenario.name, header.clone())?;
         Ok(Session::new(rig, knobs, asked, header, writer, &Record::default()))
     }
 
@@ -213,7 +214,7 @@ impl Session {
             path.display(),
             differences.join("; ")
         );
-        eprintln!("resuming {}: {} cells are there", path.display(), record.cells.len());
+        console::note(format_args!("resuming {}: {} cells are there", path.display(), record.cells.len()));
         header.limits = record.run.limits.clone();
         Ok(Session::new(rig, &knobs, asked, header, writer, &record))
     }
@@ -225,7 +226,7 @@ impl Session {
             speed: Speed::new(&header.limits, machine::dtype(rig.compute)),
             rig,
             processes: asked.processes,
-            flags: knobs.flags(),
+            knobs: knobs.clone(),
             layout: Layout::new(since_epoch),
             limits: header.limits.clone(),
             gates: HashMap::new(),
@@ -244,14 +245,10 @@ impl Session {
     /// # Errors
     /// A record that exists or cannot be written.
     pub fn next_record(&mut self, path: &Path) -> Result<()> {
-        let run_id = run_id(path, &self.rig.scenario.name);
-        self.header = RunHeader {
-            run_id,
-            started_at: Some(now()),
-            machine: machine::fingerprint(),
-            ..std::mem::take(&mut self.header)
-        };
-        self.writer = Writer::create(path, self.header.clone())?;
+        self.header.started_at = Some(now());
+        self.header.machine = machine::fingerprint();
+        self.knobs.out = Some(path.to_owned());
+        self.writer = output::record(&self.knobs, &self.rig.scenario.name, self.header.clone())?;
         self.measured.clear();
         self.skipped.clear();
         Ok(())
@@ -402,7 +399,7 @@ impl Session {
         cell.attempt = self.measured.get(&cell.id).map_or(1, |m| m.attempt + 1);
         cell.gate = self.gates.get(&cell.system).cloned();
         if summary::peak_share(&self.limits, &cell).is_some_and(|share| share > 1.0) {
-            eprintln!("{}: above the measured peak, so the peak was measured too low: measuring it again", cell.id);
+            console::note(format_args!("{}: above the measured peak, which was measured too low: again", cell.id));
             cell.limits = Some(best(&self.limits, self.rig.probe.limits(&self.rig.engine)));
         }
         self.speed.learn(&cell);
@@ -418,7 +415,7 @@ impl Session {
     pub fn skip(&mut self, skipped: Skipped) -> Result<()> {
         let Skipped { id, reason, .. } = &skipped;
         let reason = reason.replace(char::is_control, " ");
-        eprintln!("skipped {id}: {reason}");
+        console::note(format_args!("skipped {id}: {reason}"));
         self.skipped.insert(id.clone());
         let reason = self.rig.weights.without_root(&reason);
         Ok(self.writer.skipped(&Skipped { reason, ..skipped })?)
@@ -447,27 +444,37 @@ impl Session {
     /// Ends the run: prints the table, where the record is, and what to do next.
     ///
     /// # Errors
-    /// A record that cannot be read back; cells that failed.
+    /// A record that cannot be read back; cells that failed; nothing measured, though something was to be.
     pub fn finish(self) -> Result<()> {
-        let path = self.writer.path().to_owned();
-        drop(self.writer);
-        let record = Record::read(&path)?;
-        println!("\n{}", ttft_reports::terminal::render(&record, None));
+        let path = output::shown(self.writer.path());
+        let record = self.writer.finish()?;
+        console::print(format_args!("\n{}", ttft_reports::terminal::render(&record, None)))?;
         if self.rig.weights.size() == Size::Tiny {
-            println!("these were tiny networks: nothing here says anything about the real ones");
+            console::print("these were tiny networks: nothing here says anything about the real ones")?;
         } else {
-            println!("record: {}", path.display());
-            println!("verdict: ttft validate {0}; report: ttft report {0} --html report.html", path.display());
+            console::print(format_args!(
+                "record: {path}\nverdict: ttft validate {path}; report: ttft report {path} --html report.html"
+            ))?;
             if !record.cells.iter().any(|c| c.processes.is_some()) {
-                println!(
+                let scenario = match PRESETS.iter().any(|(name, _)| *name == self.scenario_arg) {
+                    true => self.scenario_arg,
+                    false => output::shown(Path::new(&self.scenario_arg)),
+                };
+                console::print(format_args!(
                     "These are the samples of one process, so its words are indicative. What decides: cargo run --release \
-                     --bin ttft -- bench --scenario {}",
-                    self.scenario_arg
-                );
+                     --bin ttft -- bench --scenario {scenario}"
+                ))?;
             }
         }
         let failed = self.failed;
         ensure!(failed.is_empty(), "{} of the cells failed: {}", failed.len(), failed.join(", "));
+        if let (true, Some(first)) = (record.cells.is_empty(), record.skipped.first()) {
+            bail!(
+                "nothing was measured: all {} cells were skipped, the first because it {}",
+                record.skipped.len(),
+                first.reason
+            );
+        }
         Ok(())
     }
 }
@@ -488,21 +495,6 @@ fn best(before: &Limits, mut now: Limits) -> Limits {
     }
     now.read_gb_per_s = now.read_gb_per_s.into_iter().chain(before.read_gb_per_s).reduce(f64::max);
     now
-}
-
-/// The name of a run: its file's, without ending and spaces.
-fn run_id(path: &Path, scenario: &str) -> String {
-    let name = path.file_stem().map(|s| s.to_string_lossy().replace(char::is_whitespace, "_"));
-    name.unwrap_or_else(|| scenario.to_owned())
-}
-
-/// A new file in the target folder, named by scenario and time.
-fn default_record(scenario: &str, started_at: &str) -> Result<PathBuf> {
-    let stamp: String = started_at.chars().filter(char::is_ascii_alphanumeric).collect();
-    let dir = output::target_dir()?.join("ttft-records");
-    let name =
-        |i: u32| if i == 0 { format!("{scenario}-{stamp}.jsonl") } else { format!("{scenario}-{stamp}-{i}.jsonl") };
-    (0..1000).map(|i| dir.join(name(i))).find(|p| !p.exists()).context("no free name for the record")
 }
 
 #[cfg(test)]

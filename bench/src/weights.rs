@@ -5,7 +5,6 @@
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use anyhow::{Context, Result};
@@ -19,7 +18,7 @@ use ttft_models::{
 };
 use ttft_reports::format::bytes;
 
-use crate::{gate::Depth, output, scenario::Arm};
+use crate::{console, gate::Depth, output, scenario::Arm};
 
 /// Whether the zoo's real networks are used, or tiny ones of the same structure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,7 +150,7 @@ impl Weights {
             false => "",
         };
         let (need, free) = (bytes(need), free.map_or("unknown".into(), bytes));
-        Ok(format!("{need} of {all} of weights to be made in {} ({free} free){advice}", self.root.display()))
+        Ok(format!("{need} of {all} of weights to be made in {} ({free} free){advice}", output::shown(&self.root)))
     }
 
     /// Makes what these arms need and is not there or not right.
@@ -215,14 +214,18 @@ fn make(dir: &Path, spec: &Spec) -> Result<()> {
     let style = "{prefix} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} (left: {eta})";
     bar.set_style(ProgressStyle::with_template(style)?.progress_chars("=> "));
     bar.set_prefix(dir.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default());
-    bar.enable_steady_tick(Duration::from_millis(500));
     let made = spec.make(dir, &|done, _| bar.set_position(done));
     bar.finish_and_clear();
     let made = made.with_context(|| {
         format!("{}: cannot make the weights (TTFT_WEIGHTS or --weights names another place)", dir.display())
     })?;
-    if made == Made::Written {
-        eprintln!("weights: made {}", dir.display());
+    match made {
+        Made::Reused => {}
+        Made::Written => console::note(format_args!("weights: made {}", output::shown(dir))),
+        Made::WrittenUnlocked => console::note(format_args!(
+            "weights: made {}, on a file system without locks: start only one run at a time that makes weights there",
+            output::shown(dir)
+        )),
     }
     Ok(())
 }

@@ -153,7 +153,8 @@ impl Engine {
     /// Builds an engine.
     ///
     /// # Errors
-    /// An ISA that this CPU lacks, an unknown kernel name, a thread count of 0 or above 1024.
+    /// An ISA that this CPU lacks, an unknown kernel name, a thread count of 0 or above 1024, or one that the system does not
+    /// give. (Where none is asked for, there are as many threads as it gives.)
     pub fn new(o: &Options) -> Result<Engine> {
         let isa = o.isa.unwrap_or_else(Isa::best).check()?;
         let threads = o.threads.unwrap_or_else(cpu::topology::performance_cores);
@@ -163,6 +164,10 @@ impl Engine {
         let (forced, forced_dot) =
             o.gemm_kernel.as_deref().map(|name| registry::find(isa, name)).transpose()?.unwrap_or_default();
         let pool = Pool::new(threads);
+        if let Some(asked) = o.threads.filter(|asked| *asked > pool.threads()) {
+            return Err(Error::ThreadsUnavailable { asked, given: pool.threads() });
+        }
+        let threads = pool.threads();
         Ok(Engine {
             isa,
             backend: o.backend,

@@ -55,6 +55,14 @@ pub enum Error {
     /// A thread count that makes no sense.
     #[error("{0} threads asked for; give 1 to 1024")]
     Threads(usize),
+    /// A limit on processes or on memory that holds fewer threads than asked for.
+    #[error("{asked} threads asked for, and the system gives this process {given}: ask for fewer, or raise its limit")]
+    ThreadsUnavailable {
+        /// What was asked for.
+        asked: usize,
+        /// What there is, the calling thread included.
+        given: usize,
+    },
 }
 
 /// Shorthand for results of this crate.

@@ -77,7 +77,7 @@ impl std::fmt::Debug for Pool {
 }
 
 impl Pool {
-    /// A pool of `threads` threads in all, the caller included (at least 1).
+    /// A pool of `threads` threads in all, the caller included (at least 1); of fewer if the system gives no more.
     pub fn new(threads: usize) -> Pool {
         prefer_fast_cores();
         let shared = Arc::new(Shared {
@@ -88,15 +88,11 @@ impl Pool {
             quit: AtomicBool::new(false),
             panic: Mutex::new(None),
         });
-        let workers = (1..threads.max(1))
-            .map(|id| {
-                let shared = Arc::clone(&shared);
-                thread::Builder::new()
-                    .name(format!("ttft-{id}"))
-                    .spawn(move || worker(&shared, id))
-                    .expect("the operating system gives a thread")
-            })
-            .collect();
+        let spawn = |id| {
+            let shared = Arc::clone(&shared);
+            thread::Builder::new().name(format!("ttft-{id}")).spawn(move || worker(&shared, id)).ok()
+        };
+        let workers = (1..threads.max(1)).map_while(spawn).collect();
         Pool { shared, workers, region: Mutex::new(()) }
     }
 

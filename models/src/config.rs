@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result, arch};
+use crate::{Error, Result, arch, json};
 
 /// Bounds on what a configuration may ask for: far above any real model, and low enough that no product of two of them
 /// times a batch overflows.
@@ -109,8 +109,7 @@ impl OpenElmConfig {
     /// # Errors
     /// [`Error::Io`], [`Error::Json`], [`Error::UnknownArchitecture`], [`Error::Config`].
     pub fn load(path: &Path) -> Result<OpenElmConfig> {
-        let text = std::fs::read(path).map_err(Error::io(path, "read"))?;
-        OpenElmConfig::parse(path, &text)
+        OpenElmConfig::of(path, json::load(path)?)
     }
 
     /// Parses the content of a `config.json`; `path` is for messages.
@@ -118,9 +117,12 @@ impl OpenElmConfig {
     /// # Errors
     /// As [`OpenElmConfig::load`].
     pub fn parse(path: &Path, text: &[u8]) -> Result<OpenElmConfig> {
-        let value: serde_json::Value = serde_json::from_slice(text).map_err(Error::json(path))?;
+        OpenElmConfig::of(path, json::parse(path, text)?)
+    }
+
+    fn of(path: &Path, value: serde_json::Value) -> Result<OpenElmConfig> {
         arch::check(path, &value)?;
-        let raw: Raw = serde_json::from_value(value).map_err(Error::json(path))?;
+        let raw: Raw = json::fields(path, value)?;
         let bad = |key: &str, expected: String, found: String| Error::Config {
             path: path.to_owned(),
             key: key.to_owned(),

@@ -69,10 +69,10 @@ pub enum Error {
         /// From the file.
         found: Vec<usize>,
     },
-    /// A tensor that cannot be used in place.
+    /// A tensor that cannot be used in place, and for whose copy there is no memory.
     #[error(
-        "{}: tensor '{tensor}' starts at byte {offset}, not a multiple of its {align}-byte elements; save the file again \
-         with an aligned header",
+        "{}: tensor '{tensor}' starts at byte {offset}, not a multiple of its {align}-byte elements, and there is no memory \
+         for a copy of {bytes} bytes; save the file again with an aligned header",
         .path.display()
     )]
     Misaligned {
@@ -84,6 +84,8 @@ pub enum Error {
         offset: usize,
         /// Alignment of its type.
         align: usize,
+        /// Size of the copy.
+        bytes: usize,
     },
     /// A configuration value that is missing, inconsistent or out of bounds.
     #[error("{}: {key}: expected {expected}, found {found}", .path.display())]

@@ -11,6 +11,7 @@ pub mod config;
 pub mod cost;
 mod decoder;
 mod error;
+mod json;
 pub mod kv_prediction;
 pub mod prompts;
 pub mod pruning;

@@ -6,6 +6,8 @@
 
 mod publish;
 
+pub use publish::abandon;
+
 use std::{
     collections::HashMap,
     fs::File,
@@ -30,7 +32,7 @@ use crate::{
     Error, OpenElmConfig, Predictor, Result,
     arch::openelm::Names,
     config::{Role, TensorSpec},
-    zoo,
+    json, zoo,
 };
 
 /// Version of the generator: raised whenever any byte it writes changes.
@@ -55,6 +57,8 @@ pub enum Made {
     Reused,
     /// It was written.
     Written,
+    /// It was written, on a file system without locks: whoever else wanted it at the same time wrote it too.
+    WrittenUnlocked,
 }
 
 /// A folder of synthetic weights, to be written or verified.
@@ -186,14 +190,14 @@ impl Spec {
     pub fn verify(&self, dir: &Path) -> Result<()> {
         let layout = Layout::new(self);
         let manifest = dir.join("synth.json");
-        let found: Manifest = read_json(&manifest)?;
+        let found: Manifest = json::load(&manifest)?;
         let expected = layout.manifest(self);
         let stale = |path: &Path, reason: String| Err(Error::Stale { path: path.to_owned(), reason });
         if found != expected {
             return stale(&manifest, format!("expected {expected:?}, found {found:?}"));
         }
         let config = dir.join("config.json");
-        let found: serde_json::Value = read_json(&config)?;
+        let found: serde_json::Value = json::load(&config)?;
         if found != self.config_json() {
             return stale(&config, "the configuration differs".into());
         }
@@ -260,11 +264,16 @@ impl Spec {
             }
         };
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(8)).min(work.len());
-        std::thread::scope(|s| (0..threads).for_each(|_| drop(s.spawn(worker))));
+        // This thread is one of them: a limit on threads makes it slower, not impossible.
+        std::thread::scope(|s| {
+            let more = |_| std::thread::Builder::new().spawn_scoped(s, worker).is_ok();
+            let _ = (1..threads).all(more);
+            worker();
+        });
         if let Some(e) = failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
             return Err(io("write")(e));
         }
-        file.sync_all().map_err(io("flush"))?;
+        flushed(&file).map_err(io("flush"))?;
 
         write_json(&dir.join("config.json"), &self.config_json())?;
         write_json(&dir.join("synth.json"), &layout.manifest(self))
@@ -309,16 +318,20 @@ fn make(dir: &Path, parts: &[(&'static str, Spec)], progress: Progress<'_>) -> R
     })
 }
 
-fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
-    let text = std::fs::read(path).map_err(Error::io(path, "read"))?;
-    serde_json::from_slice(&text).map_err(Error::json(path))
-}
-
 fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let mut text = serde_json::to_vec_pretty(value).map_err(Error::json(path))?;
     text.push(b'\n');
     let mut file = File::create(path).map_err(Error::io(path, "create"))?;
-    file.write_all(&text).and_then(|()| file.sync_all()).map_err(Error::io(path, "write"))
+    file.write_all(&text).and_then(|()| flushed(&file)).map_err(Error::io(path, "write"))
+}
+
+/// Makes a file last, where the file system can.
+fn flushed(file: &File) -> std::io::Result<()> {
+    use std::io::ErrorKind::{InvalidInput, Unsupported};
+    match file.sync_all() {
+        Err(e) if matches!(e.kind(), InvalidInput | Unsupported) => Ok(()),
+        done => done,
+    }
 }
 
 /// A safetensors file: header, and where each tensor comes from.

@@ -5,6 +5,7 @@
 //! - [`validate`]: does the FLOPs reduction become a TTFT reduction; [`compare`]: runs side by side.
 //! - [`terminal`]: tables in the terminal; [`render`]: HTML, Markdown and CSV.
 //! - [`paper`]: the paper's own machine as a run.
+//! - [`text`]: what comes before text from elsewhere, and what must not be shown.
 //!
 //! This crate knows neither kernels nor models: everything it says, it reads from a record.
 
@@ -18,6 +19,7 @@ pub mod levels;
 pub mod modes;
 pub mod pairs;
 pub mod paper;
+mod place;
 pub mod render;
 #[cfg(test)]
 mod samples;
@@ -25,4 +27,5 @@ pub mod schema;
 pub mod stats;
 pub mod summary;
 pub mod terminal;
+pub mod text;
 pub mod validate;

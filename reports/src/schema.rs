@@ -22,6 +22,11 @@ use std::{
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::{
+    place::{Kind as PlaceKind, Place},
+    text,
+};
+
 #[cfg(test)]
 use schemars::JsonSchema;
 
@@ -782,7 +787,7 @@ impl Record {
     }
 }
 
-fn io_error(path: &Path, what: &'static str, source: io::Error) -> RecordError {
+pub(crate) fn io_error(path: &Path, what: &'static str, source: io::Error) -> RecordError {
     RecordError::Io { path: path.into(), what, source }
 }
 
@@ -795,12 +800,14 @@ struct Scan {
     lines: usize,
     /// Whether part of a line follows them.
     torn: bool,
+    /// Whether the last of them lacks its end.
+    unended: bool,
 }
 
 fn scan(source: impl Read, path: &Path) -> Result<Scan> {
     let mut input = BufReader::new(source);
     let mut builder = Builder::default();
-    let (mut bytes, mut lines, mut buffer) = (0u64, 0usize, Vec::new());
+    let (mut bytes, mut lines, mut buffer, mut unended) = (0u64, 0usize, Vec::new(), false);
     let torn = loop {
         buffer.clear();
         let read = (&mut input)
@@ -824,14 +831,24 @@ fn scan(source: impl Read, path: &Path) -> Result<Scan> {
             return Err(fault(".", format!("more than {MAX_LINES} lines: this is not a ttft record")));
         }
         if buffer.last() != Some(&b'\n') {
-            // The header is written in one piece before the file gets its name: only a later line can be torn.
-            if line > 1 {
+            // An editor may have dropped the end of the last line; a run that was cut off leaves no whole line.
+            if line > 1 && serde_json::from_slice::<serde::de::IgnoredAny>(&buffer).is_err() {
                 break true;
             }
-        } else {
-            buffer.pop();
+            unended = true;
         }
-        let text = std::str::from_utf8(&buffer).map_err(|e| fault(".", format!("not UTF-8: {e}")))?;
+        if line == 1
+            && let Some(what) = text::stand_in(&buffer)
+        {
+            return Err(fault(".", what.into()));
+        }
+        let whole = if line == 1 { text::without_mark(&buffer) } else { &buffer };
+        let text = std::str::from_utf8(whole).map_err(|e| fault(".", format!("not UTF-8: {e}")))?;
+        if line > 1 && text.trim().is_empty() {
+            bytes += read as u64;
+            lines += 1;
+            continue;
+        }
         if line == 1
             && let Some(found) = other_schema(text)
         {
@@ -849,7 +866,7 @@ fn scan(source: impl Read, path: &Path) -> Result<Scan> {
         lines += 1;
     };
     match builder.finish() {
-        Some(record) => Ok(Scan { record, bytes, lines, torn }),
+        Some(record) => Ok(Scan { record, bytes, lines, torn, unended }),
         None => Err(RecordError::Line {
             path: path.into(),
             line: 1,
@@ -877,9 +894,8 @@ fn other_schema(text: &str) -> Option<String> {
 /// terminal.
 fn printable(text: &str) -> String {
     const MOST: usize = 600;
-    let shown = text.chars().take(MOST).map(|c| if c.is_control() { '\u{fffd}' } else { c });
     let more = text.chars().nth(MOST).map(|_| '…');
-    shown.chain(more).collect()
+    text::printable(&text.chars().take(MOST).chain(more).collect::<String>())
 }
 
 /// Parses and checks one line.
@@ -1140,37 +1156,64 @@ impl Builder {
 /// writer lives.
 #[derive(Debug)]
 pub struct Writer {
-    file: File,
+    /// None if the record is kept in memory alone.
+    file: Option<File>,
     path: PathBuf,
     lines: usize,
     /// What the whole lines take.
     bytes: u64,
     /// Whether something else may follow them: part of a line.
     torn: bool,
+    /// Whether the last of them lacks its end.
+    unended: bool,
+    /// The lines again, where they cannot be read back.
+    kept: Option<Vec<u8>>,
 }
 
 impl Writer {
-    /// Creates the record with its first line, atomically: the file appears whole or not at all. Missing folders are
-    /// made. [`RunHeader::schema`] is set to [`SCHEMA`].
+    /// Creates the record with its first line, or writes it into what is there and holds nothing: an empty file, a device,
+    /// a pipe. Missing folders are made. [`RunHeader::schema`] is set to [`SCHEMA`].
     ///
     /// # Errors
-    /// [`RecordError::Exists`] if there is such a file; what the file system says; a header the reader would refuse.
-    pub fn create(path: &Path, mut run: RunHeader) -> Result<Self> {
-        run.schema = SCHEMA.into();
-        let line = encode(&Line::Run(Box::new(run)), path, 1)?;
-        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        std::fs::create_dir_all(folder).map_err(|source| io_error(folder, "make the folder", source))?;
-        let mut builder = tempfile::Builder::new();
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let mut file = builder.tempfile_in(folder).map_err(|source| io_error(folder, "write into it", source))?;
-        file.write_all(&line).map_err(|source| io_error(path, "write it", source))?;
-        let file = file.persist_noclobber(path).map_err(|e| match e.error.kind() {
-            io::ErrorKind::AlreadyExists => RecordError::Exists(path.into()),
-            _ => io_error(path, "create it", e.error),
-        })?;
-        lock(&file, path)?;
-        Ok(Self { file, path: path.into(), lines: 1, bytes: line.len() as u64, torn: false })
+    /// [`RecordError::Exists`] if the file holds something; what the file system says; a header the reader would refuse.
+    pub fn create(path: &Path, run: RunHeader) -> Result<Self> {
+        Self::begin(path, run, Place::open)
+    }
+
+    /// As [`Writer::create`], but any file of this name is [`RecordError::Exists`]: of several runs that choose the same name
+    /// at once, one gets it.
+    ///
+    /// # Errors
+    /// As [`Writer::create`].
+    pub fn create_new(path: &Path, run: RunHeader) -> Result<Self> {
+        Self::begin(path, run, Place::make)
+    }
+
+    /// A record that is kept in memory and leaves nothing behind.
+    ///
+    /// # Errors
+    /// A header the reader would refuse.
+    pub fn nowhere(run: RunHeader) -> Result<Self> {
+        let path = PathBuf::from("(no record)");
+        let kept = Some(encode(&Line::Run(Box::new(of_this_schema(run))), &path, 1)?);
+        Ok(Self { file: None, path, lines: 1, bytes: 0, torn: false, unended: false, kept })
+    }
+
+    fn begin(path: &Path, run: RunHeader, open: fn(&Path) -> Result<Place>) -> Result<Self> {
+        let line = encode(&Line::Run(Box::new(of_this_schema(run))), path, 1)?;
+        let Place { mut file, kind } = open(path)?;
+        if let Err(source) = file.write_all(&line).and_then(|()| file.flush()) {
+            // What is left is as it was: nothing, or an empty file.
+            let _ = match kind {
+                PlaceKind::Made => std::fs::remove_file(path),
+                PlaceKind::Empty => file.set_len(0),
+                PlaceKind::Stream => Ok(()),
+            };
+            return Err(io_error(path, "write it", source));
+        }
+        let bytes = line.len() as u64;
+        let kept = (kind == PlaceKind::Stream).then_some(line);
+        Ok(Self { file: Some(file), path: path.into(), lines: 1, bytes, torn: false, unended: false, kept })
     }
 
     /// Opens an existing record to append to, and returns what it holds. A torn last line is cut off when something is
@@ -1185,8 +1228,8 @@ impl Writer {
             .open(path)
             .map_err(|source| io_error(path, "open it to resume", source))?;
         lock(&file, path)?;
-        let Scan { record, bytes, lines, torn } = scan(&mut file, path)?;
-        Ok((Self { file, path: path.into(), lines, bytes, torn }, record))
+        let Scan { record, bytes, lines, torn, unended } = scan(&mut file, path)?;
+        Ok((Self { file: Some(file), path: path.into(), lines, bytes, torn, unended, kept: None }, record))
     }
 
     /// Appends a cell.
@@ -1210,29 +1253,64 @@ impl Writer {
         &self.path
     }
 
+    /// Ends the writing: what the record holds now.
+    ///
+    /// # Errors
+    /// As [`Record::read`].
+    pub fn finish(self) -> Result<Record> {
+        let Self { file, path, kept, .. } = self;
+        drop(file);
+        match kept {
+            Some(lines) => Record::from_reader(&lines[..], &path),
+            None => Record::read(&path),
+        }
+    }
+
     fn append(&mut self, line: &Line) -> Result<()> {
         let text = encode(line, &self.path, self.lines + 1)?;
-        if self.torn {
-            // Of a run that was cut off, or of a line that a full disk did not hold.
-            self.file
-                .set_len(self.bytes)
-                .map_err(|source| io_error(&self.path, "cut off its torn last line", source))?;
-        }
-        self.torn = true;
-        self.file
-            .seek(SeekFrom::Start(self.bytes))
-            .and_then(|_| self.file.write_all(&text))
-            .and_then(|()| self.file.flush())
-            .map_err(|source| io_error(&self.path, "append to it", source))?;
-        self.torn = false;
+        self.put(&text)?;
         self.lines += 1;
-        self.bytes += text.len() as u64;
+        Ok(())
+    }
+
+    /// Writes at the end of the whole lines.
+    fn put(&mut self, text: &[u8]) -> Result<()> {
+        let Self { file, path, bytes, torn, kept, unended, .. } = self;
+        let path: &Path = path;
+        let failed = |what| move |source| io_error(path, what, source);
+        if let Some(lines) = kept {
+            lines.extend_from_slice(text);
+            if let Some(stream) = file {
+                stream.write_all(text).and_then(|()| stream.flush()).map_err(failed("append to it"))?;
+            }
+            return Ok(());
+        }
+        let Some(file) = file else { return Ok(()) };
+        if *torn {
+            // Of a run that was cut off, or of a line that a full disk did not hold.
+            file.set_len(*bytes).map_err(failed("cut off its torn last line"))?;
+        }
+        *torn = true;
+        let text = if *unended { &[b"\n", text].concat() } else { text };
+        let written = file.seek(SeekFrom::Start(*bytes)).and_then(|_| file.write_all(text)).and_then(|()| file.flush());
+        if written.is_err() {
+            // Of a full disk: the record stays one that can be read.
+            *torn = file.set_len(*bytes).is_err();
+        }
+        written.map_err(failed("append to it"))?;
+        (*torn, *unended) = (false, false);
+        *bytes += text.len() as u64;
         Ok(())
     }
 }
 
+/// The header with this program's schema.
+fn of_this_schema(run: RunHeader) -> RunHeader {
+    RunHeader { schema: SCHEMA.into(), ..run }
+}
+
 /// Keeps others from writing the same record. Where the file system knows no locks there is nothing to keep.
-fn lock(file: &File, path: &Path) -> Result<()> {
+pub(crate) fn lock(file: &File, path: &Path) -> Result<()> {
     match file.try_lock() {
         Err(TryLockError::WouldBlock) => Err(RecordError::Busy(path.into())),
         Ok(()) | Err(TryLockError::Error(_)) => Ok(()),

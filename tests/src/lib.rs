@@ -1,5 +1,6 @@
 //! Helpers that the test suites share. The suites are in `tests/tests`.
 
+pub mod fuzz;
 pub mod models;
 pub mod pruning;
 
@@ -8,7 +9,7 @@ use ttft_kernels::{Backend, DType, Engine, Isa, Options};
 /// Whether `TTFT_TEST_SMALL` asks for fewer repetitions, for an emulator some 200 times slower than hardware: every kernel
 /// and every case that has a name still runs.
 pub fn small() -> bool {
-    std::env::var_os("TTFT_TEST_SMALL").is_some()
+    std::env::var_os("TTFT_TEST_SMALL").is_some_and(|value| !value.is_empty())
 }
 
 /// Thread counts to test: all of `counts`, or the last of them alone if [`small`].

@@ -5,6 +5,7 @@ use std::{cell::OnceCell, process::ExitCode, time::Duration};
 use anyhow::Result;
 use criterion::{BenchmarkGroup, Criterion, SamplingMode, Throughput, measurement::WallTime};
 use ttft_bench::{
+    console,
     criterion_args::CriterionArgs,
     micro::{Gauge, Series, Setup},
 };
@@ -65,7 +66,8 @@ impl Group<'_> {
 
 /// Runs the benchmark `name`: `cells` measures them and prints what came out.
 pub fn main(name: &str, cells: impl FnOnce(&mut Group<'_>, &Setup) -> Result<()>) -> ExitCode {
-    let args = CriterionArgs::parse(std::env::args().skip(1));
+    console::init();
+    let args = CriterionArgs::from_env();
     let mut criterion = Criterion::default()
         .sample_size(10)
         .warm_up_time(Duration::from_millis(50))
@@ -83,11 +85,5 @@ pub fn main(name: &str, cells: impl FnOnce(&mut Group<'_>, &Setup) -> Result<()>
     };
     let done: Result<()> = run(&mut criterion);
     criterion.final_summary();
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            eprintln!("error: {e:#}");
-            ExitCode::FAILURE
-        }
-    }
+    console::end(done)
 }

@@ -5,6 +5,7 @@ use clap::Args;
 use ttft_reports::schema::Sampler;
 
 use crate::{
+    console,
     knobs::{self, RunKnobs},
     rounds,
     session::{Asked, Session},
@@ -48,10 +49,7 @@ pub struct Bench {
 impl Bench {
     pub fn run(mut self) -> Result<()> {
         // A plan leaves no record behind.
-        let scratch = self.plan.then(tempfile::tempdir).transpose()?;
-        if let Some(dir) = &scratch {
-            self.knobs.out = Some(dir.path().join("plan.jsonl"));
-        }
+        self.knobs.trial = self.plan;
         let asked = Asked { rounds: self.rounds, processes: self.processes };
         let size = if self.tiny { Size::Tiny } else { Size::Real };
         let mut session = match &self.resume {
@@ -59,8 +57,7 @@ impl Bench {
             None => Session::start(&self.knobs, Sampler::Rounds, asked, size)?,
         };
         if self.plan {
-            println!("{}", rounds::plan(&session)?);
-            return Ok(());
+            return console::print(rounds::plan(&session)?);
         }
         rounds::run(&mut session, self.until_stable)?;
         session.finish()

@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::Args;
 use ttft_reports::terminal;
 
-use crate::{calibrate, knobs::RunKnobs, output, session::Asked, weights::Size};
+use crate::{calibrate, console, knobs::RunKnobs, output, session::Asked, weights::Size};
 
 /// Measure how much this machine's figures vary when nothing is changed
 ///
@@ -62,8 +62,7 @@ impl Calibrate {
             let text = ttft_reports::render::calibration(&calibration)?;
             output::Pending::claim(&path)?.write(|out| Ok(out.write_all(text.as_bytes())?))?;
         }
-        print!("{}", terminal::calibration(&calibration));
-        println!("calibration: {}", folder.join(calibrate::FILE).display());
-        Ok(())
+        console::print(terminal::calibration(&calibration).trim_end())?;
+        console::print(format_args!("calibration: {}", output::shown(&folder.join(calibrate::FILE))))
     }
 }

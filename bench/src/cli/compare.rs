@@ -15,10 +15,10 @@ use ttft_reports::{
     terminal,
 };
 
-use super::report::{print, print_json, read};
+use super::report::{print_json, read};
 use crate::{
     ab::{self, Contender, Trial},
-    calibrate, knobs, output, processes,
+    calibrate, console, knobs, output, processes,
 };
 
 /// Say which of two is faster: records of other machines or times, or two programs measured in turn
@@ -118,7 +118,7 @@ impl Compare {
         if self.json {
             print_json(&json::comparison(&comparison))?
         } else {
-            print(&terminal::comparison(&comparison, None))?
+            console::print(terminal::comparison(&comparison, None).trim_end())?
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -174,7 +174,7 @@ impl Compare {
         if self.json {
             print_json(&json::judgement(&judgement))?;
         } else {
-            print(&terminal::judgement(&judgement, &old.name, &new.name))?;
+            console::print(terminal::judgement(&judgement, &old.name, &new.name).trim_end())?;
         }
         Ok(ExitCode::from(judgement.exit_code()))
     }

@@ -1,4 +1,5 @@
 use std::{
+    collections::HashMap,
     fs::File,
     io::Read,
     path::{Path, PathBuf},
@@ -13,9 +14,12 @@ use ttft_models::{
     Extent, KvPrediction, NamedTensor, Network, Precision, Predictor, Pruned, Pruning, RunSpec, System, memory, plan,
 };
 
-use ttft_reports::format::bytes;
+use ttft_reports::{
+    format::bytes,
+    text::{stand_in, without_mark},
+};
 
-use crate::{knobs::EngineKnobs, machine, output::Pending, scenario::Named};
+use crate::{console, knobs::EngineKnobs, machine, output::Pending, scenario::Named};
 
 /// Longest tokens file that is read.
 const MAX_TOKENS_BYTES: u64 = 256 << 20;
@@ -62,6 +66,17 @@ pub struct Logits {
 
 impl Logits {
     pub fn run(self) -> Result<()> {
+        for input in
+            [Some(&self.tokens), Some(&self.base), self.aux.as_ref(), self.predictor.as_ref()].into_iter().flatten()
+        {
+            let same = |a: &Path| matches!((a.canonicalize(), self.out.canonicalize()), (Ok(a), Ok(b)) if a == b);
+            let inside = ["model.safetensors", "predictor.safetensors", "config.json"].map(|name| input.join(name));
+            ensure!(
+                !inside.iter().map(PathBuf::as_path).chain([input.as_path()]).any(same) || !self.out.is_file(),
+                "{} is read, so it is not written: give another file for the output",
+                self.out.display()
+            );
+        }
         let out = Pending::claim(&self.out)?;
         let (ids, batch, prompt) = read_tokens(&self.tokens)?;
         let engine = self.engine.engine()?;
@@ -80,6 +95,19 @@ impl Logits {
                 None => System::Network(base),
             },
         };
+        let copied = match &system {
+            System::KvPrediction(KvPrediction { base, aux, predictor }) => {
+                base.copied_bytes() + aux.copied_bytes() + predictor.copied_bytes()
+            }
+            system => system.base().copied_bytes(),
+        };
+        if copied > 0 {
+            console::note(format_args!(
+                "{} of the weights lie at odd places of their file and were copied: start-up takes longer and more memory; a \
+                 file saved again with an aligned header is used in place",
+                bytes(copied)
+            ));
+        }
         let generate = self.generate as usize;
         let extent = if self.full_network { Extent::FullNetwork } else { Extent::FirstToken };
         let precision = self.dtype.unwrap_or(Precision::natural(weights));
@@ -119,7 +147,8 @@ impl Logits {
         tensors.push(Tensor::f32("logits_last", vec![batch, vocab], last));
         tensors.push(Tensor { name: "greedy_ids".into(), shape: vec![batch, generate], data: Data::I64(greedy_ids) });
         tensors.push(Tensor::f32("greedy_logits", vec![batch, generate, vocab], greedy_logits));
-        let contents = serialize(tensors.iter().map(|t| (&t.name, t)), None)?;
+        let about = (copied > 0).then(|| HashMap::from([("ttft_copied_weight_bytes".to_owned(), copied.to_string())]));
+        let contents = serialize(tensors.iter().map(|t| (&t.name, t)), about)?;
         out.write(|w| Ok(w.write_all(&contents)?))
     }
 }
@@ -187,7 +216,10 @@ fn read_tokens(path: &Path) -> Result<(Vec<u32>, usize, usize)> {
 
 fn parse_tokens(text: &[u8]) -> Result<(Vec<u32>, usize, usize)> {
     let form = "expected a JSON array of equal-length arrays of token ids, such as [[1, 2, 3], [4, 5, 6]]";
-    let json: Value = serde_json::from_slice(text).context(form)?;
+    if let Some(what) = stand_in(text) {
+        bail!(what);
+    }
+    let json: Value = serde_json::from_slice(without_mark(text)).context(form)?;
     let Value::Array(prompts) = json else { bail!("{form}; found no array") };
     ensure!(!prompts.is_empty(), "{form}; found no prompt");
     let mut ids = Vec::new();
@@ -253,6 +285,8 @@ mod tests {
             ("[[4294967296]]", "4294967296"),
             ("[[1e99]]", "is no token id"),
             ("[[null]]", "null"),
+            ("\u{feff}[[1, -2]]", "position 1: -2"),
+            ("version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         ] {
             let e = format!("{:#}", parse_tokens(text.as_bytes()).unwrap_err());
             assert!(e.contains(word), "{text}: {e}");

@@ -8,6 +8,7 @@ use ttft_reports::schema::{Limits, Machine as Fingerprint};
 use ttft_reports::format::bytes;
 
 use crate::{
+    console,
     knobs::EngineKnobs,
     machine::{self, Probe},
 };
@@ -34,13 +35,15 @@ impl Machine {
         let limits = Probe::for_machine(DType::F32).limits(&engine);
         let report = Report { machine: machine::fingerprint(), limits };
         if self.json {
-            println!("{}", serde_json::to_string_pretty(&report)?);
+            console::print(serde_json::to_string_pretty(&report)?)
         } else {
-            println!("{}", table(&report, engine.isa().name()).trim_fmt());
+            console::print(table(&report, engine.isa().name()).trim_fmt())
         }
-        Ok(())
     }
 }
+
+/// Columns of a terminal below which lines are better broken by the terminal.
+const NARROWEST: u16 = 20;
 
 fn or_unknown(value: Option<impl ToString>) -> String {
     value.map_or("unknown".into(), |v| v.to_string())
@@ -49,7 +52,11 @@ fn or_unknown(value: Option<impl ToString>) -> String {
 fn table(report: &Report, isa: &str) -> Table {
     let Report { machine: m, limits } = report;
     let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_content_arrangement(comfy_table::ContentArrangement::Dynamic);
+    table.load_style(presets::NOTHING);
+    // Some terminals say that they are 0 columns wide, which is to say nothing.
+    if table.width().is_some_and(|columns| columns >= NARROWEST) {
+        table.set_content_arrangement(comfy_table::ContentArrangement::Dynamic);
+    }
     let mut row = |name: &str, value: String| {
         table.add_row([name.to_owned(), value]);
     };

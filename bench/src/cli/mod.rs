@@ -12,7 +12,9 @@ mod zoo;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::{cleanup, knobs};
 
 use crate::{knobs::RunKnobs, processes, worker};
 
@@ -50,12 +52,32 @@ enum Command {
     },
 }
 
+impl Command {
+    /// Whether temporary files of it may have to be removed.
+    fn writes(&self) -> bool {
+        !matches!(self, Command::Validate(_) | Command::Compare(_) | Command::Machine(_) | Command::Zoo(_))
+    }
+}
+
 impl Cli {
+    /// The command line, and the environment where it says nothing.
+    ///
+    /// # Errors
+    /// What clap refuses; help and version.
+    pub fn from_args() -> Result<Cli, clap::Error> {
+        let command = || knobs::without_empty(Cli::command());
+        let matches = command().try_get_matches()?;
+        Cli::from_arg_matches(&matches).map_err(|e| e.format(&mut command()))
+    }
+
     /// Runs the command.
     ///
     /// # Errors
     /// What went wrong, and what to do about it.
     pub fn run(self) -> Result<ExitCode> {
+        if self.command.writes() {
+            cleanup::watch();
+        }
         let done = match self.command {
             Command::Compare(c) => return c.run(),
             Command::Bench(c) => c.run(),

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs::File,
-    io::{self, Read, Write},
+    io::Read,
     path::{Path, PathBuf},
 };
 
@@ -12,9 +12,12 @@ use clap::{
     Args,
     builder::{PossibleValue, PossibleValuesParser},
 };
-use ttft_reports::{json, paper, render, schema::Record, terminal};
+use ttft_reports::{json, paper, render, schema::Record, terminal, text::printable};
 
-use crate::output::Pending;
+use crate::{
+    console,
+    output::{self, Pending},
+};
 
 /// The name that stands for the paper's own figures.
 const PAPER: &str = "paper";
@@ -78,39 +81,45 @@ fn open(path: &Path) -> Result<Record> {
 /// Runs with their names: the files' names without ending; of files that are called alike, with their folders; and where
 /// that does not tell them apart either, with a number.
 pub(super) fn read(paths: &[PathBuf]) -> Result<Vec<(String, Record)>> {
-    let stem = |path: &Path| path.file_stem().map_or_else(|| PAPER.into(), |s| s.to_string_lossy().into_owned());
+    let text = |name: &std::ffi::OsStr| printable(&name.to_string_lossy());
+    let stem = |path: &Path| path.file_stem().map_or_else(|| PAPER.into(), text);
     let stems: Vec<String> = paths.iter().map(|p| stem(p)).collect();
     let mut seen = BTreeMap::<String, u32>::new();
     let name = |(path, stem): (&PathBuf, &String)| {
         let alike = stems.iter().filter(|other| *other == stem).count() > 1;
         let folder = path.parent().and_then(Path::file_name).filter(|_| alike);
-        let name = folder.map_or_else(|| stem.clone(), |folder| format!("{}/{stem}", folder.to_string_lossy()));
+        let name = folder.map_or_else(|| stem.clone(), |folder| format!("{}/{stem}", text(folder)));
         let count = seen.entry(name.clone()).and_modify(|n| *n += 1).or_insert(1);
         Ok((if *count > 1 { format!("{name} ({count})") } else { name }, open(path)?))
     };
     paths.iter().zip(&stems).map(name).collect()
 }
 
-/// Prints to a reader that may have seen enough, such as `head`.
-pub(super) fn print(text: &str) -> Result<()> {
-    match io::stdout().lock().write_all(text.as_bytes()) {
-        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        printed => printed.context("cannot print the answer"),
-    }
-}
-
 /// Prints an answer in JSON.
 pub(super) fn print_json(value: &serde_json::Value) -> Result<()> {
-    print(&(serde_json::to_string_pretty(value)? + "\n"))
+    console::print(serde_json::to_string_pretty(value)?)
+}
+
+fn is_file(path: &Path) -> bool {
+    path.metadata().is_ok_and(|m| m.is_file())
+}
+
+/// Whether two paths lead to one file; a device or a pipe takes anything.
+fn same(a: &Path, b: &Path) -> bool {
+    match (a.canonicalize(), b.canonicalize()) {
+        (Ok(a), Ok(b)) => a == b && is_file(&a),
+        (Err(_), Err(_)) => std::path::absolute(a).ok() == std::path::absolute(b).ok(),
+        _ => false,
+    }
 }
 
 /// Whether a report may take the place of what is there: nothing, an empty file, or a report.
 fn replaceable(path: &Path, begins: &str) -> bool {
-    let Ok(file) = File::open(path) else { return true };
-    // A folder or a device says what it is when it is written to.
-    if !file.metadata().is_ok_and(|m| m.is_file()) {
+    // A folder or a device says what it is when it is written to; and opening a pipe would wait for its other end.
+    if !is_file(path) {
         return true;
     }
+    let Ok(file) = File::open(path) else { return true };
     let mut start = Vec::new();
     let read = file.take(begins.len() as u64).read_to_end(&mut start);
     read.is_ok() && (start.is_empty() || start == begins.as_bytes())
@@ -119,7 +128,10 @@ fn replaceable(path: &Path, begins: &str) -> bool {
 impl Validate {
     pub fn run(self) -> Result<()> {
         let record = open(&self.run)?;
-        if self.json { print_json(&json::validation(&record)) } else { print(&terminal::validation(&record, None)) }
+        match self.json {
+            true => print_json(&json::validation(&record)),
+            false => console::print(terminal::validation(&record, None).trim_end()),
+        }
     }
 }
 
@@ -132,13 +144,12 @@ impl Report {
             wanted.into_iter().filter_map(|(format, file)| Some((format, file?))).collect();
         for (i, (_, file)) in files.iter().enumerate() {
             ensure!(
-                files[..i].iter().all(|(_, other)| other != file),
+                !files[..i].iter().any(|(_, other)| same(other, file)),
                 "{} is named twice: give each format a file of its own",
                 file.display()
             );
-            let same = |run: &PathBuf| matches!((run.canonicalize(), file.canonicalize()), (Ok(a), Ok(b)) if a == b);
             ensure!(
-                !self.runs.iter().any(same),
+                !self.runs.iter().any(|run| same(run, file)),
                 "{} is a record and is not overwritten: write the report elsewhere",
                 file.display()
             );
@@ -159,7 +170,7 @@ impl Report {
             let named: Vec<_> = runs.iter().map(|(name, record)| render::Run { name, record }).collect();
             let text = (format.render)(&named, &parts)?;
             pending.write(|out| Ok(out.write_all(text.as_bytes())?))?;
-            println!("wrote {}", file.display());
+            console::print(format_args!("wrote {}", output::shown(&file)))?;
         }
         Ok(())
     }

@@ -9,7 +9,7 @@ use ttft_models::{
     synth::{self, Made, Spec},
 };
 
-use crate::scenario::Named;
+use crate::{console, output, scenario::Named};
 
 /// Write synthetic weights: the shapes of a network or pair, random values
 #[derive(Args, Debug)]
@@ -47,10 +47,11 @@ impl Synth {
             synth::named(&self.name, self.dtype, self.seed, &self.out, &progress)
         };
         bar.finish_and_clear();
+        let out = output::shown(&self.out);
         match made.with_context(|| format!("{}", self.out.display()))? {
-            Made::Written => println!("wrote {}", self.out.display()),
-            Made::Reused => println!("{} is there already, and is what was asked for", self.out.display()),
+            Made::Written => console::print(format_args!("wrote {out}")),
+            Made::WrittenUnlocked => console::print(format_args!("wrote {out}, on a file system without locks")),
+            Made::Reused => console::print(format_args!("{out} is there already, and is what was asked for")),
         }
-        Ok(())
     }
 }

@@ -6,6 +6,7 @@ use ttft_models::{Extent, Precision, RunSpec, cost::CostSystem, memory_of, zoo};
 use ttft_reports::format::{bytes, flops, ratio};
 
 use crate::{
+    console,
     scenario::{self, Arm, Named},
     weights::{Size, Weights},
 };
@@ -67,15 +68,14 @@ impl Zoo {
         for column in table.column_iter_mut().skip(2) {
             column.set_cell_alignment(CellAlignment::Right);
         }
-        println!("{}\n", table.trim_fmt());
-        println!(
-            "{batch} x {prompt} tokens, {} weights, extent {}. A pair's parameters and bytes are those of both networks and \
+        console::print(format_args!(
+            "{}\n\n{batch} x {prompt} tokens, {} weights, extent {}. A pair's parameters and bytes are those of both networks and \
              its predictor; networks are shared. FLOPs red., paper: by parameters, without predictor and base step; \
              exact: counted from shapes.",
+            table.trim_fmt(),
             self.dtype,
             self.extent.name()
-        );
-        Ok(())
+        ))
     }
 }
 

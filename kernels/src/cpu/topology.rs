@@ -53,6 +53,25 @@ mod os {
         classes(Path::new("/sys/devices"), allowed.as_deref())
     }
 
+    /// Cores whose rank is at least nine tenths of the fastest of their class are of it: cores that differ in their highest
+    /// clock alone are equal in all that a program notices, and no two kinds of cores come this close.
+    fn alike<T>(found: BTreeMap<usize, (BTreeSet<T>, usize)>) -> BTreeMap<usize, (BTreeSet<T>, usize)>
+    where
+        T: Ord,
+    {
+        let mut classes: Vec<(usize, (BTreeSet<T>, usize))> = Vec::new();
+        for (rank, (cores, logical)) in found.into_iter().rev() {
+            match classes.last_mut() {
+                Some((fastest, class)) if rank > 1 && 10 * rank >= 9 * *fastest => {
+                    class.0.extend(cores);
+                    class.1 += logical;
+                }
+                _ => classes.push((rank, (cores, logical))),
+            }
+        }
+        classes.into_iter().collect()
+    }
+
     /// The classes that a `/sys/devices` tree describes, of the `allowed` CPUs (all if unknown).
     pub(super) fn classes(sys: &Path, allowed: Option<&[usize]>) -> Vec<CoreClass> {
         let text = |p: &str| std::fs::read_to_string(sys.join(p)).ok();
@@ -73,6 +92,7 @@ mod os {
             class.0.insert(core.unwrap_or_else(|| cpu.to_string()));
             class.1 += 1;
         }
+        let found = alike(found);
         let alone = found.len() == 1;
         let name = |rank| match (&hybrid, rank) {
             (Some(_), 0) => "efficiency".to_owned(),
@@ -171,6 +191,22 @@ mod tests {
         let arm = dir.join("arm");
         assert_eq!(os::classes(&arm, None), [class("capacity-1024", 1, 1), class("capacity-446", 2, 2)]);
         assert_eq!(os::classes(&arm, Some(&[0])), [class("performance", 1, 1)]);
+        // Two cores that boost higher, as favoured cores do: one class. Three kinds: three.
+        for (name, capacities, expected) in [
+            ("boost", vec![1024, 1009, 980, 980], vec![class("performance", 4, 4)]),
+            ("boost-and-little", vec![1024, 980, 446], vec![class("capacity-1024", 2, 2), class("capacity-446", 1, 1)]),
+            (
+                "three",
+                vec![1024, 870, 870, 325],
+                vec![class("capacity-1024", 1, 1), class("capacity-870", 2, 2), class("capacity-325", 1, 1)],
+            ),
+        ] {
+            write(format!("{name}/system/cpu/online"), format!("0-{}\n", capacities.len() - 1));
+            for (cpu, capacity) in capacities.iter().enumerate() {
+                write(format!("{name}/system/cpu/cpu{cpu}/cpu_capacity"), format!("{capacity}\n"));
+            }
+            assert_eq!(os::classes(&dir.join(name), None), expected, "{name}");
+        }
         assert_eq!(os::classes(&dir.join("none"), None), []);
         std::fs::remove_dir_all(&dir).unwrap();
     }

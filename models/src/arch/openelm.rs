@@ -132,6 +132,11 @@ impl Network {
         self.matrices().map(|m| m.bytes().len() as u64).sum()
     }
 
+    /// Bytes of those matrices that had to be copied, for they lie at odd places of their file.
+    pub fn copied_bytes(&self) -> u64 {
+        self.matrices().map(Matrix::copied_bytes).sum()
+    }
+
     /// Reads every page of the matrices, so that a later run finds them in memory and in the page tables.
     pub fn warm(&self) {
         self.matrices().for_each(Matrix::warm);

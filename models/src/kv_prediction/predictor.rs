@@ -10,6 +10,7 @@ use crate::{
     arch::openelm::EPS,
     cache::{LayerCache, RawKv},
     config::{Role, TensorSpec},
+    json,
     weights::{Matrix, Tensors},
 };
 
@@ -41,16 +42,29 @@ impl Predictor {
     /// # Errors
     /// [`Error::Json`], [`Error::Pair`]: the map does not fit the networks; and those of [`Predictor::from_tensors`].
     pub fn load(dir: &Path, base: &Network, aux: &Network) -> Result<Predictor> {
+        let path = dir.join("config.json");
+        let (base, aux) = (base.config(), aux.config());
+        let layer_map = Predictor::map_of(&path, json::load(&path)?, base, aux)?;
+        let file = dir.join("predictor.safetensors");
+        Predictor::from_tensors(&Tensors::file(&file)?, "", base, aux, &layer_map)
+    }
+
+    /// The layer map in the content of a predictor's `config.json`, checked against its networks; `path` is for messages.
+    ///
+    /// # Errors
+    /// [`Error::Json`], [`Error::Pair`].
+    pub fn parse_map(path: &Path, text: &[u8], base: &OpenElmConfig, aux: &OpenElmConfig) -> Result<Vec<usize>> {
+        Predictor::map_of(path, json::parse(path, text)?, base, aux)
+    }
+
+    fn map_of(path: &Path, value: serde_json::Value, base: &OpenElmConfig, aux: &OpenElmConfig) -> Result<Vec<usize>> {
         #[derive(serde::Deserialize)]
         struct Config {
             aux_layer_for_base_layer: Vec<usize>,
             base_num_layers: Option<usize>,
             aux_num_layers: Option<usize>,
         }
-        let path = dir.join("config.json");
-        let text = std::fs::read(&path).map_err(Error::io(&path, "read"))?;
-        let c: Config = serde_json::from_slice(&text).map_err(Error::json(&path))?;
-        let (base, aux) = (base.config(), aux.config());
+        let c: Config = json::fields(path, value)?;
         for (what, stated, network) in [
             ("base_num_layers", c.base_num_layers, base.layers.len()),
             ("aux_num_layers", c.aux_num_layers, aux.layers.len()),
@@ -59,16 +73,15 @@ impl Predictor {
                 && stated != network
             {
                 return Err(Error::Pair {
-                    path,
+                    path: path.to_owned(),
                     what: what.into(),
                     expected: format!("{network}, the layers of the network"),
                     found: stated.to_string(),
                 });
             }
         }
-        check_map(&path, &c.aux_layer_for_base_layer, base, aux)?;
-        let file = dir.join("predictor.safetensors");
-        Predictor::from_tensors(&Tensors::file(&file)?, "", base, aux, &c.aux_layer_for_base_layer)
+        check_map(path, &c.aux_layer_for_base_layer, base, aux)?;
+        Ok(c.aux_layer_for_base_layer)
     }
 
     /// A predictor out of named tensors: `{prefix}{key|value}_transforms.{i}.{weight|bias}`.
@@ -128,6 +141,11 @@ impl Predictor {
     /// Storage type of the matrices.
     pub fn weight_dtype(&self) -> DType {
         self.layers[0].k.weight.dtype()
+    }
+
+    /// Bytes of those matrices that had to be copied, for they lie at odd places of their file.
+    pub fn copied_bytes(&self) -> u64 {
+        self.matrices().map(Matrix::copied_bytes).sum()
     }
 
     /// Reads every page of the matrices.

@@ -21,12 +21,14 @@ impl MappedFile {
     /// # Errors
     /// [`Error::Io`]: missing, unreadable, not a regular file, or empty.
     pub fn open(path: &Path) -> Result<MappedFile> {
+        let regular = |meta: &std::fs::Metadata| {
+            let e = || std::io::Error::new(std::io::ErrorKind::InvalidData, "not a regular file with content");
+            if meta.is_file() && meta.len() > 0 { Ok(()) } else { Err(Error::io(path, "map")(e())) }
+        };
+        // Before it is opened as well: opening a pipe waits for somebody to write into it.
+        regular(&std::fs::metadata(path).map_err(Error::io(path, "open"))?)?;
         let file = File::open(path).map_err(Error::io(path, "open"))?;
-        let meta = file.metadata().map_err(Error::io(path, "read the size"))?;
-        if !meta.is_file() || meta.len() == 0 {
-            let e = std::io::Error::new(std::io::ErrorKind::InvalidData, "not a regular file with content");
-            return Err(Error::io(path, "map")(e));
-        }
+        regular(&file.metadata().map_err(Error::io(path, "read the size"))?)?;
         // SAFETY: the promise is that nobody truncates or rewrites the file while it is mapped. The mapping is private and
         // read-only, this crate never writes to a file under its final name (synth.rs renames finished folders), and
         // memory safety of other processes' behaviour is the documented condition of loading weights in place.

@@ -15,7 +15,7 @@ use ttft_kernels::{DType, Mat, Weight};
 
 pub use map::MappedFile;
 
-use crate::{Error, Result};
+use crate::{Error, Result, json};
 
 #[cfg(target_endian = "big")]
 compile_error!("safetensors files are little-endian and used in place");
@@ -65,8 +65,7 @@ impl Tensors {
         struct Index {
             weight_map: HashMap<String, String>,
         }
-        let text = std::fs::read(index).map_err(Error::io(index, "read"))?;
-        let Index { weight_map } = serde_json::from_slice(&text).map_err(Error::json(index))?;
+        let Index { weight_map } = json::load(index)?;
         let mut names: Vec<&String> = weight_map.values().collect();
         names.sort();
         names.dedup();
@@ -117,20 +116,23 @@ impl Tensors {
         &self.origin
     }
 
-    /// A matrix `[n, k]` that stays in its file.
+    /// A matrix `[n, k]`. It stays in its file, unless it lies there at an odd place: then it is copied.
     ///
     /// # Errors
     /// [`Error::MissingTensor`], [`Error::Dtype`], [`Error::Shape`], [`Error::Misaligned`].
     pub fn matrix(&self, tensor: &str, n: usize, k: usize) -> Result<Matrix> {
         let (file, entry, dtype) = self.get(tensor, &[n, k])?;
-        let m = Matrix { file: Arc::clone(file), at: entry.at.clone(), dtype, n, k };
+        let mapped = Bytes::Mapped { file: Arc::clone(file), at: entry.at.clone() };
+        let mut m = Matrix { bytes: mapped, dtype, n, k };
         if m.try_view().is_none() {
-            return Err(Error::Misaligned {
+            let copy = Copied::of(m.bytes()).ok_or_else(|| Error::Misaligned {
                 path: file.path().to_owned(),
                 tensor: tensor.to_owned(),
                 offset: entry.at.start,
                 align: dtype.size(),
-            });
+                bytes: entry.at.len(),
+            })?;
+            m.bytes = Bytes::Copied(Arc::new(copy));
         }
         Ok(m)
     }
@@ -179,11 +181,43 @@ impl Tensors {
     }
 }
 
-/// A weight matrix `[n, k]` inside a mapped file.
+/// Bytes at an address that suits elements of any type.
+#[derive(Debug)]
+struct Copied {
+    words: Vec<u64>,
+    len: usize,
+}
+
+impl Copied {
+    /// None if there is no memory for it.
+    fn of(bytes: &[u8]) -> Option<Copied> {
+        let mut words = Vec::new();
+        words.try_reserve_exact(bytes.len().div_ceil(8)).ok()?;
+        let (whole, rest) = bytes.as_chunks::<8>();
+        words.extend(whole.iter().map(|b| u64::from_ne_bytes(*b)));
+        if !rest.is_empty() {
+            let mut last = [0; 8];
+            last[..rest.len()].copy_from_slice(rest);
+            words.push(u64::from_ne_bytes(last));
+        }
+        Some(Copied { words, len: bytes.len() })
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &bytemuck::cast_slice(&self.words)[..self.len]
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Bytes {
+    Mapped { file: Arc<MappedFile>, at: Range<usize> },
+    Copied(Arc<Copied>),
+}
+
+/// A weight matrix `[n, k]` inside a mapped file, or a copy of it.
 #[derive(Clone, Debug)]
 pub struct Matrix {
-    file: Arc<MappedFile>,
-    at: Range<usize>,
+    bytes: Bytes,
     dtype: DType,
     n: usize,
     k: usize,
@@ -191,7 +225,7 @@ pub struct Matrix {
 
 impl Matrix {
     fn try_view(&self) -> Option<Weight<'_>> {
-        let b = &self.file.bytes()[self.at.clone()];
+        let b = self.bytes();
         Some(match self.dtype {
             DType::F32 => Weight::F32(Mat::new(bytemuck::try_cast_slice(b).ok()?, self.n, self.k)),
             DType::F16 => Weight::F16(Mat::new(bytemuck::try_cast_slice(b).ok()?, self.n, self.k)),
@@ -201,7 +235,7 @@ impl Matrix {
 
     /// The kernel's view of it.
     pub fn view(&self) -> Weight<'_> {
-        self.try_view().expect("alignment was checked when the tensor was looked up, and a mapping does not move")
+        self.try_view().expect("alignment was checked when the tensor was looked up, and its bytes do not move")
     }
 
     /// Storage type.
@@ -215,9 +249,20 @@ impl Matrix {
         std::hint::black_box(sum);
     }
 
-    /// Bytes in the file.
+    /// Its bytes, as in the file.
     pub fn bytes(&self) -> &[u8] {
-        &self.file.bytes()[self.at.clone()]
+        match &self.bytes {
+            Bytes::Mapped { file, at } => &file.bytes()[at.clone()],
+            Bytes::Copied(copy) => copy.bytes(),
+        }
+    }
+
+    /// Bytes of the copy, if the file holds it at a place that the kernels cannot read; else 0.
+    pub fn copied_bytes(&self) -> u64 {
+        match &self.bytes {
+            Bytes::Mapped { .. } => 0,
+            Bytes::Copied(copy) => copy.len as u64,
+        }
     }
 }
 
@@ -225,9 +270,21 @@ fn widened<T: bytemuck::AnyBitPattern>(bytes: &[u8], f: impl Fn(T) -> f32) -> Ve
     bytes.chunks_exact(size_of::<T>()).map(|b| f(bytemuck::pod_read_unaligned(b))).collect()
 }
 
+/// The number of tensors that a safetensors file holds, by a header that is checked as when weights are loaded; `path` is
+/// for messages.
+///
+/// # Errors
+/// [`Error::Header`], [`Error::Dtype`].
+pub fn count(path: &Path, file: &[u8]) -> Result<usize> {
+    Ok(parse(path, file)?.len())
+}
+
 /// Checks everything that a header says against the file's length; nothing is trusted.
 fn parse(path: &Path, bytes: &[u8]) -> Result<HashMap<String, Entry>> {
     let bad = |reason: String| Error::Header { path: path.to_owned(), reason };
+    if let Some(what) = json::stand_in(bytes).filter(|_| bytes.starts_with(b"version ")) {
+        return Err(bad(what.into()));
+    }
     let Some((len, rest)) = bytes.split_first_chunk::<8>() else {
         return Err(bad(format!("expected at least 8 bytes, found {}", bytes.len())));
     };

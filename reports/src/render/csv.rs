@@ -4,7 +4,9 @@ use super::{RenderError, Run};
 use crate::{
     schema::Cell,
     stats::{self, Estimate},
-    summary, validate,
+    summary,
+    text::printable,
+    validate,
 };
 
 const HEADER: [&str; 57] = [
@@ -83,6 +85,13 @@ pub fn render(sides: &[Run], _: &[&str]) -> Result<String, RenderError> {
     String::from_utf8(bytes).map_err(|e| refuse(&e))
 }
 
+/// Text that a spreadsheet takes for text: one that begins as a formula does gets an apostrophe, and no character steers.
+fn no_formula(words: &str) -> String {
+    let words = printable(words);
+    let formula = words.trim_start().starts_with(['=', '+', '-', '@', '＝', '＋', '－', '＠']);
+    if formula { format!("'{words}") } else { words }
+}
+
 fn fields(run: &str, row: &summary::Row, verdict: Option<String>) -> [String; 57] {
     fn text<T: ToString>(value: Option<T>) -> String {
         value.map(|v| v.to_string()).unwrap_or_default()
@@ -97,21 +106,22 @@ fn fields(run: &str, row: &summary::Row, verdict: Option<String>) -> [String; 57
     let rest = if cell.phases.is_empty() { String::new() } else { seconds(&cell.unattributed_ns()) };
     let regions = cell.phases.iter().try_fold(0u64, |sum, p| Some(sum.saturating_add(p.parallel_regions?)));
     let memory = cell.memory.as_ref();
+    let words = |words: &str| no_formula(words);
     [
-        run.into(),
-        cell.id.clone(),
+        words(run),
+        words(&cell.id),
         cell.kind.name().into(),
-        cell.system.clone(),
-        cell.base.clone(),
-        text(cell.aux.as_ref()),
+        words(&cell.system),
+        words(&cell.base),
+        text(cell.aux.as_deref().map(words)),
         cell.batch.to_string(),
         cell.prompt.to_string(),
         text(cell.weight_dtype.map(|d| d.name())),
         text(cell.precision.map(|d| d.name())),
         text(cell.extent.map(|e| e.name())),
         text(cell.threads),
-        text(cell.isa.as_ref()),
-        text(cell.backend.as_ref()),
+        text(cell.isa.as_deref().map(words)),
+        text(cell.backend.as_deref().map(words)),
         cell.samples_ns.len().to_string(),
         row.processes.to_string(),
         text(row.modes),
@@ -156,4 +166,26 @@ fn fields(run: &str, row: &summary::Row, verdict: Option<String>) -> [String; 57
         cell.published.is_some().to_string(),
         row.doubts.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::no_formula;
+
+    #[test]
+    fn text_is_no_formula() {
+        for (words, cell) in [
+            ("=1+1", "'=1+1"),
+            ("+a", "'+a"),
+            ("-a", "'-a"),
+            ("@x", "'@x"),
+            (" =x", "' =x"),
+            ("\t=x", "\u{fffd}=x"),
+            ("a=b", "a=b"),
+            ("x\ny", "x\u{fffd}y"),
+            ("", ""),
+        ] {
+            assert_eq!(no_formula(words), cell);
+        }
+    }
 }

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use minijinja::{AutoEscape, Environment, Output, State, Value, context, syntax::SyntaxConfig, value::Serde};
 
 use super::{Document, RenderError, Run, document};
+use crate::text::steers;
 
 const TEMPLATE: &str = include_str!("report.md");
 
@@ -35,6 +36,7 @@ fn escaped(out: &mut Output, _: &mut State, value: &Value) -> Result<(), minijin
             '<' => out.write_str("&lt;")?,
             '&' => out.write_str("&amp;")?,
             '\n' | '\r' => out.write_char(' ')?,
+            steering if steers(steering) => out.write_char(char::REPLACEMENT_CHARACTER)?,
             other => out.write_char(other)?,
         }
     }

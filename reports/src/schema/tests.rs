@@ -117,11 +117,55 @@ fn a_line_that_was_not_written_whole_is_cut_off_by_the_next() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("run.jsonl");
     let mut writer = Writer::create(&path, header()).unwrap();
-    writer.file.write_all(b"{\"cell\":{\"id\":\"half a line").unwrap();
+    writer.file.as_mut().unwrap().write_all(b"{\"cell\":{\"id\":\"half a line").unwrap();
     writer.torn = true;
     writer.cell(&cell()).unwrap();
     writer.cell(&Cell { attempt: 2, ..cell() }).unwrap();
     assert_eq!(Record::read(&path).unwrap().cells, [Cell { attempt: 2, ..cell() }]);
+}
+
+/// Windows, Python and editors: a byte order mark, other ends of lines, a blank line at the end or no end.
+#[test]
+fn text_from_elsewhere_is_the_same_record() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.jsonl");
+    let plain = record_of(&cell());
+    for text in [
+        format!("\u{feff}{plain}"),
+        plain.replace('\n', "\r\n"),
+        format!("{plain}\n"),
+        format!("{plain} \r\n\n"),
+        plain.trim_end().to_owned(),
+        plain.replace('\n', "\r\n").trim_end().to_owned(),
+    ] {
+        assert_eq!(read(&text).unwrap(), read(&plain).unwrap(), "{text:?}");
+        std::fs::write(&path, &text).unwrap();
+        let (mut writer, record) = Writer::resume(&path).unwrap();
+        assert_eq!(record.cells.len(), 1);
+        writer.cell(&Cell { attempt: 2, ..cell() }).unwrap();
+        assert_eq!(writer.finish().unwrap().superseded.len(), 1, "{text:?}");
+    }
+    let refused = |bytes: &[u8]| Record::from_reader(bytes, Path::new("a.jsonl")).unwrap_err().to_string();
+    let wide: Vec<u8> = [0xfeff].into_iter().chain(plain.encode_utf16()).flat_map(u16::to_le_bytes).collect();
+    assert!(refused(&wide).contains("a.jsonl, line 1, field `.`: the text is UTF-16"));
+    assert!(refused(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n").contains("git lfs pull"));
+    assert!(refused(b"").contains("empty file"));
+    assert!(refused(b"\n").contains("starts with a whole `run` line"));
+}
+
+#[test]
+fn records_that_cannot_be_read_back_are_kept() {
+    let mut kept = Writer::nowhere(header()).unwrap();
+    kept.cell(&cell()).unwrap();
+    assert_eq!(kept.finish().unwrap().cells, [cell()]);
+    #[cfg(unix)]
+    {
+        let mut device = Writer::create(Path::new("/dev/null"), header()).unwrap();
+        device.cell(&cell()).unwrap();
+        assert_eq!(device.finish().unwrap().cells, [cell()]);
+        #[cfg(target_os = "linux")]
+        assert!(Writer::create(Path::new("/dev/full"), header()).unwrap_err().to_string().contains("cannot write it"));
+    }
 }
 
 #[test]
@@ -190,7 +234,7 @@ fn files_that_are_not_records_are_refused() {
         let error = read(text).unwrap_err().to_string();
         assert!(error.contains(expected), "{text:?}: {error}");
     }
-    let error = Record::from_reader(&b"\xff\xfe\n"[..], Path::new("a.jsonl")).unwrap_err().to_string();
+    let error = Record::from_reader(&b"{\xff\xfe\n"[..], Path::new("a.jsonl")).unwrap_err().to_string();
     assert!(error.contains("not UTF-8"), "{error}");
     let deep = format!("{{\"run\":{}", "[".repeat(100_000));
     assert!(read(&deep).is_err());
