@@ -32,6 +32,10 @@ const LETTERS: u32 = 29;
 /// Least distance between the centres of words beside points, in doubled pixels.
 const LINE: i32 = 26;
 
+/// Colours of the series in a page without its style.
+const UNSTYLED: [&str; SERIES] =
+    ["#2080c0", "#d06020", "#209070", "#b85090", "currentColor", "#3a9bd4", "#8a60d0", "#9a7d10"];
+
 /// A colour of the page's theme.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Ink {
@@ -62,13 +66,14 @@ impl Ink {
         }
     }
 
-    /// The CSS colour.
+    /// The CSS colour: the theme's or, where a server's policy forbids the page its style, one that can be seen on white and
+    /// on black.
     pub fn css(self) -> String {
         match self {
-            Ink::Text => "var(--text)".into(),
-            Ink::Muted => "var(--muted)".into(),
-            Ink::Grid => "var(--grid)".into(),
-            Ink::Series(i) => format!("var(--s{})", i % SERIES),
+            Ink::Text => "var(--text,currentColor)".into(),
+            Ink::Muted => "var(--muted,currentColor)".into(),
+            Ink::Grid => "var(--grid,#888888)".into(),
+            Ink::Series(i) => format!("var(--s{0},{1})", i % SERIES, UNSTYLED[i % SERIES]),
             Ink::Fixed(r, g, b) => format!("#{r:02X}{g:02X}{b:02X}"),
             Ink::Dark => "#111111".into(),
         }
@@ -254,8 +259,10 @@ impl Plot {
         let id = &self.id;
         let _ = write!(
             svg,
-            "<svg class=\"plot\" id=\"{id}\" role=\"img\" aria-labelledby=\"{id}-t {id}-d\" viewBox=\"0 0 {w} {h}\">\n\
+            "<svg class=\"plot\" width=\"{}\" height=\"{}\" id=\"{id}\" role=\"img\" aria-labelledby=\"{id}-t {id}-d\" viewBox=\"0 0 {w} {h}\">\n\
              <title id=\"{id}-t\">{}</title>\n<desc id=\"{id}-d\">{}</desc>\n{}{targets}</svg>",
+            WIDTH,
+            self.height,
             escape(&self.title),
             escape(&self.description),
             themed(inner)
@@ -414,7 +421,7 @@ fn target(targets: &mut String, shape: &str, text: &str) {
     if !text.is_empty() {
         let _ = writeln!(
             targets,
-            "{shape} class=\"target\"><title>{}</title></{}>",
+            "{shape} class=\"target\" fill=\"transparent\" pointer-events=\"all\"><title>{}</title></{}>",
             escape(text),
             &shape[1..].split(' ').next().unwrap_or("g")
         );
@@ -468,5 +475,5 @@ pub fn area_swatch(series: usize) -> String {
 
 fn swatch_of(series: usize, shape: &str) -> String {
     let css = Ink::Series(series).css();
-    format!("<svg class=\"swatch\" viewBox=\"0 0 16 16\" aria-hidden=\"true\">{shape} fill=\"{css}\"/></svg>")
+    format!("<svg class=\"swatch\" width=\"14\" height=\"14\" viewBox=\"0 0 16 16\" aria-hidden=\"true\">{shape} fill=\"{css}\"/></svg>")
 }

@@ -352,3 +352,22 @@ proptest! {
         }
     }
 }
+
+/// A page on a server whose policy forbids styles inside pages (`style-src 'self'`) is as good as this one: every colour has
+/// one to fall back to, nothing that only the style makes invisible covers a chart, and pictures have a size.
+#[test]
+fn the_page_can_do_without_its_style() {
+    let run = samples::run();
+    let page = (super::format("html").unwrap().render)(&[Side { name: "here", record: &run }], &[]).unwrap();
+    let body = &page[page.find("<body>").unwrap()..];
+    assert!(!body.contains("style=") && !page.contains("<script") && !page.contains(" onclick"));
+    let variables: Vec<_> = body.split("var(").skip(1).map(|rest| rest.split(')').next().unwrap()).collect();
+    assert!(variables.len() > 20 && variables.iter().all(|v| v.contains(',')), "{variables:?}");
+    for svg in body.split("<svg").skip(1) {
+        let root = svg.split('>').next().unwrap();
+        assert!(root.contains(" width=") && root.contains(" height="), "{root}");
+    }
+    for target in body.split("class=\"target\"").skip(1) {
+        assert!(target.starts_with(" fill=\"transparent\""), "{}", &target[..60]);
+    }
+}
