@@ -4,25 +4,14 @@
 //! sees (causal, 2 d for its product with a key and 2 d for the sum over values), the output head, the prediction. Not
 //! counted: norms, RoPE, softmax, SiLU, additions, look-ups; below 1% of the total for any network of the paper.
 
-use ttft_kernels::DType;
-
 use crate::{
-    Extent, OpenElmConfig, Phase, Predictor, Pruning, Result, RunSpec, System, config::TensorSpec,
-    kv_prediction::auxiliary_layers, zoo,
+    config::NetworkConfig,
+    kv_prediction::auxiliary_layers,
+    pruning::Pruning,
+    spec::{Extent, Phase, RunSpec},
 };
 
-/// A system as its shapes.
-#[derive(Clone, Debug)]
-pub struct CostSystem {
-    /// The network that answers.
-    pub base: OpenElmConfig,
-    /// The auxiliary and the layer map, of KV prediction.
-    pub pair: Option<(OpenElmConfig, Vec<usize>)>,
-    /// On which tokens it works, if not on all.
-    pub pruning: Option<Pruning>,
-    /// Storage type of the weights.
-    pub weights: DType,
-}
+pub use crate::system::CostSystem;
 
 /// Floating-point operations by kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -71,43 +60,6 @@ pub struct PhaseCost {
 }
 
 impl CostSystem {
-    /// The shapes of a loaded system.
-    pub fn of(system: &System) -> CostSystem {
-        let base = system.base();
-        let (pair, pruning) = match system {
-            System::Network(_) => (None, None),
-            System::KvPrediction(s) => (Some((s.aux.config().clone(), s.predictor.layer_map().to_vec())), None),
-            System::Pruned(s) => (None, Some(s.pruning)),
-        };
-        CostSystem { base: base.config().clone(), pair, pruning, weights: base.weight_dtype() }
-    }
-
-    /// The shapes of one network on its own.
-    pub fn network(base: OpenElmConfig, weights: DType) -> CostSystem {
-        CostSystem { base, pair: None, pruning: None, weights }
-    }
-
-    /// The shapes of a network, pair or pruned network of the zoo.
-    ///
-    /// # Errors
-    /// [`crate::Error::UnknownName`].
-    pub fn named(name: &str, weights: DType) -> Result<CostSystem> {
-        if let Ok(p) = zoo::pair(name) {
-            let pair = Some((zoo::network(p.aux)?, p.layer_map));
-            return Ok(CostSystem { pair, ..Self::network(zoo::network(p.base)?, weights) });
-        }
-        if let Ok((base, pruning)) = zoo::token_pruned(name) {
-            return Ok(CostSystem { pruning: Some(pruning), ..Self::network(zoo::network(base)?, weights) });
-        }
-        Ok(Self::network(zoo::network(name)?, weights))
-    }
-
-    /// Parameters of the predictor; 0 without one.
-    pub fn predictor_params(&self) -> u64 {
-        let Some((aux, map)) = &self.pair else { return 0 };
-        Predictor::tensors(&self.base, aux, map).iter().map(TensorSpec::elements).sum()
-    }
-
     /// Costs of the first token, phase by phase, in the order of [`crate::PhaseTimes::phases`].
     pub fn first_token(&self, spec: &RunSpec) -> Vec<PhaseCost> {
         let n = spec.prompt as u64;
@@ -199,7 +151,7 @@ fn seen(past: u64, n: u64) -> u64 {
 impl Counter {
     /// One layer over `n` new positions of each sequence: keys and values of all of them, queries and all that follows of
     /// the last `q`. With `q == 0` the layer ends after its keys and values.
-    fn layer(&self, c: &OpenElmConfig, i: usize, n: u64, q: u64, past: u64, out: &mut PhaseCost) {
+    fn layer(&self, c: &NetworkConfig, i: usize, n: u64, q: u64, past: u64, out: &mut PhaseCost) {
         let (dim, d, b) = (c.dim as u64, c.head_dim as u64, self.batch);
         let (q_dim, kv_dim, f) = (c.q_dim(i) as u64, c.kv_dim(i) as u64, c.layers[i].ffn as u64);
         let heads = c.layers[i].query_heads as u64;
@@ -216,7 +168,7 @@ impl Counter {
     }
 
     /// Embeddings, layers and head of a network over `n` new positions.
-    fn network(&self, phase: Phase, c: &OpenElmConfig, n: u64, past: u64, extent: Extent) -> PhaseCost {
+    fn network(&self, phase: Phase, c: &NetworkConfig, n: u64, past: u64, extent: Extent) -> PhaseCost {
         self.layers(phase, c, extent, |_| (n, past, 0))
     }
 
@@ -225,7 +177,7 @@ impl Counter {
     fn layers(
         &self,
         phase: Phase,
-        c: &OpenElmConfig,
+        c: &NetworkConfig,
         extent: Extent,
         of: impl Fn(usize) -> (u64, u64, u64),
     ) -> PhaseCost {
@@ -242,12 +194,12 @@ impl Counter {
     }
 
     /// The last token's attention to `n` positions: a product of its query with their keys, which are read again.
-    fn ranking(&self, c: &OpenElmConfig, i: usize, n: u64, out: &mut PhaseCost) {
+    fn ranking(&self, c: &NetworkConfig, i: usize, n: u64, out: &mut PhaseCost) {
         out.flops.attention += 2 * c.q_dim(i) as u64 * self.batch * n;
         out.cache_bytes += c.kv_dim(i) as u64 * self.batch * n * self.cache;
     }
 
-    fn pruned(&self, c: &OpenElmConfig, p: Pruning, spec: &RunSpec) -> Vec<PhaseCost> {
+    fn pruned(&self, c: &NetworkConfig, p: Pruning, spec: &RunSpec) -> Vec<PhaseCost> {
         let (n, layers) = (spec.prompt as u64, c.layers.len());
         if let Pruning::Lazy { .. } = p {
             return vec![self.layers(Phase::Prefill, c, spec.extent, |i| {
@@ -275,7 +227,7 @@ impl Counter {
     }
 
     /// The query of the last of `n` positions, in a layer that ends there.
-    fn last_query(&self, c: &OpenElmConfig, i: usize, n: u64, out: &mut PhaseCost) {
+    fn last_query(&self, c: &NetworkConfig, i: usize, n: u64, out: &mut PhaseCost) {
         let (dim, q_dim) = (c.dim as u64, c.q_dim(i) as u64);
         let head_norms = if c.qk_norm { 2 * c.head_dim as u64 } else { 0 };
         out.flops.projections += 2 * self.batch * dim * q_dim;
@@ -284,7 +236,7 @@ impl Counter {
     }
 
     /// Embedding look-up of `n` positions of each sequence; final norm and output head of `heads` of them.
-    fn ends(&self, c: &OpenElmConfig, n: u64, heads: u64, out: &mut PhaseCost) {
+    fn ends(&self, c: &NetworkConfig, n: u64, heads: u64, out: &mut PhaseCost) {
         let (v, dim) = (c.vocab as u64, c.dim as u64);
         if heads > 0 {
             out.flops.head += 2 * self.batch * heads * v * dim;
@@ -295,7 +247,7 @@ impl Counter {
         }
     }
 
-    fn auxiliary(&self, c: &OpenElmConfig, map: &[usize], m: u64, extent: Extent) -> PhaseCost {
+    fn auxiliary(&self, c: &NetworkConfig, map: &[usize], m: u64, extent: Extent) -> PhaseCost {
         let mut out = PhaseCost { phase: Phase::Auxiliary, flops: Flops::default(), weight_bytes: 0, cache_bytes: 0 };
         let layers = auxiliary_layers(map, c.layers.len(), extent);
         for j in 0..layers {
@@ -308,7 +260,7 @@ impl Counter {
         out
     }
 
-    fn prediction(&self, base: &OpenElmConfig, aux: &OpenElmConfig, map: &[usize], m: u64) -> PhaseCost {
+    fn prediction(&self, base: &NetworkConfig, aux: &NetworkConfig, map: &[usize], m: u64) -> PhaseCost {
         let mut out = PhaseCost { phase: Phase::Prediction, flops: Flops::default(), weight_bytes: 0, cache_bytes: 0 };
         for (i, &j) in map.iter().enumerate() {
             let (n, k) = (base.kv_dim(i) as u64, aux.kv_dim(j) as u64);

@@ -9,12 +9,15 @@ use std::{
 use ttft_kernels::{Element, Engine, Mat, Positions, RopeTable};
 
 use crate::{
-    Error, Extent, Inference, NamedTensor, Network, Phase, PhaseTime, PhaseTimes, Result, RunSpec,
-    arch::openelm::{Activations, Kv, Want, head_buffer, zeroed},
-    cache::LayerCache,
-    config::OpenElmConfig,
+    activations::Activations,
+    cache::{LayerCache, NamedTensor, kv_bytes},
+    config::NetworkConfig,
+    error::{Error, Result},
+    inference::{Inference, PhaseTime, PhaseTimes},
+    network::{Kv, Network, Want, head_buffer},
     prompts,
-    run::{kv_bytes, mul, sum},
+    sizes::{mul, sum, zeroed},
+    spec::{Extent, Phase, RunSpec},
 };
 
 /// A network, its cache, and the tokens last chosen.
@@ -54,7 +57,7 @@ impl<A: Element> Decoder<A> {
     }
 
     /// Bytes that [`Decoder::new`] allocates: caches, and the rest.
-    pub fn bytes(c: &OpenElmConfig, spec: &RunSpec, rows: usize, capacity: usize) -> [u64; 2] {
+    pub fn bytes(c: &NetworkConfig, spec: &RunSpec, rows: usize, capacity: usize) -> [u64; 2] {
         let b = spec.batch;
         let caches = sum((0..c.layers.len()).map(|i| kv_bytes::<A>(c, i, b, capacity)));
         let own = [
@@ -98,7 +101,7 @@ impl<A: Element> Decoder<A> {
         self.net.embed(e, ids, self.spec.batch, self.len, &mut self.act)?;
         self.act.place(at);
         for (i, cache) in self.caches.iter_mut().enumerate() {
-            let want = if i == last && extent == Extent::FirstToken { Want::Last } else { Want::All };
+            let want = if i == last && extent == Extent::FirstToken { Want::Last(1) } else { Want::All };
             self.net.layer(e, i, &mut self.act, &self.rope, Kv::Append(cache), want)?;
         }
         self.len += ids.len() / self.spec.batch;
@@ -156,13 +159,13 @@ impl<A: Element> Decoder<A> {
 }
 
 /// Elements of the buffer for logits of all positions; 0 where nobody asks for them.
-fn all_logits(c: &OpenElmConfig, spec: &RunSpec, rows: usize) -> usize {
+fn all_logits(c: &NetworkConfig, spec: &RunSpec, rows: usize) -> usize {
     let wanted = spec.extent == Extent::FullNetwork && rows > 1;
     if wanted { head_buffer(c, spec.batch.saturating_mul(rows)) } else { 0 }
 }
 
 /// Bytes of cosines and sines.
-pub(crate) fn rope_bytes(c: &OpenElmConfig, positions: usize) -> u64 {
+pub(crate) fn rope_bytes(c: &NetworkConfig, positions: usize) -> u64 {
     mul(&[c.head_dim, positions, 4])
 }
 

@@ -3,14 +3,14 @@
 use std::{collections::HashMap, path::Path};
 
 use ttft_kernels::reference;
-use ttft_models::{OpenElmConfig, pruning::Pruning};
+use ttft_models::{NetworkConfig, pruning::Pruning};
 
 use crate::models::read;
 
 /// A network, widened.
 pub struct Oracle {
     /// Its shapes.
-    pub config: OpenElmConfig,
+    pub config: NetworkConfig,
     tensors: HashMap<String, Vec<f64>>,
 }
 
@@ -33,7 +33,7 @@ const EPS: f64 = 1e-6;
 impl Oracle {
     /// The network of a folder.
     pub fn load(dir: &Path) -> Oracle {
-        let config = OpenElmConfig::load(&dir.join("config.json")).expect("a configuration");
+        let config = NetworkConfig::load(&dir.join("config.json")).expect("a configuration");
         let tensors = read(&dir.join("model.safetensors"));
         let widen = |(name, t): (String, crate::models::Tensor)| {
             (name.trim_start_matches("transformer.").to_owned(), reference::widen(&t.f32s))
@@ -65,7 +65,7 @@ impl Oracle {
 
     fn rotated(&self, head: &[f64], p: usize) -> Vec<f64> {
         let mut head = head.to_vec();
-        reference::rope(&mut head, p, self.config.rope_theta);
+        reference::rope(&mut head, p, self.config.rope.theta);
         head
     }
 

@@ -5,9 +5,10 @@ use ttft_kernels::{Element, Engine};
 
 use super::{KvPrediction, predictor::Prediction};
 use crate::{
-    Result,
-    arch::openelm::{Activations, Kv, Want},
+    activations::Activations,
     cache::{LayerCache, RawKv},
+    error::Result,
+    network::{Kv, Want},
     prompts,
 };
 

@@ -9,11 +9,15 @@ use ttft_kernels::{Element, Engine, Mat, RopeTable};
 
 use super::{KvPrediction, Predictor, auxiliary_cache_layers, auxiliary_layers, predictor::Prediction};
 use crate::{
-    Extent, Inference, NamedTensor, Network, Phase, PhaseTime, PhaseTimes, Result, RunSpec,
-    arch::openelm::{Activations, Kv, Want, head_buffer, zeroed},
-    cache::{LayerCache, RawKv, heads_first},
+    activations::Activations,
+    cache::{LayerCache, NamedTensor, RawKv, heads_first},
     decoder::Decoder,
+    error::Result,
+    inference::{Inference, PhaseTime, PhaseTimes},
+    network::{Kv, Network, Want, head_buffer},
     prompts,
+    sizes::zeroed,
+    spec::{Extent, Phase, RunSpec},
 };
 
 /// The auxiliary network on the prompt, and what the predictor reads of it.

@@ -6,13 +6,16 @@ use ttft_kernels::{Element, Engine, Mat, Positions, Query};
 
 use super::{Pruned, Pruning, select::Scores};
 use crate::{
-    Extent, Inference, NamedTensor, Phase, PhaseTime, PhaseTimes, Result, RunSpec,
-    arch::openelm::{Activations, Kv, Part, Want, zeroed},
-    cache::{LayerCache, distinct_heads},
-    config::OpenElmConfig,
+    activations::Activations,
+    cache::{LayerCache, NamedTensor, distinct_heads, kv_bytes},
+    config::{NetworkConfig, Part},
     decoder::Decoder,
+    error::Result,
+    inference::{Inference, PhaseTime, PhaseTimes},
+    network::{Kv, Network, Want},
     prompts,
-    run::{kv_bytes, mul, sum},
+    sizes::{mul, sum, zeroed},
+    spec::{Extent, Phase, RunSpec},
 };
 
 /// No entry.
@@ -73,7 +76,7 @@ pub(crate) struct LazyRun<A> {
 }
 
 /// The first layer that may drop tokens; never layer 0, since nothing ranks them before it.
-fn first_pruned(c: &OpenElmConfig, pruning: Pruning) -> usize {
+fn first_pruned(c: &NetworkConfig, pruning: Pruning) -> usize {
     // A length at which every fraction below 1 drops something.
     let n = 1 << 20;
     (0..c.layers.len()).find(|&i| pruning.tokens(i, c.layers.len(), n) < n).unwrap_or(c.layers.len())
@@ -109,7 +112,7 @@ impl<A: Element> LazyRun<A> {
     }
 
     /// Bytes that [`LazyRun::new`] allocates: caches and kept outputs, and the rest.
-    pub fn bytes(c: &OpenElmConfig, pruning: Pruning, spec: &RunSpec) -> [u64; 2] {
+    pub fn bytes(c: &NetworkConfig, pruning: Pruning, spec: &RunSpec) -> [u64; 2] {
         let (b, n, positions, layers) = (spec.batch, spec.prompt, spec.positions(), c.layers.len());
         let first = first_pruned(c, pruning);
         let [caches, own] = Decoder::<A>::bytes(c, spec, n, positions);
@@ -157,7 +160,7 @@ impl<A: Element> LazyRun<A> {
     fn score(
         (scores, taken, first): (&mut Scores, &[Vec<u32>], usize),
         e: &Engine,
-        (base, act): (&crate::Network, &Activations<A>),
+        (base, act): (&Network, &Activations<A>),
         i: usize,
         cache: &LayerCache<A>,
         (count, next): (usize, usize),
@@ -189,7 +192,7 @@ impl<A: Element> LazyRun<A> {
                 self.enter(i, count);
             }
             let d = &mut self.base;
-            let want = if i + 1 == layers && extent == Extent::FirstToken { Want::Last } else { Want::All };
+            let want = if i + 1 == layers && extent == Extent::FirstToken { Want::Last(1) } else { Want::All };
             d.net.layer(e, i, &mut d.act, &d.rope, Kv::Append(&mut d.caches[i]), want)?;
             if i + 1 < layers {
                 let next = self.pruning.tokens(i + 1, layers, prompt);
@@ -310,7 +313,7 @@ impl<A: Element> LazyRun<A> {
         }
         let head_dim = cache.k.head_dim();
         d.net.keys_and_values(e, i, &mut d.act, &d.rope, |part, rows| {
-            let to = if part == Part::Keys { &mut cache.k } else { &mut cache.v };
+            let to = if part == Part::Key { &mut cache.k } else { &mut cache.v };
             for (r, &(b, p)) in self.rows.iter().enumerate() {
                 let slot = sparse.slots[b as usize * positions + p as usize] as usize;
                 for (h, head) in rows.row(r).chunks_exact(head_dim).enumerate() {

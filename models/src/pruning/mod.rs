@@ -32,7 +32,10 @@ pub(crate) mod subset;
 
 use std::{fmt, str::FromStr, sync::Arc};
 
-use crate::{Error, Network, Result};
+use crate::{
+    error::{Error, Result},
+    network::Network,
+};
 
 /// Depth, in percent, where LazyLLM starts to drop tokens, and where it stops to drop more.
 const START: usize = 30;

@@ -4,11 +4,12 @@ use ttft_kernels::{Element, Engine};
 
 use super::Ranking;
 use crate::{
-    Network, Result,
-    arch::openelm::{Activations, zeroed},
+    activations::Activations,
     cache::LayerCache,
-    config::OpenElmConfig,
-    run::{mul, sum},
+    config::NetworkConfig,
+    error::Result,
+    network::Network,
+    sizes::{mul, sum, zeroed},
 };
 
 /// Scores of the tokens of a batch, and the buffers that making and reading them takes.
@@ -29,7 +30,7 @@ pub(crate) struct Scores {
 
 impl Scores {
     /// For at most `len` tokens of each sequence.
-    pub fn new(c: &OpenElmConfig, ranking: Ranking, batch: usize, len: usize) -> Result<Scores> {
+    pub fn new(c: &NetworkConfig, ranking: Ranking, batch: usize, len: usize) -> Result<Scores> {
         Ok(Scores {
             ranking,
             batch,
@@ -42,7 +43,7 @@ impl Scores {
     }
 
     /// Bytes that [`Scores::new`] allocates.
-    pub fn bytes(c: &OpenElmConfig, batch: usize, len: usize) -> u64 {
+    pub fn bytes(c: &NetworkConfig, batch: usize, len: usize) -> u64 {
         sum([mul(&[batch, 8]), mul(&[batch, len, 4]), mul(&[batch, heads(c), len, 4]), mul(&[len, 4])])
     }
 
@@ -114,7 +115,7 @@ impl Scores {
     }
 }
 
-fn heads(c: &OpenElmConfig) -> usize {
+fn heads(c: &NetworkConfig) -> usize {
     c.layers.iter().map(|l| l.query_heads).max().unwrap_or(0)
 }
 

@@ -6,13 +6,15 @@ use ttft_kernels::{Element, Engine, Mat, Positions};
 
 use super::{Pruned, Pruning, Ranking, select::Scores};
 use crate::{
-    Extent, Inference, NamedTensor, Phase, PhaseTime, PhaseTimes, Result, RunSpec,
-    arch::openelm::{Kv, Want},
-    cache::{LayerCache, distinct_heads},
-    config::OpenElmConfig,
+    cache::{LayerCache, NamedTensor, distinct_heads, kv_bytes},
+    config::NetworkConfig,
     decoder::Decoder,
+    error::Result,
+    inference::{Inference, PhaseTime, PhaseTimes},
+    network::{Kv, Want},
     prompts,
-    run::{kv_bytes, mul, sum},
+    sizes::{mul, sum},
+    spec::{Extent, Phase, RunSpec},
 };
 
 /// A run on a chosen part of the prompt.
@@ -43,7 +45,7 @@ struct Sizes {
 }
 
 impl Sizes {
-    fn new(c: &OpenElmConfig, pruning: Pruning, spec: &RunSpec) -> Sizes {
+    fn new(c: &NetworkConfig, pruning: Pruning, spec: &RunSpec) -> Sizes {
         let count = pruning.tokens(0, c.layers.len(), spec.prompt);
         let layers = pruning.selection_layers(c.layers.len());
         Sizes {
@@ -74,7 +76,7 @@ impl<A: Element> SubsetRun<A> {
     }
 
     /// Bytes that [`SubsetRun::new`] allocates: caches, and the rest.
-    pub fn bytes(c: &OpenElmConfig, pruning: Pruning, spec: &RunSpec) -> [u64; 2] {
+    pub fn bytes(c: &NetworkConfig, pruning: Pruning, spec: &RunSpec) -> [u64; 2] {
         let (b, n) = (spec.batch, spec.prompt);
         let z = Sizes::new(c, pruning, spec);
         let [caches, own] = Decoder::<A>::bytes(c, spec, z.rows, z.capacity);
