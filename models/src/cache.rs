@@ -1,7 +1,5 @@
 //! Key/value caches.
 
-use std::ops::Range;
-
 use ttft_kernels::{Element, HeadCache, RopeTable};
 
 use crate::{config::NetworkConfig, sizes::mul};
@@ -43,12 +41,6 @@ impl<A: Element> LayerCache<A> {
 /// Keys and values of layer `i`, for `positions` of each sequence.
 pub(crate) fn kv_bytes<A>(c: &NetworkConfig, i: usize, batch: usize, positions: usize) -> u64 {
     mul(&[2, batch, positions, c.kv_dim(i), size_of::<A>()])
-}
-
-/// One layer of `layers` for each distinct count of key/value heads: what caches that serve one layer at a time need.
-pub(crate) fn distinct_heads(c: &NetworkConfig, layers: Range<usize>) -> Vec<usize> {
-    let heads = |j: usize| c.layers[j].kv_heads;
-    layers.clone().filter(|&j| (layers.start..j).all(|i| heads(i) != heads(j))).collect()
 }
 
 /// A tensor on its way out: a cache, or logits.

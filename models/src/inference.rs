@@ -1,10 +1,10 @@
 //! The trait behind which the element type of a run disappears, and what a run reports of its time.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ttft_kernels::{Engine, Mat};
 
-use crate::{cache::NamedTensor, error::Result, spec::Phase};
+use crate::{cache::NamedTensor, error::Result, schedule::Step, spec::Phase};
 
 /// What one phase took.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,13 +17,15 @@ pub struct PhaseTime {
     pub regions: usize,
 }
 
-impl PhaseTime {
-    /// Runs `f` as a phase.
-    pub(crate) fn of(e: &Engine, phase: Phase, f: impl FnOnce() -> Result<()>) -> Result<PhaseTime> {
-        let (start, regions) = (Instant::now(), e.pool().regions());
-        f()?;
-        Ok(PhaseTime { phase, time: start.elapsed(), regions: e.pool().regions().wrapping_sub(regions) })
-    }
+/// What a step of a schedule did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ran {
+    /// Rows of all sequences that it worked on: with those that LazyLLM revived.
+    pub rows: usize,
+    /// What it took.
+    pub time: Duration,
+    /// Parallel regions that it entered.
+    pub regions: usize,
 }
 
 /// Where the time to first token went. The rest, `total` less the sum of the phases, is the checking of the ids.
@@ -55,6 +57,9 @@ pub trait Inference: Send {
 
     /// Logits of the last call, `[batch, V]`.
     fn logits(&self) -> Mat<'_, f32>;
+
+    /// The steps of the last call, as far as it came, and what each did.
+    fn trace(&self) -> (&[Step], &[Ran]);
 
     /// Keeps what [`Inference::cache_dump`] cannot recover: predicted keys before k_norm. Costs memory and time; off
     /// unless asked for.

@@ -6,13 +6,13 @@ use ttft_kernels::Element;
 use crate::{
     activations::Activations,
     cache::kv_bytes,
-    config::TensorSpec,
-    decoder::{Decoder, rope_bytes},
-    kv_prediction::{auxiliary_cache_layers, auxiliary_layers, predictor::Predictor},
+    config::{NetworkConfig, TensorSpec},
+    kv_prediction::predictor::Predictor,
     network::head_buffer,
-    pruning::{Pruning, lazy::LazyRun, subset::SubsetRun},
+    pruning::{Pruning, lazy::Lazy, select::Scores},
+    schedule::{Op, Schedule, Slot, Step, shapes},
     sizes::{mul, sum},
-    spec::{Extent, Precision, RunSpec},
+    spec::{Precision, RunSpec},
     system::{CostSystem, System},
 };
 
@@ -57,32 +57,43 @@ pub fn memory_of(system: &CostSystem, spec: &RunSpec) -> MemoryPlan {
 }
 
 fn memory_as<A: Element>(system: &CostSystem, spec: &RunSpec) -> MemoryPlan {
-    let (b, n) = (spec.batch, spec.prompt);
-    let c = &system.base;
     let matrices = |t: Vec<TensorSpec>| {
         let elements = sum(t.iter().filter(|t| t.shape.len() == 2).map(TensorSpec::elements));
         elements.saturating_mul(system.weights.size() as u64)
     };
-    let weights = matrices(c.tensors());
-    let [caches, activations] = match (system.pruning, &system.pair) {
-        (Some(p @ Pruning::Lazy { .. }), _) => LazyRun::<A>::bytes(c, p, spec),
-        (Some(p), _) => SubsetRun::<A>::bytes(c, p, spec),
-        (None, None) => Decoder::<A>::bytes(c, spec, n, spec.positions()),
-        (None, Some(_)) => Decoder::<A>::bytes(c, spec, 1, spec.positions()),
+    let weights = match &system.pair {
+        Some((aux, map)) => [aux.tensors(), Predictor::tensors(&system.base, aux, map)].map(matrices),
+        None => [0, 0],
     };
-    let mut plan = MemoryPlan { weights, caches, activations };
-    if let Some((a, map)) = &system.pair {
-        let m = n.saturating_sub(1);
-        let rows = b.saturating_mul(m);
-        plan.weights = sum([plan.weights, matrices(a.tensors()), matrices(Predictor::tensors(c, a, map))]);
-        let layers = auxiliary_layers(map, a.layers.len(), spec.extent);
-        let kept = sum((0..layers).map(|j| kv_bytes::<A>(a, j, b, m)));
-        let attending = auxiliary_cache_layers(a, layers, spec.extent);
-        let scratch = sum(attending.into_iter().map(|j| kv_bytes::<A>(a, j, b, m)));
-        plan.caches = sum([plan.caches, kept, scratch]);
-        let all = if spec.extent == Extent::FullNetwork { mul(&[head_buffer(a, rows), 4]) } else { 0 };
-        let own = [Activations::<A>::bytes(a, rows), rope_bytes(a, m), all];
-        plan.activations = sum([plan.activations, sum(own)]);
+    let (b, c, schedule) = (spec.batch, &system.base, Schedule::new(system, spec));
+    let kv = |net, layer, entries| kv_bytes::<A>(shapes(system, net), layer, b, entries);
+    let caches = schedule.caches.iter().map(|slot| kv(slot.shape.net, slot.shape.layer, slot.shape.entries));
+    let sources = schedule.sources.iter().map(|slot| kv(slot.shape.net, slot.shape.layer, slot.shape.rows));
+    let streams = schedule.streams.iter().map(|Slot { shape, .. }| {
+        let (c, rows) = (shapes(system, shape.net), b.saturating_mul(shape.rows));
+        let all = if shape.all_logits { mul(&[head_buffer(c, rows), 4]) } else { 0 };
+        sum([rope_bytes(c, shape.positions), Activations::<A>::bytes(c, rows), all])
+    });
+    let chosen = sum([mul(&[b, c.vocab, 4]), mul(&[b, 4])]);
+    // Positions and ids of what is kept of the prompt.
+    let kept = |step: &Step| match step.op {
+        Op::Choose { keep, .. } => mul(&[2, b, keep, 4]),
+        _ => 0,
+    };
+    let kept = sum(schedule.prompt.iter().map(kept));
+    let scores = if schedule.ranked > 0 { Scores::bytes(c, b, schedule.ranked) } else { 0 };
+    let [hidden, tables] = match system.pruning {
+        Some(p @ Pruning::Lazy { .. }) => Lazy::bytes(c, p, spec),
+        _ => [0, 0],
+    };
+    MemoryPlan {
+        weights: sum([matrices(c.tensors()), sum(weights)]),
+        caches: sum([sum(caches), sum(sources), hidden]),
+        activations: sum([sum(streams), chosen, kept, scores, tables]),
     }
-    plan
+}
+
+/// Bytes of cosines and sines.
+fn rope_bytes(c: &NetworkConfig, positions: usize) -> u64 {
+    mul(&[c.head_dim, positions, 4])
 }

@@ -2,7 +2,6 @@
 //! the last token alone.
 
 pub mod likelihood;
-pub(crate) mod pipeline;
 pub mod predictor;
 
 use std::{path::Path, sync::Arc};
@@ -11,11 +10,9 @@ use predictor::Predictor;
 
 use crate::{
     arch::openelm::{CORENET_AUXILIARY, CORENET_BASE},
-    cache::distinct_heads,
     config::NetworkConfig,
     error::Result,
     network::Network,
-    spec::Extent,
     weights::Tensors,
 };
 
@@ -58,19 +55,4 @@ impl KvPrediction {
         let aux = Network::from_tensors(&t, aux, CORENET_AUXILIARY)?;
         Ok(KvPrediction { base: Arc::new(base), aux: Arc::new(aux), predictor: Arc::new(predictor) })
     }
-}
-
-/// Layers of an auxiliary of `layers` layers that a run goes through: up to the last that the predictor reads, or all.
-pub(crate) fn auxiliary_layers(map: &[usize], layers: usize, extent: Extent) -> usize {
-    match extent {
-        Extent::FirstToken => map.iter().max().map_or(0, |j| j + 1),
-        Extent::FullNetwork => layers,
-    }
-}
-
-/// Layers of an auxiliary that give the shapes of the caches its own attention needs, of the `layers` that run: one cache
-/// per distinct count of heads, as only one layer runs at a time.
-pub(crate) fn auxiliary_cache_layers(aux: &NetworkConfig, layers: usize, extent: Extent) -> Vec<usize> {
-    let attending = layers - usize::from(extent == Extent::FirstToken);
-    distinct_heads(aux, 0..attending)
 }
