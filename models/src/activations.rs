@@ -1,10 +1,11 @@
 //! The residual stream of a network, and the scratch of one layer.
 
-use ttft_kernels::{Buffer, Element, Engine, Mat, MatMut, Positions};
+use ttft_kernels::{Buffer, Element, Mat, MatMut, Positions};
 
 use crate::{
     cache::RawKv,
     config::NetworkConfig,
+    engine::Engine,
     error::Result,
     sizes::{buffer, sum, zeroed},
 };

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use ttft_kernels::{Engine, Mat};
+use ttft_kernels::Mat;
 
-use crate::{cache::NamedTensor, error::Result, schedule::Step, spec::Phase};
+use crate::{cache::NamedTensor, engine::Engine, error::Result, schedule::Step, spec::Phase};
 
 /// What one phase took.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

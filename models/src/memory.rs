@@ -10,7 +10,7 @@ use crate::{
     kv_prediction::predictor::Predictor,
     network::head_buffer,
     pruning::{Pruning, lazy::Lazy, select::Scores},
-    schedule::{Op, Schedule, Slot, Step, shapes},
+    schedule::{KvShape, Op, Schedule, Slot, Step, shapes},
     sizes::{mul, sum},
     spec::{Precision, RunSpec},
     system::{CostSystem, System},
@@ -66,9 +66,11 @@ fn memory_as<A: Element>(system: &CostSystem, spec: &RunSpec) -> MemoryPlan {
         None => [0, 0],
     };
     let (b, c, schedule) = (spec.batch, &system.base, Schedule::new(system, spec));
-    let kv = |net, layer, entries| kv_bytes::<A>(shapes(system, net), layer, b, entries);
-    let caches = schedule.caches.iter().map(|slot| kv(slot.shape.net, slot.shape.layer, slot.shape.entries));
-    let sources = schedule.sources.iter().map(|slot| kv(slot.shape.net, slot.shape.layer, slot.shape.rows));
+    let kv = |slot: &Slot<KvShape>| {
+        let s = slot.shape;
+        kv_bytes::<A>(shapes(system, s.net), s.layer, b, s.entries)
+    };
+    let caches = sum(schedule.caches.iter().chain(&schedule.sources).map(kv));
     let streams = schedule.streams.iter().map(|Slot { shape, .. }| {
         let (c, rows) = (shapes(system, shape.net), b.saturating_mul(shape.rows));
         let all = if shape.all_logits { mul(&[head_buffer(c, rows), 4]) } else { 0 };
@@ -88,7 +90,7 @@ fn memory_as<A: Element>(system: &CostSystem, spec: &RunSpec) -> MemoryPlan {
     };
     MemoryPlan {
         weights: sum([matrices(c.tensors()), sum(weights)]),
-        caches: sum([sum(caches), sum(sources), hidden]),
+        caches: sum([caches, hidden]),
         activations: sum([sum(streams), chosen, kept, scores, tables]),
     }
 }

@@ -3,14 +3,13 @@
 
 use std::{ops::Range, path::Path, sync::Arc};
 
-use ttft_kernels::{
-    AttnShape, DType, Element, Engine, HeadsOut, Mat, MatMut, Output, Positions, Query, RopeTable, Weight,
-};
+use ttft_kernels::{AttnShape, DType, Element, HeadsOut, Mat, MatMut, Output, Positions, Query, RopeTable, Weight};
 
 use crate::{
     activations::{Activations, CHUNK, chunks},
     cache::{LayerCache, RawKv},
     config::{LayerShape, Names, NetworkConfig, Part},
+    engine::Engine,
     error::{Error, Result},
     prompts,
     weights::{Matrix, Tensors},

@@ -6,11 +6,12 @@ use std::{
 };
 
 use half::bf16;
-use ttft_kernels::{Element, Engine, Mat, Positions, RopeTable};
+use ttft_kernels::{Element, Mat, Positions, RopeTable};
 
 use crate::{
     activations::Activations,
     cache::{LayerCache, NamedTensor, RawKv, heads_first},
+    engine::Engine,
     error::{Error, Result},
     inference::{Inference, PhaseTime, PhaseTimes, Ran},
     kv_prediction::predictor::{Prediction, Predictor},
@@ -18,9 +19,7 @@ use crate::{
     network::{Kv, Network, Want, head_buffer},
     prompts,
     pruning::{Pruning, Ranking, lazy::Lazy, select::Scores},
-    schedule::{
-        CacheShape, LayerStep, Map, Net, Op, Out, Schedule, Slot, SourceShape, Step, Stream, Tokens, Uses, next, shapes,
-    },
+    schedule::{KvShape, LayerStep, Map, Net, Op, Out, Schedule, Slot, Step, Stream, Tokens, Uses, next, shapes},
     sizes::zeroed,
     spec::{Precision, RunSpec},
     system::{CostSystem, System},
@@ -57,6 +56,8 @@ struct Run<A> {
     shapes: CostSystem,
     schedule: Schedule,
     state: State<A>,
+    /// Phases of the prompt's steps.
+    phases: usize,
     /// What each step of the last call did, and whether that was the prompt's.
     ran: Vec<Ran>,
     of_prompt: bool,
@@ -129,7 +130,7 @@ impl<A: Element> Run<A> {
             sources: schedule
                 .sources
                 .iter()
-                .map(|s| RawKv::new(b * s.shape.rows, shapes(&shapes_of, s.shape.net).kv_dim(s.shape.layer)))
+                .map(|s| RawKv::new(b * s.shape.entries, shapes(&shapes_of, s.shape.net).kv_dim(s.shape.layer)))
                 .collect(),
             predictor: match system {
                 System::KvPrediction(s) => Some(Arc::clone(&s.predictor)),
@@ -147,8 +148,9 @@ impl<A: Element> Run<A> {
             logits: zeroed((b * c.vocab) as u64)?,
             ids: zeroed(b as u64)?,
         };
+        let phases = schedule.prompt.chunk_by(|a, b| a.phase == b.phase).count();
         let ran = Vec::with_capacity(schedule.prompt.len().max(schedule.next.len()));
-        Ok(Run { shapes: shapes_of, schedule, state, ran, of_prompt: true })
+        Ok(Run { shapes: shapes_of, schedule, state, phases, ran, of_prompt: true })
     }
 
     /// Runs the steps of the prompt, or of a later token.
@@ -274,7 +276,7 @@ impl<A: Element> State<A> {
         let filled = self.caches.iter_mut().zip(&schedule.caches).filter_map(|(cache, slot)| {
             let to = slot.shape;
             let m = maps.iter().find(|m| to.kept && (to.net, to.layer) == (Net::Base, m.layer))?;
-            let read = |s: &Slot<SourceShape>| (s.shape.net, s.shape.layer) == (m.net, m.source);
+            let read = |s: &Slot<KvShape>| (s.shape.net, s.shape.layer) == (m.net, m.source);
             let raw = &sources[schedule.sources.iter().position(read)?];
             Some(Prediction { layer: m.layer, raw, cache, keep: keep.next() })
         });
@@ -338,7 +340,7 @@ impl<A: Element> Inference for Run<A> {
         }
         self.steps(e, ids, true)?;
         self.state.len = prompt - self.state.dropped;
-        let mut phases: Vec<PhaseTime> = Vec::with_capacity(3);
+        let mut phases: Vec<PhaseTime> = Vec::with_capacity(self.phases);
         for (step, ran) in self.schedule.prompt.iter().zip(&self.ran) {
             match phases.iter_mut().find(|p| p.phase == step.phase) {
                 Some(p) => (p.time, p.regions) = (p.time + ran.time, p.regions + ran.regions),
@@ -383,7 +385,7 @@ impl<A: Element> Inference for Run<A> {
 
     fn cache_dump(&self) -> Vec<NamedTensor> {
         let (s, b) = (&self.state, self.state.spec.batch);
-        let kept = |slot: &Slot<CacheShape>| slot.shape.kept.then_some(slot.shape.layer);
+        let kept = |slot: &Slot<KvShape>| slot.shape.kept.then_some(slot.shape.layer);
         let mut caches: Vec<(usize, &LayerCache<A>)> =
             self.schedule.caches.iter().zip(&s.caches).filter_map(|(slot, c)| Some((kept(slot)?, c))).collect();
         caches.sort_by_key(|(layer, _)| *layer);
@@ -421,5 +423,109 @@ impl<A: Element> Inference for Run<A> {
             }
         }
         out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        cost::Flops,
+        kv_prediction::KvPrediction,
+        pruning::Pruned,
+        spec::{Extent, Phase},
+        synth, zoo,
+    };
+
+    /// A network of the zoo, so narrow that it runs in no time.
+    fn tiny(name: &str, layers: usize) -> crate::NetworkConfig {
+        let mut c = zoo::network(name).unwrap();
+        (c.vocab, c.dim, c.head_dim) = (99, 24, 4);
+        c.layers.truncate(layers);
+        for (i, l) in c.layers.iter_mut().enumerate() {
+            (l.kv_heads, l.query_heads, l.ffn) = (1 + i % 2, 4, 8 * (i + 1));
+            l.ffn_multiplier = l.ffn as f64 / 24.0;
+        }
+        c.ffn_dim_divisor = 8;
+        c
+    }
+
+    fn systems() -> Vec<System> {
+        let dir = tempfile::tempdir().unwrap();
+        let (base, aux) = (tiny("OE1.1B", 7), tiny("OE270M", 4));
+        let map = vec![2, 0, 0, 1, 2, 2, 1];
+        let make = |name: &str, spec: synth::Spec| {
+            spec.make(&dir.path().join(name), &|_, _| ()).unwrap();
+        };
+        make("base", synth::Spec::custom("base", base.clone(), ttft_kernels::DType::F32, 1));
+        make("aux", synth::Spec::custom("aux", aux.clone(), ttft_kernels::DType::F32, 1));
+        make("predictor", synth::Spec::custom_predictor("p", base, aux, map, ttft_kernels::DType::F32, 1));
+        let pair = ["base", "aux", "predictor"].map(|part| dir.path().join(part));
+        let pair = KvPrediction::load(&pair[0], &pair[1], &pair[2]).unwrap();
+        let pruned = |name: &str| System::Pruned(Pruned::new(Arc::clone(&pair.base), name.parse().unwrap()));
+        let mut all = vec![System::Network(Arc::clone(&pair.base)), System::KvPrediction(pair.clone())];
+        all.extend(["RP-0.40", "SP-0.30", "SP-1.00", "L0.70-0.20", "L1.00-1.00"].map(pruned));
+        all
+    }
+
+    /// A pass asks the engine for the multiplications that its cost says, and its layers work on the rows that they name.
+    #[test]
+    fn costs_are_what_the_engine_is_asked_for() {
+        let e = Engine::new(99);
+        let mut all_extra = 0;
+        for system in systems() {
+            for extent in [Extent::FirstToken, Extent::FullNetwork] {
+                for (batch, prompt) in [(1, 1), (1, 2), (2, 17)] {
+                    let spec = RunSpec { batch, prompt, generate: 6, precision: Precision::F32, extent };
+                    let mut run = Run::<f32>::new(&system, spec).unwrap();
+                    let ids: Vec<u32> = (0..batch * prompt).map(|i| (i * 31 % 99) as u32).collect();
+                    let what = format!("{:?} {spec:?}", run.shapes.pruning);
+                    e.take();
+                    run.first_token(&e, &ids).unwrap();
+                    let asked = e.take();
+                    let phases = run.shapes.first_token(&spec);
+                    assert_eq!(asked, phases.iter().fold(Flops::default(), |sum, p| sum + p.flops), "{what}");
+                    let times = run.first_token(&e, &ids).unwrap();
+                    let named: Vec<Phase> = times.phases.iter().map(|p| p.phase).collect();
+                    assert_eq!(named, phases.iter().map(|p| p.phase).collect::<Vec<_>>(), "{what}");
+                    let (steps, ran) = run.trace();
+                    assert_eq!(steps.len(), ran.len());
+                    assert_eq!(ran.iter().map(|r| r.time).sum::<Duration>(), times.phases.iter().map(|p| p.time).sum());
+                    for (step, ran) in steps.iter().zip(ran) {
+                        if let Op::Layer(l) = &step.op {
+                            assert_eq!(ran.rows, batch * l.rows.count, "{what}: {step}");
+                        }
+                    }
+                    e.take();
+                    for past in prompt..prompt + 5 {
+                        run.next_token(&e).unwrap();
+                        let (asked, cost) = (e.take(), run.shapes.next_token(&spec, past));
+                        let (steps, ran) = run.trace();
+                        let revived = steps.iter().zip(ran).filter_map(|(step, ran)| match &step.op {
+                            Op::Layer(l) if l.revives > 0 => {
+                                assert!(ran.rows <= batch * (1 + l.revives), "{what}: {step}");
+                                Some((l.layer, ran.rows - batch))
+                            }
+                            _ => None,
+                        });
+                        // A row that is revived passes a layer, and goes on to no head.
+                        let c = &run.shapes.base;
+                        let extra: u64 = revived
+                            .map(|(i, rows)| {
+                                let (q, kv, f) = (c.q_dim(i), c.kv_dim(i), c.layers[i].ffn);
+                                (2 * rows * c.dim * (2 * q + 2 * kv + 3 * f)) as u64
+                            })
+                            .sum();
+                        all_extra += extra;
+                        assert_eq!(asked.projections, cost.flops.projections + extra, "{what} after {past}");
+                        assert_eq!(asked.head, cost.flops.head, "{what} after {past}");
+                        if extra == 0 {
+                            assert_eq!(asked, cost.flops, "{what} after {past}");
+                        }
+                    }
+                }
+            }
+        }
+        assert!(all_extra > 0, "nothing was revived");
     }
 }

@@ -223,28 +223,18 @@ pub struct Stream {
     pub all_logits: bool,
 }
 
-/// A cache of a layer, or of layers of the same shape one after another.
+/// Keys and values of a layer: its cache, or the copy that maps read. A cache that is not kept serves layers of the same
+/// shape one after another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CacheShape {
+pub struct KvShape {
     /// Whose.
     pub net: Net,
     /// The layer, or the first of them.
     pub layer: usize,
     /// Entries of each sequence.
     pub entries: usize,
-    /// Whether it is that layer's alone.
+    /// Whether they are that layer's alone.
     pub kept: bool,
-}
-
-/// A copy of the keys and values of a layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SourceShape {
-    /// Whose.
-    pub net: Net,
-    /// The layer.
-    pub layer: usize,
-    /// Entries of each sequence.
-    pub rows: usize,
 }
 
 /// Which slots of [`Schedule`] a step uses.
@@ -270,9 +260,9 @@ pub struct Schedule {
     /// The base's, then the auxiliary's if there is one.
     pub streams: Vec<Slot<Stream>>,
     /// Caches.
-    pub caches: Vec<Slot<CacheShape>>,
+    pub caches: Vec<Slot<KvShape>>,
     /// Sources of maps.
-    pub sources: Vec<Slot<SourceShape>>,
+    pub sources: Vec<Slot<KvShape>>,
     /// Tokens of each sequence that are scored at once, at most; 0 where none are.
     pub ranked: usize,
     /// Tokens of the prompt that are dropped before the base runs.
@@ -301,9 +291,9 @@ impl Schedule {
             let uses = schedule.place(s, spec, at, &step.op);
             schedule.uses.push(uses);
         }
-        for slot in &mut schedule.streams {
-            let base = slot.shape.net == Net::Base && spec.extent == Extent::FullNetwork && slot.shape.rows > 1;
-            slot.shape.all_logits |= base;
+        // Of the base the last rows' alone are looked at, and made in their place where they are all.
+        for Slot { shape, .. } in schedule.streams.iter_mut().filter(|slot| slot.shape.net == Net::Base) {
+            shape.all_logits = spec.extent == Extent::FullNetwork && shape.rows > 1;
         }
         schedule
     }
@@ -325,7 +315,7 @@ impl Schedule {
                     uses.gathered = Some(self.cache(s, at, l, entries, false));
                 }
                 if l.source {
-                    let shape = SourceShape { net: l.net, layer: l.layer, rows: l.rows.count };
+                    let shape = KvShape { net: l.net, layer: l.layer, entries: l.rows.count, kept: true };
                     self.sources.push(Slot { shape, first: at, last: at });
                     uses.source = Some(self.sources.len() - 1);
                 }
@@ -335,7 +325,7 @@ impl Schedule {
                     let read = (m.net, m.source);
                     let source = self.sources.iter_mut().find(|slot| (slot.shape.net, slot.shape.layer) == read);
                     source.expect("a map reads what a layer has left").last = at;
-                    let shape = CacheShape { net: Net::Base, layer: m.layer, entries: spec.positions(), kept: true };
+                    let shape = KvShape { net: Net::Base, layer: m.layer, entries: spec.positions(), kept: true };
                     self.caches.push(Slot { shape, first: at, last: at });
                 }
             }
@@ -377,8 +367,8 @@ impl Schedule {
     /// The layer's own cache, or one for layers of its shape that is free by now.
     fn cache(&mut self, s: &CostSystem, at: usize, l: &LayerStep, entries: usize, kept: bool) -> usize {
         let heads = |layer: usize| shapes(s, l.net).layers[layer].kv_heads;
-        let shape = CacheShape { net: l.net, layer: l.layer, entries, kept };
-        let fits = |slot: &Slot<CacheShape>| {
+        let shape = KvShape { net: l.net, layer: l.layer, entries, kept };
+        let fits = |slot: &Slot<KvShape>| {
             let c = slot.shape;
             let same = if kept { c.layer == l.layer } else { slot.last < at && heads(c.layer) == heads(l.layer) };
             same && (c.net, c.entries, c.kept) == (l.net, entries, kept)
@@ -557,4 +547,125 @@ fn lazy(
         }
     }
     out.push(Step { phase, op: Op::Head { net, rows: needed } });
+}
+
+#[cfg(test)]
+mod tests {
+    use ttft_kernels::DType;
+
+    use super::*;
+    use crate::{spec::Precision, zoo};
+
+    fn spec(prompt: usize, extent: Extent) -> RunSpec {
+        RunSpec { batch: 2, prompt, generate: 3, precision: Precision::F32, extent }
+    }
+
+    fn all() -> impl Iterator<Item = CostSystem> {
+        let pruned = zoo::PRUNINGS.map(|p| format!("OE270M-{p}"));
+        let names = zoo::names().map(String::from).chain(pruned);
+        names.map(|name| CostSystem::named(&name, DType::BF16).unwrap())
+    }
+
+    #[test]
+    fn a_trace_names_what_is_done() {
+        let mut s = CostSystem::named("OE1.1B-KVP-C-270M", DType::BF16).unwrap();
+        s.base.layers.truncate(2);
+        s.pair.as_mut().unwrap().1 = vec![0, 1];
+        let steps: Vec<String> =
+            Schedule::new(&s, &spec(9, Extent::FirstToken)).prompt.iter().map(Step::to_string).collect();
+        assert_eq!(
+            steps,
+            [
+                "auxiliary: Auxiliary embeds 8 of Prompt",
+                "auxiliary: Auxiliary layer 0 on 8 of 8",
+                "auxiliary: Auxiliary layer 1 on 8 of 8",
+                "prediction: maps of 2 layers on 8",
+                "base_step: Base embeds 1 of Prompt",
+                "base_step: Base layer 0 on 1 of 9",
+                "base_step: Base layer 1 on 1 of 9",
+                "base_step: Base head on 1",
+            ]
+        );
+    }
+
+    /// A base that runs the last four tokens of nine, of which only the last goes on from its last layer.
+    #[test]
+    fn the_base_may_run_more_tokens() {
+        let mut s = CostSystem::named("OE1.1B-KVP-C-270M", DType::BF16).unwrap();
+        s.base.layers.truncate(1);
+        let (aux, _) = s.pair.clone().unwrap();
+        let mut steps = Vec::new();
+        predicted(&s.base, &aux, &[0], 4, 9, Extent::FirstToken, &mut steps);
+        let rows = Rows { count: 4, of: 9 };
+        let base: Vec<Op> = steps.split_off(3).into_iter().map(|s| s.op).collect();
+        let embed = Op::Embed { net: Net::Base, rows, tokens: Tokens::Prompt };
+        assert_eq!(base, [embed, kept(0, rows, 1), Op::Head { net: Net::Base, rows: 1 }]);
+        // At positions 5 to 8 they see 6 + 7 + 8 + 9.
+        assert_eq!((rows.past(), rows.seen()), (5, 30));
+        // All nine: nothing is left to predict.
+        steps.clear();
+        predicted(&s.base, &aux, &[0], 9, 9, Extent::FirstToken, &mut steps);
+        assert_eq!(steps.len(), 3);
+    }
+
+    /// A slot is in use from its first step to its last, and a cache that layers share by one of them at a time.
+    #[test]
+    fn slots_are_used_while_they_live_and_shared_one_after_another() {
+        for s in all() {
+            for extent in [Extent::FirstToken, Extent::FullNetwork] {
+                let schedule = Schedule::new(&s, &spec(59, extent));
+                let steps: Vec<&Step> = schedule.prompt.iter().chain(&schedule.next).collect();
+                assert_eq!(schedule.uses.len(), steps.len());
+                // Which layers a shared cache serves, in order.
+                let mut serves = vec![Vec::new(); schedule.caches.len()];
+                for (at, (step, uses)) in steps.iter().zip(&schedule.uses).enumerate() {
+                    let sources = uses.source.map(|i| schedule.sources[i]);
+                    let caches = [uses.cache, uses.gathered].into_iter().flatten().map(|i| schedule.caches[i]);
+                    for slot in caches.chain(sources) {
+                        assert!((slot.first..=slot.last).contains(&at), "{step}");
+                    }
+                    if let Op::Layer(l) = &step.op {
+                        let heads = |layer: usize| shapes(&s, l.net).layers[layer].kv_heads;
+                        for i in [uses.cache, uses.gathered].into_iter().flatten() {
+                            let c = schedule.caches[i].shape;
+                            assert_eq!((c.net, heads(c.layer)), (l.net, heads(l.layer)), "{step}");
+                            assert!(c.entries >= l.rows.of, "{step}");
+                            serves[i].push(l.layer);
+                        }
+                    }
+                }
+                for (slot, serves) in schedule.caches.iter().zip(serves) {
+                    if slot.shape.kept {
+                        assert!(serves.iter().all(|l| *l == slot.shape.layer));
+                        // The next token reads it.
+                        assert!(slot.last >= schedule.prompt.len());
+                    } else {
+                        assert!(serves.is_sorted_by(|a, b| a < b), "{serves:?}");
+                    }
+                }
+                let map = |step: &&Step| matches!(step.op, Op::Map { .. });
+                if let Some(read) = steps.iter().position(map) {
+                    let Op::Map { maps, .. } = &steps[read].op else { unreachable!() };
+                    for slot in &schedule.sources {
+                        let wanted = maps.iter().any(|m| m.source == slot.shape.layer);
+                        assert_eq!(slot.last, if wanted { read } else { slot.first });
+                    }
+                }
+            }
+        }
+    }
+
+    /// What later tokens do changes in numbers, not in kind: the slots found once are those of every one of them.
+    #[test]
+    fn later_tokens_have_the_same_steps() {
+        let kind = |s: &Step| (std::mem::discriminant(&s.op), s.phase);
+        for s in all() {
+            let (spec, mut steps) = (spec(7, Extent::FirstToken), Vec::new());
+            let first = Schedule::new(&s, &spec).next;
+            for past in [7, 8, 300] {
+                next(&s, &spec, past, &mut steps);
+                assert!(steps.iter().map(kind).eq(first.iter().map(kind)), "{:?} after {past}", s.pruning);
+            }
+        }
+    }
 }

@@ -1,4 +1,5 @@
-//! No module of a crate imports what imports it: among its files, and among the modules that its root names.
+//! What the documents say of who knows whom: no module of a crate imports what imports it, among its files and among the
+//! modules that its root names; `unsafe` has its places.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -136,6 +137,22 @@ fn imports_have_no_circles() {
         }
         assert_eq!(circle(&tops), None, "{name}");
     }
+}
+
+/// `kernels`, and the one file of `models` that maps weights.
+#[test]
+fn unsafe_code_is_where_it_is_said_to_be() {
+    let mut found = Vec::new();
+    for name in ["models", "bench", "reports", "tests"] {
+        let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(name).join("src");
+        let mut modules = BTreeMap::new();
+        files(&src, &[], &mut modules);
+        let allows = |file: &&PathBuf| fs::read_to_string(file).unwrap().contains("allow(unsafe_code)");
+        found.extend(
+            modules.values().filter(allows).map(|file| file.strip_prefix(src.parent().unwrap()).unwrap().to_owned()),
+        );
+    }
+    assert_eq!(found, [Path::new("src/weights/map.rs")]);
 }
 
 #[test]

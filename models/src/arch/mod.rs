@@ -62,3 +62,22 @@ fn family(path: &Path, config: &serde_json::Value) -> Result<&'static Family> {
             known: KNOWN.iter().map(|k| k.architecture).collect(),
         })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_family_is_a_file_and_a_row() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/arch");
+        let mut files: Vec<String> = std::fs::read_dir(dir)
+            .unwrap()
+            .map(|f| f.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned())
+            .filter(|f| f != "mod")
+            .collect();
+        let mut rows: Vec<&str> = KNOWN.iter().map(|k| k.model_type).collect();
+        files.sort();
+        rows.sort();
+        assert_eq!(files, rows);
+    }
+}

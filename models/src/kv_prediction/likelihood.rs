@@ -1,12 +1,13 @@
 //! The likelihood path: how the reference scores given text, and trains. The base sees predicted keys and values at
 //! every position, its own at none.
 
-use ttft_kernels::{Element, Engine};
+use ttft_kernels::Element;
 
 use super::{KvPrediction, predictor::Prediction};
 use crate::{
     activations::Activations,
     cache::{LayerCache, RawKv},
+    engine::Engine,
     error::Result,
     network::{Kv, Want},
     prompts,

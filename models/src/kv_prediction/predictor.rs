@@ -3,11 +3,12 @@
 
 use std::path::Path;
 
-use ttft_kernels::{DType, Element, Engine, HeadProjection, Mat, RopeTable};
+use ttft_kernels::{DType, Element, HeadProjection, Mat, RopeTable};
 
 use crate::{
     cache::{LayerCache, RawKv},
     config::{NetworkConfig, Role, TensorSpec},
+    engine::Engine,
     error::{Error, Result},
     network::Network,
     weights::{Matrix, Tensors},

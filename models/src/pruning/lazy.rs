@@ -1,12 +1,13 @@
 //! What LazyLLM ([`Pruning::Lazy`]) knows of the tokens: how far each has come, and where its entries are.
 
-use ttft_kernels::{Element, Engine, Query, RopeTable};
+use ttft_kernels::{Element, Query, RopeTable};
 
 use super::{Pruning, select::Scores};
 use crate::{
     activations::Activations,
     cache::{LayerCache, NamedTensor},
     config::{NetworkConfig, Part},
+    engine::Engine,
     error::Result,
     network::Network,
     sizes::{mul, sum, zeroed},

@@ -1,12 +1,13 @@
 //! Scores of tokens, and the choice by them.
 
-use ttft_kernels::{Element, Engine};
+use ttft_kernels::Element;
 
 use super::Ranking;
 use crate::{
     activations::Activations,
     cache::LayerCache,
     config::NetworkConfig,
+    engine::Engine,
     error::Result,
     network::Network,
     sizes::{mul, sum, zeroed},
