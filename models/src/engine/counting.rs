@@ -7,14 +7,15 @@ use ttft_kernels::{
     Result, RopeTable, Weight,
 };
 
-use crate::cost::Flops;
+/// Floating-point operations, two for each multiplication: of projections, attention, output heads and maps.
+pub type Counts = [u64; 4];
 
 /// Counts in front of an engine.
 pub struct Engine {
     engine: ttft_kernels::Engine,
     /// Rows of the embedding table: a product with so many outputs is an output head.
     vocab: usize,
-    flops: Cell<Flops>,
+    flops: Cell<Counts>,
 }
 
 impl Engine {
@@ -24,16 +25,14 @@ impl Engine {
     }
 
     /// What was asked for since the last call.
-    pub fn take(&self) -> Flops {
+    pub fn take(&self) -> Counts {
         self.flops.take()
     }
 
-    fn count(&self, f: Flops) {
-        self.flops.set(self.flops.get() + f);
-    }
-
-    fn attends(&self, flops: usize) {
-        self.count(Flops { attention: flops as u64, ..Flops::default() });
+    fn count(&self, kind: usize, flops: usize) {
+        let mut counts = self.flops.get();
+        counts[kind] += flops as u64;
+        self.flops.set(counts);
     }
 
     pub fn pool(&self) -> &Pool {
@@ -41,11 +40,7 @@ impl Engine {
     }
 
     pub fn linear<A: Element>(&self, x: Mat<'_, A>, w: Weight<'_>, out: Output<'_, A>) -> Result<()> {
-        let flops = 2 * (x.rows() * w.n() * w.k()) as u64;
-        self.count(match w.n() == self.vocab {
-            true => Flops { head: flops, ..Flops::default() },
-            false => Flops { projections: flops, ..Flops::default() },
-        });
+        self.count(if w.n() == self.vocab { 2 } else { 0 }, 2 * x.rows() * w.n() * w.k());
         self.engine.linear(x, w, out)
     }
 
@@ -55,8 +50,7 @@ impl Engine {
         eps: f32,
         products: &mut [HeadProjection<'_, A>],
     ) -> Result<()> {
-        let flops = products.iter().map(|p| 2 * (p.x.rows() * p.w.n() * p.w.k()) as u64).sum();
-        self.count(Flops { prediction: flops, ..Flops::default() });
+        self.count(3, products.iter().map(|p| 2 * p.x.rows() * p.w.n() * p.w.k()).sum());
         self.engine.project_heads(batch, eps, products)
     }
 
@@ -70,7 +64,7 @@ impl Engine {
     ) -> Result<()> {
         // A query of each head at position p: d for its product with each of p + 1 keys, and d for each value.
         let positions = (0..shape.batch).flat_map(|_| shape.past..shape.past + shape.n);
-        self.attends(positions.map(|p| 2 * q.cols() * 2 * (p + 1)).sum());
+        self.count(1, positions.map(|p| 2 * q.cols() * 2 * (p + 1)).sum());
         self.engine.attention(q, k, v, shape, out)
     }
 
@@ -82,7 +76,7 @@ impl Engine {
         queries: &[Query],
         out: MatMut<'_, A>,
     ) -> Result<()> {
-        self.attends(queries.iter().map(|query| 2 * q.cols() * 2 * query.sees).sum());
+        self.count(1, queries.iter().map(|query| 2 * q.cols() * 2 * query.sees).sum());
         self.engine.attention_each(q, k, v, queries, out)
     }
 
@@ -93,7 +87,7 @@ impl Engine {
         len: usize,
         out: &mut [f32],
     ) -> Result<()> {
-        self.attends(q.rows() * q.cols() * 2 * len);
+        self.count(1, q.rows() * q.cols() * 2 * len);
         self.engine.attention_weights(q, k, len, out)
     }
 
