@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use ttft_kernels::DType;
 use ttft_models::{
-    OpenElmConfig,
+    NetworkConfig,
     cost::CostSystem,
     synth::{Made, Spec},
     zoo,
@@ -65,7 +65,7 @@ impl Weights {
         message.replace(&inside, "").replace(&root, "the folder of the weights")
     }
 
-    fn config(&self, name: &str) -> Result<OpenElmConfig> {
+    fn config(&self, name: &str) -> Result<NetworkConfig> {
         let mut c = zoo::network(name)?;
         if self.size == Size::Tiny {
             c.vocab = 512;
@@ -200,7 +200,7 @@ impl Weights {
     /// A name that is not in the zoo.
     pub fn depth(&self, arm: &Arm) -> Result<Depth> {
         let networks = arm.networks().into_iter().map(|n| self.config(n)).collect::<Result<Vec<_>>>()?;
-        let widest = |c: &OpenElmConfig| c.layers.iter().map(|l| l.ffn).max().unwrap_or(0).max(c.dim);
+        let widest = |c: &NetworkConfig| c.layers.iter().map(|l| l.ffn).max().unwrap_or(0).max(c.dim);
         Ok(Depth {
             layers: networks.iter().map(|c| c.layers.len()).sum(),
             k: networks.iter().map(widest).max().unwrap_or(0),
@@ -272,7 +272,7 @@ mod tests {
         for name in zoo::NETWORKS {
             let (tiny, real) = (weights.config(name).unwrap(), zoo::network(name).unwrap());
             assert_eq!(tiny.layers.len(), real.layers.len());
-            let groups = |c: &OpenElmConfig| c.layers.iter().map(|l| l.query_heads / l.kv_heads).collect::<Vec<_>>();
+            let groups = |c: &NetworkConfig| c.layers.iter().map(|l| l.query_heads / l.kv_heads).collect::<Vec<_>>();
             assert_eq!(groups(&tiny), groups(&real));
             assert!(tiny.params() < real.params() / 500, "{name}: {}", tiny.params());
         }

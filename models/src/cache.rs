@@ -1,10 +1,8 @@
 //! Key/value caches.
 
-use std::ops::Range;
-
 use ttft_kernels::{Element, HeadCache, RopeTable};
 
-use crate::config::OpenElmConfig;
+use crate::{config::NetworkConfig, sizes::mul};
 
 /// Keys and values of one layer, as its attention reads them: keys after k_norm and RoPE, values as projected; each
 /// `[batch, kv_heads, capacity, head_dim]`.
@@ -40,10 +38,9 @@ impl<A: Element> LayerCache<A> {
     }
 }
 
-/// One layer of `layers` for each distinct count of key/value heads: what caches that serve one layer at a time need.
-pub(crate) fn distinct_heads(c: &OpenElmConfig, layers: Range<usize>) -> Vec<usize> {
-    let heads = |j: usize| c.layers[j].kv_heads;
-    layers.clone().filter(|&j| (layers.start..j).all(|i| heads(i) != heads(j))).collect()
+/// Keys and values of layer `i`, for `positions` of each sequence.
+pub(crate) fn kv_bytes<A>(c: &NetworkConfig, i: usize, batch: usize, positions: usize) -> u64 {
+    mul(&[2, batch, positions, c.kv_dim(i), size_of::<A>()])
 }
 
 /// A tensor on its way out: a cache, or logits.

@@ -4,25 +4,12 @@
 //! sees (causal, 2 d for its product with a key and 2 d for the sum over values), the output head, the prediction. Not
 //! counted: norms, RoPE, softmax, SiLU, additions, look-ups; below 1% of the total for any network of the paper.
 
-use ttft_kernels::DType;
-
 use crate::{
-    Extent, OpenElmConfig, Phase, Predictor, Pruning, Result, RunSpec, System, config::TensorSpec,
-    kv_prediction::auxiliary_layers, zoo,
+    schedule::{Entries, Net, Op, Out, Schedule, Step, next, shapes},
+    spec::{Phase, RunSpec},
 };
 
-/// A system as its shapes.
-#[derive(Clone, Debug)]
-pub struct CostSystem {
-    /// The network that answers.
-    pub base: OpenElmConfig,
-    /// The auxiliary and the layer map, of KV prediction.
-    pub pair: Option<(OpenElmConfig, Vec<usize>)>,
-    /// On which tokens it works, if not on all.
-    pub pruning: Option<Pruning>,
-    /// Storage type of the weights.
-    pub weights: DType,
-}
+pub use crate::system::CostSystem;
 
 /// Floating-point operations by kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -71,90 +58,118 @@ pub struct PhaseCost {
 }
 
 impl CostSystem {
-    /// The shapes of a loaded system.
-    pub fn of(system: &System) -> CostSystem {
-        let base = system.base();
-        let (pair, pruning) = match system {
-            System::Network(_) => (None, None),
-            System::KvPrediction(s) => (Some((s.aux.config().clone(), s.predictor.layer_map().to_vec())), None),
-            System::Pruned(s) => (None, Some(s.pruning)),
-        };
-        CostSystem { base: base.config().clone(), pair, pruning, weights: base.weight_dtype() }
-    }
-
-    /// The shapes of one network on its own.
-    pub fn network(base: OpenElmConfig, weights: DType) -> CostSystem {
-        CostSystem { base, pair: None, pruning: None, weights }
-    }
-
-    /// The shapes of a network, pair or pruned network of the zoo.
-    ///
-    /// # Errors
-    /// [`crate::Error::UnknownName`].
-    pub fn named(name: &str, weights: DType) -> Result<CostSystem> {
-        if let Ok(p) = zoo::pair(name) {
-            let pair = Some((zoo::network(p.aux)?, p.layer_map));
-            return Ok(CostSystem { pair, ..Self::network(zoo::network(p.base)?, weights) });
-        }
-        if let Ok((base, pruning)) = zoo::token_pruned(name) {
-            return Ok(CostSystem { pruning: Some(pruning), ..Self::network(zoo::network(base)?, weights) });
-        }
-        Ok(Self::network(zoo::network(name)?, weights))
-    }
-
-    /// Parameters of the predictor; 0 without one.
-    pub fn predictor_params(&self) -> u64 {
-        let Some((aux, map)) = &self.pair else { return 0 };
-        Predictor::tensors(&self.base, aux, map).iter().map(TensorSpec::elements).sum()
-    }
-
     /// Costs of the first token, phase by phase, in the order of [`crate::PhaseTimes::phases`].
     pub fn first_token(&self, spec: &RunSpec) -> Vec<PhaseCost> {
-        let n = spec.prompt as u64;
-        let c = self.counter(spec);
-        if let Some(pruning) = self.pruning {
-            return c.pruned(&self.base, pruning, spec);
-        }
-        let Some((aux, map)) = &self.pair else {
-            return vec![c.network(Phase::Prefill, &self.base, n, 0, spec.extent)];
-        };
-        let step = c.network(Phase::BaseStep, &self.base, 1, n - 1, spec.extent);
-        if n == 1 {
-            return vec![step];
-        }
-        vec![c.auxiliary(aux, map, n - 1, spec.extent), c.prediction(&self.base, aux, map, n - 1), step]
+        self.phases(spec, &Schedule::new(self, spec).prompt)
     }
 
     /// Cost of the token after `past` positions, by the base alone. Of LazyLLM without the tokens that it revives, which
     /// depend on what the tokens attend to.
     pub fn next_token(&self, spec: &RunSpec, past: usize) -> PhaseCost {
-        let c = self.counter(spec);
-        match self.pruning {
-            Some(p @ Pruning::Lazy { .. }) => {
-                let layers = self.base.layers.len();
-                c.layers(Phase::BaseStep, &self.base, Extent::FirstToken, |i| {
-                    let [here, next] = lazy_tokens(p, i, layers, past + 1);
-                    (1, here - 1, if next < here { here } else { 0 })
-                })
-            }
-            Some(p) => {
-                let dropped = spec.prompt - p.tokens(0, self.base.layers.len(), spec.prompt);
-                c.network(Phase::BaseStep, &self.base, 1, (past - dropped) as u64, Extent::FirstToken)
-            }
-            None => c.network(Phase::BaseStep, &self.base, 1, past as u64, Extent::FirstToken),
-        }
+        let mut steps = Vec::new();
+        next(self, spec, past, &mut steps);
+        self.phases(spec, &steps)[0]
     }
 
-    fn counter(&self, spec: &RunSpec) -> Counter {
-        Counter {
-            batch: spec.batch as u64,
-            weights: self.weights.size() as u64,
-            cache: spec.precision.dtype().size() as u64,
+    /// The costs of `steps`, summed by phase.
+    fn phases(&self, spec: &RunSpec, steps: &[Step]) -> Vec<PhaseCost> {
+        let mut out: Vec<PhaseCost> = Vec::new();
+        for step in steps {
+            let mut cost = self.step(spec, step);
+            // A table that is also the head is streamed whole, the rows looked up with it.
+            let streamed = |net: Net| {
+                let heads = |s: &Step| s.phase == step.phase && matches!(s.op, Op::Head { net: n, .. } if n == net);
+                shapes(self, net).tied && steps.iter().any(heads)
+            };
+            if matches!(step.op, Op::Embed { net, .. } if streamed(net)) {
+                cost.weight_bytes = 0;
+            }
+            match out.iter_mut().find(|sum| sum.phase == step.phase) {
+                Some(sum) => {
+                    sum.flops = sum.flops + cost.flops;
+                    sum.weight_bytes += cost.weight_bytes;
+                    sum.cache_bytes += cost.cache_bytes;
+                }
+                None => out.push(cost),
+            }
         }
+        out
+    }
+
+    /// What one step costs.
+    pub fn step(&self, spec: &RunSpec, step: &Step) -> PhaseCost {
+        let b = spec.batch as u64;
+        let [weight, cache] = [self.weights, spec.precision.dtype()].map(|t| t.size() as u64);
+        let (mut flops, mut weights, mut entries) = (Flops::default(), 0, 0);
+        match &step.op {
+            Op::Embed { net, rows, .. } => {
+                let c = shapes(self, *net);
+                weights = (b * rows.count as u64).min(c.vocab as u64) * c.dim as u64;
+            }
+            Op::Layer(l) => {
+                let (c, i) = (shapes(self, l.net), l.layer);
+                let [dim, q_dim, kv_dim, f] = [c.dim, c.q_dim(i), c.kv_dim(i), c.layers[i].ffn].map(|n| n as u64);
+                let n = l.rows.count as u64;
+                let bias = |has: bool, n: u64| if has { n } else { 0 };
+                let head_norms = if c.qk_norm { 2 * c.head_dim as u64 } else { 0 };
+                // Keys and values of all rows.
+                flops.projections = 2 * b * n * dim * 2 * kv_dim;
+                weights = 2 * kv_dim * dim + dim + bias(c.biases.qkv, 2 * kv_dim);
+                if l.entries != Entries::None {
+                    entries += 2 * kv_dim * b * n;
+                }
+                if l.source {
+                    entries += 2 * kv_dim * b * n;
+                }
+                // Queries, and all that follows, of those that go on.
+                let q = match l.out {
+                    Out::Rows(q) => q as u64,
+                    Out::Query => 1,
+                };
+                if q > 0 {
+                    flops.projections += 2 * b * q * dim * q_dim;
+                    weights += q_dim * dim + head_norms + bias(c.biases.qkv, q_dim);
+                }
+                if let Out::Rows(q) = l.out
+                    && q > 0
+                {
+                    let rows = l.rows.last(q);
+                    flops.projections += 2 * b * q as u64 * (q_dim * dim + dim * 2 * f + f * dim);
+                    flops.attention = 4 * q_dim * b * rows.seen();
+                    weights += (q_dim + 3 * f) * dim + dim;
+                    weights += bias(c.biases.out, dim) + bias(c.biases.ffn, 2 * f + dim);
+                    entries += 2 * kv_dim * b * rows.of as u64;
+                }
+            }
+            Op::Map { rows, maps } => {
+                for m in maps {
+                    let [n, k] = [(Net::Base, m.layer), (m.net, m.source)]
+                        .map(|(net, layer)| shapes(self, net).kv_dim(layer) as u64);
+                    flops.prediction += 2 * 2 * b * *rows as u64 * n * k;
+                    weights += 2 * (n * k + n);
+                    entries += 2 * (n + k) * b * *rows as u64;
+                }
+            }
+            Op::Rank { layer: Some(i), of } => {
+                // A product of the last query with the keys, which are read again.
+                flops.attention = 2 * self.base.q_dim(*i) as u64 * b * *of as u64;
+                entries = self.base.kv_dim(*i) as u64 * b * *of as u64;
+            }
+            Op::Rank { layer: None, .. } | Op::Choose { .. } | Op::Narrow { .. } => {}
+            Op::Head { net, rows } => {
+                let c = shapes(self, *net);
+                let (v, dim) = (c.vocab as u64, c.dim as u64);
+                flops.head = 2 * b * *rows as u64 * v * dim;
+                weights = v * dim + dim;
+            }
+        }
+        PhaseCost { phase: step.phase, flops, weight_bytes: weights * weight, cache_bytes: entries * cache }
     }
 
     /// The paper's approximation, 2 FLOPs per parameter and token: `t_base(N)`, or `t_aux(N-1) + t_predictor(N-1) +
     /// t_base(1)`; parameters with the tied embedding once. Of token pruning [`Pruning::paper_share`] of `t_base(N)`.
+    ///
+    /// [`Pruning::paper_share`]: crate::Pruning::paper_share
     pub fn paper_flops(&self, batch: usize, prompt: usize) -> u64 {
         let (b, n) = (batch as u64, prompt as u64);
         let base = self.base.params();
@@ -167,155 +182,15 @@ impl CostSystem {
         }
     }
 
-    /// The paper's headline figure: `params(base) / params(auxiliary)`, the inverse of [`Pruning::paper_share`], or 1.
+    /// The paper's headline figure: `params(base) / params(auxiliary)`, the inverse of
+    /// [`Pruning::paper_share`], or 1.
+    ///
+    /// [`Pruning::paper_share`]: crate::Pruning::paper_share
     pub fn paper_reduction(&self) -> f64 {
         match (&self.pair, self.pruning) {
             (Some((aux, _)), _) => self.base.params() as f64 / aux.params() as f64,
             (None, Some(pruning)) => 1.0 / pruning.paper_share(),
             (None, None) => 1.0,
         }
-    }
-}
-
-/// What does not change within a run.
-struct Counter {
-    batch: u64,
-    /// Bytes of an element of weights.
-    weights: u64,
-    /// Bytes of an element of caches.
-    cache: u64,
-}
-
-/// Tokens that LazyLLM's layer `i` takes of `n`, and the next one; after the last layer as many.
-fn lazy_tokens(p: Pruning, i: usize, layers: usize, n: usize) -> [u64; 2] {
-    [i, (i + 1).min(layers - 1)].map(|i| p.tokens(i, layers, n) as u64)
-}
-
-/// Positions that queries at `past..past + n` see in all.
-fn seen(past: u64, n: u64) -> u64 {
-    n * past + n * (n + 1) / 2
-}
-
-impl Counter {
-    /// One layer over `n` new positions of each sequence: keys and values of all of them, queries and all that follows of
-    /// the last `q`. With `q == 0` the layer ends after its keys and values.
-    fn layer(&self, c: &OpenElmConfig, i: usize, n: u64, q: u64, past: u64, out: &mut PhaseCost) {
-        let (dim, d, b) = (c.dim as u64, c.head_dim as u64, self.batch);
-        let (q_dim, kv_dim, f) = (c.q_dim(i) as u64, c.kv_dim(i) as u64, c.layers[i].ffn as u64);
-        let heads = c.layers[i].query_heads as u64;
-        out.flops.projections += 2 * b * n * dim * 2 * kv_dim;
-        out.weight_bytes += (2 * kv_dim * dim + dim) * self.weights;
-        if q > 0 {
-            let head_norms = if c.qk_norm { 2 * d } else { 0 };
-            out.flops.projections += 2 * b * q * (dim * q_dim + q_dim * dim + dim * 2 * f + f * dim);
-            out.flops.attention += 4 * d * heads * b * seen(past + n - q, q);
-            out.weight_bytes += ((2 * q_dim + 3 * f) * dim + dim + head_norms) * self.weights;
-            // Written for the new positions, read for all.
-            out.cache_bytes += 2 * kv_dim * b * (n + past + n) * self.cache;
-        }
-    }
-
-    /// Embeddings, layers and head of a network over `n` new positions.
-    fn network(&self, phase: Phase, c: &OpenElmConfig, n: u64, past: u64, extent: Extent) -> PhaseCost {
-        self.layers(phase, c, extent, |_| (n, past, 0))
-    }
-
-    /// As [`Counter::network`], where layers differ: `of(layer)` gives its new positions, those in its cache before them,
-    /// and how many the tokens are ranked by the last one's attention to.
-    fn layers(
-        &self,
-        phase: Phase,
-        c: &OpenElmConfig,
-        extent: Extent,
-        of: impl Fn(usize) -> (u64, u64, u64),
-    ) -> PhaseCost {
-        let mut out = PhaseCost { phase, flops: Flops::default(), weight_bytes: 0, cache_bytes: 0 };
-        let last = c.layers.len() - 1;
-        let needed = |n: u64| if extent == Extent::FirstToken { 1 } else { n };
-        for i in 0..=last {
-            let (n, past, ranked) = of(i);
-            self.layer(c, i, n, if i == last { needed(n) } else { n }, past, &mut out);
-            self.ranking(c, i, ranked, &mut out);
-        }
-        self.ends(c, of(0).0, needed(of(last).0), &mut out);
-        out
-    }
-
-    /// The last token's attention to `n` positions: a product of its query with their keys, which are read again.
-    fn ranking(&self, c: &OpenElmConfig, i: usize, n: u64, out: &mut PhaseCost) {
-        out.flops.attention += 2 * c.q_dim(i) as u64 * self.batch * n;
-        out.cache_bytes += c.kv_dim(i) as u64 * self.batch * n * self.cache;
-    }
-
-    fn pruned(&self, c: &OpenElmConfig, p: Pruning, spec: &RunSpec) -> Vec<PhaseCost> {
-        let (n, layers) = (spec.prompt as u64, c.layers.len());
-        if let Pruning::Lazy { .. } = p {
-            return vec![self.layers(Phase::Prefill, c, spec.extent, |i| {
-                let [here, next] = lazy_tokens(p, i, layers, spec.prompt);
-                (here, 0, if next < here { here } else { 0 })
-            })];
-        }
-        let kept = p.tokens(0, layers, spec.prompt) as u64;
-        let prefill = self.network(Phase::Prefill, c, kept, 0, spec.extent);
-        let selecting = p.selection_layers(layers);
-        if selecting == 0 {
-            return vec![prefill];
-        }
-        let mut out = PhaseCost { phase: Phase::Selection, flops: Flops::default(), weight_bytes: 0, cache_bytes: 0 };
-        for i in 0..selecting {
-            let ends = i + 1 == selecting && spec.extent == Extent::FirstToken;
-            self.layer(c, i, n, if ends { 0 } else { n }, 0, &mut out);
-            if ends {
-                self.last_query(c, i, n, &mut out);
-            }
-            self.ranking(c, i, n, &mut out);
-        }
-        self.ends(c, n, 0, &mut out);
-        vec![out, prefill]
-    }
-
-    /// The query of the last of `n` positions, in a layer that ends there.
-    fn last_query(&self, c: &OpenElmConfig, i: usize, n: u64, out: &mut PhaseCost) {
-        let (dim, q_dim) = (c.dim as u64, c.q_dim(i) as u64);
-        let head_norms = if c.qk_norm { 2 * c.head_dim as u64 } else { 0 };
-        out.flops.projections += 2 * self.batch * dim * q_dim;
-        out.weight_bytes += (dim * q_dim + head_norms) * self.weights;
-        out.cache_bytes += 2 * c.kv_dim(i) as u64 * self.batch * n * self.cache;
-    }
-
-    /// Embedding look-up of `n` positions of each sequence; final norm and output head of `heads` of them.
-    fn ends(&self, c: &OpenElmConfig, n: u64, heads: u64, out: &mut PhaseCost) {
-        let (v, dim) = (c.vocab as u64, c.dim as u64);
-        if heads > 0 {
-            out.flops.head += 2 * self.batch * heads * v * dim;
-            out.weight_bytes += (v * dim + dim) * self.weights;
-        }
-        if heads == 0 || !c.tied {
-            out.weight_bytes += (self.batch * n).min(v) * dim * self.weights;
-        }
-    }
-
-    fn auxiliary(&self, c: &OpenElmConfig, map: &[usize], m: u64, extent: Extent) -> PhaseCost {
-        let mut out = PhaseCost { phase: Phase::Auxiliary, flops: Flops::default(), weight_bytes: 0, cache_bytes: 0 };
-        let layers = auxiliary_layers(map, c.layers.len(), extent);
-        for j in 0..layers {
-            let q = if j == layers - 1 && extent == Extent::FirstToken { 0 } else { m };
-            self.layer(c, j, m, q, 0, &mut out);
-            // The copy that the predictor reads.
-            out.cache_bytes += 2 * c.kv_dim(j) as u64 * self.batch * m * self.cache;
-        }
-        self.ends(c, m, if extent == Extent::FullNetwork { m } else { 0 }, &mut out);
-        out
-    }
-
-    fn prediction(&self, base: &OpenElmConfig, aux: &OpenElmConfig, map: &[usize], m: u64) -> PhaseCost {
-        let mut out = PhaseCost { phase: Phase::Prediction, flops: Flops::default(), weight_bytes: 0, cache_bytes: 0 };
-        for (i, &j) in map.iter().enumerate() {
-            let (n, k) = (base.kv_dim(i) as u64, aux.kv_dim(j) as u64);
-            out.flops.prediction += 2 * 2 * self.batch * m * n * k;
-            out.weight_bytes += 2 * (n * k + n) * self.weights;
-            out.cache_bytes += 2 * (n + k) * self.batch * m * self.cache;
-        }
-        out
     }
 }

@@ -5,7 +5,7 @@ use std::{fs::File, io::Read, path::Path};
 
 use serde::de::{DeserializeOwned, Error as _};
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// Longest JSON file that is read: far above any configuration or index of shards.
 const MAX_BYTES: u64 = 64 << 20;

@@ -5,28 +5,39 @@
 //! each), which [`kv_prediction`] puts in order. [`cost`] counts what they compute, [`synth`] writes weights of the same
 //! shapes, [`zoo`] holds the networks and pairs of the paper.
 
+mod activations;
 pub mod arch;
 pub mod cache;
 pub mod config;
 pub mod cost;
-mod decoder;
+mod engine;
 mod error;
+mod inference;
 mod json;
 pub mod kv_prediction;
+mod memory;
+mod network;
 pub mod prompts;
 pub mod pruning;
 mod run;
+pub mod schedule;
+mod sizes;
+mod spec;
 pub mod synth;
+mod system;
 pub mod weights;
+pub mod zoo;
 
-pub use arch::openelm::Network;
 pub use cache::NamedTensor;
-pub use config::OpenElmConfig;
+pub use config::NetworkConfig;
 pub use error::{Error, Result};
-pub use kv_prediction::{KvPrediction, predictor::Predictor, zoo};
+pub use inference::{Inference, PhaseTime, PhaseTimes, Ran};
+pub use kv_prediction::{KvPrediction, predictor::Predictor};
+pub use memory::{MemoryPlan, memory, memory_of};
+pub use network::Network;
 pub use prompts::Prompts;
 pub use pruning::{Pruned, Pruning};
-pub use run::{
-    Extent, Inference, MemoryPlan, Phase, PhaseTime, PhaseTimes, Precision, RunSpec, System, memory, memory_of, plan,
-};
+pub use run::plan;
+pub use spec::{Extent, Phase, Precision, RunSpec};
+pub use system::System;
 pub use ttft_kernels::DType;

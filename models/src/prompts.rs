@@ -1,6 +1,6 @@
 //! Prompts: equal-length sequences of token ids.
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// A batch of equal-length prompts, `[batch * len]` row-major.
 #[derive(Clone, Debug, PartialEq, Eq)]

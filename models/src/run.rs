@@ -1,4 +1,4 @@
-//! What a run is, what it needs, and the trait behind which its element type disappears.
+//! Planning and executing a schedule.
 
 use std::{
     sync::Arc,
@@ -6,308 +6,24 @@ use std::{
 };
 
 use half::bf16;
-use ttft_kernels::{DType, Element, Engine, Mat};
+use ttft_kernels::{Element, Mat, Positions, RopeTable};
 
 use crate::{
-    Error, KvPrediction, NamedTensor, Network, Predictor, Result,
-    arch::openelm::{Activations, head_buffer},
-    config::{OpenElmConfig, TensorSpec},
-    cost::CostSystem,
-    decoder::{Decoder, NetworkRun, rope_bytes},
-    kv_prediction::{auxiliary_cache_layers, auxiliary_layers, pipeline::KvRun},
-    pruning::{Pruned, Pruning, lazy::LazyRun, subset::SubsetRun},
+    activations::Activations,
+    cache::{LayerCache, NamedTensor, RawKv, heads_first},
+    engine::Engine,
+    error::{Error, Result},
+    inference::{Inference, PhaseTime, PhaseTimes, Ran},
+    kv_prediction::predictor::{Prediction, Predictor},
+    memory::memory,
+    network::{Kv, Network, Want, head_buffer},
+    prompts,
+    pruning::{Pruning, Ranking, lazy::Lazy, select::Scores},
+    schedule::{KvShape, LayerStep, Map, Net, Op, Out, Schedule, Slot, Step, Stream, Tokens, Uses, next, shapes},
+    sizes::zeroed,
+    spec::{Precision, RunSpec},
+    system::{CostSystem, System},
 };
-
-/// Type of activations between operations, and of caches. Weights stay as they are in their file; the residual stream
-/// and all sums are f32.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Precision {
-    /// 32-bit.
-    F32,
-    /// bfloat16.
-    Bf16,
-}
-
-impl Precision {
-    /// Name, as on the command line.
-    pub const fn name(self) -> &'static str {
-        self.dtype().name()
-    }
-
-    /// The storage type.
-    pub const fn dtype(self) -> DType {
-        match self {
-            Precision::F32 => DType::F32,
-            Precision::Bf16 => DType::BF16,
-        }
-    }
-
-    /// BF16 for BF16 weights, else F32.
-    pub fn natural(weights: DType) -> Precision {
-        if weights == DType::BF16 { Precision::Bf16 } else { Precision::F32 }
-    }
-}
-
-/// What is computed for the first token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Extent {
-    /// Only what the first token needs: the head and, beyond keys and values, the last layer for the last position
-    /// alone; nothing of the auxiliary after its last keys and values that the predictor reads.
-    FirstToken,
-    /// Every layer and the head at every position, as the paper's FLOPs formula counts.
-    FullNetwork,
-}
-
-impl Extent {
-    /// Name, as in records.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Extent::FirstToken => "first_token",
-            Extent::FullNetwork => "full_network",
-        }
-    }
-}
-
-/// A run: `batch` prompts of `prompt` tokens, `generate` tokens each.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct RunSpec {
-    /// Sequences B.
-    pub batch: usize,
-    /// Tokens N of each prompt.
-    pub prompt: usize,
-    /// Tokens to generate, the first included.
-    pub generate: usize,
-    /// Type of activations and caches.
-    pub precision: Precision,
-    /// What is computed.
-    pub extent: Extent,
-}
-
-/// Bounds on a run: above anything that fits a machine, and low enough that no size overflows u64.
-const MAX_BATCH: usize = 1 << 20;
-const MAX_POSITIONS: usize = 1 << 24;
-
-impl RunSpec {
-    /// Cache positions: the last generated token is never fed back.
-    pub fn positions(&self) -> usize {
-        self.prompt.saturating_add(self.generate).saturating_sub(1)
-    }
-
-    fn check(&self) -> Result<()> {
-        for (what, found, max) in [
-            ("batch", self.batch, MAX_BATCH),
-            ("prompt", self.prompt, MAX_POSITIONS),
-            ("generate", self.generate, MAX_POSITIONS),
-        ] {
-            if !(1..=max).contains(&found) {
-                return Err(Error::Spec { what, expected: format!("1 to {max}"), found: found as u64 });
-            }
-        }
-        Ok(())
-    }
-}
-
-/// A part of the time to first token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Phase {
-    /// Choosing which tokens of the prompt to keep.
-    Selection,
-    /// A network alone, on the whole prompt or what is kept of it.
-    Prefill,
-    /// The auxiliary network on all but the last token.
-    Auxiliary,
-    /// Its cache to the base's.
-    Prediction,
-    /// The base on the last token.
-    BaseStep,
-}
-
-impl Phase {
-    /// Name, as in records.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Phase::Selection => "selection",
-            Phase::Prefill => "prefill",
-            Phase::Auxiliary => "auxiliary",
-            Phase::Prediction => "prediction",
-            Phase::BaseStep => "base_step",
-        }
-    }
-}
-
-/// What one phase took.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PhaseTime {
-    /// The phase.
-    pub phase: Phase,
-    /// Its time.
-    pub time: Duration,
-    /// Parallel regions that it entered: starts of the engine's threads, none of an engine with one thread.
-    pub regions: usize,
-}
-
-impl PhaseTime {
-    /// Runs `f` as a phase.
-    pub(crate) fn of(e: &Engine, phase: Phase, f: impl FnOnce() -> Result<()>) -> Result<PhaseTime> {
-        let (start, regions) = (Instant::now(), e.pool().regions());
-        f()?;
-        Ok(PhaseTime { phase, time: start.elapsed(), regions: e.pool().regions().wrapping_sub(regions) })
-    }
-}
-
-/// Where the time to first token went. The rest, `total` less the sum of the phases, is the checking of the ids.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PhaseTimes {
-    /// Ids in memory to first token chosen for every sequence.
-    pub total: Duration,
-    /// In order of execution. KV prediction on one-token prompts has a base step alone.
-    pub phases: Vec<PhaseTime>,
-}
-
-/// What runs.
-#[derive(Clone, Debug)]
-pub enum System {
-    /// One network: full prefill.
-    Network(Arc<Network>),
-    /// KV prediction.
-    KvPrediction(KvPrediction),
-    /// One network on part of its tokens.
-    Pruned(Pruned),
-}
-
-impl System {
-    /// The network that decodes.
-    pub fn base(&self) -> &Arc<Network> {
-        match self {
-            System::Network(n) => n,
-            System::KvPrediction(s) => &s.base,
-            System::Pruned(s) => &s.base,
-        }
-    }
-}
-
-/// A planned run: every buffer is allocated, weights are mapped.
-pub trait Inference: Send {
-    /// Restarts from an empty cache, runs the prompts `ids` (`[batch * prompt]` row-major) and chooses the first token of
-    /// every sequence.
-    ///
-    /// # Errors
-    /// [`Error::TokenCount`], [`Error::TokenId`], [`Error::Kernel`].
-    fn first_token(&mut self, engine: &Engine, ids: &[u32]) -> Result<PhaseTimes>;
-
-    /// Appends the tokens last chosen and chooses the next, greedily, by the base network alone.
-    ///
-    /// # Errors
-    /// [`Error::CacheFull`] beyond the planned tokens, [`Error::NotStarted`] before the first.
-    fn next_token(&mut self, engine: &Engine) -> Result<Duration>;
-
-    /// Tokens chosen by the last call, `[batch]`.
-    fn token_ids(&self) -> &[u32];
-
-    /// Logits of the last call, `[batch, V]`.
-    fn logits(&self) -> Mat<'_, f32>;
-
-    /// Keeps what [`Inference::cache_dump`] cannot recover: predicted keys before k_norm. Costs memory and time; off
-    /// unless asked for.
-    fn record(&mut self, on: bool);
-
-    /// The caches as they stand, in f32, keys without RoPE, `[batch, kv_heads, len, head_dim]`: `base_cache.{i}.k|v` of a
-    /// network; `kvp_cache.{i}.k|v`, `aux_cache.{j}.k|v`, `predicted.{i}.v|k_normed` (and `predicted.{i}.k` if
-    /// recorded) of KV prediction. Where tokens are dropped, `base_cache` holds those that the last call attended to, and
-    /// `kept` (or `kept.{i}`, where layers differ) their positions, `[batch, len]`.
-    fn cache_dump(&self) -> Vec<NamedTensor>;
-}
-
-/// Bytes that a run needs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct MemoryPlan {
-    /// Mapped weights. They belong to the page cache, and should fit in memory for a warm measurement.
-    pub weights: u64,
-    /// Key/value caches, the auxiliary's included, and outputs of layers that are kept like them.
-    pub caches: u64,
-    /// Activations, logits, RoPE tables.
-    pub activations: u64,
-}
-
-impl MemoryPlan {
-    /// Anonymous memory: what [`plan`] allocates.
-    pub fn allocated(&self) -> u64 {
-        self.caches.saturating_add(self.activations)
-    }
-
-    /// All of it.
-    pub fn total(&self) -> u64 {
-        self.weights.saturating_add(self.allocated())
-    }
-}
-
-/// What a run of `system` would need. Saturates instead of overflowing.
-pub fn memory(system: &System, spec: &RunSpec) -> MemoryPlan {
-    let weights = match system {
-        System::Network(_) | System::Pruned(_) => system.base().mapped_bytes(),
-        System::KvPrediction(s) => sum([s.base.mapped_bytes(), s.aux.mapped_bytes(), s.predictor.mapped_bytes()]),
-    };
-    MemoryPlan { weights, ..memory_of(&CostSystem::of(system), spec) }
-}
-
-/// As [`memory`], from shapes alone: before any weights exist.
-pub fn memory_of(system: &CostSystem, spec: &RunSpec) -> MemoryPlan {
-    match spec.precision {
-        Precision::F32 => memory_as::<f32>(system, spec),
-        Precision::Bf16 => memory_as::<bf16>(system, spec),
-    }
-}
-
-pub(crate) fn mul(factors: &[usize]) -> u64 {
-    factors.iter().fold(1, |a, b| a.saturating_mul(*b as u64))
-}
-
-pub(crate) fn sum(parts: impl IntoIterator<Item = u64>) -> u64 {
-    parts.into_iter().fold(0, u64::saturating_add)
-}
-
-/// Keys and values of layer `i`, for `positions` of each sequence.
-pub(crate) fn kv_bytes<A>(c: &OpenElmConfig, i: usize, batch: usize, positions: usize) -> u64 {
-    mul(&[2, batch, positions, c.kv_dim(i), size_of::<A>()])
-}
-
-fn memory_as<A: Element>(system: &CostSystem, spec: &RunSpec) -> MemoryPlan {
-    let (b, n) = (spec.batch, spec.prompt);
-    let c = &system.base;
-    let matrices = |t: Vec<TensorSpec>| {
-        let elements = sum(t.iter().filter(|t| t.shape.len() == 2).map(TensorSpec::elements));
-        elements.saturating_mul(system.weights.size() as u64)
-    };
-    let weights = matrices(c.tensors());
-    let [caches, activations] = match (system.pruning, &system.pair) {
-        (Some(p @ Pruning::Lazy { .. }), _) => LazyRun::<A>::bytes(c, p, spec),
-        (Some(p), _) => SubsetRun::<A>::bytes(c, p, spec),
-        (None, None) => Decoder::<A>::bytes(c, spec, n, spec.positions()),
-        (None, Some(_)) => Decoder::<A>::bytes(c, spec, 1, spec.positions()),
-    };
-    let mut plan = MemoryPlan { weights, caches, activations };
-    if let Some((a, map)) = &system.pair {
-        let m = n.saturating_sub(1);
-        let rows = b.saturating_mul(m);
-        plan.weights = sum([plan.weights, matrices(a.tensors()), matrices(Predictor::tensors(c, a, map))]);
-        let layers = auxiliary_layers(map, a.layers.len(), spec.extent);
-        let kept = sum((0..layers).map(|j| kv_bytes::<A>(a, j, b, m)));
-        let attending = auxiliary_cache_layers(a, layers, spec.extent);
-        let scratch = sum(attending.into_iter().map(|j| kv_bytes::<A>(a, j, b, m)));
-        plan.caches = sum([plan.caches, kept, scratch]);
-        let all = if spec.extent == Extent::FullNetwork { mul(&[head_buffer(a, rows), 4]) } else { 0 };
-        let own = [Activations::<A>::bytes(a, rows), rope_bytes(a, m), all];
-        plan.activations = sum([plan.activations, sum(own)]);
-    }
-    plan
-}
-
-fn pruned<A: Element>(s: &Pruned, spec: RunSpec) -> Result<Box<dyn Inference>> {
-    Ok(match s.pruning {
-        Pruning::Random(_) | Pruning::Static(_) => Box::new(SubsetRun::<A>::new(s, spec)?),
-        Pruning::Lazy { .. } => Box::new(LazyRun::<A>::new(s, spec)?),
-    })
-}
 
 /// Allocates everything that a run needs.
 ///
@@ -320,12 +36,501 @@ pub fn plan(system: &System, spec: &RunSpec) -> Result<Box<dyn Inference>> {
     // Caches are allocated by a type that cannot report failure; whether their memory can be had is asked here first.
     let asked = usize::try_from(bytes).map_err(|_| Error::Memory { bytes })?;
     Vec::<u8>::new().try_reserve_exact(asked).map_err(|_| Error::Memory { bytes })?;
-    Ok(match (system, spec.precision) {
-        (System::Network(n), Precision::F32) => Box::new(NetworkRun::<f32>::new(n, *spec)?),
-        (System::Network(n), Precision::Bf16) => Box::new(NetworkRun::<bf16>::new(n, *spec)?),
-        (System::Pruned(s), Precision::F32) => pruned::<f32>(s, *spec)?,
-        (System::Pruned(s), Precision::Bf16) => pruned::<bf16>(s, *spec)?,
-        (System::KvPrediction(s), Precision::F32) => Box::new(KvRun::<f32>::new(s, *spec)?),
-        (System::KvPrediction(s), Precision::Bf16) => Box::new(KvRun::<bf16>::new(s, *spec)?),
+    Ok(match spec.precision {
+        Precision::F32 => Box::new(Run::<f32>::new(system, *spec)?),
+        Precision::Bf16 => Box::new(Run::<bf16>::new(system, *spec)?),
     })
+}
+
+/// A network at work.
+struct Lane<A> {
+    net: Arc<Network>,
+    rope: RopeTable,
+    act: Activations<A>,
+    /// For logits of all positions, where the extent asks for them.
+    all: Vec<f32>,
+}
+
+/// A schedule, and what it runs on.
+struct Run<A> {
+    shapes: CostSystem,
+    schedule: Schedule,
+    state: State<A>,
+    /// Phases of the prompt's steps.
+    phases: usize,
+    /// What each step of the last call did, and whether that was the prompt's.
+    ran: Vec<Ran>,
+    of_prompt: bool,
+}
+
+/// Everything that steps work on; the slots in the order of the schedule's.
+struct State<A> {
+    spec: RunSpec,
+    dropped: usize,
+    lanes: Vec<(Net, Lane<A>)>,
+    caches: Vec<LayerCache<A>>,
+    sources: Vec<RawKv<A>>,
+    predictor: Option<Arc<Predictor>>,
+    /// Predicted keys before k_norm, by base layer, if recorded.
+    predicted: Option<Vec<Vec<f32>>>,
+    scores: Option<Scores>,
+    lazy: Option<Lazy>,
+    /// Positions of the tokens of the prompt that were chosen, `[batch * count]`.
+    kept: Vec<u32>,
+    /// Ids on their way into a network.
+    input: Vec<u32>,
+    /// Entries of the base's caches that are filled.
+    len: usize,
+    logits: Vec<f32>,
+    /// The tokens last chosen, `[batch]`.
+    ids: Vec<u32>,
+}
+
+impl<A: Element> Run<A> {
+    fn new(system: &System, spec: RunSpec) -> Result<Self> {
+        let shapes_of = CostSystem::of(system);
+        let schedule = Schedule::new(&shapes_of, &spec);
+        let (b, c) = (spec.batch, &shapes_of.base);
+        let net = |net| match (net, system) {
+            (Net::Auxiliary, System::KvPrediction(s)) => &s.aux,
+            _ => system.base(),
+        };
+        let lane = |&Slot { shape: s, .. }: &Slot<Stream>| {
+            let (net, c) = (net(s.net), shapes(&shapes_of, s.net));
+            let all = if s.all_logits { head_buffer(c, b * s.rows) } else { 0 };
+            let act = Activations::new(c, b * s.rows)?;
+            Ok((s.net, Lane { net: Arc::clone(net), rope: net.rope(s.positions), act, all: zeroed(all as u64)? }))
+        };
+        let cache = |net, layer: usize, entries| {
+            let c = shapes(&shapes_of, net);
+            LayerCache::new(b, c.layers[layer].kv_heads, entries, c.head_dim)
+        };
+        let (mut kept, mut input) = (0, 1);
+        for step in &schedule.prompt {
+            match step.op {
+                Op::Choose { keep, .. } => (kept, input) = (keep, keep),
+                Op::Embed { tokens: Tokens::Prompt, rows, .. } if rows.count < spec.prompt => {
+                    input = input.max(rows.count)
+                }
+                _ => {}
+            }
+        }
+        let (lazy, ranking) = match system {
+            System::Pruned(s) if matches!(s.pruning, Pruning::Lazy { .. }) => {
+                (Some(Lazy::new(c, s.pruning, &spec)?), s.ranking)
+            }
+            System::Pruned(s) if matches!(s.pruning, Pruning::Static(_)) => (None, s.ranking),
+            _ => (None, Ranking::Seeded),
+        };
+        let state = State {
+            spec,
+            dropped: schedule.dropped,
+            lanes: schedule.streams.iter().map(lane).collect::<Result<_>>()?,
+            caches: schedule.caches.iter().map(|s| cache(s.shape.net, s.shape.layer, s.shape.entries)).collect(),
+            sources: schedule
+                .sources
+                .iter()
+                .map(|s| RawKv::new(b * s.shape.entries, shapes(&shapes_of, s.shape.net).kv_dim(s.shape.layer)))
+                .collect(),
+            predictor: match system {
+                System::KvPrediction(s) => Some(Arc::clone(&s.predictor)),
+                _ => None,
+            },
+            predicted: None,
+            scores: match schedule.ranked {
+                0 => None,
+                n => Some(Scores::new(c, ranking, b, n)?),
+            },
+            lazy,
+            kept: Vec::with_capacity(b * kept),
+            input: Vec::with_capacity(b * input),
+            len: 0,
+            logits: zeroed((b * c.vocab) as u64)?,
+            ids: zeroed(b as u64)?,
+        };
+        let phases = schedule.prompt.chunk_by(|a, b| a.phase == b.phase).count();
+        let ran = Vec::with_capacity(schedule.prompt.len().max(schedule.next.len()));
+        Ok(Run { shapes: shapes_of, schedule, state, phases, ran, of_prompt: true })
+    }
+
+    /// Runs the steps of the prompt, or of a later token.
+    fn steps(&mut self, e: &Engine, ids: &[u32], of_prompt: bool) -> Result<()> {
+        let (first, later) = self.schedule.uses.split_at(self.schedule.prompt.len());
+        let (steps, uses) = if of_prompt { (&self.schedule.prompt, first) } else { (&self.schedule.next, later) };
+        self.of_prompt = of_prompt;
+        self.ran.clear();
+        let (mut at, mut regions) = (Instant::now(), e.pool().regions());
+        for (step, uses) in steps.iter().zip(uses) {
+            let rows = self.state.step(e, &self.schedule, &step.op, *uses, ids)?;
+            let (then, count) = (Instant::now(), e.pool().regions());
+            self.ran.push(Ran { rows, time: then - at, regions: count.wrapping_sub(regions) });
+            (at, regions) = (then, count);
+        }
+        Ok(())
+    }
+}
+
+impl<A: Element> State<A> {
+    /// Runs a step; how many rows of all sequences it worked on.
+    fn step(&mut self, e: &Engine, schedule: &Schedule, op: &Op, uses: Uses, ids: &[u32]) -> Result<usize> {
+        let (b, prompt) = (self.spec.batch, self.spec.prompt);
+        match op {
+            &Op::Embed { net, rows, tokens } => {
+                self.input.clear();
+                let mut at = Positions::From(rows.past());
+                match tokens {
+                    Tokens::Prompt if rows.count == prompt => {}
+                    Tokens::Prompt => {
+                        let rows = ids.chunks_exact(prompt).flat_map(|row| &row[rows.past()..rows.of]);
+                        self.input.extend(rows);
+                    }
+                    Tokens::Kept => {
+                        let rows = ids.chunks_exact(prompt).zip(self.kept.chunks_exact(rows.count));
+                        self.input.extend(rows.flat_map(|(ids, kept)| kept.iter().map(|&p| ids[p as usize])));
+                        at = Positions::Each(&self.kept);
+                    }
+                    Tokens::Last => {
+                        self.input.extend(&self.ids);
+                        at = Positions::From(rows.past() + self.dropped);
+                    }
+                }
+                let ids = if self.input.is_empty() { ids } else { &self.input };
+                let lane = lane(&mut self.lanes, net);
+                lane.net.embed(e, ids, b, rows.past(), &mut lane.act)?;
+                lane.act.place(at);
+                if net == Net::Base
+                    && matches!(tokens, Tokens::Last)
+                    && let Some(lazy) = &mut self.lazy
+                {
+                    lazy.begin(rows.past());
+                }
+                Ok(ids.len())
+            }
+            Op::Layer(l) => self.layer(e, l, uses),
+            Op::Map { rows, maps } => self.map(e, schedule, *rows, maps),
+            &Op::Rank { layer, of } => {
+                let Some(scores) = self.scores.as_mut().filter(|_| of > 0) else { return Ok(0) };
+                let Some(layer) = layer else {
+                    scores.add_seeded(of, |_, p| p as u32);
+                    return Ok(b * of);
+                };
+                let read = uses.gathered.or(uses.cache).expect("a layer that is ranked by has entries");
+                let (lane, lazy) = (lane(&mut self.lanes, Net::Base), &self.lazy);
+                let position = |b: usize, p: usize| lazy.as_ref().map_or(p as u32, |lazy| lazy.position(layer, b, p));
+                scores.add(e, (&lane.net, layer), &lane.act, (&self.caches[read], of), position)?;
+                Ok(b * of)
+            }
+            &Op::Choose { of, keep } => {
+                let scores = self.scores.as_mut().expect("tokens are scored before they are chosen");
+                scores.choose(keep, &mut self.kept);
+                Ok(b * of)
+            }
+            &Op::Narrow { layer, of, keep, revives } => {
+                let (Some(lazy), Some(scores)) = (&mut self.lazy, &mut self.scores) else {
+                    unreachable!("only LazyLLM narrows")
+                };
+                lazy.take(layer, of, keep, scores);
+                let act = &mut lane(&mut self.lanes, Net::Base).act;
+                if revives {
+                    lazy.revive(layer, act)
+                } else {
+                    lazy.stop(layer, act)
+                }
+                Ok(act.rows())
+            }
+            &Op::Head { net, rows } => self.head(e, net, rows),
+        }
+    }
+
+    fn layer(&mut self, e: &Engine, l: &LayerStep, uses: Uses) -> Result<usize> {
+        let lane = lane(&mut self.lanes, l.net);
+        let rows = lane.act.rows();
+        if let (Some(gathered), Some(cache)) = (uses.gathered, uses.cache) {
+            let [cache, gathered] = self.caches.get_disjoint_mut([cache, gathered]).expect("slots of their own");
+            let lazy = self.lazy.as_mut().expect("only LazyLLM revives tokens");
+            lazy.layer(e, (&lane.net, l.layer), &mut lane.act, &lane.rope, cache, gathered)?;
+            return Ok(rows);
+        }
+        let cache = uses.cache.map(|i| &mut self.caches[i]);
+        let source = uses.source.map(|i| &mut self.sources[i]);
+        let kv = match (cache, source) {
+            (Some(cache), Some(source)) => Kv::AppendAndKeep(cache, source),
+            (Some(cache), None) => Kv::Append(cache),
+            (None, Some(source)) => Kv::Keep(source),
+            (None, None) => unreachable!("a layer has entries or is a source"),
+        };
+        let want = match l.out {
+            Out::Rows(n) if n == l.rows.count => Want::All,
+            Out::Rows(n) => Want::Last(n),
+            Out::Query => Want::LastQuery,
+        };
+        lane.net.layer(e, l.layer, &mut lane.act, &lane.rope, kv, want)?;
+        Ok(rows)
+    }
+
+    /// Fills the caches of base layers by all maps at once.
+    fn map(&mut self, e: &Engine, schedule: &Schedule, rows: usize, maps: &[Map]) -> Result<usize> {
+        let (lane, b) = (lane(&mut self.lanes, Net::Base), self.spec.batch);
+        let sources = &self.sources;
+        let mut keep = self.predicted.iter_mut().flatten();
+        let filled = self.caches.iter_mut().zip(&schedule.caches).filter_map(|(cache, slot)| {
+            let to = slot.shape;
+            let m = maps.iter().find(|m| to.kept && (to.net, to.layer) == (Net::Base, m.layer))?;
+            let read = |s: &Slot<KvShape>| (s.shape.net, s.shape.layer) == (m.net, m.source);
+            let raw = &sources[schedule.sources.iter().position(read)?];
+            Some(Prediction { layer: m.layer, raw, cache, keep: keep.next() })
+        });
+        let predictor = self.predictor.as_ref().expect("only KV prediction maps");
+        predictor.predict(e, &lane.net, (b, rows), &lane.rope, filled)?;
+        Ok(b * rows)
+    }
+
+    /// Logits, and of the base the choice of a token by the last row of each sequence.
+    fn head(&mut self, e: &Engine, net: Net, rows: usize) -> Result<usize> {
+        let lane = lane(&mut self.lanes, net);
+        if net == Net::Auxiliary {
+            lane.net.head_all(e, &mut lane.act, &mut lane.all, |_, _| ())?;
+            return Ok(lane.act.rows());
+        }
+        if let Some(lazy) = &mut self.lazy {
+            lazy.finish(&mut lane.act);
+        }
+        let (b, n, v) = (self.spec.batch, lane.act.n(), lane.net.config().vocab);
+        if rows > 1 {
+            let logits = &mut self.logits;
+            lane.net.head_all(e, &mut lane.act, &mut lane.all, |row, m| {
+                // Of all these logits, only those of the last positions are looked at.
+                for r in 0..m.rows() {
+                    if (row + r) % n == n - 1 {
+                        logits[(row + r) / n * v..][..v].copy_from_slice(m.row(r));
+                    }
+                }
+            })?;
+        } else {
+            lane.net.head(e, &mut lane.act, &mut self.logits)?;
+        }
+        e.argmax(Mat::new(&self.logits, b, v), &mut self.ids)?;
+        Ok(b * rows)
+    }
+
+    /// Where entry `i` of sequence `b` stands, in caches that have the same entries in every layer.
+    fn position(&self, b: usize, i: usize) -> usize {
+        let kept = self.kept.len() / self.spec.batch;
+        if i < kept { self.kept[b * kept + i] as usize } else { i + self.dropped }
+    }
+}
+
+fn lane<A>(lanes: &mut [(Net, Lane<A>)], net: Net) -> &mut Lane<A> {
+    &mut lanes.iter_mut().find(|(n, _)| *n == net).expect("every network of a schedule has a lane").1
+}
+
+impl<A: Element> Inference for Run<A> {
+    fn first_token(&mut self, e: &Engine, ids: &[u32]) -> Result<PhaseTimes> {
+        let start = Instant::now();
+        let s = &mut self.state;
+        let RunSpec { batch, prompt, .. } = s.spec;
+        let vocab = s.lanes.iter().map(|(_, lane)| lane.net.config().vocab).min().expect("a schedule has a network");
+        prompts::check(ids, batch, prompt, vocab)?;
+        s.len = 0;
+        if let Some(scores) = &mut s.scores {
+            scores.prompts(ids);
+        }
+        if let Some(lazy) = &mut s.lazy {
+            lazy.start();
+        }
+        self.steps(e, ids, true)?;
+        self.state.len = prompt - self.state.dropped;
+        let mut phases: Vec<PhaseTime> = Vec::with_capacity(self.phases);
+        for (step, ran) in self.schedule.prompt.iter().zip(&self.ran) {
+            match phases.iter_mut().find(|p| p.phase == step.phase) {
+                Some(p) => (p.time, p.regions) = (p.time + ran.time, p.regions + ran.regions),
+                None => phases.push(PhaseTime { phase: step.phase, time: ran.time, regions: ran.regions }),
+            }
+        }
+        Ok(PhaseTimes { total: start.elapsed(), phases })
+    }
+
+    fn next_token(&mut self, e: &Engine) -> Result<Duration> {
+        let start = Instant::now();
+        let (spec, past) = (self.state.spec, self.state.len + self.state.dropped);
+        if self.state.len == 0 {
+            return Err(Error::NotStarted);
+        }
+        if past >= spec.positions() {
+            let RunSpec { prompt, generate, .. } = spec;
+            return Err(Error::CacheFull { planned: spec.positions(), prompt, generate });
+        }
+        next(&self.shapes, &spec, past, &mut self.schedule.next);
+        self.steps(e, &[], false)?;
+        self.state.len += 1;
+        Ok(start.elapsed())
+    }
+
+    fn token_ids(&self) -> &[u32] {
+        &self.state.ids
+    }
+
+    fn logits(&self) -> Mat<'_, f32> {
+        Mat::new(&self.state.logits, self.state.spec.batch, self.shapes.base.vocab)
+    }
+
+    fn trace(&self) -> (&[Step], &[Ran]) {
+        let steps = if self.of_prompt { &self.schedule.prompt } else { &self.schedule.next };
+        (&steps[..self.ran.len()], &self.ran)
+    }
+
+    fn record(&mut self, on: bool) {
+        self.state.predicted = on.then(|| vec![Vec::new(); self.shapes.base.layers.len()]);
+    }
+
+    fn cache_dump(&self) -> Vec<NamedTensor> {
+        let (s, b) = (&self.state, self.state.spec.batch);
+        let kept = |slot: &Slot<KvShape>| slot.shape.kept.then_some(slot.shape.layer);
+        let mut caches: Vec<(usize, &LayerCache<A>)> =
+            self.schedule.caches.iter().zip(&s.caches).filter_map(|(slot, c)| Some((kept(slot)?, c))).collect();
+        caches.sort_by_key(|(layer, _)| *layer);
+        let rope = &s.lanes.iter().find(|(net, _)| *net == Net::Base).expect("the base has a lane").1.rope;
+        if let Some(lazy) = &s.lazy {
+            return caches.into_iter().flat_map(|(i, c)| lazy.dump(i, c, s.len, rope)).collect();
+        }
+        let name = if s.predictor.is_some() { "kvp_cache" } else { "base_cache" };
+        let dump = |&(i, c): &(usize, &LayerCache<A>)| {
+            c.dump(&format!("{name}.{i}"), s.len, |b, entry| (entry, s.position(b, entry)), rope)
+        };
+        let mut out: Vec<NamedTensor> = caches.iter().flat_map(dump).collect();
+        if !s.kept.is_empty() {
+            let data = (0..b).flat_map(|b| (0..s.len).map(move |i| s.position(b, i) as f32)).collect();
+            out.push(NamedTensor { name: "kept".into(), shape: vec![b, s.len], data });
+        }
+        for step in &self.schedule.prompt {
+            let Op::Map { rows, maps } = &step.op else { continue };
+            let c = &self.shapes.base;
+            for m in maps {
+                let (_, cache) = caches.iter().find(|(i, _)| *i == m.layer).expect("a map fills a cache");
+                let [mut k, v] = cache.dump(&format!("predicted.{}", m.layer), *rows, |_, p| (p, p), rope);
+                k.name = format!("predicted.{}.k_normed", m.layer);
+                out.extend([k, v]);
+                if let Some(keys) = s.predicted.as_ref().map(|p| &p[m.layer]) {
+                    let name = format!("predicted.{}.k", m.layer);
+                    out.push(heads_first(name, keys, b, c.layers[m.layer].kv_heads, c.head_dim));
+                }
+            }
+        }
+        for (slot, raw) in self.schedule.sources.iter().zip(&s.sources) {
+            let (c, j) = (shapes(&self.shapes, slot.shape.net), slot.shape.layer);
+            for (part, rows) in [("k", &raw.k), ("v", &raw.v)] {
+                out.push(heads_first(format!("aux_cache.{j}.{part}"), rows, b, c.layers[j].kv_heads, c.head_dim));
+            }
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        cost::Flops,
+        kv_prediction::KvPrediction,
+        pruning::Pruned,
+        spec::{Extent, Phase},
+        synth, zoo,
+    };
+
+    /// A network of the zoo, so narrow that it runs in no time.
+    fn tiny(name: &str, layers: usize) -> crate::NetworkConfig {
+        let mut c = zoo::network(name).unwrap();
+        (c.vocab, c.dim, c.head_dim) = (99, 24, 4);
+        c.layers.truncate(layers);
+        for (i, l) in c.layers.iter_mut().enumerate() {
+            (l.kv_heads, l.query_heads, l.ffn) = (1 + i % 2, 4, 8 * (i + 1));
+            l.ffn_multiplier = l.ffn as f64 / 24.0;
+        }
+        c.ffn_dim_divisor = 8;
+        c
+    }
+
+    fn systems() -> Vec<System> {
+        let dir = tempfile::tempdir().unwrap();
+        let (base, aux) = (tiny("OE1.1B", 7), tiny("OE270M", 4));
+        let map = vec![2, 0, 0, 1, 2, 2, 1];
+        let make = |name: &str, spec: synth::Spec| {
+            spec.make(&dir.path().join(name), &|_, _| ()).unwrap();
+        };
+        make("base", synth::Spec::custom("base", base.clone(), ttft_kernels::DType::F32, 1));
+        make("aux", synth::Spec::custom("aux", aux.clone(), ttft_kernels::DType::F32, 1));
+        make("predictor", synth::Spec::custom_predictor("p", base, aux, map, ttft_kernels::DType::F32, 1));
+        let pair = ["base", "aux", "predictor"].map(|part| dir.path().join(part));
+        let pair = KvPrediction::load(&pair[0], &pair[1], &pair[2]).unwrap();
+        let pruned = |name: &str| System::Pruned(Pruned::new(Arc::clone(&pair.base), name.parse().unwrap()));
+        let mut all = vec![System::Network(Arc::clone(&pair.base)), System::KvPrediction(pair.clone())];
+        all.extend(["RP-0.40", "SP-0.30", "SP-1.00", "L0.70-0.20", "L1.00-1.00"].map(pruned));
+        all
+    }
+
+    fn counts(f: Flops) -> [u64; 4] {
+        [f.projections, f.attention, f.head, f.prediction]
+    }
+
+    /// A pass asks the engine for the multiplications that its cost says, and its layers work on the rows that they name.
+    #[test]
+    fn costs_are_what_the_engine_is_asked_for() {
+        let e = Engine::new(99);
+        let mut all_extra = 0;
+        for system in systems() {
+            for extent in [Extent::FirstToken, Extent::FullNetwork] {
+                for (batch, prompt) in [(1, 1), (1, 2), (2, 17)] {
+                    let spec = RunSpec { batch, prompt, generate: 6, precision: Precision::F32, extent };
+                    let mut run = Run::<f32>::new(&system, spec).unwrap();
+                    let ids: Vec<u32> = (0..batch * prompt).map(|i| (i * 31 % 99) as u32).collect();
+                    let what = format!("{:?} {spec:?}", run.shapes.pruning);
+                    e.take();
+                    run.first_token(&e, &ids).unwrap();
+                    let asked = e.take();
+                    let phases = run.shapes.first_token(&spec);
+                    let sum = phases.iter().fold(Flops::default(), |sum, p| sum + p.flops);
+                    assert_eq!(asked, counts(sum), "{what}");
+                    let times = run.first_token(&e, &ids).unwrap();
+                    let named: Vec<Phase> = times.phases.iter().map(|p| p.phase).collect();
+                    assert_eq!(named, phases.iter().map(|p| p.phase).collect::<Vec<_>>(), "{what}");
+                    let (steps, ran) = run.trace();
+                    assert_eq!(steps.len(), ran.len());
+                    assert_eq!(ran.iter().map(|r| r.time).sum::<Duration>(), times.phases.iter().map(|p| p.time).sum());
+                    for (step, ran) in steps.iter().zip(ran) {
+                        if let Op::Layer(l) = &step.op {
+                            assert_eq!(ran.rows, batch * l.rows.count, "{what}: {step}");
+                        }
+                    }
+                    e.take();
+                    for past in prompt..prompt + 5 {
+                        run.next_token(&e).unwrap();
+                        let (asked, cost) = (e.take(), run.shapes.next_token(&spec, past));
+                        let (steps, ran) = run.trace();
+                        let revived = steps.iter().zip(ran).filter_map(|(step, ran)| match &step.op {
+                            Op::Layer(l) if l.revives > 0 => {
+                                assert!(ran.rows <= batch * (1 + l.revives), "{what}: {step}");
+                                Some((l.layer, ran.rows - batch))
+                            }
+                            _ => None,
+                        });
+                        // A row that is revived passes a layer, and goes on to no head.
+                        let c = &run.shapes.base;
+                        let extra: u64 = revived
+                            .map(|(i, rows)| {
+                                let (q, kv, f) = (c.q_dim(i), c.kv_dim(i), c.layers[i].ffn);
+                                (2 * rows * c.dim * (2 * q + 2 * kv + 3 * f)) as u64
+                            })
+                            .sum();
+                        all_extra += extra;
+                        assert_eq!(asked[0], cost.flops.projections + extra, "{what} after {past}");
+                        assert_eq!(asked[2], cost.flops.head, "{what} after {past}");
+                        if extra == 0 {
+                            assert_eq!(asked, counts(cost.flops), "{what} after {past}");
+                        }
+                    }
+                }
+            }
+        }
+        assert!(all_extra > 0, "nothing was revived");
+    }
 }

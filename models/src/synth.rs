@@ -29,10 +29,11 @@ use serde::{Deserialize, Serialize};
 use ttft_kernels::DType;
 
 use crate::{
-    Error, OpenElmConfig, Predictor, Result,
-    arch::openelm::Names,
-    config::{Role, TensorSpec},
-    json, zoo,
+    config::{NetworkConfig, Role, TensorSpec},
+    error::{Error, Result},
+    json,
+    kv_prediction::predictor::Predictor,
+    zoo,
 };
 
 /// Version of the generator: raised whenever any byte it writes changes.
@@ -72,8 +73,8 @@ pub struct Spec {
 
 #[derive(Clone, Debug)]
 enum Kind {
-    Network(OpenElmConfig),
-    Predictor { base: OpenElmConfig, aux: OpenElmConfig, layer_map: Vec<usize> },
+    Network(NetworkConfig),
+    Predictor { base: NetworkConfig, aux: NetworkConfig, layer_map: Vec<usize> },
 }
 
 /// `synth.json`: what a folder claims to be.
@@ -101,7 +102,7 @@ impl Spec {
     }
 
     /// Any network. The name is part of what its values are drawn from.
-    pub fn custom(name: &str, config: OpenElmConfig, dtype: DType, seed: u64) -> Spec {
+    pub fn custom(name: &str, config: NetworkConfig, dtype: DType, seed: u64) -> Spec {
         Spec { name: name.to_owned(), dtype, seed, kind: Kind::Network(config) }
     }
 
@@ -118,8 +119,8 @@ impl Spec {
     /// The predictor of any pair. The name is part of what its values are drawn from.
     pub fn custom_predictor(
         name: &str,
-        base: OpenElmConfig,
-        aux: OpenElmConfig,
+        base: NetworkConfig,
+        aux: NetworkConfig,
         layer_map: Vec<usize>,
         dtype: DType,
         seed: u64,
@@ -354,17 +355,13 @@ impl Layout {
         };
         let (mut at, mut tensors, mut infos) = (0, Vec::new(), Vec::new());
         for t in spec.tensors() {
-            let name = match spec.kind {
-                Kind::Network(_) => Names::HUGGING_FACE.full(&t.name),
-                Kind::Predictor { .. } => t.name.clone(),
-            };
             let elements = t.elements();
             let end = at + elements * spec.dtype.size() as u64;
             let offsets = (at as usize, end as usize);
-            infos.push((name.clone(), TensorInfo { dtype, shape: t.shape.clone(), data_offsets: offsets }));
-            let stream = fnv(&[spec.name.as_bytes(), b"/", name.as_bytes()]);
+            infos.push((t.name.clone(), TensorInfo { dtype, shape: t.shape.clone(), data_offsets: offsets }));
+            let stream = fnv(&[spec.name.as_bytes(), b"/", t.name.as_bytes()]);
             let (centre, spread) = scale(&t, depth);
-            tensors.push(Generator { name, elements, at, seed: spec.seed, stream, centre, spread });
+            tensors.push(Generator { name: t.name, elements, at, seed: spec.seed, stream, centre, spread });
             at = end;
         }
         let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
@@ -420,6 +417,7 @@ fn scale(t: &TensorSpec, depth: usize) -> (f32, f32) {
     match t.role {
         Role::Embedding | Role::Classifier => (0.0, (3f64.sqrt() * 0.05) as f32),
         Role::Norm => (1.0, 0.1),
+        Role::Bias => (0.0, 0.1),
         // Keeps the variance of what a projection reads.
         Role::Projection => (0.0, (3.0 / inputs).sqrt() as f32),
         // Two such additions per layer keep the residual stream's variance of order one.

@@ -13,10 +13,9 @@ use std::{
 use stats_alloc::INSTRUMENTED_SYSTEM;
 use ttft_bench::{capacity, scenario::Scenario};
 use ttft_models::{
-    DType, Extent, OpenElmConfig, Precision, Predictor, RunSpec, cost::CostSystem, memory_of, weights, zoo,
+    DType, Extent, NetworkConfig, Precision, Predictor, RunSpec, cost::CostSystem, memory_of, weights, zoo,
 };
 use ttft_reports::{
-    compare::Side,
     render,
     schema::{Record, RunHeader, Writer},
     terminal,
@@ -90,8 +89,8 @@ pub const TARGETS: [Target; 5] = [
         words: &["NaN", "\u{feff}", "\"aux_layer_for_base_layer\"", "\"base_num_layers\"", "\"aux_num_layers\""],
         wrap: |text, _| text.to_vec(),
         read: |text, _| {
-            static NETWORKS: LazyLock<[OpenElmConfig; 2]> = LazyLock::new(|| {
-                [CONFIG, AUX].map(|c| OpenElmConfig::parse(Path::new("config.json"), c).expect("the fixture is good"))
+            static NETWORKS: LazyLock<[NetworkConfig; 2]> = LazyLock::new(|| {
+                [CONFIG, AUX].map(|c| NetworkConfig::parse(Path::new("config.json"), c).expect("the fixture is good"))
             });
             Predictor::parse_map(Path::new("config.json"), text, &NETWORKS[0], &NETWORKS[1]).is_ok()
         },
@@ -193,8 +192,8 @@ fn record_seeds() -> Vec<Vec<u8>> {
 }
 
 fn read_config(text: &[u8], _: &mut Random) -> bool {
-    let Ok(config) = OpenElmConfig::parse(Path::new("config.json"), text) else { return false };
-    let again = OpenElmConfig::parse(Path::new("config.json"), config.to_json("float32").to_string().as_bytes());
+    let Ok(config) = NetworkConfig::parse(Path::new("config.json"), text) else { return false };
+    let again = NetworkConfig::parse(Path::new("config.json"), config.to_json("float32").to_string().as_bytes());
     assert_eq!(again.as_ref().ok(), Some(&config), "what is written is read back");
     if config.layers.len() <= 64 {
         let system = CostSystem { base: config, pair: None, pruning: None, weights: DType::F32 };
@@ -214,9 +213,9 @@ fn read_record(text: &[u8], random: &mut Random) -> bool {
     assert_eq!(writer.finish().expect("what was written can be read").cells, record.cells);
     // Reports take a thousand times as long as the reading.
     if random.below(256) == 0 {
-        let sides = [Side { name: "=a|b", record: &record }];
+        let runs = [render::Run { name: "=a|b", record: &record }];
         std::hint::black_box((terminal::render(&record, None), terminal::validation(&record, None)));
-        render::FORMATS.iter().for_each(|format| drop((format.render)(&sides, &[])));
+        render::FORMATS.iter().for_each(|format| drop((format.render)(&runs, &[])));
     }
     true
 }

@@ -3,14 +3,14 @@
 use std::{collections::HashMap, path::Path};
 
 use ttft_kernels::reference;
-use ttft_models::{OpenElmConfig, pruning::Pruning};
+use ttft_models::{NetworkConfig, pruning::Pruning};
 
 use crate::models::read;
 
 /// A network, widened.
 pub struct Oracle {
     /// Its shapes.
-    pub config: OpenElmConfig,
+    pub config: NetworkConfig,
     tensors: HashMap<String, Vec<f64>>,
 }
 
@@ -28,12 +28,14 @@ pub struct Sequence {
     pub revived: usize,
 }
 
-const EPS: f64 = 1e-6;
-
 impl Oracle {
     /// The network of a folder.
     pub fn load(dir: &Path) -> Oracle {
-        let config = OpenElmConfig::load(&dir.join("config.json")).expect("a configuration");
+        Oracle::new(NetworkConfig::load(&dir.join("config.json")).expect("a configuration"), dir)
+    }
+
+    /// The network of a folder, whose shapes are these.
+    pub fn new(config: NetworkConfig, dir: &Path) -> Oracle {
         let tensors = read(&dir.join("model.safetensors"));
         let widen = |(name, t): (String, crate::models::Tensor)| {
             (name.trim_start_matches("transformer.").to_owned(), reference::widen(&t.f32s))
@@ -51,13 +53,22 @@ impl Oracle {
         &self.tensors[&format!("layers.{i}.{name}.weight")]
     }
 
+    /// `x W^T`, and the bias if there is one.
+    fn linear(&self, x: &[f64], i: usize, name: &str) -> Vec<f64> {
+        let y = reference::linear(x, self.of(i, name), x.len());
+        match self.tensors.get(&format!("layers.{i}.{name}.bias")) {
+            Some(bias) => y.iter().zip(bias).map(|(y, b)| y + b).collect(),
+            None => y,
+        }
+    }
+
     /// Queries, keys and values of the token at `p` before layer `i`: queries and keys normed, without RoPE.
     fn qkv(&self, s: &Sequence, i: usize, p: usize) -> [Vec<f64>; 3] {
         let (q, kv) = (self.config.q_dim(i), self.config.kv_dim(i));
-        let x = reference::rms_norm(&s.inputs[&(i, p)], self.of(i, "attn_norm"), EPS);
-        let y = reference::linear(&x, self.of(i, "attn.qkv_proj"), self.config.dim);
+        let x = reference::rms_norm(&s.inputs[&(i, p)], self.of(i, "attn_norm"), self.config.eps.into());
+        let y = self.linear(&x, i, "attn.qkv_proj");
         let norm = |x: &[f64], name: &str| match self.config.qk_norm {
-            true => reference::rms_norm(x, self.of(i, name), EPS),
+            true => reference::rms_norm(x, self.of(i, name), self.config.eps.into()),
             false => x.to_vec(),
         };
         [norm(&y[..q], "attn.q_norm"), norm(&y[q..q + kv], "attn.k_norm"), y[q + kv..].to_vec()]
@@ -65,7 +76,7 @@ impl Oracle {
 
     fn rotated(&self, head: &[f64], p: usize) -> Vec<f64> {
         let mut head = head.to_vec();
-        reference::rope(&mut head, p, self.config.rope_theta);
+        reference::rope(&mut head, p, self.config.rope.theta);
         head
     }
 
@@ -90,10 +101,9 @@ impl Oracle {
         }
         let add = |x: &[f64], y: Vec<f64>| x.iter().zip(y).map(|(x, y)| x + y).collect::<Vec<_>>();
         let f = self.config.layers[i].ffn;
-        let x = add(&s.inputs[&(i, p)], reference::linear(&merged, self.of(i, "attn.out_proj"), merged.len()));
-        let h = reference::rms_norm(&x, self.of(i, "ffn_norm"), EPS);
-        let h = reference::linear(&h, self.of(i, "ffn.proj_1"), self.config.dim);
-        let y = reference::linear(&reference::silu_mul(&h, f), self.of(i, "ffn.proj_2"), f);
+        let x = add(&s.inputs[&(i, p)], self.linear(&merged, i, "attn.out_proj"));
+        let h = reference::rms_norm(&x, self.of(i, "ffn_norm"), self.config.eps.into());
+        let y = self.linear(&reference::silu_mul(&self.linear(&h, i, "ffn.proj_1"), f), i, "ffn.proj_2");
         s.inputs.insert((i + 1, p), add(&x, y));
         mean
     }
@@ -124,7 +134,7 @@ impl Oracle {
 
     fn logits(&self, s: &Sequence) -> Vec<f64> {
         let x = &s.inputs[&(self.config.layers.len(), s.ids.len() - 1)];
-        let x = reference::rms_norm(x, &self.tensors["norm.weight"], EPS);
+        let x = reference::rms_norm(x, &self.tensors["norm.weight"], self.config.eps.into());
         let name = if self.config.tied { "token_embeddings.weight" } else { "lm_head.weight" };
         reference::linear(&x, &self.tensors[name], self.config.dim)
     }

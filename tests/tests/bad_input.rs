@@ -455,8 +455,13 @@ fn absurd_runs_are_refused() {
             for extent in [Extent::FirstToken, Extent::FullNetwork] {
                 let s = RunSpec { extent, ..s };
                 says(&message(plan(&system, &s).map(drop)), &[what]);
-                // Saturates where it cannot count.
-                assert!(memory(&system, &s).total() > 0);
+                // Saturates where it cannot count: what is planned is never less than the base's keys and values.
+                let c = system.base().config();
+                let entries = s.batch as u128 * s.positions() as u128;
+                let kept = (0..c.layers.len()).map(|i| 2 * 4 * c.kv_dim(i) as u128 * entries).sum::<u128>();
+                let planned = memory(&system, &s);
+                assert!(u128::from(planned.caches) >= kept.min(u64::MAX.into()), "{s:?}: {planned:?}");
+                assert!(planned.total() >= planned.weights.max(planned.allocated()), "{s:?}: {planned:?}");
             }
         }
     }

@@ -2,8 +2,9 @@
 
 use ttft_kernels::DType;
 use ttft_models::{
-    Extent, OpenElmConfig, Phase, Precision, RunSpec,
-    config::{LayerShape, TensorSpec},
+    Extent, NetworkConfig, Phase, Precision, RunSpec,
+    arch::openelm,
+    config::{Biases, LayerShape, Rope, TensorSpec},
     cost::{CostSystem, Flops, PhaseCost},
     zoo,
 };
@@ -55,7 +56,7 @@ fn layer_pruned_networks_are_the_kept_layers_of_their_base() {
         let name = format!("{base}-LP-{fraction}");
         let whole = zoo::network(base).unwrap();
         let layers = whole.layers.iter().enumerate().filter(|(i, _)| of_four.contains(&(i % 4))).map(|(_, l)| *l);
-        let expected = OpenElmConfig { layers: layers.collect(), ..whole.clone() };
+        let expected = NetworkConfig { layers: layers.collect(), ..whole.clone() };
         assert_eq!(zoo::network(&name).unwrap(), expected, "{name}");
         assert_eq!(zoo::pruned_from(&name), Some(base));
     }
@@ -123,7 +124,7 @@ fn headline_reductions_of_the_paper() {
 /// per sequence, as a plain call of both networks that asks for the last logits.
 fn at_the_papers_point(name: &str, extent: Extent) -> Vec<u64> {
     let s = CostSystem::named(name, DType::F32).unwrap();
-    let head = |c: &OpenElmConfig| 2 * 64 * (c.vocab * c.dim) as u64;
+    let head = |c: &NetworkConfig| 2 * 64 * (c.vocab * c.dim) as u64;
     let flops = |p: &PhaseCost| match (extent, p.phase, &s.pair) {
         (Extent::FirstToken, ..) | (_, Phase::Prediction, _) => p.flops.total(),
         (_, Phase::Auxiliary, Some((aux, _))) => p.flops.total() - p.flops.head + head(aux),
@@ -162,18 +163,20 @@ fn shares_of_prediction_and_base_step() {
 }
 
 /// One layer by hand: D 8, d 2, H 4, K 2, F 6, V 10.
-fn tiny(layers: usize) -> OpenElmConfig {
+fn tiny(layers: usize) -> NetworkConfig {
     let l = LayerShape { query_heads: 4, kv_heads: 2, ffn: 6, ffn_multiplier: 0.75 };
-    OpenElmConfig {
+    NetworkConfig {
+        family: &openelm::FAMILY,
         vocab: 10,
         dim: 8,
         head_dim: 2,
         layers: vec![l; layers],
         ffn_dim_divisor: 2,
-        gqa_groups: 2,
+        eps: openelm::EPS,
         qk_norm: true,
+        biases: Biases::default(),
         tied: true,
-        rope_theta: 10000.0,
+        rope: Rope { theta: 10000.0 },
         max_context: 16,
     }
 }
@@ -334,7 +337,7 @@ fn the_zoo_is_complete_and_consistent() {
     for name in zoo::NETWORKS {
         let c = zoo::network(name).unwrap();
         let text = serde_json::to_vec(&c.to_json("bfloat16")).unwrap();
-        assert_eq!(OpenElmConfig::parse("config.json".as_ref(), &text).unwrap(), c, "{name}");
+        assert_eq!(NetworkConfig::parse("config.json".as_ref(), &text).unwrap(), c, "{name}");
     }
     for name in zoo::PAIRS {
         let p = zoo::pair(name).unwrap();

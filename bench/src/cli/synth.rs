@@ -5,7 +5,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use ttft_kernels::DType;
 use ttft_models::{
-    OpenElmConfig,
+    NetworkConfig,
     synth::{self, Made, Spec},
 };
 
@@ -38,7 +38,7 @@ impl Synth {
         };
         let config = Path::new(&self.name);
         let made = if config.is_file() {
-            let config = OpenElmConfig::load(config)?;
+            let config = NetworkConfig::load(config)?;
             // The values do not depend on where the file lies.
             Spec::custom("config.json", config, self.dtype, self.seed).make(&self.out, &progress)
         } else if config.is_dir() {

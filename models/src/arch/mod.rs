@@ -1,29 +1,52 @@
-//! Architectures: one row and one file each.
+//! The families of networks, each a file and a row.
 
 pub mod openelm;
 
 use std::path::Path;
 
-use crate::{Error, Result};
+use crate::{
+    config::{Family, NetworkConfig},
+    error::{Error, Result},
+    json,
+};
 
-/// How a `config.json` names an architecture.
-#[derive(Debug)]
-pub struct Architecture {
-    /// Entry of `architectures`.
-    pub architecture: &'static str,
-    /// Value of `model_type`.
-    pub model_type: &'static str,
+/// Every family that this crate runs.
+pub const KNOWN: &[&Family] = &[&openelm::FAMILY];
+
+impl NetworkConfig {
+    /// Reads `config.json` of a model folder.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Json`], [`Error::UnknownArchitecture`], [`Error::Config`].
+    pub fn load(path: &Path) -> Result<NetworkConfig> {
+        NetworkConfig::of(path, json::load(path)?)
+    }
+
+    /// Parses the content of a `config.json`; `path` is for messages.
+    ///
+    /// # Errors
+    /// As [`NetworkConfig::load`].
+    pub fn parse(path: &Path, text: &[u8]) -> Result<NetworkConfig> {
+        NetworkConfig::of(path, json::parse(path, text)?)
+    }
+
+    fn of(path: &Path, value: serde_json::Value) -> Result<NetworkConfig> {
+        (family(path, &value)?.parse)(path, value)
+    }
+
+    /// A `config.json` that [`NetworkConfig::parse`] reads back to the same value.
+    pub fn to_json(&self, torch_dtype: &str) -> serde_json::Value {
+        let mut v = (self.family.write)(self);
+        v["architectures"] = serde_json::json!([self.family.architecture]);
+        v["model_type"] = self.family.model_type.into();
+        v["torch_dtype"] = torch_dtype.into();
+        v["use_cache"] = true.into();
+        v
+    }
 }
 
-/// Apple's OpenELM (arXiv 2404.14619).
-pub const OPENELM: Architecture = Architecture { architecture: "OpenELMForCausalLM", model_type: "openelm" };
-
-/// Every architecture that this crate runs.
-pub const KNOWN: &[&Architecture] = &[&OPENELM];
-
-/// Refuses a configuration whose `architectures` and `model_type` are not those of a known architecture. One of the two
-/// may be absent.
-pub(crate) fn check(path: &Path, config: &serde_json::Value) -> Result<&'static Architecture> {
+/// The family that `architectures` and `model_type` name. One of the two may be absent.
+fn family(path: &Path, config: &serde_json::Value) -> Result<&'static Family> {
     let architecture = config.get("architectures").and_then(|a| a.get(0)).and_then(|a| a.as_str());
     let model_type = config.get("model_type").and_then(|m| m.as_str());
     KNOWN
@@ -41,4 +64,23 @@ pub(crate) fn check(path: &Path, config: &serde_json::Value) -> Result<&'static 
             },
             known: KNOWN.iter().map(|k| k.architecture).collect(),
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_family_is_a_file_and_a_row() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/arch");
+        let mut files: Vec<String> = std::fs::read_dir(dir)
+            .unwrap()
+            .map(|f| f.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned())
+            .filter(|f| f != "mod")
+            .collect();
+        let mut rows: Vec<&str> = KNOWN.iter().map(|k| k.model_type).collect();
+        files.sort();
+        rows.sort();
+        assert_eq!(files, rows);
+    }
 }

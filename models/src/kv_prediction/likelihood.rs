@@ -1,13 +1,15 @@
 //! The likelihood path: how the reference scores given text, and trains. The base sees predicted keys and values at
 //! every position, its own at none.
 
-use ttft_kernels::{Element, Engine};
+use ttft_kernels::Element;
 
 use super::{KvPrediction, predictor::Prediction};
 use crate::{
-    Result,
-    arch::openelm::{Activations, Kv, Want},
+    activations::Activations,
     cache::{LayerCache, RawKv},
+    engine::Engine,
+    error::Result,
+    network::{Kv, Want},
     prompts,
 };
 

@@ -2,15 +2,19 @@
 //! the last token alone.
 
 pub mod likelihood;
-pub(crate) mod pipeline;
 pub mod predictor;
-pub mod zoo;
 
 use std::{path::Path, sync::Arc};
 
 use predictor::Predictor;
 
-use crate::{Extent, Network, OpenElmConfig, Result, arch::openelm::Names, cache::distinct_heads, weights::Tensors};
+use crate::{
+    arch::openelm::{CORENET_AUXILIARY, CORENET_BASE},
+    config::NetworkConfig,
+    error::Result,
+    network::Network,
+    weights::Tensors,
+};
 
 /// Base, auxiliary and predictor that belong together.
 #[derive(Clone, Debug)]
@@ -41,29 +45,14 @@ impl KvPrediction {
     /// Those of [`Network::from_tensors`] and [`Predictor::from_tensors`].
     pub fn load_corenet(
         file: &Path,
-        base: OpenElmConfig,
-        aux: OpenElmConfig,
+        base: NetworkConfig,
+        aux: NetworkConfig,
         layer_map: &[usize],
     ) -> Result<KvPrediction> {
         let t = Tensors::file(file)?;
         let predictor = Predictor::from_tensors(&t, predictor::CORENET_PREFIX, &base, &aux, layer_map)?;
-        let base = Network::from_tensors(&t, base, Names::CORENET_BASE)?;
-        let aux = Network::from_tensors(&t, aux, Names::CORENET_AUXILIARY)?;
+        let base = Network::from_tensors(&t, base, CORENET_BASE)?;
+        let aux = Network::from_tensors(&t, aux, CORENET_AUXILIARY)?;
         Ok(KvPrediction { base: Arc::new(base), aux: Arc::new(aux), predictor: Arc::new(predictor) })
     }
-}
-
-/// Layers of an auxiliary of `layers` layers that a run goes through: up to the last that the predictor reads, or all.
-pub(crate) fn auxiliary_layers(map: &[usize], layers: usize, extent: Extent) -> usize {
-    match extent {
-        Extent::FirstToken => map.iter().max().map_or(0, |j| j + 1),
-        Extent::FullNetwork => layers,
-    }
-}
-
-/// Layers of an auxiliary that give the shapes of the caches its own attention needs, of the `layers` that run: one cache
-/// per distinct count of heads, as only one layer runs at a time.
-pub(crate) fn auxiliary_cache_layers(aux: &OpenElmConfig, layers: usize, extent: Extent) -> Vec<usize> {
-    let attending = layers - usize::from(extent == Extent::FirstToken);
-    distinct_heads(aux, 0..attending)
 }

@@ -3,14 +3,15 @@
 
 use std::path::Path;
 
-use ttft_kernels::{DType, Element, Engine, HeadProjection, Mat, RopeTable};
+use ttft_kernels::{DType, Element, HeadProjection, Mat, RopeTable};
 
 use crate::{
-    Error, Network, OpenElmConfig, Result,
-    arch::openelm::EPS,
     cache::{LayerCache, RawKv},
-    config::{Role, TensorSpec},
+    config::{NetworkConfig, Role, TensorSpec},
+    engine::Engine,
+    error::{Error, Result},
     json,
+    network::Network,
     weights::{Matrix, Tensors},
 };
 
@@ -53,11 +54,11 @@ impl Predictor {
     ///
     /// # Errors
     /// [`Error::Json`], [`Error::Pair`].
-    pub fn parse_map(path: &Path, text: &[u8], base: &OpenElmConfig, aux: &OpenElmConfig) -> Result<Vec<usize>> {
+    pub fn parse_map(path: &Path, text: &[u8], base: &NetworkConfig, aux: &NetworkConfig) -> Result<Vec<usize>> {
         Predictor::map_of(path, json::parse(path, text)?, base, aux)
     }
 
-    fn map_of(path: &Path, value: serde_json::Value, base: &OpenElmConfig, aux: &OpenElmConfig) -> Result<Vec<usize>> {
+    fn map_of(path: &Path, value: serde_json::Value, base: &NetworkConfig, aux: &NetworkConfig) -> Result<Vec<usize>> {
         #[derive(serde::Deserialize)]
         struct Config {
             aux_layer_for_base_layer: Vec<usize>,
@@ -91,8 +92,8 @@ impl Predictor {
     pub fn from_tensors(
         t: &Tensors,
         prefix: &str,
-        base: &OpenElmConfig,
-        aux: &OpenElmConfig,
+        base: &NetworkConfig,
+        aux: &NetworkConfig,
         layer_map: &[usize],
     ) -> Result<Predictor> {
         check_map(t.origin(), layer_map, base, aux)?;
@@ -111,7 +112,7 @@ impl Predictor {
     }
 
     /// Every tensor of a predictor.
-    pub fn tensors(base: &OpenElmConfig, aux: &OpenElmConfig, layer_map: &[usize]) -> Vec<TensorSpec> {
+    pub fn tensors(base: &NetworkConfig, aux: &NetworkConfig, layer_map: &[usize]) -> Vec<TensorSpec> {
         let mut t = Vec::new();
         for (i, &j) in layer_map.iter().enumerate() {
             let (n, k) = (base.kv_dim(i), aux.kv_dim(j));
@@ -186,7 +187,7 @@ impl Predictor {
             products.push(HeadProjection { norm: base.k_norm(layer), rope: Some(rope), keep, ..keys });
             products.push(project(&raw.v, &l.v, &mut cache.v));
         }
-        Ok(e.project_heads(batch, EPS, &mut products)?)
+        Ok(e.project_heads(batch, base.config().eps, &mut products)?)
     }
 }
 
@@ -203,7 +204,7 @@ pub struct Prediction<'a, A> {
     pub keep: Option<&'a mut Vec<f32>>,
 }
 
-fn check_map(path: &Path, map: &[usize], base: &OpenElmConfig, aux: &OpenElmConfig) -> Result<()> {
+fn check_map(path: &Path, map: &[usize], base: &NetworkConfig, aux: &NetworkConfig) -> Result<()> {
     let pair = |what: String, expected: String, found: String| {
         Err(Error::Pair { path: path.to_owned(), what, expected, found })
     };

@@ -28,11 +28,13 @@
 
 pub(crate) mod lazy;
 pub(crate) mod select;
-pub(crate) mod subset;
 
 use std::{fmt, str::FromStr, sync::Arc};
 
-use crate::{Error, Network, Result};
+use crate::{
+    error::{Error, Result},
+    network::Network,
+};
 
 /// Depth, in percent, where LazyLLM starts to drop tokens, and where it stops to drop more.
 const START: usize = 30;
@@ -97,6 +99,17 @@ impl Pruning {
                 let parts = usize::from(first.0) * (span - past) + usize::from(last.0) * past;
                 n.saturating_mul(parts).div_ceil(100 * span)
             }
+        }
+    }
+
+    /// The first of `layers` layers that may work on fewer tokens than the one before it, or their number: never layer 0,
+    /// since nothing ranks tokens before it.
+    pub fn first_narrowed(self, layers: usize) -> usize {
+        // A length at which every fraction below 1 drops something.
+        let n = 1 << 20;
+        match self {
+            Pruning::Random(_) | Pruning::Static(_) => layers,
+            Pruning::Lazy { .. } => (0..layers).find(|&i| self.tokens(i, layers, n) < n).unwrap_or(layers),
         }
     }
 

@@ -1,14 +1,16 @@
 //! Scores of tokens, and the choice by them.
 
-use ttft_kernels::{Element, Engine};
+use ttft_kernels::Element;
 
 use super::Ranking;
 use crate::{
-    Network, Result,
-    arch::openelm::{Activations, zeroed},
+    activations::Activations,
     cache::LayerCache,
-    config::OpenElmConfig,
-    run::{mul, sum},
+    config::NetworkConfig,
+    engine::Engine,
+    error::Result,
+    network::Network,
+    sizes::{mul, sum, zeroed},
 };
 
 /// Scores of the tokens of a batch, and the buffers that making and reading them takes.
@@ -19,6 +21,8 @@ pub(crate) struct Scores {
     seeds: Vec<u64>,
     /// Tokens of each sequence that are scored.
     len: usize,
+    /// Whether the scores wait for a choice by them.
+    open: bool,
     /// `[batch, len]`.
     scores: Vec<f32>,
     /// Attention by head, `[batch, H, len]`.
@@ -29,12 +33,13 @@ pub(crate) struct Scores {
 
 impl Scores {
     /// For at most `len` tokens of each sequence.
-    pub fn new(c: &OpenElmConfig, ranking: Ranking, batch: usize, len: usize) -> Result<Scores> {
+    pub fn new(c: &NetworkConfig, ranking: Ranking, batch: usize, len: usize) -> Result<Scores> {
         Ok(Scores {
             ranking,
             batch,
             seeds: zeroed(batch as u64)?,
             len: 0,
+            open: false,
             scores: zeroed((batch * len) as u64)?,
             weights: zeroed(mul(&[batch, heads(c), len]))?,
             order: Vec::with_capacity(len),
@@ -42,12 +47,13 @@ impl Scores {
     }
 
     /// Bytes that [`Scores::new`] allocates.
-    pub fn bytes(c: &OpenElmConfig, batch: usize, len: usize) -> u64 {
+    pub fn bytes(c: &NetworkConfig, batch: usize, len: usize) -> u64 {
         sum([mul(&[batch, 8]), mul(&[batch, len, 4]), mul(&[batch, heads(c), len, 4]), mul(&[len, 4])])
     }
 
     /// Takes new prompts, `[batch * prompt]`: what is ranked by a seed is ranked alike in equal prompts.
     pub fn prompts(&mut self, ids: &[u32]) {
+        self.open = false;
         if self.ranking == Ranking::Seeded {
             let seed = |prompt: &[u32]| prompt.iter().fold(0, |seed, id| mix(seed ^ u64::from(*id)));
             let seeds = ids.chunks_exact(ids.len() / self.batch).map(seed);
@@ -55,27 +61,29 @@ impl Scores {
         }
     }
 
-    /// Starts over, for `len` tokens of each sequence.
-    pub fn start(&mut self, len: usize) {
-        self.len = len;
-        self.scores[..self.batch * len].fill(0.0);
+    /// Scores `len` tokens of each sequence: starts over after a choice.
+    fn begin(&mut self, len: usize) {
+        if !std::mem::replace(&mut self.open, true) {
+            self.len = len;
+            self.scores[..self.batch * len].fill(0.0);
+        }
     }
 
-    /// Adds how much the last row of each sequence attended to the first entries of `cache` in layer `i`, which has just
+    /// Adds how much the last row of each sequence attended to the first `len` entries of `cache` in layer `i`, which has just
     /// run, averaged over heads; or, if so ranked, what [`seeded`] says of `position(b, entry)`.
     pub fn add<A: Element>(
         &mut self,
         e: &Engine,
         (net, i): (&Network, usize),
         act: &Activations<A>,
-        cache: &LayerCache<A>,
+        (cache, len): (&LayerCache<A>, usize),
         position: impl Fn(usize, usize) -> u32,
     ) -> Result<()> {
-        let len = self.len;
         if self.ranking == Ranking::Seeded {
-            self.add_seeded(position);
+            self.add_seeded(len, position);
             return Ok(());
         }
+        self.begin(len);
         let heads = net.config().layers[i].query_heads;
         let weights = &mut self.weights[..self.batch * heads * len];
         net.last_weights(e, i, act, cache, len, weights)?;
@@ -89,7 +97,8 @@ impl Scores {
     }
 
     /// Adds what [`seeded`] says.
-    pub fn add_seeded(&mut self, position: impl Fn(usize, usize) -> u32) {
+    pub fn add_seeded(&mut self, len: usize, position: impl Fn(usize, usize) -> u32) {
+        self.begin(len);
         for (b, scores) in self.scores[..self.batch * self.len].chunks_exact_mut(self.len).enumerate() {
             scores.iter_mut().enumerate().for_each(|(i, s)| *s += seeded(self.seeds[b], position(b, i)));
         }
@@ -99,6 +108,7 @@ impl Scores {
     /// always, then the highest, of equals the earlier.
     pub fn choose(&mut self, count: usize, places: &mut Vec<u32>) {
         let (len, others) = (self.len, count - 1);
+        self.open = false;
         places.clear();
         for scores in self.scores[..self.batch * len].chunks_exact(len) {
             self.order.clear();
@@ -114,7 +124,7 @@ impl Scores {
     }
 }
 
-fn heads(c: &OpenElmConfig) -> usize {
+fn heads(c: &NetworkConfig) -> usize {
     c.layers.iter().map(|l| l.query_heads).max().unwrap_or(0)
 }
 
@@ -143,6 +153,7 @@ mod tests {
             batch: 2,
             seeds: Vec::new(),
             len: 5,
+            open: true,
             scores,
             weights: Vec::new(),
             order: Vec::new(),

@@ -358,7 +358,7 @@ proptest! {
 #[test]
 fn the_page_can_do_without_its_style() {
     let run = samples::run();
-    let page = (super::format("html").unwrap().render)(&[Side { name: "here", record: &run }], &[]).unwrap();
+    let page = (super::format("html").unwrap().render)(&[Run { name: "here", record: &run }], &[]).unwrap();
     let body = &page[page.find("<body>").unwrap()..];
     assert!(!body.contains("style=") && !page.contains("<script") && !page.contains(" onclick"));
     let variables: Vec<_> = body.split("var(").skip(1).map(|rest| rest.split(')').next().unwrap()).collect();

@@ -1,8 +1,10 @@
 //! The networks and pairs of the paper (Tables 1 and 4) and the token prunings it times (Table 5), as data.
 
 use crate::{
-    Error, OpenElmConfig, Pruning, Result,
-    config::{LayerShape, make_divisible},
+    arch::openelm,
+    config::{Biases, LayerShape, NetworkConfig, Rope, make_divisible},
+    error::{Error, Result},
+    pruning::Pruning,
 };
 
 /// A canonical OpenELM, whose layers follow from ranges of multipliers.
@@ -99,7 +101,7 @@ pub struct Pair {
     pub layer_map: Vec<usize>,
 }
 
-fn canonical(c: &Canonical) -> OpenElmConfig {
+fn canonical(c: &Canonical) -> NetworkConfig {
     // Rounded to two decimals, as the reference does, so that the heads and widths come out the same.
     let multiplier = |(lo, hi): (f64, f64), i: usize| {
         let step = (hi - lo) / (c.layers - 1) as f64;
@@ -115,16 +117,18 @@ fn canonical(c: &Canonical) -> OpenElmConfig {
             LayerShape { query_heads, kv_heads: query_heads / GQA_GROUPS, ffn, ffn_multiplier }
         })
         .collect();
-    OpenElmConfig {
+    NetworkConfig {
+        family: &openelm::FAMILY,
         vocab: VOCAB,
         dim: c.dim,
         head_dim: c.head_dim,
         layers,
         ffn_dim_divisor: FFN_DIVISOR,
-        gqa_groups: GQA_GROUPS,
+        eps: openelm::EPS,
         qk_norm: true,
+        biases: Biases::default(),
         tied: true,
-        rope_theta: 10000.0,
+        rope: Rope { theta: 10000.0 },
         max_context: 2048,
     }
 }
@@ -142,7 +146,7 @@ fn kept(fraction: &str, i: usize) -> bool {
 ///
 /// # Errors
 /// [`Error::UnknownName`].
-pub fn network(name: &str) -> Result<OpenElmConfig> {
+pub fn network(name: &str) -> Result<NetworkConfig> {
     let unknown = || Error::UnknownName { what: "network", name: name.to_owned(), known: NETWORKS.to_vec() };
     let name = NETWORKS.into_iter().find(|n| *n == name).ok_or_else(unknown)?;
     let (base, fraction) = name.split_once("-LP-").unwrap_or((name, ""));

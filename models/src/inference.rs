@@ -1,0 +1,73 @@
+//! The trait behind which the element type of a run disappears, and what a run reports of its time.
+
+use std::time::Duration;
+
+use ttft_kernels::Mat;
+
+use crate::{cache::NamedTensor, engine::Engine, error::Result, schedule::Step, spec::Phase};
+
+/// What one phase took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PhaseTime {
+    /// The phase.
+    pub phase: Phase,
+    /// Its time.
+    pub time: Duration,
+    /// Parallel regions that it entered: starts of the engine's threads, none of an engine with one thread.
+    pub regions: usize,
+}
+
+/// What a step of a schedule did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ran {
+    /// Rows of all sequences that it worked on: with those that LazyLLM revived.
+    pub rows: usize,
+    /// What it took.
+    pub time: Duration,
+    /// Parallel regions that it entered.
+    pub regions: usize,
+}
+
+/// Where the time to first token went. The rest, `total` less the sum of the phases, is the checking of the ids.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PhaseTimes {
+    /// Ids in memory to first token chosen for every sequence.
+    pub total: Duration,
+    /// In order of execution. KV prediction on one-token prompts has a base step alone.
+    pub phases: Vec<PhaseTime>,
+}
+
+/// A planned run: every buffer is allocated, weights are mapped.
+pub trait Inference: Send {
+    /// Restarts from an empty cache, runs the prompts `ids` (`[batch * prompt]` row-major) and chooses the first token of
+    /// every sequence.
+    ///
+    /// # Errors
+    /// [`Error::TokenCount`], [`Error::TokenId`], [`Error::Kernel`].
+    fn first_token(&mut self, engine: &Engine, ids: &[u32]) -> Result<PhaseTimes>;
+
+    /// Appends the tokens last chosen and chooses the next, greedily, by the base network alone.
+    ///
+    /// # Errors
+    /// [`Error::CacheFull`] beyond the planned tokens, [`Error::NotStarted`] before the first.
+    fn next_token(&mut self, engine: &Engine) -> Result<Duration>;
+
+    /// Tokens chosen by the last call, `[batch]`.
+    fn token_ids(&self) -> &[u32];
+
+    /// Logits of the last call, `[batch, V]`.
+    fn logits(&self) -> Mat<'_, f32>;
+
+    /// The steps of the last call, as far as it came, and what each did.
+    fn trace(&self) -> (&[Step], &[Ran]);
+
+    /// Keeps what [`Inference::cache_dump`] cannot recover: predicted keys before k_norm. Costs memory and time; off
+    /// unless asked for.
+    fn record(&mut self, on: bool);
+
+    /// The caches as they stand, in f32, keys without RoPE, `[batch, kv_heads, len, head_dim]`: `base_cache.{i}.k|v` of a
+    /// network; `kvp_cache.{i}.k|v`, `aux_cache.{j}.k|v`, `predicted.{i}.v|k_normed` (and `predicted.{i}.k` if
+    /// recorded) of KV prediction. Where tokens are dropped, `base_cache` holds those that the last call attended to, and
+    /// `kept` (or `kept.{i}`, where layers differ) their positions, `[batch, len]`.
+    fn cache_dump(&self) -> Vec<NamedTensor>;
+}

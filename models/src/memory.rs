@@ -1,0 +1,101 @@
+//! What a run needs of memory, counted from shapes alone.
+
+use half::bf16;
+use ttft_kernels::Element;
+
+use crate::{
+    activations::Activations,
+    cache::kv_bytes,
+    config::{NetworkConfig, TensorSpec},
+    kv_prediction::predictor::Predictor,
+    network::head_buffer,
+    pruning::{Pruning, lazy::Lazy, select::Scores},
+    schedule::{KvShape, Op, Schedule, Slot, Step, shapes},
+    sizes::{mul, sum},
+    spec::{Precision, RunSpec},
+    system::{CostSystem, System},
+};
+
+/// Bytes that a run needs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryPlan {
+    /// Mapped weights. They belong to the page cache, and should fit in memory for a warm measurement.
+    pub weights: u64,
+    /// Key/value caches, the auxiliary's included, and outputs of layers that are kept like them.
+    pub caches: u64,
+    /// Activations, logits, RoPE tables.
+    pub activations: u64,
+}
+
+impl MemoryPlan {
+    /// Anonymous memory: what [`plan`] allocates.
+    pub fn allocated(&self) -> u64 {
+        self.caches.saturating_add(self.activations)
+    }
+
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        self.weights.saturating_add(self.allocated())
+    }
+}
+
+/// What a run of `system` would need. Saturates instead of overflowing.
+pub fn memory(system: &System, spec: &RunSpec) -> MemoryPlan {
+    let weights = match system {
+        System::Network(_) | System::Pruned(_) => system.base().mapped_bytes(),
+        System::KvPrediction(s) => sum([s.base.mapped_bytes(), s.aux.mapped_bytes(), s.predictor.mapped_bytes()]),
+    };
+    MemoryPlan { weights, ..memory_of(&CostSystem::of(system), spec) }
+}
+
+/// As [`memory`], from shapes alone: before any weights exist.
+pub fn memory_of(system: &CostSystem, spec: &RunSpec) -> MemoryPlan {
+    match spec.precision {
+        Precision::F32 => memory_as::<f32>(system, spec),
+        Precision::Bf16 => memory_as::<bf16>(system, spec),
+    }
+}
+
+fn memory_as<A: Element>(system: &CostSystem, spec: &RunSpec) -> MemoryPlan {
+    let matrices = |t: Vec<TensorSpec>| {
+        let elements = sum(t.iter().filter(|t| t.shape.len() == 2).map(TensorSpec::elements));
+        elements.saturating_mul(system.weights.size() as u64)
+    };
+    let weights = match &system.pair {
+        Some((aux, map)) => [aux.tensors(), Predictor::tensors(&system.base, aux, map)].map(matrices),
+        None => [0, 0],
+    };
+    let (b, c, schedule) = (spec.batch, &system.base, Schedule::new(system, spec));
+    let kv = |slot: &Slot<KvShape>| {
+        let s = slot.shape;
+        kv_bytes::<A>(shapes(system, s.net), s.layer, b, s.entries)
+    };
+    let caches = sum(schedule.caches.iter().chain(&schedule.sources).map(kv));
+    let streams = schedule.streams.iter().map(|Slot { shape, .. }| {
+        let (c, rows) = (shapes(system, shape.net), b.saturating_mul(shape.rows));
+        let all = if shape.all_logits { mul(&[head_buffer(c, rows), 4]) } else { 0 };
+        sum([rope_bytes(c, shape.positions), Activations::<A>::bytes(c, rows), all])
+    });
+    let chosen = sum([mul(&[b, c.vocab, 4]), mul(&[b, 4])]);
+    // Positions and ids of what is kept of the prompt.
+    let kept = |step: &Step| match step.op {
+        Op::Choose { keep, .. } => mul(&[2, b, keep, 4]),
+        _ => 0,
+    };
+    let kept = sum(schedule.prompt.iter().map(kept));
+    let scores = if schedule.ranked > 0 { Scores::bytes(c, b, schedule.ranked) } else { 0 };
+    let [hidden, tables] = match system.pruning {
+        Some(p @ Pruning::Lazy { .. }) => Lazy::bytes(c, p, spec),
+        _ => [0, 0],
+    };
+    MemoryPlan {
+        weights: sum([matrices(c.tensors()), sum(weights)]),
+        caches: sum([caches, hidden]),
+        activations: sum([sum(streams), chosen, kept, scores, tables]),
+    }
+}
+
+/// Bytes of cosines and sines.
+fn rope_bytes(c: &NetworkConfig, positions: usize) -> u64 {
+    mul(&[c.head_dim, positions, 4])
+}

@@ -1,0 +1,525 @@
+//! A loaded network and its forward pass: embed, layer and head as separate steps over one set of activations, so that a
+//! schedule can order the steps of several networks. Semantics: apple/corenet `general_gpt.py`.
+
+use std::{ops::Range, path::Path, sync::Arc};
+
+use ttft_kernels::{AttnShape, DType, Element, HeadsOut, Mat, MatMut, Output, Positions, Query, RopeTable, Weight};
+
+use crate::{
+    activations::{Activations, CHUNK, chunks},
+    cache::{LayerCache, RawKv},
+    config::{LayerShape, Names, NetworkConfig, Part},
+    engine::Engine,
+    error::{Error, Result},
+    prompts,
+    weights::{Matrix, Tensors},
+};
+
+/// Rows of logits held at once where every position needs them.
+const HEAD_CHUNK: usize = 256;
+
+/// A loaded network: matrices stay in their mapped file, norm weights and biases are f32 copies.
+#[derive(Debug)]
+pub struct Network {
+    config: NetworkConfig,
+    embedding: Matrix,
+    head: Option<Matrix>,
+    layers: Vec<Layer>,
+    norm: Vec<f32>,
+}
+
+#[derive(Debug)]
+struct Layer {
+    shape: LayerShape,
+    attn_norm: Vec<f32>,
+    qkv: Stack,
+    q_norm: Option<Vec<f32>>,
+    k_norm: Option<Vec<f32>>,
+    out: Matrix,
+    out_bias: Option<Vec<f32>>,
+    ffn_norm: Vec<f32>,
+    gate_up: Stack,
+    down: Matrix,
+    down_bias: Option<Vec<f32>>,
+}
+
+/// Projections of the same input, one below the other: in one tensor of the file, or in several.
+#[derive(Debug)]
+struct Stack {
+    matrices: Vec<Matrix>,
+    bias: Option<Vec<f32>>,
+}
+
+impl Stack {
+    /// Columns `cols` of `y = x W^T + bias`; `y` has those alone.
+    fn apply<A: Element>(&self, e: &Engine, x: Mat<'_, A>, cols: Range<usize>, y: &mut MatMut<'_, f32>) -> Result<()> {
+        let mut at = 0;
+        for w in self.matrices.iter().map(Matrix::view) {
+            let (from, to) = (cols.start.max(at), cols.end.min(at + w.n()));
+            if from < to {
+                let y = y.reborrow().cols_at(from - cols.start, to - from);
+                let out = match &self.bias {
+                    Some(bias) => Output::Bias(y, &bias[from..to]),
+                    None => Output::Store(y),
+                };
+                e.linear(x, w.rows_at(from - at, to - from), out)?;
+            }
+            at += w.n();
+        }
+        Ok(())
+    }
+
+    /// The only tensor of all, if there is no bias either.
+    fn single(&self) -> Option<Weight<'_>> {
+        (self.matrices.len() == 1 && self.bias.is_none()).then(|| self.matrices[0].view())
+    }
+}
+
+/// Adds a bias to every row of `x`.
+fn add(x: &mut [f32], bias: Option<&Vec<f32>>) {
+    if let Some(bias) = bias {
+        x.chunks_exact_mut(bias.len()).for_each(|row| row.iter_mut().zip(bias).for_each(|(x, b)| *x += b));
+    }
+}
+
+impl Network {
+    /// A folder with `config.json` and weights.
+    ///
+    /// # Errors
+    /// Those of [`NetworkConfig::load`] and [`Network::from_tensors`].
+    pub fn load(dir: &Path) -> Result<Network> {
+        let config = NetworkConfig::load(&dir.join("config.json"))?;
+        let names = config.family.names;
+        Network::from_tensors(&Tensors::folder(dir)?, config, names)
+    }
+
+    /// A network out of named tensors; every shape is checked.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`], [`Error::Dtype`], [`Error::Shape`], [`Error::Misaligned`].
+    pub fn from_tensors(t: &Tensors, config: NetworkConfig, names: Names) -> Result<Network> {
+        let load = |parts: &[Part], i: usize| -> Result<(Vec<Matrix>, Vec<f32>)> {
+            let (mut matrices, mut vectors) = (Vec::new(), Vec::new());
+            for spec in parts.iter().flat_map(|part| config.part(&names, *part, i)) {
+                match spec.shape[..] {
+                    [n, k] => matrices.push(t.matrix(&spec.name, n, k)?),
+                    _ => vectors.extend(t.vector(&spec.name, spec.elements() as usize)?),
+                }
+            }
+            Ok((matrices, vectors))
+        };
+        let some = |v: Vec<f32>| Some(v).filter(|v| !v.is_empty());
+        let vector = |part, i| load(&[part], i).map(|(_, vector)| vector);
+        let stack = |parts: &[Part], i| load(parts, i).map(|(matrices, bias)| Stack { matrices, bias: some(bias) });
+        let matrix = |part, i| -> Result<(Matrix, Option<Vec<f32>>)> {
+            let (mut m, bias) = load(&[part], i)?;
+            Ok((m.pop().expect("every family has an embedding and projections"), some(bias)))
+        };
+        let embedding = matrix(Part::Embedding, 0)?.0;
+        let head = load(&[Part::Head], 0)?.0.pop();
+        let mut layers = Vec::with_capacity(config.layers.len());
+        for (i, &shape) in config.layers.iter().enumerate() {
+            let attn_norm = vector(Part::AttnNorm, i)?;
+            let qkv = stack(&[Part::Qkv, Part::Query, Part::Key, Part::Value], i)?;
+            let (q_norm, k_norm) = (some(vector(Part::QueryNorm, i)?), some(vector(Part::KeyNorm, i)?));
+            let (out, out_bias) = matrix(Part::Out, i)?;
+            let ffn_norm = vector(Part::FfnNorm, i)?;
+            let gate_up = stack(&[Part::GateUp, Part::Gate, Part::Up], i)?;
+            let (down, down_bias) = matrix(Part::Down, i)?;
+            layers.push(Layer {
+                shape,
+                attn_norm,
+                qkv,
+                q_norm,
+                k_norm,
+                out,
+                out_bias,
+                ffn_norm,
+                gate_up,
+                down,
+                down_bias,
+            });
+        }
+        let norm = vector(Part::Norm, 0)?;
+        Ok(Network { config, embedding, head, layers, norm })
+    }
+
+    /// Its description.
+    pub fn config(&self) -> &NetworkConfig {
+        &self.config
+    }
+
+    fn matrices(&self) -> impl Iterator<Item = &Matrix> {
+        let layers = self
+            .layers
+            .iter()
+            .flat_map(|l| l.qkv.matrices.iter().chain([&l.out]).chain(&l.gate_up.matrices).chain([&l.down]));
+        [&self.embedding].into_iter().chain(&self.head).chain(layers)
+    }
+
+    /// Storage type of the weights; of most bytes, where a file mixes types.
+    pub fn weight_dtype(&self) -> DType {
+        let bytes = |t: DType| self.matrices().filter(|m| m.dtype() == t).map(|m| m.bytes().len()).sum::<usize>();
+        [DType::BF16, DType::F16, DType::F32].into_iter().max_by_key(|t| bytes(*t)).expect("three types")
+    }
+
+    /// Bytes of the matrices, which stay in mapped files.
+    pub fn mapped_bytes(&self) -> u64 {
+        self.matrices().map(|m| m.bytes().len() as u64).sum()
+    }
+
+    /// Bytes of those matrices that had to be copied, for they lie at odd places of their file.
+    pub fn copied_bytes(&self) -> u64 {
+        self.matrices().map(Matrix::copied_bytes).sum()
+    }
+
+    /// Reads every page of the matrices, so that a later run finds them in memory and in the page tables.
+    pub fn warm(&self) {
+        self.matrices().for_each(Matrix::warm);
+    }
+
+    /// The k_norm of layer `i`, `[head_dim]`, if the network has one.
+    pub fn k_norm(&self, i: usize) -> Option<&[f32]> {
+        self.layers[i].k_norm.as_deref()
+    }
+
+    /// cos/sin for `positions` positions.
+    pub fn rope(&self, positions: usize) -> RopeTable {
+        RopeTable::new(self.config.head_dim, self.config.rope.theta, positions)
+    }
+
+    /// Zeroed caches for every layer.
+    pub fn caches<A: Element>(&self, batch: usize, capacity: usize) -> Vec<LayerCache<A>> {
+        let d = self.config.head_dim;
+        self.config.layers.iter().map(|l| LayerCache::new(batch, l.kv_heads, capacity, d)).collect()
+    }
+
+    /// Starts a pass: the embeddings of `ids` (`[batch * n]`), which stand at positions `past..past + n`.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`]: an id outside the vocabulary.
+    pub fn embed<A: Element>(
+        &self,
+        e: &Engine,
+        ids: &[u32],
+        batch: usize,
+        past: usize,
+        act: &mut Activations<A>,
+    ) -> Result<()> {
+        act.start(batch, ids.len() / batch, past);
+        Ok(e.embed(self.embedding.view(), ids, MatMut::new(&mut act.x[..ids.len() * act.dim], ids.len(), act.dim))?)
+    }
+
+    /// Layer `i`: `x += attention(norm(x))`, then `x += ffn(norm(x))`, as far as `want` and `kv` ask for it.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`]: `act`, `rope` or the cache are too small for this layer.
+    pub fn layer<A: Element>(
+        &self,
+        e: &Engine,
+        i: usize,
+        act: &mut Activations<A>,
+        rope: &RopeTable,
+        kv: Kv<'_, A>,
+        want: Want,
+    ) -> Result<()> {
+        let (q_dim, kv_dim) = (self.config.q_dim(i), self.config.kv_dim(i));
+        let goes_on = match want {
+            Want::All => act.n,
+            Want::Last(n) => n.min(act.n),
+            Want::LastQuery => 1,
+        };
+        // Queries, keys and values come out of one product where all rows need all three.
+        let (cache, raw) = match kv {
+            Kv::Given(cache) => (Cached::Given(cache), None),
+            Kv::Append(cache) => (Cached::Own(cache), None),
+            Kv::AppendAndKeep(cache, raw) => (Cached::Own(cache), Some(raw)),
+            Kv::Keep(raw) => (Cached::None, Some(raw)),
+        };
+        let whole = matches!(cache, Cached::Own(_)) && goes_on == act.n;
+        if !matches!(cache, Cached::Given(_)) {
+            let keys_at = if whole { q_dim } else { 0 };
+            self.project(e, i, act, q_dim - keys_at..q_dim + 2 * kv_dim)?;
+            if let Some(raw) = raw {
+                act.keep(e, keys_at, kv_dim, raw)?;
+            }
+        }
+        let cache = match cache {
+            Cached::None => return Ok(()),
+            Cached::Given(cache) => cache,
+            Cached::Own(cache) => {
+                self.append(e, i, act, if whole { q_dim } else { 0 }, rope, cache)?;
+                cache
+            }
+        };
+        act.keep_last(goes_on);
+        if !whole {
+            self.project(e, i, act, 0..q_dim)?;
+        }
+        self.queries(e, i, act, rope)?;
+        if want == Want::LastQuery {
+            return Ok(());
+        }
+        let shape = AttnShape { batch: act.batch, n: act.n, past: act.past };
+        let (q, out) = act.attention(q_dim);
+        e.attention(q, &cache.k, &cache.v, shape, out)?;
+        self.finish(e, i, act)
+    }
+
+    /// Layer `i` for rows that stand anywhere in their sequences ([`Activations::load`]), up to their keys and values:
+    /// `store` takes the keys (RoPE applied) of all rows, then their values, `[rows, kv_heads * head_dim]` each.
+    /// [`Network::attend_each`] does the rest.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    pub fn keys_and_values<A: Element>(
+        &self,
+        e: &Engine,
+        i: usize,
+        act: &mut Activations<A>,
+        rope: &RopeTable,
+        mut store: impl FnMut(Part, Mat<'_, A>),
+    ) -> Result<()> {
+        let (d, q_dim, kv_dim) = (self.config.head_dim, self.config.q_dim(i), self.config.kv_dim(i));
+        self.project(e, i, act, 0..q_dim + 2 * kv_dim)?;
+        let rows = act.rows();
+        for (part, at) in [(Part::Key, q_dim), (Part::Value, q_dim + kv_dim)] {
+            let src = Mat::new(&act.y[..rows * act.y_cols], rows, act.y_cols).cols_at(at, kv_dim);
+            let (norm, rope) = match part {
+                Part::Key => (self.k_norm(i), Some((rope, Positions::Each(&act.positions[..rows])))),
+                _ => (None, None),
+            };
+            // Attention's output is not there yet: its place is free.
+            let to = &mut act.o[..rows * kv_dim];
+            e.heads(src, rows, d, norm, self.config.eps, rope, HeadsOut::Rows(MatMut::new(to, rows, kv_dim)))?;
+            store(part, Mat::new(to, rows, kv_dim));
+        }
+        Ok(())
+    }
+
+    /// The rest of layer `i` after [`Network::keys_and_values`]: every row attends to what its query says.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    pub fn attend_each<A: Element>(
+        &self,
+        e: &Engine,
+        i: usize,
+        act: &mut Activations<A>,
+        rope: &RopeTable,
+        cache: &LayerCache<A>,
+        queries: &[Query],
+    ) -> Result<()> {
+        self.queries(e, i, act, rope)?;
+        let (q, out) = act.attention(self.config.q_dim(i));
+        e.attention_each(q, &cache.k, &cache.v, queries, out)?;
+        self.finish(e, i, act)
+    }
+
+    /// Columns `cols` of layer `i`'s queries, keys and values, out of the normalised residual stream.
+    fn project<A: Element>(&self, e: &Engine, i: usize, act: &mut Activations<A>, cols: Range<usize>) -> Result<()> {
+        let (l, dim, n) = (&self.layers[i], act.dim, cols.len());
+        for (r, m) in chunks(act.rows(), CHUNK) {
+            let h = self.normed(e, &l.attn_norm, &act.x[r * dim..][..m * dim], &mut act.h)?;
+            l.qkv.apply(e, h, cols.clone(), &mut MatMut::new(&mut act.y[r * n..][..m * n], m, n))?;
+        }
+        act.y_cols = n;
+        Ok(())
+    }
+
+    /// `norm(x)`, `[rows, D]`, in `h`.
+    fn normed<'a, A: Element>(&self, e: &Engine, norm: &[f32], x: &[f32], h: &'a mut [A]) -> Result<Mat<'a, A>> {
+        let (dim, h) = (self.config.dim, &mut h[..x.len()]);
+        let rows = x.len() / dim;
+        e.rms_norm(Mat::new(x, rows, dim), norm, self.config.eps, MatMut::new(h, rows, dim))?;
+        Ok(Mat::new(h, rows, dim))
+    }
+
+    /// Appends the keys and values of the last projection, which begin at column `at`.
+    fn append<A: Element>(
+        &self,
+        e: &Engine,
+        i: usize,
+        act: &Activations<A>,
+        at: usize,
+        rope: &RopeTable,
+        c: &mut LayerCache<A>,
+    ) -> Result<()> {
+        let (b, d, kv_dim, eps) = (act.batch, self.config.head_dim, self.config.kv_dim(i), self.config.eps);
+        let rope = Some((rope, Positions::Each(&act.positions[..act.rows()])));
+        let keys = HeadsOut::Cache(&mut c.k, act.past);
+        e.heads(act.y_at(at, kv_dim), b, d, self.k_norm(i), eps, rope, keys)?;
+        let values = HeadsOut::Cache(&mut c.v, act.past);
+        Ok(e.heads(act.y_at(at + kv_dim, kv_dim), b, d, None, eps, None, values)?)
+    }
+
+    /// The heads of the queries, out of the last projection.
+    fn queries<A: Element>(&self, e: &Engine, i: usize, act: &mut Activations<A>, rope: &RopeTable) -> Result<()> {
+        let (rows, q_dim, c) = (act.rows(), self.config.q_dim(i), &self.config);
+        let q = Mat::new(&act.y[..rows * act.y_cols], rows, act.y_cols).cols_at(0, q_dim);
+        let to = HeadsOut::Rows(MatMut::new(&mut act.q[..rows * q_dim], rows, q_dim));
+        let rope = Some((rope, Positions::Each(&act.positions[..rows])));
+        Ok(e.heads(q, act.batch, c.head_dim, self.layers[i].q_norm.as_deref(), c.eps, rope, to)?)
+    }
+
+    /// How much the last row of each sequence attended to entries `0..len` of `cache` in layer `i`, the last to run, for
+    /// every query head: `[batch, H, len]`. Of rows that were loaded one by one, the first of all count as the last of
+    /// their sequences.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    pub fn last_weights<A: Element>(
+        &self,
+        e: &Engine,
+        i: usize,
+        act: &Activations<A>,
+        cache: &LayerCache<A>,
+        len: usize,
+        out: &mut [f32],
+    ) -> Result<()> {
+        let (rows, q_dim) = (act.rows(), self.config.q_dim(i));
+        let q = Mat::new(&act.q[..rows * q_dim], rows, q_dim).rows_step(act.n - 1, cache.k.batch(), act.n);
+        Ok(e.attention_weights(q, &cache.k, len, out)?)
+    }
+
+    /// A layer after its attention: output projection and feed-forward network.
+    fn finish<A: Element>(&self, e: &Engine, i: usize, act: &mut Activations<A>) -> Result<()> {
+        let l = &self.layers[i];
+        let (rows, dim, q_dim, f) = (act.rows(), act.dim, self.config.q_dim(i), l.shape.ffn);
+        let x = &mut act.x[..rows * dim];
+        add(x, l.out_bias.as_ref());
+        let o = Mat::new(&act.o[..rows * q_dim], rows, q_dim);
+        e.linear(o, l.out.view(), Output::Add(MatMut::new(x, rows, dim)))?;
+        for (r, m) in chunks(rows, CHUNK) {
+            let x = &mut act.x[r * dim..][..m * dim];
+            let h = self.normed(e, &l.ffn_norm, x, &mut act.h)?;
+            let g = &mut act.g[..m * f];
+            match l.gate_up.single() {
+                Some(w) => e.linear(h, w, Output::SwiGlu(MatMut::new(g, m, f)))?,
+                None => {
+                    let u = &mut act.u[..m * 2 * f];
+                    l.gate_up.apply(e, h, 0..2 * f, &mut MatMut::new(u, m, 2 * f))?;
+                    e.silu_mul(Mat::new(u, m, 2 * f), MatMut::new(g, m, f))?;
+                }
+            }
+            add(x, l.down_bias.as_ref());
+            e.linear(Mat::new(g, m, f), l.down.view(), Output::Add(MatMut::new(x, m, dim)))?;
+        }
+        Ok(())
+    }
+
+    /// Logits `[batch, V]` of the last position of each sequence.
+    ///
+    /// # Errors
+    /// [`Error::Spec`]: `logits` has another length.
+    pub fn head<A: Element>(&self, e: &Engine, act: &mut Activations<A>, logits: &mut [f32]) -> Result<()> {
+        act.keep_last(1);
+        let v = self.config.vocab;
+        if logits.len() != act.rows() * v {
+            return Err(Error::Spec {
+                what: "length of the logits",
+                expected: format!("{} x {v}", act.rows()),
+                found: logits.len() as u64,
+            });
+        }
+        for (r, m) in chunks(act.rows(), CHUNK) {
+            self.logits_of(e, act, r, &mut logits[r * v..][..m * v])?;
+        }
+        Ok(())
+    }
+
+    /// Logits of every position, a bounded number of rows at a time: `sink(first row, [rows, V])`. `buffer` holds
+    /// [`head_buffer`] elements or more.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    pub fn head_all<A: Element>(
+        &self,
+        e: &Engine,
+        act: &mut Activations<A>,
+        buffer: &mut [f32],
+        mut sink: impl FnMut(usize, Mat<'_, f32>),
+    ) -> Result<()> {
+        let v = self.config.vocab;
+        for (r, m) in chunks(act.rows(), HEAD_CHUNK) {
+            let out = &mut buffer[..m * v];
+            self.logits_of(e, act, r, out)?;
+            sink(r, Mat::new(out, m, v));
+        }
+        Ok(())
+    }
+
+    /// Final norm and output head of the rows from `row` on, of which `out` holds at most [`CHUNK`].
+    fn logits_of<A: Element>(&self, e: &Engine, act: &mut Activations<A>, row: usize, out: &mut [f32]) -> Result<()> {
+        let (dim, v) = (act.dim, self.config.vocab);
+        let m = out.len() / v;
+        let h = self.normed(e, &self.norm, &act.x[row * dim..][..m * dim], &mut act.h)?;
+        let w = self.head.as_ref().unwrap_or(&self.embedding).view();
+        Ok(e.linear(h, w, Output::Store(MatMut::new(out, m, v)))?)
+    }
+
+    /// Logits `[batch, n, V]` of all positions of fresh sequences: for evaluation, not for timing.
+    ///
+    /// # Errors
+    /// Those of [`crate::prompts::check`], [`Error::Memory`], [`Error::Kernel`].
+    pub fn logits<A: Element>(self: &Arc<Self>, e: &Engine, ids: &[u32], batch: usize) -> Result<Vec<f32>> {
+        let n = prompts::check_batch(ids, batch, self.config.vocab)?;
+        let rope = self.rope(n);
+        let mut act = Activations::<A>::new(&self.config, batch * n)?;
+        self.embed(e, ids, batch, 0, &mut act)?;
+        for (i, l) in self.config.layers.iter().enumerate() {
+            let mut cache = LayerCache::new(batch, l.kv_heads, n, self.config.head_dim);
+            self.layer(e, i, &mut act, &rope, Kv::Append(&mut cache), Want::All)?;
+        }
+        self.all_logits(e, &mut act)
+    }
+
+    /// Logits of every row of `act`.
+    pub(crate) fn all_logits<A: Element>(&self, e: &Engine, act: &mut Activations<A>) -> Result<Vec<f32>> {
+        let v = self.config.vocab;
+        let mut out = vec![0.0; act.rows() * v];
+        let mut buffer = vec![0.0; head_buffer(&self.config, act.rows())];
+        self.head_all(e, act, &mut buffer, |row, m| {
+            for r in 0..m.rows() {
+                out[(row + r) * v..][..v].copy_from_slice(m.row(r));
+            }
+        })?;
+        Ok(out)
+    }
+}
+
+/// Elements that [`Network::head_all`] needs for `rows` rows.
+pub fn head_buffer(c: &NetworkConfig, rows: usize) -> usize {
+    rows.min(HEAD_CHUNK) * c.vocab
+}
+
+/// Where a layer's keys and values come from and go to.
+#[derive(Debug)]
+pub enum Kv<'a, A> {
+    /// Its own, appended to the cache.
+    Append(&'a mut LayerCache<A>),
+    /// As [`Kv::Append`], and a copy as they were before k_norm and RoPE (an auxiliary network).
+    AppendAndKeep(&'a mut LayerCache<A>, &'a mut RawKv<A>),
+    /// Only the copy: the layer ends after its keys and values (the auxiliary's last layer).
+    Keep(&'a mut RawKv<A>),
+    /// The cache already holds all positions, these included; the layer's own are not computed.
+    Given(&'a LayerCache<A>),
+}
+
+/// What attention reads.
+enum Cached<'a, A> {
+    None,
+    Own(&'a mut LayerCache<A>),
+    Given(&'a LayerCache<A>),
+}
+
+/// For which positions a layer computes its output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Want {
+    /// All of them.
+    All,
+    /// So many last ones of each sequence; keys and values are still made for all.
+    Last(usize),
+    /// None: the layer ends after keys and values of all and the query of the last one of each sequence.
+    LastQuery,
+}
