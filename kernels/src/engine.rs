@@ -6,7 +6,7 @@ use crate::{
     contract::{DotKernel, GemmKernel},
     cpu::{self, Isa},
     driver::{self, rope::RopeTable},
-    error::{Error, Result, expect},
+    error::{Error, Result, at_least, expect},
     pool::Pool,
     registry, tuning,
     view::{Element, HeadCache, Mat, MatMut, Weight},
@@ -135,6 +135,9 @@ pub struct Query {
 }
 
 /// Kernels of one ISA, and the threads that run them.
+///
+/// Threads may share an engine: its operations take turns. Inside a region of its pool they are refused with a panic, as they
+/// would wait for themselves.
 #[derive(Debug)]
 pub struct Engine {
     pub(crate) isa: Isa,
@@ -185,7 +188,7 @@ impl Engine {
                 backend: self.backend,
                 scratch: driver::Scratch::new(1),
                 block_bytes: self.block_bytes,
-                pool: Pool::new(1),
+                pool: self.pool.part(1),
                 forced: self.forced,
                 forced_dot: self.forced_dot,
                 used: Default::default(),
@@ -301,15 +304,13 @@ impl Engine {
         if let Some((t, positions)) = rope {
             expect(OP, "head_dim of the RoPE table", head_dim, t.head_dim())?;
             let needed = match positions {
-                Positions::From(start) => start + n,
+                Positions::From(start) => start.saturating_add(n),
                 Positions::Each(each) => {
                     expect(OP, "positions, one for each row", src.rows(), each.len())?;
-                    each.iter().max().map_or(0, |p| *p as usize + 1)
+                    each.iter().max().map_or(0, |p| (*p as usize).saturating_add(1))
                 }
             };
-            if needed > t.positions() {
-                return expect(OP, "positions of the RoPE table", needed, t.positions());
-            }
+            at_least(OP, "positions of the RoPE table", needed, t.positions())?;
         }
         match &out {
             HeadsOut::Rows(y) => {
@@ -320,9 +321,7 @@ impl Engine {
                 expect(OP, "batch of the cache", batch, c.batch())?;
                 expect(OP, "heads of the cache", src.cols() / head_dim, c.heads())?;
                 expect(OP, "head_dim of the cache", head_dim, c.head_dim())?;
-                if start + n > c.capacity() {
-                    return expect(OP, "capacity of the cache", start + n, c.capacity());
-                }
+                at_least(OP, "capacity of the cache", start.saturating_add(n), c.capacity())?;
             }
         }
         driver::rowwise::heads(self, src, batch, head_dim, norm, eps, rope, out);
@@ -352,22 +351,18 @@ impl Engine {
             expect(OP, "rows modulo batch", 0, p.x.rows() % batch)?;
             expect(OP, "columns of x (K)", p.w.k(), p.x.cols())?;
             expect(OP, "length of the bias (N)", p.w.n(), p.bias.len())?;
-            expect(OP, "heads of the cache times head_dim (N)", p.w.n(), p.cache.heads() * d)?;
+            expect(OP, "heads of the cache times head_dim (N)", p.w.n(), p.cache.heads().saturating_mul(d))?;
             expect(OP, "batch of the cache", batch, p.cache.batch())?;
             if let Some(w) = p.norm {
                 expect(OP, "length of the norm weight", d, w.len())?;
             }
             if let Some(t) = p.rope {
                 expect(OP, "head_dim of the RoPE table", d, t.head_dim())?;
-                if n > t.positions() {
-                    return expect(OP, "positions of the RoPE table", n, t.positions());
-                }
+                at_least(OP, "positions of the RoPE table", n, t.positions())?;
             }
-            if n > p.cache.capacity() {
-                return expect(OP, "capacity of the cache", n, p.cache.capacity());
-            }
+            at_least(OP, "capacity of the cache", n, p.cache.capacity())?;
             if let Some(keep) = &p.keep {
-                expect(OP, "elements to keep", p.x.rows() * p.w.n(), keep.len())?;
+                expect(OP, "elements to keep", p.x.rows().saturating_mul(p.w.n()), keep.len())?;
             }
         }
         driver::projections::project_heads(self, batch, eps, products);
@@ -388,9 +383,9 @@ impl Engine {
         out: MatMut<'_, A>,
     ) -> Result<()> {
         const OP: &str = "attention";
-        expect(OP, "rows of q", shape.batch * shape.n, q.rows())?;
+        expect(OP, "rows of q", shape.batch.saturating_mul(shape.n), q.rows())?;
         expect(OP, "batch of the cache", shape.batch, k.batch())?;
-        self.check_attention(OP, q, k, v, shape.past + shape.n, &out)?;
+        self.check_attention(OP, q, k, v, shape.past.saturating_add(shape.n), &out)?;
         if q.rows() > 0 && q.cols() > 0 {
             driver::attention::attention(self, q, k, v, shape, out);
         }
@@ -416,7 +411,7 @@ impl Engine {
             return expect(OP, "positions that a query sees, at least", 1, 0);
         }
         if let Some(q) = queries.iter().find(|q| q.sequence >= k.batch()) {
-            return expect(OP, "batch of the cache, at least", q.sequence + 1, k.batch());
+            return expect(OP, "batch of the cache, at least", q.sequence.saturating_add(1), k.batch());
         }
         let most = queries.iter().map(|q| q.sees).max().unwrap_or(0);
         self.check_attention(OP, q, k, v, most, &out)?;
@@ -439,16 +434,14 @@ impl Engine {
         if d == 0 || k.heads() == 0 {
             return expect(op, "heads and head_dim of at least", 1, 0);
         }
-        expect(op, "columns of q modulo kv_heads*head_dim", 0, q.cols() % (k.heads() * d))?;
+        expect(op, "columns of q modulo kv_heads*head_dim", 0, q.cols() % k.heads().saturating_mul(d))?;
         expect(op, "rows of the output", q.rows(), out.rows())?;
         expect(op, "columns of the output", q.cols(), out.cols())?;
         expect(op, "batch of the values", k.batch(), v.batch())?;
         expect(op, "heads of the values", k.heads(), v.heads())?;
         expect(op, "head_dim of the values", d, v.head_dim())?;
         for c in [k, v] {
-            if positions > c.capacity() {
-                return expect(op, "capacity of the cache", positions, c.capacity());
-            }
+            at_least(op, "capacity of the cache", positions, c.capacity())?;
         }
         Ok(())
     }
@@ -470,11 +463,10 @@ impl Engine {
             return expect(OP, "heads, head_dim and positions of at least", 1, 0);
         }
         expect(OP, "rows of q (batch of the cache)", k.batch(), q.rows())?;
-        expect(OP, "columns of q modulo kv_heads*head_dim", 0, q.cols() % (k.heads() * k.head_dim()))?;
-        expect(OP, "length of the output", q.rows() * q.cols() / k.head_dim() * len, out.len())?;
-        if len > k.capacity() {
-            return expect(OP, "capacity of the cache", len, k.capacity());
-        }
+        expect(OP, "columns of q modulo kv_heads*head_dim", 0, q.cols() % k.heads().saturating_mul(k.head_dim()))?;
+        let each = q.rows().saturating_mul(q.cols() / k.head_dim());
+        expect(OP, "length of the output", each.saturating_mul(len), out.len())?;
+        at_least(OP, "capacity of the cache", len, k.capacity())?;
         driver::selection::attention_weights(self, q, k, len, out);
         Ok(())
     }
@@ -490,9 +482,7 @@ impl Engine {
         expect(OP, "head_dim of the cache", from.head_dim(), to.head_dim())?;
         expect(OP, "slots modulo batch", 0, slots.len() % from.batch().max(1))?;
         let n = slots.len() / from.batch().max(1);
-        if n > to.capacity() {
-            return expect(OP, "capacity of the cache", n, to.capacity());
-        }
+        at_least(OP, "capacity of the cache", n, to.capacity())?;
         if let Some(slot) = slots.iter().max().map(|s| *s as usize).filter(|s| *s >= from.capacity()) {
             return expect(OP, "capacity of the source", slot + 1, from.capacity());
         }
@@ -505,7 +495,7 @@ impl Engine {
     /// # Errors
     /// [`Error::Shape`].
     pub fn silu_mul<A: Element>(&self, ab: Mat<'_, f32>, out: MatMut<'_, A>) -> Result<()> {
-        expect("silu_mul", "columns of the input", 2 * out.cols(), ab.cols())?;
+        expect("silu_mul", "columns of the input", out.cols().saturating_mul(2), ab.cols())?;
         expect("silu_mul", "rows of the output", ab.rows(), out.rows())?;
         driver::rowwise::silu_mul(self, ab, out);
         Ok(())

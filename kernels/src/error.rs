@@ -68,3 +68,8 @@ fn list(isas: &[Isa]) -> String {
 pub(crate) fn expect(op: &'static str, what: &'static str, expected: usize, found: usize) -> Result<()> {
     if expected == found { Ok(()) } else { Err(Error::Shape { op, what, expected, found }) }
 }
+
+/// `Ok` if `found >= least`, else [`Error::Shape`].
+pub(crate) fn at_least(op: &'static str, what: &'static str, least: usize, found: usize) -> Result<()> {
+    if found >= least { Ok(()) } else { Err(Error::Shape { op, what, expected: least, found }) }
+}

@@ -28,6 +28,7 @@ pub fn linear<A: Element>(e: &Engine, x: Mat<'_, A>, w: Weight<'_>, mut out: Out
     let (target, stride) = Target::of(&mut out);
     let epilogues = &registry::row(e.isa).epilogues;
 
+    let turn = e.pool.turn();
     let mut shared = e.scratch.shared();
     let wide = kernel.dtypes().0 == DType::F32;
     let size = if wide { 4 } else { 2 };
@@ -58,7 +59,7 @@ pub fn linear<A: Element>(e: &Engine, x: Mat<'_, A>, w: Weight<'_>, mut out: Out
     let fit = (tuning::DOT_TASK_BYTES / row_bytes.max(1)).max(1);
     let rows = fit.min(split.n.div_ceil(4 * e.threads())).next_multiple_of(12);
     let address = |n: usize| with_weight!(w, t => t.row(n).as_ptr().cast::<u8>());
-    e.pool.for_each_ahead(split.n.div_ceil(rows), |task, next, thread| {
+    turn.for_each_ahead(split.n.div_ceil(rows), |task, next, thread| {
         let n0 = task * rows;
         let n = rows.min(split.n - n0);
         let mut scratch = e.scratch.thread(thread);

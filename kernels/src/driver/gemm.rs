@@ -16,7 +16,7 @@ use std::{
 
 use half::{bf16, slice::HalfFloatSliceExt};
 
-use super::{SharedMut, dot, library};
+use super::{SharedMut, block, dot, library};
 use crate::{
     backend::vector::{UNROLL, looks},
     contract::{Ahead, Copier, Drain, Epilogues, GemmKernel, InPlace, Lines, Micro, Mul, Unit, UnitShape},
@@ -49,37 +49,39 @@ impl Split {
 /// `y`, shared by the threads of a region: each writes other columns.
 #[derive(Clone, Copy)]
 pub(super) enum Target<'a> {
-    Store(SharedMut<f32>, Option<&'a [f32]>),
-    Add(SharedMut<f32>),
-    SwiGluF32(SharedMut<f32>),
-    SwiGluBf16(SharedMut<u16>),
+    Store(SharedMut<'a, f32>, Option<&'a [f32]>),
+    Add(SharedMut<'a, f32>),
+    SwiGluF32(SharedMut<'a, f32>),
+    SwiGluBf16(SharedMut<'a, u16>),
 }
 
 impl<'a> Target<'a> {
     /// The target and its row stride.
     pub fn of<A: Element>(out: &'a mut Output<'_, A>) -> (Target<'a>, usize) {
-        match out {
-            Output::Store(y) => (Target::Store(SharedMut::new(y.data_mut()), None), y.stride()),
-            Output::Bias(y, b) => (Target::Store(SharedMut::new(y.data_mut()), Some(b)), y.stride()),
-            Output::Add(y) => (Target::Add(SharedMut::new(y.data_mut())), y.stride()),
-            Output::SwiGlu(y) => {
-                let stride = y.stride();
-                match A::DTYPE {
-                    DType::BF16 => (Target::SwiGluBf16(SharedMut::new(bytemuck::cast_slice_mut(y.data_mut()))), stride),
-                    _ => (Target::SwiGluF32(SharedMut::new(bytemuck::cast_slice_mut(y.data_mut()))), stride),
-                }
-            }
-        }
+        let stride = match out {
+            Output::Store(y) | Output::Bias(y, _) | Output::Add(y) => y.stride(),
+            Output::SwiGlu(y) => y.stride(),
+        };
+        let target = match out {
+            Output::Store(y) => Target::Store(SharedMut::new(y.data_mut()), None),
+            Output::Bias(y, b) => Target::Store(SharedMut::new(y.data_mut()), Some(b)),
+            Output::Add(y) => Target::Add(SharedMut::new(y.data_mut())),
+            Output::SwiGlu(y) => match A::DTYPE {
+                DType::BF16 => Target::SwiGluBf16(SharedMut::new(bytemuck::cast_slice_mut(y.data_mut()))),
+                _ => Target::SwiGluF32(SharedMut::new(bytemuck::cast_slice_mut(y.data_mut()))),
+            },
+        };
+        (target, stride)
     }
 }
 
 impl Target<'_> {
     /// The lines of `y[m0..m0 + cols][n0..n0 + rows]`, to be fetched within so many looks.
     fn lines(&self, m0: usize, n0: usize, cols: usize, rows: usize, stride: usize, looks: usize) -> Lines {
-        let (at, len) = (m0 * stride + n0, (cols - 1) * stride + rows);
+        let (at, of) = ((m0, n0), (cols, rows));
         let (y, size): (*const u8, usize) = match self {
-            Target::Store(y, _) | Target::Add(y) | Target::SwiGluF32(y) => (y.ptr(at, len).cast(), 4),
-            Target::SwiGluBf16(y) => (y.ptr(at, len).cast(), 2),
+            Target::Store(y, _) | Target::Add(y) | Target::SwiGluF32(y) => (y.block(stride, at, of).cast(), 4),
+            Target::SwiGluBf16(y) => (y.block(stride, at, of).cast(), 2),
         };
         Lines::new(y, rows * size, cols, stride * size, looks)
     }
@@ -188,8 +190,10 @@ impl<'a> Source<'a> {
     /// Address of element `at` of row `n`, after checking that it and the rest of `rows` rows from there are inside W.
     fn at(&self, n: usize, rows: usize, at: usize) -> *const u8 {
         with_weight!(self.w, t => {
-            assert!(rows > 0 && rows <= self.k.nr && n + rows <= t.rows() && at < t.cols());
-            t.data()[n * t.stride() + at..].as_ptr().cast()
+            let len = t.cols().checked_sub(at).expect("a column of W");
+            let (start, len) = block(t.stride(), (n, at), (rows, len)).expect("a block of W");
+            assert!(rows <= self.k.nr && len > 0);
+            t.data()[start..][..len].as_ptr().cast()
         })
     }
 
@@ -201,7 +205,8 @@ impl<'a> Source<'a> {
     /// Address and bytes of whole rows, to prefetch.
     fn span(&self, n: usize, rows: usize) -> (*const u8, usize) {
         with_weight!(self.w, t => {
-            let s = &t.data()[n * t.stride()..(n + rows - 1) * t.stride() + t.cols()];
+            let (start, len) = block(t.stride(), (n, 0), (rows, t.cols())).expect("rows of W");
+            let s = &t.data()[start..][..len];
             (s.as_ptr().cast(), size_of_val(s))
         })
     }
@@ -577,13 +582,14 @@ fn blocked<A: Element>(e: &Engine, k: &'static GemmKernel, x: Mat<'_, A>, w: Wei
     let epilogues = &registry::row(e.isa).epilogues;
     let mut product =
         Product { k, x, src, split, target, y_stride, epilogues, chunks, group, most, unit, shares: Vec::new() };
+    let turn = e.pool.turn();
     let mut shared = e.scratch.shared();
     for pass in 0..passes {
         let panels = part(pass, passes, 0..panels);
         product.shares = (0..threads).map(|t| share(t, panels.clone())).collect();
         if !alone {
             let packed = SharedMut::new(shared.get(pass_panels * panel_bytes));
-            e.pool.for_each(panels.len() * chunks, |task, _| {
+            turn.for_each(panels.len() * chunks, |task, _| {
                 let (i, c) = (task / chunks, task % chunks);
                 // SAFETY: each (panel, chunk) is one task and has its own place, a whole number of lines from the first.
                 unsafe {
@@ -596,7 +602,7 @@ fn blocked<A: Element>(e: &Engine, k: &'static GemmKernel, x: Mat<'_, A>, w: Wei
                 s.x.store(packed.ptr(at, s.panels.len() * panel_bytes), Release);
             }
         }
-        e.pool.run(|thread| {
+        turn.run(|thread| {
             let mut scratch = e.scratch.thread(thread);
             let (x, memory) = scratch.get(x_bytes + 2 * w_bytes + acc_bytes).split_at_mut(x_bytes);
             product.work(thread, x, memory, w_bytes);
@@ -621,19 +627,19 @@ unsafe fn finish(
     n0: usize,
     stride: usize,
 ) {
-    let len = (cols - 1) * stride + rows;
-    // SAFETY: `SharedMut::ptr` checks that the last element is inside y; the rest is the caller's promise.
+    let (at, of) = ((m0, n0), (cols, rows));
+    // SAFETY: `SharedMut::block` checks that the last element is inside y; the rest is the caller's promise.
     unsafe {
         match target {
-            Target::Store(y, _) => (e.store)(acc, mr, rows, cols, y.ptr(m0 * stride + n0, len), stride),
-            Target::Add(y) => (e.add)(acc, mr, rows, cols, y.ptr(m0 * stride + n0, len), stride),
+            Target::Store(y, _) => (e.store)(acc, mr, rows, cols, y.block(stride, at, of), stride),
+            Target::Add(y) => (e.add)(acc, mr, rows, cols, y.block(stride, at, of), stride),
             Target::SwiGluF32(y) => {
                 (e.silu_mul)(rows * mr, acc, acc.add(half_acc));
-                (e.store)(acc, mr, rows, cols, y.ptr(m0 * stride + n0, len), stride);
+                (e.store)(acc, mr, rows, cols, y.block(stride, at, of), stride);
             }
             Target::SwiGluBf16(y) => {
                 (e.silu_mul)(rows * mr, acc, acc.add(half_acc));
-                (e.store_bf16)(acc, mr, rows, cols, y.ptr(m0 * stride + n0, len), stride);
+                (e.store_bf16)(acc, mr, rows, cols, y.block(stride, at, of), stride);
             }
         }
     }

@@ -36,6 +36,7 @@ pub fn linear<A: Element>(e: &Engine, l: &Library, x: Mat<'_, A>, w: Weight<'_>,
     let (m, k) = (x.rows(), w.k());
     let split = Split::of(w.n(), &out);
     let (target, stride) = Target::of(&mut out);
+    let turn = e.pool.turn();
     let mut shared = e.scratch.shared();
     let x = widen(x, shared.get(m * k * 4));
 
@@ -83,7 +84,7 @@ pub fn linear<A: Element>(e: &Engine, l: &Library, x: Mat<'_, A>, w: Weight<'_>,
         }
     };
     let tasks = split.n.div_ceil(l.slab);
-    if l.ours { e.pool.for_each(tasks, slab) } else { (0..tasks).for_each(|task| slab(task, 0)) }
+    if l.ours { turn.for_each(tasks, slab) } else { (0..tasks).for_each(|task| slab(task, 0)) }
 }
 
 /// `y = x W^T`.

@@ -13,4 +13,4 @@ mod scratch;
 pub mod selection;
 
 pub use scratch::Scratch;
-pub(crate) use scratch::SharedMut;
+pub(crate) use scratch::{SharedMut, block};

@@ -27,14 +27,14 @@ pub(super) fn each_range(e: &Engine, rows: usize, cols: usize, cost: usize, f: i
 }
 
 /// The rows of a matrix, for threads that each write their own.
-struct RowsMut<T> {
-    data: SharedMut<T>,
+struct RowsMut<'a, T> {
+    data: SharedMut<'a, T>,
     stride: usize,
     cols: usize,
 }
 
-impl<T> RowsMut<T> {
-    fn new(m: &mut MatMut<'_, T>) -> Self {
+impl<'a, T> RowsMut<'a, T> {
+    fn new(m: &'a mut MatMut<'_, T>) -> Self {
         let (stride, cols) = (m.stride(), m.cols());
         RowsMut { data: SharedMut::new(m.data_mut()), stride, cols }
     }
@@ -42,10 +42,9 @@ impl<T> RowsMut<T> {
     /// Row `r`.
     ///
     /// # Safety
-    /// No other slice of this row is alive, and the matrix is still borrowed.
-    #[allow(clippy::mut_from_ref)]
+    /// No other slice of this row is used while this one is.
     #[inline(always)]
-    unsafe fn row(&self, r: usize) -> &mut [T] {
+    unsafe fn row(&self, r: usize) -> &'a mut [T] {
         // SAFETY: rows do not overlap (`stride >= cols` in every view); the rest is the caller's promise.
         unsafe { self.data.slice(r * self.stride, self.cols) }
     }
@@ -59,7 +58,7 @@ trait RowKernel<X, Y>: Copy + Sync {
 struct Rows<'a, K, X, Y> {
     k: K,
     x: Mat<'a, X>,
-    y: &'a RowsMut<Y>,
+    y: &'a RowsMut<'a, Y>,
     range: std::ops::Range<usize>,
 }
 
@@ -68,7 +67,7 @@ impl<X, Y, K: RowKernel<X, Y>> Kernel for Rows<'_, K, X, Y> {
     #[inline(always)]
     fn run<V: Vector>(self, v: V) {
         for r in self.range {
-            // SAFETY: `map_rows` hands each row to one thread, and borrows the output throughout.
+            // SAFETY: `map_rows` hands each row to one thread.
             self.k.row(v, self.x.row(r), unsafe { self.y.row(r) });
         }
     }
@@ -107,7 +106,7 @@ pub fn convert<A: Element>(e: &Engine, x: Mat<'_, f32>, out: MatMut<'_, A>) {
 struct Embed<'a, T> {
     table: Mat<'a, T>,
     ids: &'a [u32],
-    y: &'a RowsMut<f32>,
+    y: &'a RowsMut<'a, f32>,
     range: std::ops::Range<usize>,
 }
 
@@ -116,7 +115,7 @@ impl<T: Element> Kernel for Embed<'_, T> {
     #[inline(always)]
     fn run<V: Vector>(self, v: V) {
         for r in self.range {
-            // SAFETY: each row goes to one thread (`embed`), which borrows the output throughout.
+            // SAFETY: each row goes to one thread (`embed`).
             Convert.row(v, self.table.row(self.ids[r] as usize), unsafe { self.y.row(r) });
         }
     }
@@ -183,10 +182,15 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Positions from `start` on of every head of a cache, from head `first` on.
-    pub fn in_cache<A: Element>(c: &HeadCache<A>, start: usize, first: usize) -> Place {
+    /// Positions from `start` on of every head of a cache.
+    pub fn in_cache<A: Element>(c: &HeadCache<A>, start: usize) -> Place {
         let head = c.capacity() * c.head_dim();
-        Place { start: first * head + start * c.head_dim(), batch: c.heads() * head, row: c.head_dim(), head }
+        Place { start: start * c.head_dim(), batch: c.heads() * head, row: c.head_dim(), head }
+    }
+
+    /// As if head `first` were head 0.
+    pub fn from_head(self, first: usize) -> Place {
+        Place { start: self.start + first * self.head, ..self }
     }
 }
 
@@ -200,7 +204,7 @@ pub(super) struct Heads<'a, A> {
     pub eps: f32,
     pub rope: Option<(&'a RopeTable, Positions<'a>)>,
     /// No two threads have the same rows and heads of it.
-    pub out: &'a SharedMut<A>,
+    pub out: SharedMut<'a, A>,
     pub place: Place,
 }
 
@@ -249,8 +253,7 @@ impl<A: Element> Kernel for Heads<'_, A> {
             let angles = self.rope.map(|(t, positions)| t.at(positions.of(r, i)));
             let p = self.place;
             for (h, x) in self.src.row(row).chunks_exact(self.d).enumerate() {
-                // SAFETY: (batch, position, head) names one place, which one thread has (`out`); the caller borrows the output
-                // throughout.
+                // SAFETY: (batch, position, head) names one place, which one thread has (`out`).
                 let y = unsafe { self.out.slice(p.start + b * p.batch + i * p.row + h * p.head, self.d) };
                 self.head(v, x, angles, y);
             }
@@ -277,13 +280,13 @@ pub fn heads<A: Element>(
             (SharedMut::new(y.data_mut()), Place { start: 0, batch: n * row, row, head: d })
         }
         HeadsOut::Cache(c, start) => {
-            let place = Place::in_cache(c, *start, 0);
+            let place = Place::in_cache(c, *start);
             (SharedMut::new(c.data_mut()), place)
         }
     };
     each_range(e, src.rows(), src.cols().max(1), 2, |range| {
         let (first, src) = (range.start, src.rows_at(range.start, range.len()));
-        dispatch(e.isa(), Heads { src, first, n, d, weight, eps, rope, out: &out, place });
+        dispatch(e.isa(), Heads { src, first, n, d, weight, eps, rope, out, place });
     });
 }
 
@@ -307,7 +310,7 @@ pub fn silu_mul<A: Element>(e: &Engine, ab: Mat<'_, f32>, out: MatMut<'_, A>) {
 }
 
 struct Softmax<'a> {
-    x: &'a RowsMut<f32>,
+    x: &'a RowsMut<'a, f32>,
     range: std::ops::Range<usize>,
 }
 
@@ -316,7 +319,7 @@ impl Kernel for Softmax<'_> {
     #[inline(always)]
     fn run<V: Vector>(self, v: V) {
         for r in self.range {
-            // SAFETY: each row goes to one thread (`softmax`), which borrows the matrix throughout.
+            // SAFETY: each row goes to one thread (`softmax`).
             softmax_row(v, unsafe { self.x.row(r) });
         }
     }

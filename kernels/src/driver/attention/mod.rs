@@ -31,7 +31,7 @@ struct Call<'a, A> {
     shape: AttnShape,
     /// Where queries are one to a "sequence" of the shape: whose cache each reads, and how much of it.
     each: Option<&'a [Query]>,
-    out: SharedMut<A>,
+    out: SharedMut<'a, A>,
     out_stride: usize,
     /// Query heads of a KV head.
     group: usize,
@@ -41,7 +41,13 @@ struct Call<'a, A> {
 }
 
 impl<'a, A: Element> Call<'a, A> {
-    fn new(q: Mat<'a, A>, k: &'a HeadCache<A>, v: &'a HeadCache<A>, shape: AttnShape, out: &mut MatMut<'_, A>) -> Self {
+    fn new(
+        q: Mat<'a, A>,
+        k: &'a HeadCache<A>,
+        v: &'a HeadCache<A>,
+        shape: AttnShape,
+        out: &'a mut MatMut<'_, A>,
+    ) -> Self {
         let d = k.head_dim();
         Call {
             q,
@@ -82,8 +88,7 @@ impl<'a, A: Element> Call<'a, A> {
     ///
     /// # Safety
     /// No other slice of them is alive.
-    #[allow(clippy::mut_from_ref)]
-    unsafe fn outputs(&self, b: usize, h: usize, r: usize, heads: usize) -> &mut [A] {
+    unsafe fn outputs(&self, b: usize, h: usize, r: usize, heads: usize) -> &'a mut [A] {
         let at = (b * self.shape.n + r / self.group) * self.out_stride + (h * self.group + r % self.group) * self.d;
         // SAFETY: (sequence, head, row) names one place of the output; the rest is the caller's promise.
         unsafe { self.out.slice(at, heads * self.d) }
@@ -185,7 +190,7 @@ fn blocks<A: Element>(e: &Engine, k: &'static GemmKernel, c: &Call<'_, A>) {
     };
     let (k_tiles, v_tiles) = (kb.div_ceil(k.nr), c.d.div_ceil(k.nr));
     let d_pad = v_tiles * k.nr;
-    e.pool.for_each(sequences * tasks, |t, thread| {
+    e.pool.turn().for_each(sequences * tasks, |t, thread| {
         // The last rows see most keys: they go first, so that no long task is left for the end.
         let (s, task) = (t % sequences, tasks - 1 - t / sequences);
         let (first, last) = (task * per_task, panels.min((task + 1) * per_task));

@@ -35,6 +35,7 @@ pub(super) fn streams<A: Element>(e: &Engine, c: &Call<'_, A>) {
     let splits = total.div_ceil(span);
     // A row's part of the result: its maximum, its sum, and O unnormalised.
     let part = d + 2;
+    let turn = e.pool.turn();
     let mut shared = e.scratch.shared();
     let len = if splits == 1 { 0 } else { sequences * splits * c.rows() * part };
     let parts: &mut [f32] = &mut bytemuck::cast_slice_mut(shared.get(len * 4))[..len];
@@ -108,7 +109,7 @@ pub(super) fn streams<A: Element>(e: &Engine, c: &Call<'_, A>) {
             }
         }
     };
-    e.pool.for_each(units.div_ceil(some), |t, thread| {
+    turn.for_each(units.div_ceil(some), |t, thread| {
         (t * some..units.min((t + 1) * some)).for_each(|u| unit(u, thread));
     });
     if splits > 1 {
