@@ -10,9 +10,9 @@ use crate::{cpu::Isa, view::DType};
 /// What the multiply instruction eats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mul {
-    /// f32 fused multiply-add.
+    /// f32 fused multiply-add. Subnormal numbers are kept.
     F32,
-    /// Pairs of BF16, accumulated in f32.
+    /// Pairs of BF16, accumulated in f32. Subnormal operands, products and sums are zero.
     Bf16,
 }
 

@@ -5,6 +5,10 @@
 //! every method checks shapes, so callers write no `unsafe`. Matrices are row-major ([`Mat`], [`MatMut`], [`Weight`]).
 //!
 //! Numerics: products accumulate in f32. Activations are f32 or BF16 ([`Element`]); weights F32, F16 or BF16.
+//!
+//! Subnormal numbers: arithmetic in f32 keeps them at every level, and so do conversions. The crate leaves the control register of
+//! its threads (MXCSR, FPCR) as Rust wants it, and expects the same of its caller. Instructions that multiply BF16 read no such
+//! register: they count subnormal operands and sums as zero ([`Mul::Bf16`]). Exponentials whose result would be subnormal are zero.
 
 mod backend;
 mod contract;
