@@ -1,4 +1,4 @@
-use crate::cpu::Isa;
+use crate::isa::Isa;
 
 /// What a kernel call can refuse.
 #[derive(Debug, thiserror::Error)]

@@ -20,7 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::cpu::prefer_fast_cores;
+use crate::{cpu::prefer_fast_cores, level::Around};
 
 /// How long a thread spins before it parks: far above the gap between two regions of a forward pass.
 const SPIN: Duration = Duration::from_micros(100);
@@ -144,6 +144,11 @@ impl Pool {
     /// # Panics
     /// Inside a region, unless it is one of the pool that this one is a part of.
     pub(crate) fn turn(&self) -> Turn<'_> {
+        self.turn_with(None)
+    }
+
+    /// As [`Pool::turn`], for regions that each thread enters and leaves in some way.
+    pub(crate) fn turn_with(&self, around: Option<Around>) -> Turn<'_> {
         let before = WITHIN.get();
         assert!(
             before == 0 || before == self.parent,
@@ -151,7 +156,7 @@ impl Pool {
         );
         let _held = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         WITHIN.set(self.id);
-        Turn { pool: self, before, _held }
+        Turn { pool: self, before, around, _held }
     }
 
     /// Runs `body(thread)` once on every thread and returns when all are done. A panic in `body` is passed on.
@@ -176,6 +181,7 @@ pub(crate) struct Turn<'a> {
     pool: &'a Pool,
     /// What [`WITHIN`] was before.
     before: usize,
+    around: Option<Around>,
     _held: MutexGuard<'a, ()>,
 }
 
@@ -183,6 +189,7 @@ impl Turn<'_> {
     /// As [`Pool::run`].
     pub fn run(&self, body: impl Fn(usize) + Sync) {
         let workers = &self.pool.workers;
+        let body = |thread| self.part(|| body(thread));
         if workers.is_empty() {
             return body(0);
         }
@@ -210,7 +217,7 @@ impl Turn<'_> {
     /// As [`Pool::for_each`]. One task alone starts no worker.
     pub fn for_each(&self, tasks: usize, body: impl Fn(usize, usize) + Sync) {
         let next = AtomicUsize::new(0);
-        let work = |thread| {
+        self.run_for(tasks, |thread| {
             loop {
                 let t = next.fetch_add(1, Relaxed);
                 if t >= tasks {
@@ -218,22 +225,39 @@ impl Turn<'_> {
                 }
                 body(t, thread);
             }
-        };
-        if tasks <= 1 { work(0) } else { self.run(work) }
+        });
     }
 
     /// As [`Turn::for_each`], with the task that the same thread will do next: `body(task, next, thread)`.
     pub fn for_each_ahead(&self, tasks: usize, body: impl Fn(usize, Option<usize>, usize) + Sync) {
         let next = AtomicUsize::new(0);
         let claim = || Some(next.fetch_add(1, Relaxed)).filter(|&t| t < tasks);
-        let work = |thread| {
+        self.run_for(tasks, |thread| {
             let mut task = claim();
             while let Some(t) = task {
                 task = claim();
                 body(t, task, thread);
             }
-        };
-        if tasks <= 1 { work(0) } else { self.run(work) }
+        });
+    }
+
+    fn run_for(&self, tasks: usize, work: impl Fn(usize) + Sync) {
+        if tasks <= 1 { self.part(|| work(0)) } else { self.run(work) }
+    }
+
+    /// A thread's part of a region, entered and left.
+    fn part(&self, part: impl FnOnce()) {
+        struct Leave(fn());
+        impl Drop for Leave {
+            fn drop(&mut self) {
+                (self.0)();
+            }
+        }
+        let _leave = self.around.map(|a| {
+            (a.enter)();
+            Leave(a.leave)
+        });
+        part();
     }
 }
 

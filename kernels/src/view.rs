@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use crate::Buffer;
+use crate::lines::Buffer;
 
 /// Storage type of a tensor's elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -22,6 +22,11 @@ impl DType {
             DType::F32 => 4,
             DType::F16 | DType::BF16 => 2,
         }
+    }
+
+    /// Bytes of `n` elements of a row. Formats that store elements in blocks answer for whole blocks.
+    pub const fn bytes(self, n: usize) -> usize {
+        n * self.size()
     }
 
     /// Lower-case name, as in kernel names and on the command line.
@@ -273,7 +278,6 @@ macro_rules! with_weight {
         }
     };
 }
-pub(crate) use with_weight;
 
 impl<'a> Weight<'a> {
     /// Output features N.
@@ -302,6 +306,39 @@ impl<'a> Weight<'a> {
             Weight::F16(m) => Weight::F16(m.rows_at(start, n)),
             Weight::BF16(m) => Weight::BF16(m.rows_at(start, n)),
         }
+    }
+}
+
+/// The rows of a [`Weight`] as they lie in memory, whatever their format.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stored<'a> {
+    bytes: &'a [u8],
+    format: DType,
+    /// Rows.
+    n: usize,
+    /// Elements of a row.
+    pub k: usize,
+    /// Bytes between two rows.
+    pub stride: usize,
+}
+
+impl<'a> Weight<'a> {
+    pub(crate) fn stored(self) -> Stored<'a> {
+        let format = self.dtype();
+        let (n, k, stride) = with_weight!(self, m => (m.rows(), m.cols(), m.stride() * format.size()));
+        Stored { bytes: with_weight!(self, m => bytemuck::cast_slice(m.data())), format, n, k, stride }
+    }
+}
+
+impl<'a> Stored<'a> {
+    /// The bytes from element `at` of row `n` to the end of the last of `rows` rows.
+    ///
+    /// # Panics
+    /// If there are none, or W ends before.
+    pub fn rows(&self, n: usize, rows: usize, at: usize) -> &'a [u8] {
+        assert!(rows > 0 && inside(n, rows, self.n) && at < self.k, "rows {n}+{rows} of {}, element {at}", self.n);
+        let (first, end) = (self.format.bytes(at), self.format.bytes(self.k));
+        &self.bytes[n * self.stride + first..(n + rows - 1) * self.stride + end]
     }
 }
 

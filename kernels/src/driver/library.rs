@@ -1,14 +1,15 @@
 //! Other libraries as backends: f32, 16-bit weights widened slab by slab.
 
-use super::gemm::{Split, Target, widen};
+use super::output::{Split, Target, widen};
 use crate::{
-    engine::{Engine, Output},
+    operands::Output,
+    team::Team,
     view::{Element, Mat, MatMut, Weight},
 };
 
 /// A library that multiplies matrices in f32.
 pub struct Library {
-    /// The name that [`Engine::take_used`] gives.
+    /// The name that [`crate::Engine::take_used`] gives.
     name: &'static str,
     /// `y = x W^T`.
     product: fn(Mat<'_, f32>, Mat<'_, f32>, MatMut<'_, f32>),
@@ -31,19 +32,19 @@ pub const GEMM: Library = Library {
 pub const ACCELERATE: Library =
     Library { name: "accelerate_f32xf32_f32", product: accelerate::product, slab: 4096, ours: false };
 
-pub fn linear<A: Element>(e: &Engine, l: &Library, x: Mat<'_, A>, w: Weight<'_>, mut out: Output<'_, A>) {
+pub fn linear<A: Element>(e: &Team, l: &Library, x: Mat<'_, A>, w: Weight<'_>, mut out: Output<'_, A>) {
     e.used.note(l.name);
     let (m, k) = (x.rows(), w.k());
     let split = Split::of(w.n(), &out);
     let (target, stride) = Target::of(&mut out);
-    let turn = e.pool.turn();
-    let mut shared = e.scratch.shared();
+    let team = e.take();
+    let mut shared = team.shared();
     let x = widen(x, shared.get(m * k * 4));
 
     let slab = |task: usize, thread: usize| {
         let n0 = task * l.slab;
         let n = l.slab.min(split.n - n0);
-        let mut scratch = e.scratch.thread(thread);
+        let mut scratch = team.thread(thread);
         let temp: &mut [f32] = bytemuck::cast_slice_mut(scratch.get((split.halves() * m * n + n * k) * 4));
         let (y, wide) = temp.split_at_mut(split.halves() * m * n);
         for (h, y) in y.chunks_exact_mut(m * n).enumerate() {
@@ -84,7 +85,7 @@ pub fn linear<A: Element>(e: &Engine, l: &Library, x: Mat<'_, A>, w: Weight<'_>,
         }
     };
     let tasks = split.n.div_ceil(l.slab);
-    if l.ours { turn.for_each(tasks, slab) } else { (0..tasks).for_each(|task| slab(task, 0)) }
+    if l.ours { team.for_each(tasks, slab) } else { (0..tasks).for_each(|task| slab(task, 0)) }
 }
 
 /// `y = x W^T`.

@@ -3,13 +3,16 @@
 use std::{cmp::Reverse, ops::Range};
 
 use super::{
-    SharedMut,
-    rope::RopeTable,
+    linear,
     rowwise::{Heads, Place},
 };
 use crate::{
-    engine::{Engine, HeadNorm, HeadProjection, Output, Positions},
-    simd::{dispatch, kernel_name},
+    isa::kernel_name,
+    levels::dispatch,
+    operands::{HeadNorm, HeadProjection, Output, Positions},
+    rope::RopeTable,
+    shared::SharedMut,
+    team::Team,
     tuning,
     view::{Element, Mat, MatMut, Weight},
 };
@@ -36,7 +39,7 @@ struct Job<'a, A> {
     keep: Option<SharedMut<'a, f32>>,
 }
 
-pub fn project_heads<A: Element>(e: &Engine, batch: usize, eps: f32, products: &mut [HeadProjection<'_, A>]) {
+pub fn project_heads<A: Element>(e: &Team, batch: usize, eps: f32, products: &mut [HeadProjection<'_, A>]) {
     e.used.note(kernel_name!(e.isa(), A, "heads_f32"));
     let jobs: Vec<_> = products
         .iter_mut()
@@ -54,20 +57,20 @@ pub fn project_heads<A: Element>(e: &Engine, batch: usize, eps: f32, products: &
         })
         .collect();
     let tasks = tasks(e, &jobs);
-    let alone = e.alone();
+    let singles = e.singles();
 
-    let turn = e.pool.turn();
-    turn.for_each(tasks.len(), |t, thread| {
+    let team = e.take();
+    team.for_each(tasks.len(), |t, thread| {
         let Task { job, rows, heads, .. } = &tasks[t];
         let j = &jobs[*job];
         let (first, cols) = (heads.start * j.d, heads.len() * j.d);
-        let mut scratch = e.scratch.thread(thread);
+        let mut scratch = team.thread(thread);
         let y: &mut [f32] = bytemuck::cast_slice_mut(scratch.get(rows.len() * cols * 4));
         let y = &mut y[..rows.len() * cols];
         let x = j.x.rows_at(rows.start, rows.len());
         let bias = &j.bias[first..first + cols];
         let to = Output::Bias(MatMut::new(y, rows.len(), cols), bias);
-        super::gemm::linear(&alone[thread], x, j.w.rows_at(first, cols), to);
+        linear::linear(&singles[thread], x, j.w.rows_at(first, cols), to);
         if let Some(keep) = j.keep {
             for (r, y) in rows.clone().zip(y.chunks_exact(cols)) {
                 // SAFETY: tasks of a job own disjoint rows and heads.
@@ -87,13 +90,13 @@ pub fn project_heads<A: Element>(e: &Engine, batch: usize, eps: f32, products: &
         };
         dispatch(e.isa(), kernel);
     });
-    for a in alone {
-        a.used.take().into_iter().for_each(|name| e.used.note(name));
+    for s in singles {
+        s.used.take().into_iter().for_each(|name| e.used.note(name));
     }
 }
 
 /// The longest first, so that threads end together.
-fn tasks<A: Element>(e: &Engine, jobs: &[Job<'_, A>]) -> Vec<Task> {
+fn tasks<A: Element>(e: &Team, jobs: &[Job<'_, A>]) -> Vec<Task> {
     let chunks = |j: &Job<'_, A>| j.x.rows().div_ceil(tuning::PROJECTION_ROWS);
     let whole: usize = jobs.iter().map(chunks).sum();
     let parts = if e.threads() == 1 { 1 } else { (4 * e.threads()).div_ceil(whole.max(1)) };

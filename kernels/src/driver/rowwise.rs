@@ -1,9 +1,13 @@
 //! Row-wise operations.
 
-use super::{SharedMut, rope::RopeTable};
 use crate::{
-    engine::{Engine, HeadNorm, HeadsOut, Positions},
-    simd::{self, Kernel, Vector, dispatch, kernel_name, load, store},
+    isa::kernel_name,
+    levels::dispatch,
+    operands::{HeadNorm, HeadsOut, Positions},
+    rope::RopeTable,
+    shared::SharedMut,
+    simd::{self, Kernel, Vector, load, store},
+    team::Team,
     view::{Element, HeadCache, Mat, MatMut, Weight},
 };
 
@@ -15,7 +19,7 @@ const CHUNKS: usize = 4;
 
 /// Calls `f` with ranges that cover `0..rows`, on the pool if `rows * cols * cost` is worth it. `cost` weighs an element
 /// against a plain load and store.
-pub(super) fn each_range(e: &Engine, rows: usize, cols: usize, cost: usize, f: impl Fn(std::ops::Range<usize>) + Sync) {
+pub(super) fn each_range(e: &Team, rows: usize, cols: usize, cost: usize, f: impl Fn(std::ops::Range<usize>) + Sync) {
     if rows == 0 {
         return;
     }
@@ -23,7 +27,7 @@ pub(super) fn each_range(e: &Engine, rows: usize, cols: usize, cost: usize, f: i
         return f(0..rows);
     }
     let chunk = rows.div_ceil(e.threads() * CHUNKS).max((WORTH_SHARING / 8).div_ceil(cols * cost));
-    e.pool.for_each(rows.div_ceil(chunk), |i, _| f(i * chunk..rows.min((i + 1) * chunk)));
+    e.take().for_each(rows.div_ceil(chunk), |i, _| f(i * chunk..rows.min((i + 1) * chunk)));
 }
 
 /// The rows of a matrix, for threads that each write their own.
@@ -75,7 +79,7 @@ impl<X, Y, K: RowKernel<X, Y>> Kernel for Rows<'_, K, X, Y> {
 
 /// `k` over all rows of `x` and `y`.
 fn map_rows<X: Copy + Sync, Y: Send>(
-    e: &Engine,
+    e: &Team,
     x: Mat<'_, X>,
     mut y: MatMut<'_, Y>,
     cost: usize,
@@ -98,7 +102,7 @@ impl<X: Element, Y: Element> RowKernel<X, Y> for Convert {
     }
 }
 
-pub fn convert<A: Element>(e: &Engine, x: Mat<'_, f32>, out: MatMut<'_, A>) {
+pub fn convert<A: Element>(e: &Team, x: Mat<'_, f32>, out: MatMut<'_, A>) {
     e.used.note(kernel_name!(e.isa(), A, "convert_f32"));
     map_rows(e, x, out, 1, Convert);
 }
@@ -121,7 +125,7 @@ impl<T: Element> Kernel for Embed<'_, T> {
     }
 }
 
-pub fn embed(e: &Engine, table: Weight<'_>, ids: &[u32], mut out: MatMut<'_, f32>) {
+pub fn embed(e: &Team, table: Weight<'_>, ids: &[u32], mut out: MatMut<'_, f32>) {
     let cols = table.k().max(1);
     let y = &RowsMut::new(&mut out);
     let isa = e.isa();
@@ -167,7 +171,7 @@ impl<A: Element> RowKernel<f32, A> for RmsNorm<'_> {
     }
 }
 
-pub fn rms_norm<A: Element>(e: &Engine, x: Mat<'_, f32>, w: &[f32], eps: f32, out: MatMut<'_, A>) {
+pub fn rms_norm<A: Element>(e: &Team, x: Mat<'_, f32>, w: &[f32], eps: f32, out: MatMut<'_, A>) {
     e.used.note(kernel_name!(e.isa(), A, "rms_norm_f32"));
     map_rows(e, x, out, 2, RmsNorm { w, eps });
 }
@@ -263,7 +267,7 @@ impl<A: Element> Kernel for Heads<'_, A> {
 
 #[allow(clippy::too_many_arguments)]
 pub fn heads<A: Element>(
-    e: &Engine,
+    e: &Team,
     src: Mat<'_, f32>,
     batch: usize,
     d: usize,
@@ -304,7 +308,7 @@ impl<A: Element> RowKernel<f32, A> for SiluMul {
     }
 }
 
-pub fn silu_mul<A: Element>(e: &Engine, ab: Mat<'_, f32>, out: MatMut<'_, A>) {
+pub fn silu_mul<A: Element>(e: &Team, ab: Mat<'_, f32>, out: MatMut<'_, A>) {
     e.used.note(kernel_name!(e.isa(), A, "silu_mul_f32"));
     map_rows(e, ab, out, 4, SiluMul);
 }
@@ -340,7 +344,7 @@ pub(super) fn softmax_row<V: Vector>(v: V, x: &mut [f32]) {
     }
 }
 
-pub fn softmax(e: &Engine, mut x: MatMut<'_, f32>) {
+pub fn softmax(e: &Team, mut x: MatMut<'_, f32>) {
     e.used.note(kernel_name!(e.isa(), "softmax_f32_f32"));
     let (rows, cols) = (x.rows(), x.cols().max(1));
     let x = RowsMut::new(&mut x);
@@ -368,7 +372,7 @@ impl RowKernel<f32, u32> for Argmax {
     }
 }
 
-pub fn argmax(e: &Engine, x: Mat<'_, f32>, out: &mut [u32]) {
+pub fn argmax(e: &Team, x: Mat<'_, f32>, out: &mut [u32]) {
     e.used.note(kernel_name!(e.isa(), "argmax_f32_u32"));
     let rows = out.len();
     map_rows(e, x, MatMut::new(out, rows, 1), 1, Argmax);

@@ -2,10 +2,12 @@
 
 use half::{bf16, f16};
 
-use super::vector::{Vector, dot_kernel, epilogues, gemm_kernel};
 use crate::{
-    contract::{DotKernel, GemmKernel},
-    cpu::Isa,
+    isa::Isa,
+    level::Level,
+    micro::{dot::dot_kernel, epilogue::epilogues, tile::gemm_kernel, vector::{MacF32, Vector}},
+    simd::{self, Kernel},
+    tuning::Tuning,
 };
 
 /// Four f32 lanes.
@@ -102,11 +104,48 @@ unsafe impl Vector for V {
 
 gemm_kernel!(f32_8x4, Isa::Portable, [], V, F32, 2 x 4, "gemm_f32xf32_f32_8x4_portable");
 
-dot_kernel!(dot_f32, Isa::Portable, [], V, F32xF32, MacF32, 2, "dot_f32xf32_f32_portable", f32 as F32, f32 as F32);
-dot_kernel!(dot_f16, Isa::Portable, [], V, F32xF16, MacF32, 2, "dot_f32xf16_f32_portable", f32 as F32, u16 as F16);
-dot_kernel!(dot_bf16, Isa::Portable, [], V, F32xBf16, MacF32, 2, "dot_f32xbf16_f32_portable", f32 as F32, u16 as Bf16);
+dot_kernel!(dot_f32, Isa::Portable, [], V, MacF32, 2, "dot_f32xf32_f32_portable", F32 as F32, F32 as F32);
+dot_kernel!(dot_f16, Isa::Portable, [], V, MacF32, 2, "dot_f32xf16_f32_portable", F32 as F32, F16 as F16);
+dot_kernel!(dot_bf16, Isa::Portable, [], V, MacF32, 2, "dot_f32xbf16_f32_portable", F32 as F32, BF16 as Bf16);
 
 epilogues!([], V);
 
-pub(crate) const GEMM: &[GemmKernel] = &[f32_8x4::KERNEL];
-pub(crate) const DOT: &[DotKernel] = &[dot_f32::KERNEL, dot_f16::KERNEL, dot_bf16::KERNEL];
+pub(crate) const LEVEL: Level = Level {
+    isa: Isa::Portable,
+    base: None,
+    gemm: &[f32_8x4::KERNEL],
+    dot: &[dot_f32::KERNEL, dot_f16::KERNEL, dot_bf16::KERNEL],
+    stream: None,
+    epilogues: EPILOGUES,
+    tuning: Tuning { dot_rows: 6, dot_cost: 1.5, quads: &[], copy_from: usize::MAX, load_bound: None },
+    detect: || true,
+    faster: |_| true,
+    spins: &[],
+    around: None,
+};
+
+/// One lane: plain f32.
+pub(crate) fn vectors() -> Option<impl simd::Vector> {
+    Some(pulp::Scalar)
+}
+
+impl simd::Vector for pulp::Scalar {
+    type Bits16 = u16;
+    #[inline(always)]
+    fn widen(self, x: u16) -> u32 {
+        x.into()
+    }
+    #[inline(always)]
+    fn narrow(self, x: u32) -> u16 {
+        x as u16
+    }
+    #[inline(always)]
+    fn sums(self, x: [f32; 4]) -> [f32; 4] {
+        x
+    }
+    #[inline(always)]
+    fn call<K: Kernel>(self, k: K) -> K::Output {
+        k.run(self)
+    }
+}
+
