@@ -358,7 +358,7 @@ pub(crate) struct Epilogues {
 pub(crate) const STREAM_ROWS: usize = 4;
 
 /// Most keys of one call: their scores stay in the first-level cache, and what is fetched ahead in the second.
-pub(crate) const STREAM_KEYS: usize = 128;
+pub const STREAM_KEYS: usize = 128;
 
 /// `s[j / 4][r][j % 4] = q[r] . keys[j]` for [`STREAM_ROWS`] queries `[d / 8][STREAM_ROWS][8]` and keys `[n][d]`, both BF16.
 /// Scores past the last key's, to the end of a group of eight, mean nothing. `ahead` is fetched, as many bytes as the keys are.

@@ -48,3 +48,11 @@ pub use pool::Pool;
 pub use rope::RopeTable;
 pub use team::Backend;
 pub use view::{DType, Element, HeadCache, Mat, MatMut, Weight};
+
+/// Where operations cut their work, for tests that go around the edges.
+pub mod edges {
+    pub use crate::{
+        contract::STREAM_KEYS,
+        tuning::{ATTENTION_STREAM_ROWS, PROJECTION_ROWS, attention_keys},
+    };
+}

@@ -111,11 +111,17 @@ pub(crate) fn quads_at_once(all: usize, most: usize) -> usize {
 pub(crate) const DOT_ROWS_MAX: usize = 128;
 
 /// Rows of x of one task of many projections: its product (256 KB for 512 features) stays in the second-level cache.
-pub(crate) const PROJECTION_ROWS: usize = 128;
+pub const PROJECTION_ROWS: usize = 128;
 
 /// Keys of one block of attention: long enough to make packing and rescaling cheap, while the scores of a panel (55 KB) and
 /// the packed block (100 KB) stay in the second-level cache. Measured from 96 to 288: 65 to 72% of the BF16 peak.
 pub(crate) const ATTENTION_KEYS: usize = 288;
+
+/// Keys of one block of attention by tiles of `k`: whole panels of its rows (the transposition of V packs a block as such), and no
+/// more than one call of it multiplies.
+pub fn attention_keys(k: &GemmKernel) -> usize {
+    (ATTENTION_KEYS / k.mr).clamp(1, k.kc / k.mr) * k.mr
+}
 
 /// Panels of rows that share one packing of keys and values: their queries and outputs (300 KB at d = 64) stay in the
 /// second-level cache.
@@ -126,7 +132,7 @@ pub(crate) const ATTENTION_PANELS: usize = 16;
 pub(crate) const STREAM_TASK_BYTES: usize = 128 << 10;
 
 /// Up to this many rows of one KV head, attention streams its cache in place.
-pub(crate) const ATTENTION_STREAM_ROWS: usize = 8;
+pub const ATTENTION_STREAM_ROWS: usize = 8;
 
 #[cfg(test)]
 mod tests {

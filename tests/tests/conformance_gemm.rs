@@ -364,7 +364,10 @@ fn unknown_kernels_and_isas_name_what_there_is() {
         let e = Isa::parse(lacking.name()).unwrap_err().to_string();
         assert!(e.contains("not available") && e.contains("portable"), "{e}");
     }
-    assert!(Engine::new(&Options { threads: Some(0), ..Options::default() }).is_err());
+    for threads in [0, 1025] {
+        let e = Engine::new(&Options { threads: Some(threads), ..Options::default() }).unwrap_err().to_string();
+        assert_eq!(e, format!("{threads} threads asked for; give 1 to 1024"));
+    }
 }
 
 proptest! {

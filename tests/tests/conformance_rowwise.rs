@@ -7,7 +7,7 @@ use half::{bf16, f16};
 use proptest::prelude::*;
 use ttft_kernels::{
     Backend, DType, Element, Engine, HeadCache, HeadProjection, HeadsOut, Isa, Mat, MatMut, Positions, RopeTable,
-    Weight,
+    Weight, edges,
     guard::{Flush, Guarded},
     reference,
 };
@@ -430,7 +430,8 @@ fn projections_are_products_then_heads() {
         projections::<bf16>(e, (2, 5, 16), &[(3, 40), (1, 16)]);
         // One product, to be shared by its heads; rows around those of a task.
         projections::<bf16>(e, (1, 63, 64), &[(5, 96)]);
-        for n in [127, 128, 129, 257] {
+        let rows = edges::PROJECTION_ROWS;
+        for n in [rows - 1, rows, rows + 1, 2 * rows + 1] {
             projections::<f32>(e, (1, n, 6), &[(2, 33), (3, 8)]);
         }
         projections::<bf16>(e, (3, 100, 8), &[(2, 64), (3, 64), (4, 32)]);

@@ -66,8 +66,7 @@ pub fn blocks<A: Element>(e: &Team, k: &'static GemmKernel, c: &Asked<'_, A>) {
     e.used.note(k.name);
     e.used.note(kernel_name!(e.isa(), A, "attention_blocks"));
     let total = c.shape.past + c.shape.n;
-    // Blocks of keys are whole panels (the transposition of V packs it as one) and fit a tile.
-    let kb = (tuning::ATTENTION_KEYS / k.mr).clamp(1, k.kc / k.mr) * k.mr;
+    let kb = tuning::attention_keys(k);
     let kb = kb.min(total.next_multiple_of(k.mr));
     let panels = c.rows().div_ceil(k.mr);
     let sequences = c.shape.batch * c.k.heads();
