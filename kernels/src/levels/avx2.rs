@@ -61,17 +61,8 @@ unsafe impl Vector for V {
     }
     #[inline(always)]
     unsafe fn narrow_bf16(self, p: *mut u16) {
-        // SAFETY: 8 writable u16, by the caller's promise.
-        unsafe {
-            let x = _mm256_castps_si256(self.0);
-            let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(x), _mm256_set1_epi32(1));
-            let r = _mm256_add_epi32(x, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
-            let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(self.0, self.0));
-            let quiet = _mm256_or_si256(x, _mm256_set1_epi32(0x0040_0000));
-            let r = _mm256_srli_epi32::<16>(_mm256_blendv_epi8(r, quiet, nan));
-            let packed = _mm256_permute4x64_epi64::<0x08>(_mm256_packus_epi32(r, r));
-            _mm_storeu_si128(p.cast(), _mm256_castsi256_si128(packed));
-        }
+        // SAFETY: the level's instructions, and 8 writable u16, by the caller's promise.
+        unsafe { p.cast::<[u16; 8]>().write_unaligned(simd::to_bf16(V3::new_unchecked(), pun(self.0))) }
     }
     #[inline(always)]
     unsafe fn fma(self, b: Self, c: Self) -> Self {
@@ -82,39 +73,6 @@ unsafe impl Vector for V {
     unsafe fn add(self, b: Self) -> Self {
         // SAFETY: AVX.
         unsafe { V(_mm256_add_ps(self.0, b.0)) }
-    }
-    #[inline(always)]
-    unsafe fn mul(self, b: Self) -> Self {
-        // SAFETY: AVX.
-        unsafe { V(_mm256_mul_ps(self.0, b.0)) }
-    }
-    #[inline(always)]
-    unsafe fn div(self, b: Self) -> Self {
-        // SAFETY: AVX.
-        unsafe { V(_mm256_div_ps(self.0, b.0)) }
-    }
-    #[inline(always)]
-    unsafe fn clamp(self, lo: f32, hi: f32) -> Self {
-        // SAFETY: AVX. The second operand of max/min is returned if either is NaN.
-        unsafe { V(_mm256_min_ps(_mm256_set1_ps(hi), _mm256_max_ps(_mm256_set1_ps(lo), self.0))) }
-    }
-    #[inline(always)]
-    unsafe fn round(self) -> Self {
-        // SAFETY: AVX.
-        unsafe { V(_mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0)) }
-    }
-    #[inline(always)]
-    unsafe fn pow2(self) -> Self {
-        // SAFETY: AVX2.
-        unsafe {
-            let n = _mm256_add_epi32(_mm256_cvtps_epi32(self.0), _mm256_set1_epi32(127));
-            V(_mm256_castsi256_ps(_mm256_slli_epi32::<23>(n)))
-        }
-    }
-    #[inline(always)]
-    unsafe fn splat_f32(x: f32) -> Self {
-        // SAFETY: AVX.
-        unsafe { V(_mm256_set1_ps(x)) }
     }
     #[inline(always)]
     unsafe fn transpose(b: &mut [Self; 16]) {

@@ -121,17 +121,10 @@ unsafe impl Vector for V {
     }
     #[inline(always)]
     unsafe fn narrow_bf16(self, p: *mut u16) {
-        // SAFETY: 8 writable u16, by the caller's promise.
+        // SAFETY: NEON, and 8 writable u16, by the caller's promise.
         unsafe {
-            let half = |x: float32x4_t| {
-                let bits = vreinterpretq_u32_f32(x);
-                let odd = vandq_u32(vshrq_n_u32::<16>(bits), vdupq_n_u32(1));
-                let rounded = vaddq_u32(bits, vaddq_u32(odd, vdupq_n_u32(0x7fff)));
-                let quiet = vorrq_u32(bits, vdupq_n_u32(0x0040_0000));
-                vbslq_u32(vceqq_f32(x, x), rounded, quiet)
-            };
-            let low = vshrn_n_u32::<16>(half(self.0[0]));
-            vst1q_u16(p, vshrn_high_n_u32::<16>(low, half(self.0[1])));
+            let neon = Neon::new_unchecked();
+            p.cast::<[[u16; 4]; 2]>().write_unaligned(self.0.map(|x| simd::to_bf16(neon, cast(x))));
         }
     }
     #[inline(always)]
@@ -143,41 +136,6 @@ unsafe impl Vector for V {
     unsafe fn add(self, b: Self) -> Self {
         // SAFETY: NEON.
         self.zip(b, |a, b| unsafe { vaddq_f32(a, b) })
-    }
-    #[inline(always)]
-    unsafe fn mul(self, b: Self) -> Self {
-        // SAFETY: NEON.
-        self.zip(b, |a, b| unsafe { vmulq_f32(a, b) })
-    }
-    #[inline(always)]
-    unsafe fn div(self, b: Self) -> Self {
-        // SAFETY: NEON.
-        self.zip(b, |a, b| unsafe { vdivq_f32(a, b) })
-    }
-    #[inline(always)]
-    unsafe fn clamp(self, lo: f32, hi: f32) -> Self {
-        // SAFETY: NEON. FMAX and FMIN return NaN if either operand is.
-        unsafe { V(self.0.map(|x| vminq_f32(vmaxq_f32(x, vdupq_n_f32(lo)), vdupq_n_f32(hi)))) }
-    }
-    #[inline(always)]
-    unsafe fn round(self) -> Self {
-        // SAFETY: NEON.
-        unsafe { V(self.0.map(|x| vrndnq_f32(x))) }
-    }
-    #[inline(always)]
-    unsafe fn pow2(self) -> Self {
-        // SAFETY: NEON.
-        unsafe {
-            V(self.0.map(|n| {
-                let exponent = vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127));
-                vreinterpretq_f32_s32(vshlq_n_s32::<23>(exponent))
-            }))
-        }
-    }
-    #[inline(always)]
-    unsafe fn splat_f32(x: f32) -> Self {
-        // SAFETY: NEON.
-        unsafe { V([vdupq_n_f32(x); 2]) }
     }
     #[inline(always)]
     unsafe fn transpose(block: &mut [Self; 16]) {
