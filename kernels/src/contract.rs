@@ -1,35 +1,50 @@
-//! What a GEMM micro-kernel is. A kernel is one row of [`crate::registry`]; the loops that call it know no ISA.
+//! What a micro-kernel is. A kernel is one row of its level's file in [`crate::levels`]; the loops that call it know no ISA.
 //!
 //! `y[M,N] = x[M,K] W[N,K]^T`. Both operands are read along K. The activations are the *vector* side: a panel holds
 //! `mr` rows of x, interleaved so that one load takes the same K step of many rows. The weights are the *broadcast*
 //! side: a tile holds `nr` rows of W, converted to the multiply type if need be, but not transposed, so that packing
 //! is a row copy. The accumulator is N-major, `[nr][mr]`: no kernel has tails; epilogues do.
 
-use crate::{cpu::Isa, view::DType};
+use crate::{isa::Isa, view::DType};
 
 /// What the multiply instruction eats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mul {
-    /// f32 fused multiply-add.
+    /// f32 fused multiply-add. Subnormal numbers are kept.
     F32,
-    /// Pairs of BF16, accumulated in f32.
+    /// Pairs of BF16, accumulated in f32. Subnormal operands, products and sums are zero.
     Bf16,
+}
+
+impl Mul {
+    /// Bytes of a packed element.
+    pub(crate) const fn size(self) -> usize {
+        self.dtype().size()
+    }
+
+    /// The type of packed elements.
+    pub(crate) const fn dtype(self) -> DType {
+        match self {
+            Mul::F32 => DType::F32,
+            Mul::Bf16 => DType::BF16,
+        }
+    }
 }
 
 /// Packs `rows <= mr` rows of `k <= kc` elements into one panel `[k.div_ceil(ku)][mr][ku]` of the multiply type; missing
 /// rows and the rest of the last K step are zero.
 ///
 /// # Safety
-/// `src` is readable for `rows` rows of `k` elements, `stride` elements apart; `dst` is writable for
-/// [`GemmKernel::panel_bytes`]; the CPU has the kernel's ISA.
-pub(crate) type PackX<T> = unsafe fn(src: *const T, stride: usize, rows: usize, k: usize, dst: *mut u8);
+/// `src` is readable for `rows` rows of `k` elements of the function's type, `stride` bytes apart, and aligned for it; `dst` is
+/// writable for [`GemmKernel::panel_bytes`]; the CPU has the kernel's ISA.
+pub(crate) type PackX = unsafe fn(src: *const u8, stride: usize, rows: usize, k: usize, dst: *mut u8);
 
 /// Packs `rows <= nr` rows of weights of `k <= kc` elements into one tile in the kernel's own layout; missing rows and
 /// the rest of the last K step are zero. Reads nothing past the last element of any row.
 ///
 /// # Safety
 /// As [`PackX`], with `tile_bytes` for `dst`.
-pub(crate) type PackW<T> = unsafe fn(src: *const T, stride: usize, rows: usize, k: usize, dst: *mut u8);
+pub(crate) type PackW = unsafe fn(src: *const u8, stride: usize, rows: usize, k: usize, dst: *mut u8);
 
 /// Rows of weights to be packed, over their whole K, into one tile for each chunk of K.
 #[derive(Clone, Copy, Debug)]
@@ -210,29 +225,30 @@ pub(crate) type InPlace = unsafe fn(
 /// As for the queue of [`Micro`].
 pub(crate) type Drain = unsafe fn(queue: &mut Copier);
 
-/// A kernel's functions for one type of weights. `T` is f32, or u16 for the bits of a 16-bit float.
-#[derive(Debug)]
-pub(crate) struct ForWeight<T> {
+/// A kernel's functions for weights that are stored in one format, whatever it multiplies them in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ForWeight {
+    pub format: DType,
     pub micro: Micro,
-    /// On unpacked weights, if their type is that of the multiply and the tile has few enough rows.
+    /// On unpacked weights, if their format is what is multiplied and the tile has few enough rows.
     pub in_place: Option<InPlace>,
-    pub pack: PackW<T>,
+    pub pack: PackW,
     /// `None` if the kernel's tiles are no row copies: it leaves the queue alone and prefetches.
     pub drain: Option<Drain>,
 }
 
-/// `out[m][n] = x[m] . w[n]` for a few rows of f32 or BF16 activations: no packing, weights read once, in place.
-/// `rows` rows of x against `n` consecutive rows of W; what the caller will read after them, at `next`, may be prefetched.
+/// `out[m][n] = x[m] . w[n]` for a few rows of activations: no packing, weights read once, in place. `rows` rows of x against `n`
+/// consecutive rows of W; what the caller will read after them, at `next`, may be prefetched.
 ///
 /// # Safety
-/// `x` is readable for `rows` rows of `k` elements `x_stride` apart, `w` for `n` rows of `k` elements `w_stride` apart;
-/// `out` is writable at `m * out_stride + n`; the CPU has the kernel's ISA.
-pub(crate) type Dot<X, W> = unsafe fn(
+/// `x` is readable for `rows` rows of `k` elements of the kernel's type `x_stride` bytes apart, `w` for `n` rows of `k` elements
+/// `w_stride` bytes apart, both aligned; `out` is writable at `m * out_stride + n`; the CPU has the kernel's ISA.
+pub(crate) type Dot = unsafe fn(
     k: usize,
-    x: *const X,
+    x: *const u8,
     x_stride: usize,
     rows: usize,
-    w: *const W,
+    w: *const u8,
     w_stride: usize,
     n: usize,
     out: *mut f32,
@@ -240,7 +256,7 @@ pub(crate) type Dot<X, W> = unsafe fn(
     next: *const u8,
 );
 
-/// One GEMM micro-kernel with its packing: a row of the registry.
+/// One GEMM micro-kernel with its packing.
 #[derive(Debug)]
 pub struct GemmKernel {
     /// `gemm_<x>x<w>_f32_<mr>x<nr>_<isa>`; `<x>`, `<w>` are the packed types.
@@ -261,60 +277,57 @@ pub struct GemmKernel {
     pub(crate) tile_bytes: usize,
     /// Lanes of a vector: the queue of row copies moves `lanes * ku` weights at a time.
     pub(crate) lanes: usize,
-    pub(crate) pack_x_f32: Option<PackX<f32>>,
-    pub(crate) pack_x_bf16: PackX<u16>,
-    pub(crate) w_f32: Option<ForWeight<f32>>,
-    pub(crate) w_f16: Option<ForWeight<u16>>,
-    pub(crate) w_bf16: ForWeight<u16>,
+    /// How activations of each type become panels.
+    pub(crate) pack_x: &'static [(DType, PackX)],
+    /// The formats of weights that it takes.
+    pub(crate) weights: &'static [ForWeight],
 }
 
 impl GemmKernel {
-    const fn mul_size(&self) -> usize {
-        match self.mul {
-            Mul::F32 => 4,
-            Mul::Bf16 => 2,
-        }
-    }
-
     /// Bytes of a packed panel for `k` elements.
     pub const fn panel_bytes(&self, k: usize) -> usize {
-        k.next_multiple_of(self.ku) * self.mr * self.mul_size()
+        k.next_multiple_of(self.ku) * self.mr * self.mul.size()
+    }
+
+    /// Whether it can multiply activations and weights of these types.
+    pub(crate) fn takes(&self, x: DType, w: DType) -> bool {
+        self.pack_x.iter().any(|p| p.0 == x) && self.weights.iter().any(|f| f.format == w)
+    }
+
+    /// The packing of activations of a type that it [takes](GemmKernel::takes).
+    pub(crate) fn pack_x(&self, x: DType) -> PackX {
+        self.pack_x.iter().find(|p| p.0 == x).expect("a kernel that takes these activations").1
+    }
+
+    /// The functions for weights of a format that it [takes](GemmKernel::takes).
+    pub(crate) fn weights(&self, w: DType) -> &'static ForWeight {
+        self.weights.iter().find(|f| f.format == w).expect("a kernel that takes these weights")
     }
 }
 
-/// A kernel for one or few rows of activations: a row of the registry.
+/// A kernel for one or few rows of activations.
 #[derive(Debug)]
 pub struct DotKernel {
     /// `dot_<x>x<w>_f32_<isa>`, with rows of x and W before the ISA where x is interleaved.
     pub name: &'static str,
     /// The instruction set it needs.
     pub isa: Isa,
+    /// Type of the activations.
+    pub(crate) x: DType,
+    /// Format of the weights.
+    pub(crate) w: DType,
     /// Rows of x from which on it is the choice.
     pub(crate) least: usize,
     /// Rows of x that are interleaved, 16 bytes of each in turn and filled up with zeros: `x_stride` is then the distance of
     /// groups. 1 for rows as they are.
     pub(crate) group: usize,
-    pub(crate) fun: DotFn,
-}
-
-/// The typed entry of a [`DotKernel`]. 16-bit floats travel as their bits.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum DotFn {
-    F32xF32(Dot<f32, f32>),
-    F32xF16(Dot<f32, u16>),
-    F32xBf16(Dot<f32, u16>),
-    Bf16xBf16(Dot<u16, u16>),
+    pub(crate) fun: Dot,
 }
 
 impl DotKernel {
     /// Types of x and W.
     pub const fn dtypes(&self) -> (DType, DType) {
-        match self.fun {
-            DotFn::F32xF32(_) => (DType::F32, DType::F32),
-            DotFn::F32xF16(_) => (DType::F32, DType::F16),
-            DotFn::F32xBf16(_) => (DType::F32, DType::BF16),
-            DotFn::Bf16xBf16(_) => (DType::BF16, DType::BF16),
-        }
+        (self.x, self.w)
     }
 }
 
@@ -326,26 +339,19 @@ impl DotKernel {
 pub(crate) type Unpack<T> =
     unsafe fn(src: *const f32, src_stride: usize, rows: usize, cols: usize, dst: *mut T, dst_stride: usize);
 
-/// `a[i] = silu(a[i]) * b[i]`.
-///
-/// # Safety
-/// Both are valid for `len` elements; the CPU has the ISA.
-pub(crate) type SiluMul = unsafe fn(len: usize, a: *mut f32, b: *const f32);
-
 /// What the GEMM driver needs of an ISA besides micro-kernels.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Epilogues {
     pub store: Unpack<f32>,
     pub add: Unpack<f32>,
     pub store_bf16: Unpack<u16>,
-    pub silu_mul: SiluMul,
 }
 
 /// Queries that share the loads of a key and of a value.
 pub(crate) const STREAM_ROWS: usize = 4;
 
 /// Most keys of one call: their scores stay in the first-level cache, and what is fetched ahead in the second.
-pub(crate) const STREAM_KEYS: usize = 128;
+pub const STREAM_KEYS: usize = 128;
 
 /// `s[j / 4][r][j % 4] = q[r] . keys[j]` for [`STREAM_ROWS`] queries `[d / 8][STREAM_ROWS][8]` and keys `[n][d]`, both BF16.
 /// Scores past the last key's, to the end of a group of eight, mean nothing. `ahead` is fetched, as many bytes as the keys are.
@@ -364,8 +370,7 @@ pub(crate) type StreamScores =
 pub(crate) type StreamWeigh =
     unsafe fn(p: *const f32, values: *const u16, n: usize, d: usize, o: *mut f32, ahead: *const u8);
 
-/// Attention of few queries over a cache of BF16 keys and values, where it takes an instruction that vectors of f32 lack: a row
-/// of the registry.
+/// Attention of few queries over a cache of BF16 keys and values, where it takes an instruction that vectors of f32 lack.
 #[derive(Debug)]
 pub struct StreamKernel {
     /// `attention_stream_bf16_<isa>`.

@@ -1,41 +1,16 @@
 //! The safe front of the crate: shapes are checked here, kernels are called behind it.
 
-use std::sync::OnceLock;
-
 use crate::{
-    contract::{DotKernel, GemmKernel},
-    cpu::{self, Isa},
-    driver::{self, rope::RopeTable},
-    error::{Error, Result, expect},
+    cpu, driver,
+    error::{Error, Result, at_least, expect},
+    isa::Isa,
+    levels,
+    operands::{AttnShape, HeadNorm, HeadProjection, HeadsOut, Output, Positions, Query},
     pool::Pool,
-    registry, tuning,
+    rope::RopeTable,
+    team::{Backend, Kernels, Team},
     view::{Element, HeadCache, Mat, MatMut, Weight},
 };
-
-/// Who computes `y = x W^T`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum Backend {
-    /// The kernels of this crate.
-    #[default]
-    Ours,
-    /// The `gemm` crate, on f32 (16-bit weights are widened slab by slab).
-    Gemm,
-    /// Apple's Accelerate, on f32 as well, with its own threads (macOS, feature `accelerate`).
-    #[cfg(all(target_os = "macos", feature = "accelerate"))]
-    Accelerate,
-}
-
-impl Backend {
-    /// The name that `--backend` takes.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Backend::Ours => "ttft",
-            Backend::Gemm => "gemm",
-            #[cfg(all(target_os = "macos", feature = "accelerate"))]
-            Backend::Accelerate => "accelerate",
-        }
-    }
-}
 
 /// How to build an [`Engine`].
 #[derive(Clone, Debug, Default)]
@@ -50,104 +25,12 @@ pub struct Options {
     pub gemm_kernel: Option<String>,
 }
 
-/// Where [`Engine::linear`] puts `x W^T` (`[M, N]`).
-#[derive(Debug)]
-pub enum Output<'a, A> {
-    /// `y = x W^T`.
-    Store(MatMut<'a, f32>),
-    /// `y = x W^T + bias`, bias `[N]`.
-    Bias(MatMut<'a, f32>, &'a [f32]),
-    /// `y += x W^T`.
-    Add(MatMut<'a, f32>),
-    /// W stacks `[Wa; Wb]`, N = 2F; `y[M, F] = silu(x Wa^T) * (x Wb^T)`.
-    SwiGlu(MatMut<'a, A>),
-}
-
-/// Per-head RMSNorm (weight `[head_dim]`, eps) of [`Engine::heads`].
-pub type HeadNorm<'a> = Option<&'a [f32]>;
-
-/// Where the rows of [`Engine::heads`] stand in their sequences.
-#[derive(Clone, Copy, Debug)]
-pub enum Positions<'a> {
-    /// At `start..start + n` in every sequence.
-    From(usize),
-    /// Each at its own, `[B*n]`.
-    Each(&'a [u32]),
-}
-
-impl Positions<'_> {
-    /// The position of row `r`, which is the i-th of its sequence.
-    #[inline(always)]
-    pub(crate) fn of(self, r: usize, i: usize) -> usize {
-        match self {
-            Positions::From(start) => start + i,
-            Positions::Each(each) => each[r] as usize,
-        }
-    }
-}
-
-/// Where [`Engine::heads`] puts the heads.
-#[derive(Debug)]
-pub enum HeadsOut<'a, A> {
-    /// `[B*n, heads*d]`, as the source.
-    Rows(MatMut<'a, A>),
-    /// Positions `start..start + n` of every head of a cache.
-    Cache(&'a mut HeadCache<A>, usize),
-}
-
-/// One of the products of [`Engine::project_heads`].
-#[derive(Debug)]
-pub struct HeadProjection<'a, A> {
-    /// `[B*n, K]`.
-    pub x: Mat<'a, A>,
-    /// `[heads*d, K]`.
-    pub w: Weight<'a>,
-    /// `[heads*d]`.
-    pub bias: &'a [f32],
-    /// RMSNorm over each head, weight `[d]`.
-    pub norm: HeadNorm<'a>,
-    /// RoPE.
-    pub rope: Option<&'a RopeTable>,
-    /// Receives the heads at positions `0..n`.
-    pub cache: &'a mut HeadCache<A>,
-    /// Receives `x W^T + bias`, `[B*n, heads*d]`, if it is asked for.
-    pub keep: Option<&'a mut [f32]>,
-}
-
-/// Which positions [`Engine::attention`] computes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AttnShape {
-    /// Sequences.
-    pub batch: usize,
-    /// Queries of each sequence: the last `n` positions.
-    pub n: usize,
-    /// Positions in the cache before the first query; the cache holds `past + n`.
-    pub past: usize,
-}
-
-/// A query of [`Engine::attention_each`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Query {
-    /// Whose cache it reads.
-    pub sequence: usize,
-    /// Positions that it sees, from 0 on; 1 or more.
-    pub sees: usize,
-}
-
 /// Kernels of one ISA, and the threads that run them.
+///
+/// Threads may share an engine: its operations take turns. Inside a region of its pool they are refused with a panic, as they
+/// would wait for themselves.
 #[derive(Debug)]
-pub struct Engine {
-    pub(crate) isa: Isa,
-    pub(crate) backend: Backend,
-    pub(crate) pool: Pool,
-    pub(crate) forced: Option<&'static GemmKernel>,
-    pub(crate) forced_dot: Option<&'static DotKernel>,
-    pub(crate) scratch: driver::Scratch,
-    /// Packed bytes of one block of W.
-    pub(crate) block_bytes: usize,
-    pub(crate) used: registry::Used,
-    alone: OnceLock<Vec<Engine>>,
-}
+pub struct Engine(Team);
 
 impl Engine {
     /// Builds an engine.
@@ -161,68 +44,37 @@ impl Engine {
         if !(1..=1024).contains(&threads) {
             return Err(Error::Threads(threads));
         }
-        let (forced, forced_dot) =
-            o.gemm_kernel.as_deref().map(|name| registry::find(isa, name)).transpose()?.unwrap_or_default();
+        let (gemm, dot) = o.gemm_kernel.as_deref().map(|name| levels::find(isa, name)).transpose()?.unwrap_or_default();
         let pool = Pool::new(threads);
         if let Some(asked) = o.threads.filter(|asked| *asked > pool.threads()) {
             return Err(Error::ThreadsUnavailable { asked, given: pool.threads() });
         }
-        let threads = pool.threads();
-        Ok(Engine {
-            isa,
-            backend: o.backend,
-            scratch: driver::Scratch::new(threads),
-            block_bytes: tuning::block_bytes(cpu::cache::caches()),
-            pool,
-            forced,
-            forced_dot,
-            used: Default::default(),
-            alone: OnceLock::new(),
-        })
-    }
-
-    /// An engine of one thread for each of this one's, for tasks that are whole products. Their working memory is made on
-    /// first use and kept.
-    pub(crate) fn alone(&self) -> &[Engine] {
-        self.alone.get_or_init(|| {
-            let one = || Engine {
-                isa: self.isa,
-                backend: self.backend,
-                scratch: driver::Scratch::new(1),
-                block_bytes: self.block_bytes,
-                pool: Pool::new(1),
-                forced: self.forced,
-                forced_dot: self.forced_dot,
-                used: Default::default(),
-                alone: OnceLock::new(),
-            };
-            (0..self.threads()).map(|_| one()).collect()
-        })
+        Ok(Engine(Team::new(levels::of(isa), Kernels { backend: o.backend, gemm, dot }, pool)))
     }
 
     /// The ISA in force.
     pub fn isa(&self) -> Isa {
-        self.isa
+        self.0.isa()
     }
 
     /// The GEMM backend.
     pub fn backend(&self) -> Backend {
-        self.backend
+        self.0.kernels.backend
     }
 
     /// Threads.
     pub fn threads(&self) -> usize {
-        self.pool.threads()
+        self.0.threads()
     }
 
     /// The pool, for other data-parallel work.
     pub fn pool(&self) -> &Pool {
-        &self.pool
+        self.0.pool()
     }
 
     /// Names of the kernels that have run since the last call, sorted.
     pub fn take_used(&self) -> Vec<&'static str> {
-        self.used.take()
+        self.0.used.take()
     }
 
     /// `x[M,K] W[N,K]^T` into `out`.
@@ -246,7 +98,7 @@ impl Engine {
         expect(OP, "rows of y (M)", x.rows(), rows)?;
         expect(OP, "columns of y (N)", n, cols)?;
         if x.rows() > 0 && n > 0 {
-            driver::gemm::linear(self, x, w, out);
+            driver::linear::linear(&self.0, x, w, out);
         }
         Ok(())
     }
@@ -261,7 +113,7 @@ impl Engine {
         if let Some((row, &id)) = ids.iter().enumerate().find(|(_, id)| **id as usize >= table.n()) {
             return Err(Error::TokenId { id, row, vocab: table.n() });
         }
-        driver::rowwise::embed(self, table, ids, out);
+        driver::rowwise::embed(&self.0, table, ids, out);
         Ok(())
     }
 
@@ -273,7 +125,7 @@ impl Engine {
         expect("rms_norm", "length of the weight", x.cols(), w.len())?;
         expect("rms_norm", "rows of the output", x.rows(), out.rows())?;
         expect("rms_norm", "columns of the output", x.cols(), out.cols())?;
-        driver::rowwise::rms_norm(self, x, w, eps, out);
+        driver::rowwise::rms_norm(&self.0, x, w, eps, out);
         Ok(())
     }
 
@@ -306,15 +158,13 @@ impl Engine {
         if let Some((t, positions)) = rope {
             expect(OP, "head_dim of the RoPE table", head_dim, t.head_dim())?;
             let needed = match positions {
-                Positions::From(start) => start + n,
+                Positions::From(start) => start.saturating_add(n),
                 Positions::Each(each) => {
                     expect(OP, "positions, one for each row", src.rows(), each.len())?;
-                    each.iter().max().map_or(0, |p| *p as usize + 1)
+                    each.iter().max().map_or(0, |p| (*p as usize).saturating_add(1))
                 }
             };
-            if needed > t.positions() {
-                return expect(OP, "positions of the RoPE table", needed, t.positions());
-            }
+            at_least(OP, "positions of the RoPE table", needed, t.positions())?;
         }
         match &out {
             HeadsOut::Rows(y) => {
@@ -325,12 +175,10 @@ impl Engine {
                 expect(OP, "batch of the cache", batch, c.batch())?;
                 expect(OP, "heads of the cache", src.cols() / head_dim, c.heads())?;
                 expect(OP, "head_dim of the cache", head_dim, c.head_dim())?;
-                if start + n > c.capacity() {
-                    return expect(OP, "capacity of the cache", start + n, c.capacity());
-                }
+                at_least(OP, "capacity of the cache", start.saturating_add(n), c.capacity())?;
             }
         }
-        driver::rowwise::heads(self, src, batch, head_dim, norm, eps, rope, out);
+        driver::rowwise::heads(&self.0, src, batch, head_dim, norm, eps, rope, out);
         Ok(())
     }
 
@@ -357,25 +205,21 @@ impl Engine {
             expect(OP, "rows modulo batch", 0, p.x.rows() % batch)?;
             expect(OP, "columns of x (K)", p.w.k(), p.x.cols())?;
             expect(OP, "length of the bias (N)", p.w.n(), p.bias.len())?;
-            expect(OP, "heads of the cache times head_dim (N)", p.w.n(), p.cache.heads() * d)?;
+            expect(OP, "heads of the cache times head_dim (N)", p.w.n(), p.cache.heads().saturating_mul(d))?;
             expect(OP, "batch of the cache", batch, p.cache.batch())?;
             if let Some(w) = p.norm {
                 expect(OP, "length of the norm weight", d, w.len())?;
             }
             if let Some(t) = p.rope {
                 expect(OP, "head_dim of the RoPE table", d, t.head_dim())?;
-                if n > t.positions() {
-                    return expect(OP, "positions of the RoPE table", n, t.positions());
-                }
+                at_least(OP, "positions of the RoPE table", n, t.positions())?;
             }
-            if n > p.cache.capacity() {
-                return expect(OP, "capacity of the cache", n, p.cache.capacity());
-            }
+            at_least(OP, "capacity of the cache", n, p.cache.capacity())?;
             if let Some(keep) = &p.keep {
-                expect(OP, "elements to keep", p.x.rows() * p.w.n(), keep.len())?;
+                expect(OP, "elements to keep", p.x.rows().saturating_mul(p.w.n()), keep.len())?;
             }
         }
-        driver::projections::project_heads(self, batch, eps, products);
+        driver::projections::project_heads(&self.0, batch, eps, products);
         Ok(())
     }
 
@@ -393,11 +237,11 @@ impl Engine {
         out: MatMut<'_, A>,
     ) -> Result<()> {
         const OP: &str = "attention";
-        expect(OP, "rows of q", shape.batch * shape.n, q.rows())?;
+        expect(OP, "rows of q", shape.batch.saturating_mul(shape.n), q.rows())?;
         expect(OP, "batch of the cache", shape.batch, k.batch())?;
-        self.check_attention(OP, q, k, v, shape.past + shape.n, &out)?;
+        check_attention(OP, q, k, v, shape.past.saturating_add(shape.n), &out)?;
         if q.rows() > 0 && q.cols() > 0 {
-            driver::attention::attention(self, q, k, v, shape, out);
+            driver::attention::attention(&self.0, q, k, v, shape, out);
         }
         Ok(())
     }
@@ -421,39 +265,12 @@ impl Engine {
             return expect(OP, "positions that a query sees, at least", 1, 0);
         }
         if let Some(q) = queries.iter().find(|q| q.sequence >= k.batch()) {
-            return expect(OP, "batch of the cache, at least", q.sequence + 1, k.batch());
+            return expect(OP, "batch of the cache, at least", q.sequence.saturating_add(1), k.batch());
         }
         let most = queries.iter().map(|q| q.sees).max().unwrap_or(0);
-        self.check_attention(OP, q, k, v, most, &out)?;
+        check_attention(OP, q, k, v, most, &out)?;
         if q.rows() > 0 && q.cols() > 0 {
-            driver::attention::attention_each(self, q, k, v, queries, out);
-        }
-        Ok(())
-    }
-
-    fn check_attention<A: Element>(
-        &self,
-        op: &'static str,
-        q: Mat<'_, A>,
-        k: &HeadCache<A>,
-        v: &HeadCache<A>,
-        positions: usize,
-        out: &MatMut<'_, A>,
-    ) -> Result<()> {
-        let d = k.head_dim();
-        if d == 0 || k.heads() == 0 {
-            return expect(op, "heads and head_dim of at least", 1, 0);
-        }
-        expect(op, "columns of q modulo kv_heads*head_dim", 0, q.cols() % (k.heads() * d))?;
-        expect(op, "rows of the output", q.rows(), out.rows())?;
-        expect(op, "columns of the output", q.cols(), out.cols())?;
-        expect(op, "batch of the values", k.batch(), v.batch())?;
-        expect(op, "heads of the values", k.heads(), v.heads())?;
-        expect(op, "head_dim of the values", d, v.head_dim())?;
-        for c in [k, v] {
-            if positions > c.capacity() {
-                return expect(op, "capacity of the cache", positions, c.capacity());
-            }
+            driver::attention::attention_each(&self.0, q, k, v, queries, out);
         }
         Ok(())
     }
@@ -475,12 +292,11 @@ impl Engine {
             return expect(OP, "heads, head_dim and positions of at least", 1, 0);
         }
         expect(OP, "rows of q (batch of the cache)", k.batch(), q.rows())?;
-        expect(OP, "columns of q modulo kv_heads*head_dim", 0, q.cols() % (k.heads() * k.head_dim()))?;
-        expect(OP, "length of the output", q.rows() * q.cols() / k.head_dim() * len, out.len())?;
-        if len > k.capacity() {
-            return expect(OP, "capacity of the cache", len, k.capacity());
-        }
-        driver::selection::attention_weights(self, q, k, len, out);
+        expect(OP, "columns of q modulo kv_heads*head_dim", 0, q.cols() % k.heads().saturating_mul(k.head_dim()))?;
+        let each = q.rows().saturating_mul(q.cols() / k.head_dim());
+        expect(OP, "length of the output", each.saturating_mul(len), out.len())?;
+        at_least(OP, "capacity of the cache", len, k.capacity())?;
+        driver::selection::attention_weights(&self.0, q, k, len, out);
         Ok(())
     }
 
@@ -495,13 +311,11 @@ impl Engine {
         expect(OP, "head_dim of the cache", from.head_dim(), to.head_dim())?;
         expect(OP, "slots modulo batch", 0, slots.len() % from.batch().max(1))?;
         let n = slots.len() / from.batch().max(1);
-        if n > to.capacity() {
-            return expect(OP, "capacity of the cache", n, to.capacity());
-        }
+        at_least(OP, "capacity of the cache", n, to.capacity())?;
         if let Some(slot) = slots.iter().max().map(|s| *s as usize).filter(|s| *s >= from.capacity()) {
             return expect(OP, "capacity of the source", slot + 1, from.capacity());
         }
-        driver::selection::gather(self, from, slots, to);
+        driver::selection::gather(&self.0, from, slots, to);
         Ok(())
     }
 
@@ -510,15 +324,15 @@ impl Engine {
     /// # Errors
     /// [`Error::Shape`].
     pub fn silu_mul<A: Element>(&self, ab: Mat<'_, f32>, out: MatMut<'_, A>) -> Result<()> {
-        expect("silu_mul", "columns of the input", 2 * out.cols(), ab.cols())?;
+        expect("silu_mul", "columns of the input", out.cols().saturating_mul(2), ab.cols())?;
         expect("silu_mul", "rows of the output", ab.rows(), out.rows())?;
-        driver::rowwise::silu_mul(self, ab, out);
+        driver::rowwise::silu_mul(&self.0, ab, out);
         Ok(())
     }
 
     /// Softmax of each row, in place.
     pub fn softmax(&self, x: MatMut<'_, f32>) {
-        driver::rowwise::softmax(self, x);
+        driver::rowwise::softmax(&self.0, x);
     }
 
     /// Index of the largest value of each row; the first of equals. NaN counts as smaller than anything.
@@ -530,7 +344,7 @@ impl Engine {
         if x.cols() == 0 && x.rows() > 0 {
             return expect("argmax", "columns of at least", 1, 0);
         }
-        driver::rowwise::argmax(self, x, out);
+        driver::rowwise::argmax(&self.0, x, out);
         Ok(())
     }
 
@@ -541,7 +355,31 @@ impl Engine {
     pub fn convert<A: Element>(&self, x: Mat<'_, f32>, out: MatMut<'_, A>) -> Result<()> {
         expect("convert", "rows of the output", x.rows(), out.rows())?;
         expect("convert", "columns of the output", x.cols(), out.cols())?;
-        driver::rowwise::convert(self, x, out);
+        driver::rowwise::convert(&self.0, x, out);
         Ok(())
     }
+}
+
+fn check_attention<A: Element>(
+    op: &'static str,
+    q: Mat<'_, A>,
+    k: &HeadCache<A>,
+    v: &HeadCache<A>,
+    positions: usize,
+    out: &MatMut<'_, A>,
+) -> Result<()> {
+    let d = k.head_dim();
+    if d == 0 || k.heads() == 0 {
+        return expect(op, "heads and head_dim of at least", 1, 0);
+    }
+    expect(op, "columns of q modulo kv_heads*head_dim", 0, q.cols() % k.heads().saturating_mul(d))?;
+    expect(op, "rows of the output", q.rows(), out.rows())?;
+    expect(op, "columns of the output", q.cols(), out.cols())?;
+    expect(op, "batch of the values", k.batch(), v.batch())?;
+    expect(op, "heads of the values", k.heads(), v.heads())?;
+    expect(op, "head_dim of the values", d, v.head_dim())?;
+    for c in [k, v] {
+        at_least(op, "capacity of the cache", positions, c.capacity())?;
+    }
+    Ok(())
 }

@@ -1,4 +1,4 @@
-use crate::cpu::Isa;
+use crate::isa::Isa;
 
 /// What a kernel call can refuse.
 #[derive(Debug, thiserror::Error)]
@@ -75,4 +75,9 @@ fn list(isas: &[Isa]) -> String {
 /// `Ok` if `found == expected`, else [`Error::Shape`].
 pub(crate) fn expect(op: &'static str, what: &'static str, expected: usize, found: usize) -> Result<()> {
     if expected == found { Ok(()) } else { Err(Error::Shape { op, what, expected, found }) }
+}
+
+/// `Ok` if `found >= least`, else [`Error::Shape`].
+pub(crate) fn at_least(op: &'static str, what: &'static str, least: usize, found: usize) -> Result<()> {
+    if found >= least { Ok(()) } else { Err(Error::Shape { op, what, expected: least, found }) }
 }

@@ -5,8 +5,11 @@
 //! every method checks shapes, so callers write no `unsafe`. Matrices are row-major ([`Mat`], [`MatMut`], [`Weight`]).
 //!
 //! Numerics: products accumulate in f32. Activations are f32 or BF16 ([`Element`]); weights F32, F16 or BF16.
+//!
+//! Subnormal numbers: arithmetic in f32 keeps them at every level, and so do conversions. The crate leaves the control register of
+//! its threads (MXCSR, FPCR) as Rust wants it, and expects the same of its caller. Instructions that multiply BF16 read no such
+//! register: they count subnormal operands and sums as zero ([`Mul::Bf16`]). Exponentials whose result would be subnormal are zero.
 
-mod backend;
 mod contract;
 pub mod cpu;
 mod driver;
@@ -14,23 +17,42 @@ mod engine;
 mod error;
 #[cfg(feature = "guard")]
 pub mod guard;
+mod isa;
+mod level;
+mod levels;
 mod lines;
+mod micro;
+mod operands;
 pub mod peak;
 mod pool;
 pub mod reference;
-mod registry;
+mod rope;
+mod scratch;
+mod shared;
 mod simd;
+mod team;
 mod tuning;
 mod view;
 
-pub use contract::{GemmKernel, Mul};
-pub use cpu::Isa;
+pub use contract::{DotKernel, GemmKernel, Mul, StreamKernel};
 #[cfg(feature = "peers")]
 pub use driver::peers;
-pub use driver::rope::RopeTable;
-pub use engine::{AttnShape, Backend, Engine, HeadNorm, HeadProjection, HeadsOut, Options, Output, Positions, Query};
+pub use engine::{Engine, Options};
 pub use error::{Error, Result};
+pub use isa::Isa;
+pub use level::Level;
+pub use levels::{isas, kernels_of};
 pub use lines::Buffer;
+pub use operands::{AttnShape, HeadNorm, HeadProjection, HeadsOut, Output, Positions, Query};
 pub use pool::Pool;
-pub use registry::{IsaRow, isas, kernels_of};
+pub use rope::RopeTable;
+pub use team::Backend;
 pub use view::{DType, Element, HeadCache, Mat, MatMut, Weight};
+
+/// Where operations cut their work, for tests that go around the edges.
+pub mod edges {
+    pub use crate::{
+        contract::STREAM_KEYS,
+        tuning::{ATTENTION_STREAM_ROWS, PROJECTION_ROWS, attention_keys},
+    };
+}

@@ -7,9 +7,9 @@ use std::{
 };
 
 use crate::{
-    cpu::Isa,
     engine::Engine,
-    simd::{Kernel, Vector, dispatch},
+    levels::{self, dispatch},
+    simd::{Kernel, Vector},
     view::DType,
 };
 
@@ -26,12 +26,9 @@ impl Limits {
     /// Measures both: `rounds` rounds of about `millis` ms for each multiply type, `rounds` reads of `buffer`, which
     /// should be several times the last-level cache and already written.
     pub fn measure(e: &Engine, buffer: &[u8], rounds: usize, millis: u64) -> Limits {
-        let types = match e.isa() {
-            Isa::Avx512Bf16 | Isa::NeonBf16 => &[DType::F32, DType::BF16][..],
-            _ => &[DType::F32],
-        };
+        let types = [DType::F32].into_iter().chain(levels::of(e.isa()).spins.iter().map(|s| s.0));
         Limits {
-            gflops: types.iter().map(|&t| (t, gflops(e, t, rounds, millis))).collect(),
+            gflops: types.map(|t| (t, gflops(e, t, rounds, millis))).collect(),
             read_gb_s: read_gb_s(e, buffer, rounds),
         }
     }
@@ -44,16 +41,11 @@ impl Limits {
 /// The Accelerate backend uses a unit that no instruction of ours reaches: its roof is its own fastest product.
 pub fn gflops(e: &Engine, dtype: DType, rounds: usize, millis: u64) -> f64 {
     #[cfg(all(target_os = "macos", feature = "accelerate"))]
-    if e.backend() == crate::engine::Backend::Accelerate {
+    if e.backend() == crate::Backend::Accelerate {
         return crate::driver::library::accelerate::gflops();
     }
-    let spin: fn(Isa, u64) -> u64 = match (e.isa(), dtype) {
-        #[cfg(target_arch = "x86_64")]
-        (Isa::Avx512Bf16, DType::BF16) => |_, steps| x86::dot_bf16(steps),
-        #[cfg(target_arch = "aarch64")]
-        (Isa::NeonBf16, DType::BF16) => |_, steps| aarch64::mmla_bf16(steps),
-        _ => |isa, steps| dispatch(isa, MulAdd(steps)),
-    };
+    let own = levels::of(e.isa()).spins.iter().find(|s| s.0 == dtype).map(|s| s.1);
+    let spin = |steps| own.map_or_else(|| dispatch(e.isa(), MulAdd(steps)), |own| own(steps));
     // One round: the time of `steps` steps for each thread, and the flops they did. They are handed out in pieces, as a
     // kernel's tasks are: in equal shares, the slowest of many cores would set the pace.
     let round = |steps: u64| {
@@ -61,7 +53,7 @@ pub fn gflops(e: &Engine, dtype: DType, rounds: usize, millis: u64) -> f64 {
         let flops = AtomicU64::new(0);
         let start = Instant::now();
         e.pool().for_each(pieces as usize * e.threads(), |_, _| {
-            flops.fetch_add(spin(e.isa(), steps / pieces), Relaxed);
+            flops.fetch_add(spin(steps / pieces), Relaxed);
         });
         (start.elapsed(), flops.into_inner())
     };
@@ -87,7 +79,7 @@ const PIECES: u64 = 16;
 pub fn roof(e: &Engine) -> &'static str {
     match e.backend() {
         #[cfg(all(target_os = "macos", feature = "accelerate"))]
-        crate::engine::Backend::Accelerate => "accelerate",
+        crate::Backend::Accelerate => "accelerate",
         _ => e.isa().name(),
     }
 }
@@ -188,72 +180,10 @@ impl Kernel for Read<'_> {
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-mod x86 {
-    use std::{arch::x86_64::*, hint::black_box, mem::transmute};
-
-    use crate::cpu::Isa;
-
-    /// As [`super::spin`] with `vdpbf16ps`, 512 bits wide.
-    pub fn dot_bf16(steps: u64) -> u64 {
-        assert!(Isa::Avx512Bf16.available());
-        // SAFETY: the CPU has the instructions, as just checked.
-        unsafe { spin(steps) }
-    }
-
-    #[target_feature(enable = "avx512f,avx512bf16")]
-    fn spin(steps: u64) -> u64 {
-        const CHAINS: usize = 16;
-        // Pairs of (0.5, 0.5): each step adds 0.5, and a sum of 2^24 / 2 stays there.
-        // SAFETY: both types are 64 bytes without invalid values.
-        let half: __m512bh = unsafe { transmute(_mm512_set1_epi32(black_box(0x3f00_3f00))) };
-        let mut a = [_mm512_set1_ps(black_box(0.0)); CHAINS];
-        for _ in 0..steps {
-            for a in &mut a {
-                *a = _mm512_dpbf16_ps(*a, half, half);
-            }
-        }
-        black_box(a.iter().fold(0.0, |s, &a| s + _mm512_reduce_add_ps(a)));
-        steps * (CHAINS * 16 * 4) as u64
-    }
-}
-
-#[cfg(target_arch = "aarch64")]
-mod aarch64 {
-    use std::{arch::aarch64::*, hint::black_box};
-
-    use crate::{backend::neon::bfmmla, cpu::Isa};
-
-    /// As [`super::spin`] with `BFMMLA`.
-    pub fn mmla_bf16(steps: u64) -> u64 {
-        assert!(Isa::NeonBf16.available());
-        // SAFETY: the CPU has the instructions, as just checked.
-        unsafe { spin(steps) }
-    }
-
-    /// # Safety
-    /// The CPU has BF16.
-    #[target_feature(enable = "neon,bf16")]
-    unsafe fn spin(steps: u64) -> u64 {
-        const CHAINS: usize = 24;
-        // Each step adds four times 0.25, and a sum of 2^24 stays there.
-        let half = vdupq_n_u16(black_box(0x3f00));
-        let mut a = [vdupq_n_f32(black_box(0.0)); CHAINS];
-        for _ in 0..steps {
-            for a in &mut a {
-                // SAFETY: the caller's promise.
-                *a = unsafe { bfmmla(*a, half, half) };
-            }
-        }
-        black_box(a.iter().fold(0.0, |s, &a| s + vaddvq_f32(a)));
-        steps * (CHAINS * 2 * 2 * 4 * 2) as u64
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::Options;
+    use crate::{engine::Options, isa::Isa};
 
     #[test]
     fn limits_are_positive_for_every_isa() {

@@ -3,21 +3,24 @@
 //! Workers spin for a while after a region, so that the next one (microseconds later, in a forward pass) starts at
 //! once, then park. Work inside a region is handed out by an atomic counter: cores of different speed, or with a noisy
 //! neighbour, take what they can.
+//!
+//! Regions are entered in a [`Turn`]: one thread at a time has the pool, and whoever asks for a turn inside a region is refused
+//! instead of waiting for itself.
 
 use std::{
     any::Any,
-    cell::UnsafeCell,
+    cell::{Cell, UnsafeCell},
     hint,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering::*},
     },
     thread::{self, JoinHandle, Thread},
     time::{Duration, Instant},
 };
 
-use crate::cpu::prefer_fast_cores;
+use crate::{cpu::prefer_fast_cores, level::Around};
 
 /// How long a thread spins before it parks: far above the gap between two regions of a forward pass.
 const SPIN: Duration = Duration::from_micros(100);
@@ -56,18 +59,33 @@ struct Shared {
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
-// SAFETY: `job` and `caller` are written by the one caller that holds `Pool::region`, only while no worker is in a
+// SAFETY: `job` and `caller` are written by the one caller that holds `Pool::turn`, only while no worker is in a
 // region (`pending == 0`), and read by workers only after they have seen the new `epoch` (Release/Acquire). The job is
 // `Sync`, so calling it from many threads is sound.
 unsafe impl Sync for Shared {}
 // SAFETY: as above; the raw job pointer is only used between the two synchronisation points of a region.
 unsafe impl Send for Shared {}
 
+thread_local! {
+    /// The pool that this thread works for, 0 for none.
+    static WITHIN: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Names pools, from 1 on.
+static POOLS: AtomicUsize = AtomicUsize::new(1);
+
 /// Persistent worker threads; the calling thread is worker 0.
+///
+/// A pool runs one region at a time; other threads wait for their turn. A region cannot be entered inside another one: that is a
+/// panic with a message, on whichever number of threads.
 pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
-    region: Mutex<()>,
+    turn: Mutex<()>,
+    id: usize,
+    /// The pool inside whose regions this one may be used, 0 for none. Pools and those they may be used in are a forest, so that
+    /// no two threads wait for each other's pool.
+    parent: usize,
 }
 
 impl std::fmt::Debug for Pool {
@@ -79,7 +97,17 @@ impl std::fmt::Debug for Pool {
 impl Pool {
     /// A pool of `threads` threads in all, the caller included (at least 1); of fewer if the system gives no more.
     pub fn new(threads: usize) -> Pool {
+        Pool::inside(0, threads)
+    }
+
+    /// A pool for the threads of this one's regions.
+    pub(crate) fn part(&self, threads: usize) -> Pool {
+        Pool::inside(self.id, threads)
+    }
+
+    fn inside(parent: usize, threads: usize) -> Pool {
         prefer_fast_cores();
+        let pool = POOLS.fetch_add(1, Relaxed);
         let shared = Arc::new(Shared {
             epoch: AtomicUsize::new(0),
             pending: AtomicUsize::new(0),
@@ -90,10 +118,10 @@ impl Pool {
         });
         let spawn = |id| {
             let shared = Arc::clone(&shared);
-            thread::Builder::new().name(format!("ttft-{id}")).spawn(move || worker(&shared, id)).ok()
+            thread::Builder::new().name(format!("ttft-{id}")).spawn(move || worker(&shared, id, pool)).ok()
         };
         let workers = (1..threads.max(1)).map_while(spawn).collect();
-        Pool { shared, workers, region: Mutex::new(()) }
+        Pool { shared, workers, turn: Mutex::new(()), id: pool, parent }
     }
 
     /// Threads that work in a region.
@@ -107,42 +135,85 @@ impl Pool {
         self.shared.epoch.load(Relaxed)
     }
 
+    /// Waits until no other thread has the pool, and takes it.
+    ///
+    /// # Panics
+    /// Inside a region, unless it is one of the pool that this one is a part of.
+    pub(crate) fn turn(&self) -> Turn<'_> {
+        self.turn_with(None)
+    }
+
+    /// As [`Pool::turn`], for regions that each thread enters and leaves in some way.
+    pub(crate) fn turn_with(&self, around: Option<Around>) -> Turn<'_> {
+        let before = WITHIN.get();
+        assert!(
+            before == 0 || before == self.parent,
+            "a parallel operation was called inside a parallel region, where it would wait for its own thread: call it after the region"
+        );
+        let _held = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        WITHIN.set(self.id);
+        Turn { pool: self, before, around, _held }
+    }
+
     /// Runs `body(thread)` once on every thread and returns when all are done. A panic in `body` is passed on.
+    ///
+    /// # Panics
+    /// Inside a region.
     pub fn run(&self, body: impl Fn(usize) + Sync) {
-        if self.workers.is_empty() {
+        self.turn().run(body);
+    }
+
+    /// Runs `body(task, thread)` for every task in `0..tasks`, handed out one by one.
+    ///
+    /// # Panics
+    /// Inside a region.
+    pub fn for_each(&self, tasks: usize, body: impl Fn(usize, usize) + Sync) {
+        self.turn().for_each(tasks, body);
+    }
+}
+
+/// A pool that no other thread can enter: what its threads keep between regions belongs to the holder until it is dropped.
+pub(crate) struct Turn<'a> {
+    pool: &'a Pool,
+    /// What [`WITHIN`] was before.
+    before: usize,
+    around: Option<Around>,
+    _held: MutexGuard<'a, ()>,
+}
+
+impl Turn<'_> {
+    /// As [`Pool::run`].
+    pub fn run(&self, body: impl Fn(usize) + Sync) {
+        let workers = &self.pool.workers;
+        let body = |thread| self.part(|| body(thread));
+        if workers.is_empty() {
             return body(0);
         }
-        let _region = self.region.lock().unwrap_or_else(PoisonError::into_inner);
         let job: &(dyn Fn(usize) + Sync) = &body;
-        let s = &*self.shared;
-        // SAFETY: we hold `region` and `pending` is 0, so no worker reads these now. The lifetime of `job` is erased, but
-        // this function does not return (nor unwind) before every worker has left the region.
+        let s = &*self.pool.shared;
+        // SAFETY: we hold the turn and `pending` is 0, so no worker reads these now. The lifetime of `job` is erased, but this
+        // function does not return (nor unwind) before every worker has left the region.
         unsafe {
             *s.job.get() = std::mem::transmute::<&(dyn Fn(usize) + Sync), Job>(job);
             *s.caller.get() = Some(thread::current());
         }
-        s.pending.store(self.workers.len(), Relaxed);
+        s.pending.store(workers.len(), Relaxed);
         s.epoch.fetch_add(1, SeqCst);
-        for w in &self.workers {
+        for w in workers {
             w.thread().unpark();
         }
         let own = catch_unwind(AssertUnwindSafe(|| body(0)));
         wait(|| s.pending.load(Acquire) == 0);
-        if let Err(p) = own {
-            resume_unwind(p);
-        }
-        if let Some(p) = s.panic.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        let theirs = s.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(p) = own.err().or(theirs) {
             resume_unwind(p);
         }
     }
 
-    /// Runs `body(task, thread)` for every task in `0..tasks`, handed out one by one.
+    /// As [`Pool::for_each`]. One task alone starts no worker.
     pub fn for_each(&self, tasks: usize, body: impl Fn(usize, usize) + Sync) {
-        if tasks <= 1 || self.workers.is_empty() {
-            return (0..tasks).for_each(|t| body(t, 0));
-        }
         let next = AtomicUsize::new(0);
-        self.run(|thread| {
+        self.run_for(tasks, |thread| {
             loop {
                 let t = next.fetch_add(1, Relaxed);
                 if t >= tasks {
@@ -153,18 +224,42 @@ impl Pool {
         });
     }
 
-    /// As [`Pool::for_each`], with the task that the same thread will do next: `body(task, next, thread)`.
+    /// As [`Turn::for_each`], with the task that the same thread will do next: `body(task, next, thread)`.
     pub fn for_each_ahead(&self, tasks: usize, body: impl Fn(usize, Option<usize>, usize) + Sync) {
         let next = AtomicUsize::new(0);
         let claim = || Some(next.fetch_add(1, Relaxed)).filter(|&t| t < tasks);
-        let work = |thread| {
+        self.run_for(tasks, |thread| {
             let mut task = claim();
             while let Some(t) = task {
                 task = claim();
                 body(t, task, thread);
             }
-        };
-        if tasks <= 1 { work(0) } else { self.run(work) }
+        });
+    }
+
+    fn run_for(&self, tasks: usize, work: impl Fn(usize) + Sync) {
+        if tasks <= 1 { self.part(|| work(0)) } else { self.run(work) }
+    }
+
+    /// A thread's part of a region, entered and left.
+    fn part(&self, part: impl FnOnce()) {
+        struct Leave(fn());
+        impl Drop for Leave {
+            fn drop(&mut self) {
+                (self.0)();
+            }
+        }
+        let _leave = self.around.map(|a| {
+            (a.enter)();
+            Leave(a.leave)
+        });
+        part();
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        WITHIN.set(self.before);
     }
 }
 
@@ -180,8 +275,9 @@ impl Drop for Pool {
     }
 }
 
-fn worker(s: &Shared, id: usize) {
+fn worker(s: &Shared, id: usize, pool: usize) {
     prefer_fast_cores();
+    WITHIN.set(pool);
     let mut seen = 0;
     loop {
         wait(|| s.epoch.load(Acquire) != seen);
@@ -219,7 +315,7 @@ mod tests {
                     assert!(thread < threads);
                     hits[t].fetch_add(1, Relaxed);
                 });
-                pool.for_each_ahead(tasks, |t, next, thread| {
+                pool.turn().for_each_ahead(tasks, |t, next, thread| {
                     assert!(thread < threads && next.is_none_or(|n| t < n && n < tasks));
                     hits[t].fetch_add(1, Relaxed);
                 });
@@ -252,6 +348,47 @@ mod tests {
             n.fetch_add(1, Relaxed);
         });
         assert_eq!((n.into_inner(), pool.regions()), (3, 4));
+    }
+
+    #[test]
+    fn a_region_inside_a_region_is_refused_and_one_of_a_part_is_not() {
+        for threads in [1, 3] {
+            let pool = Pool::new(threads);
+            for tasks in [1, 5] {
+                let nested = catch_unwind(AssertUnwindSafe(|| pool.for_each(tasks, |_, _| pool.run(|_| ()))));
+                let text = *nested.unwrap_err().downcast::<&str>().unwrap();
+                assert!(text.contains("inside a parallel region"), "{text}");
+            }
+            let other = Pool::new(1);
+            assert!(catch_unwind(AssertUnwindSafe(|| pool.run(|_| other.run(|_| ())))).is_err());
+            let parts: Vec<Pool> = (0..threads).map(|_| pool.part(2)).collect();
+            let n = AtomicUsize::new(0);
+            pool.run(|t| {
+                parts[t].run(|_| {
+                    n.fetch_add(1, Relaxed);
+                });
+            });
+            pool.run(|_| ());
+            assert_eq!(n.into_inner(), 2 * threads);
+        }
+    }
+
+    #[test]
+    fn one_thread_at_a_time_has_the_pool() {
+        let (pool, inside) = (Pool::new(2), AtomicUsize::new(0));
+        thread::scope(|s| {
+            for _ in 0..4 {
+                s.spawn(|| {
+                    for i in 0..500 {
+                        // Tasks that are run inline too.
+                        let turn = pool.turn();
+                        assert_eq!(inside.fetch_add(1, SeqCst), 0);
+                        turn.for_each(i % 3, |_, _| assert_eq!(inside.load(SeqCst), 1));
+                        inside.fetch_sub(1, SeqCst);
+                    }
+                });
+            }
+        });
     }
 
     #[test]

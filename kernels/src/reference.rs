@@ -4,7 +4,7 @@
 //! # Panics
 //! All of them, if slices and dimensions disagree.
 
-use crate::{engine::AttnShape, view::Element};
+use crate::{operands::AttnShape, view::Element};
 
 /// The elements as f64, exactly.
 pub fn widen<A: Element>(x: &[A]) -> Vec<f64> {

@@ -1,8 +1,8 @@
-//! Numbers only: what was measured, or follows from a cache size, for each ISA. kernels/README.md has the arithmetic.
+//! Numbers only: what was measured, or follows from a cache size. Those of a level are in its file, as a [`Tuning`]. kernels/README.md has the arithmetic.
 
 use crate::{
     contract::{GemmKernel, Mul},
-    cpu::{self, Isa, cache::Caches},
+    cpu::{self, cache::Caches},
     view::DType,
 };
 
@@ -38,28 +38,64 @@ pub(crate) fn packs_alone(threads: usize, n: usize) -> bool {
 /// Bytes of W that one few-row task streams: long enough for the hardware's prefetchers, short enough to balance.
 pub(crate) const DOT_TASK_BYTES: usize = 512 * 1024;
 
-/// Up to this many rows of x, weights are used in place by the few-row kernels: packing them would cost more than the sums
-/// across lanes do. Measured at the shapes of OpenELM-1.1B.
-pub(crate) fn dot_rows(isa: Isa, x: DType, w: DType) -> usize {
-    match isa {
-        _ if interleaves_x(isa, x, w) && outruns_cache(x) => 24,
-        _ if interleaves_x(isa, x, w) => 32,
-        Isa::Avx512 | Isa::Avx512Bf16 => 24,
-        Isa::Avx2 => 8,
-        _ => 6,
+/// The numbers of one level.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tuning {
+    /// Up to this many rows of x, weights are used in place by the few-row kernels: packing them would cost more than the sums
+    /// across lanes do. Measured at the shapes of OpenELM-1.1B.
+    pub dot_rows: usize,
+    /// Time of a few-row kernel for each row of x, relative to a tile's: from `dot_rows` to [`DOT_ROWS_MAX`] rows it still wins
+    /// where tiles would pad more.
+    pub dot_cost: f64,
+    /// Types for which few-row kernels take x interleaved, and add few lanes at the end: they are good for more rows.
+    pub quads: &'static [DType],
+    /// From this many rows of x on, tiles copy rows of W that they could use as they lie.
+    pub copy_from: usize,
+    /// Rows of a tile of one vector, which loads more often than it multiplies: that is felt where as many multiply-adds as loads
+    /// start each cycle.
+    pub load_bound: Option<usize>,
+}
+
+impl Tuning {
+    fn interleaves(&self, x: DType, w: DType) -> bool {
+        x == w && self.quads.contains(&x)
+    }
+
+    /// [`Tuning::dot_rows`] for these types.
+    pub fn dot_rows(&self, x: DType, w: DType) -> usize {
+        match self.interleaves(x, w) {
+            true if outruns_cache(x) => 24,
+            true => 32,
+            false => self.dot_rows,
+        }
+    }
+
+    /// [`Tuning::dot_cost`] for these types.
+    pub fn dot_cost(&self, x: DType, w: DType) -> f64 {
+        match self.interleaves(x, w) {
+            true if outruns_cache(x) => 1.15,
+            true => 1.05,
+            false => self.dot_cost,
+        }
+    }
+
+    /// Time of a product with `m` rows of x by tiles of `k`, a kernel of this level, in rows: of `W` as it lies if `in_place`,
+    /// with a second half if `halves` is 2. Packing costs the same at any `m`; tiles that need none fetch panels at twice the rate,
+    /// which F32 hides better than BF16 does, and their blocks of a SwiGLU write short pieces of rows of y. Measured at the shapes
+    /// of OpenELM-1.1B.
+    pub fn tile_cost(&self, k: &GemmKernel, m: usize, in_place: bool, halves: usize) -> f64 {
+        let load_bound = self.load_bound == Some(k.mr) && cpu::full_width();
+        let rows = m.next_multiple_of(k.mr) as f64 * if load_bound { 1.08 } else { 1.0 };
+        match (in_place, k.mul) {
+            (false, _) => rows + 1.6,
+            (true, Mul::F32) => rows,
+            (true, Mul::Bf16) => rows * if halves == 1 { 1.015 } else { 1.03 },
+        }
     }
 }
 
-/// Whether AVX-512 has a few-row kernel for these types that takes x interleaved, and adds few lanes at the end.
-fn interleaves_x(isa: Isa, x: DType, w: DType) -> bool {
-    match (x, w) {
-        (DType::F32, DType::F32) => matches!(isa, Isa::Avx512 | Isa::Avx512Bf16),
-        (DType::BF16, DType::BF16) => isa == Isa::Avx512Bf16,
-        _ => false,
-    }
-}
-
-/// Whether multiply-adds outrun the second-level cache that such a kernel's x comes from: 16 rows of F32 do not fit into the first.
+/// Whether multiply-adds outrun the second-level cache that the x of such a kernel comes from: 16 rows of F32 do not fit into the
+/// first.
 fn outruns_cache(x: DType) -> bool {
     x == DType::F32 && cpu::full_width()
 }
@@ -71,46 +107,21 @@ pub(crate) fn quads_at_once(all: usize, most: usize) -> usize {
     if all <= 2 && cpu::full_width() { 1 } else { most }
 }
 
-/// Whether tiles that can use rows of W as they lie do so for so many rows of x. In AVX2 the six rows of a tile, 4 KB apart,
-/// and two vectors of x for each leave the first-level cache no room: from 64 rows on a copy costs less, and is up to 6% ahead.
-pub(crate) fn in_place(isa: Isa, rows: usize) -> bool {
-    isa != Isa::Avx2 || rows < 64
-}
-
-/// Time of a few-row kernel for each row of x, relative to a tile's: from here to [`DOT_ROWS_MAX`] rows it still wins where
-/// tiles would pad more.
-pub(crate) fn dot_cost(isa: Isa, x: DType, w: DType) -> f64 {
-    match isa {
-        _ if interleaves_x(isa, x, w) && outruns_cache(x) => 1.15,
-        _ if interleaves_x(isa, x, w) => 1.05,
-        Isa::Avx512 | Isa::Avx512Bf16 => 1.02,
-        _ => 1.5,
-    }
-}
-
 /// Most rows of x for a few-row kernel: with more, x no longer stays in the second-level cache.
 pub(crate) const DOT_ROWS_MAX: usize = 128;
 
-/// Time of a product with `m` rows of x by tiles of `k`, in rows: of `W` as it lies if `in_place`, with a second half if `halves`
-/// is 2. Packing costs the same at any `m`; tiles that need none fetch panels at twice the rate, which F32 hides better than
-/// BF16 does, and their blocks of a SwiGLU write short pieces of rows of y. A tile of one vector loads more often than it multiplies,
-/// which is felt where as many multiply-adds as loads start each cycle. Measured at the shapes of OpenELM-1.1B.
-pub(crate) fn tile_cost(k: &GemmKernel, m: usize, in_place: bool, halves: usize) -> f64 {
-    let load_bound = matches!(k.isa, Isa::Avx512 | Isa::Avx512Bf16) && k.mr == 16 && cpu::full_width();
-    let rows = m.next_multiple_of(k.mr) as f64 * if load_bound { 1.08 } else { 1.0 };
-    match (in_place, k.mul) {
-        (false, _) => rows + 1.6,
-        (true, Mul::F32) => rows,
-        (true, Mul::Bf16) => rows * if halves == 1 { 1.015 } else { 1.03 },
-    }
-}
-
 /// Rows of x of one task of many projections: its product (256 KB for 512 features) stays in the second-level cache.
-pub(crate) const PROJECTION_ROWS: usize = 128;
+pub const PROJECTION_ROWS: usize = 128;
 
 /// Keys of one block of attention: long enough to make packing and rescaling cheap, while the scores of a panel (55 KB) and
 /// the packed block (100 KB) stay in the second-level cache. Measured from 96 to 288: 65 to 72% of the BF16 peak.
 pub(crate) const ATTENTION_KEYS: usize = 288;
+
+/// Keys of one block of attention by tiles of `k`: whole panels of its rows (the transposition of V packs a block as such), and no
+/// more than one call of it multiplies.
+pub fn attention_keys(k: &GemmKernel) -> usize {
+    (ATTENTION_KEYS / k.mr).clamp(1, k.kc / k.mr) * k.mr
+}
 
 /// Panels of rows that share one packing of keys and values: their queries and outputs (300 KB at d = 64) stay in the
 /// second-level cache.
@@ -121,7 +132,7 @@ pub(crate) const ATTENTION_PANELS: usize = 16;
 pub(crate) const STREAM_TASK_BYTES: usize = 128 << 10;
 
 /// Up to this many rows of one KV head, attention streams its cache in place.
-pub(crate) const ATTENTION_STREAM_ROWS: usize = 8;
+pub const ATTENTION_STREAM_ROWS: usize = 8;
 
 #[cfg(test)]
 mod tests {

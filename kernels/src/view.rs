@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use crate::Buffer;
+use crate::lines::Buffer;
 
 /// Storage type of a tensor's elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -22,6 +22,11 @@ impl DType {
             DType::F32 => 4,
             DType::F16 | DType::BF16 => 2,
         }
+    }
+
+    /// Bytes of `n` elements of a row. Formats that store elements in blocks answer for whole blocks.
+    pub const fn bytes(self, n: usize) -> usize {
+        n * self.size()
     }
 
     /// Lower-case name, as in kernel names and on the command line.
@@ -82,6 +87,11 @@ impl Element for bf16 {
     }
 }
 
+/// Whether `len` elements from `start` lie inside `whole`.
+fn inside(start: usize, len: usize, whole: usize) -> bool {
+    start.checked_add(len).is_some_and(|end| end <= whole)
+}
+
 /// A row-major matrix `[rows, cols]` whose rows start `stride` elements apart.
 #[derive(Clone, Copy, Debug)]
 pub struct Mat<'a, T> {
@@ -106,7 +116,7 @@ impl<'a, T> Mat<'a, T> {
     /// # Panics
     /// If the columns lie outside the matrix.
     pub fn cols_at(self, start: usize, cols: usize) -> Self {
-        assert!(start + cols <= self.cols, "Mat::cols_at: {start}+{cols} > {}", self.cols);
+        assert!(inside(start, cols, self.cols), "Mat::cols_at: {start}+{cols} > {}", self.cols);
         let data = if self.rows == 0 { self.data } else { &self.data[start..] };
         Mat { data, rows: self.rows, cols, stride: self.stride }
     }
@@ -114,11 +124,18 @@ impl<'a, T> Mat<'a, T> {
     /// Every `step`-th row from `start`, `rows` of them.
     ///
     /// # Panics
-    /// If the rows lie outside the matrix.
+    /// If the rows lie outside the matrix, or are one row several times.
     pub fn rows_step(self, start: usize, rows: usize, step: usize) -> Self {
-        assert!(rows == 0 || start + (rows - 1) * step < self.rows, "Mat::rows_step: outside {} rows", self.rows);
+        let last = |beyond: usize| beyond.checked_mul(step)?.checked_add(start);
+        // Rows that are the same one would make a view of more elements than memory holds.
+        let fits = match rows {
+            0 => true,
+            _ => (rows == 1 || step > 0) && last(rows - 1).is_some_and(|last| last < self.rows),
+        };
+        assert!(fits, "Mat::rows_step: {rows} rows by {step} from {start} are outside {} rows", self.rows);
         let data = if rows == 0 { &self.data[..0] } else { &self.data[start * self.stride..] };
-        Mat { data, rows, cols: self.cols, stride: self.stride * step }
+        // The distance of one row to itself does not matter.
+        Mat { data, rows, cols: self.cols, stride: if rows > 1 { self.stride * step } else { self.stride } }
     }
 
     /// Rows `start..start + rows`.
@@ -190,7 +207,7 @@ impl<'a, T> MatMut<'a, T> {
     /// # Panics
     /// If the columns lie outside the matrix.
     pub fn cols_at(self, start: usize, cols: usize) -> Self {
-        assert!(start + cols <= self.cols, "MatMut::cols_at: {start}+{cols} > {}", self.cols);
+        assert!(inside(start, cols, self.cols), "MatMut::cols_at: {start}+{cols} > {}", self.cols);
         let data = if self.rows == 0 { self.data } else { &mut self.data[start..] };
         MatMut { data, rows: self.rows, cols, stride: self.stride }
     }
@@ -238,6 +255,9 @@ impl<'a, T> MatMut<'a, T> {
 }
 
 /// A weight matrix `[N, K]`, row-major and dense, in the type of its file: `y = x W^T`.
+///
+/// It may lie in a mapped file, of which nothing is copied: whoever maps it promises that the file stays as it is for as long as
+/// the view is used. A file that is overwritten meanwhile gives other results; one that is cut short ends the process.
 #[derive(Clone, Copy, Debug)]
 pub enum Weight<'a> {
     /// F32 elements.
@@ -258,7 +278,6 @@ macro_rules! with_weight {
         }
     };
 }
-pub(crate) use with_weight;
 
 impl<'a> Weight<'a> {
     /// Output features N.
@@ -290,6 +309,39 @@ impl<'a> Weight<'a> {
     }
 }
 
+/// The rows of a [`Weight`] as they lie in memory, whatever their format.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stored<'a> {
+    bytes: &'a [u8],
+    format: DType,
+    /// Rows.
+    n: usize,
+    /// Elements of a row.
+    pub k: usize,
+    /// Bytes between two rows.
+    pub stride: usize,
+}
+
+impl<'a> Weight<'a> {
+    pub(crate) fn stored(self) -> Stored<'a> {
+        let format = self.dtype();
+        let (n, k, stride) = with_weight!(self, m => (m.rows(), m.cols(), m.stride() * format.size()));
+        Stored { bytes: with_weight!(self, m => bytemuck::cast_slice(m.data())), format, n, k, stride }
+    }
+}
+
+impl<'a> Stored<'a> {
+    /// The bytes from element `at` of row `n` to the end of the last of `rows` rows.
+    ///
+    /// # Panics
+    /// If there are none, or W ends before.
+    pub fn rows(&self, n: usize, rows: usize, at: usize) -> &'a [u8] {
+        assert!(rows > 0 && inside(n, rows, self.n) && at < self.k, "rows {n}+{rows} of {}, element {at}", self.n);
+        let (first, end) = (self.format.bytes(at), self.format.bytes(self.k));
+        &self.bytes[n * self.stride + first..(n + rows - 1) * self.stride + end]
+    }
+}
+
 /// Keys or values of one layer: `[batch, heads, capacity, head_dim]`, the positions of one head contiguous.
 #[derive(Clone, Debug)]
 pub struct HeadCache<A> {
@@ -306,7 +358,9 @@ impl<A: Element> HeadCache<A> {
     /// # Panics
     /// Without memory for it.
     pub fn new(batch: usize, heads: usize, capacity: usize, head_dim: usize) -> Self {
-        let data = Buffer::zeroed(batch * heads * capacity * head_dim)
+        let len = [heads, capacity, head_dim].into_iter().try_fold(batch, usize::checked_mul);
+        // More than can be counted is more than there is.
+        let data = Buffer::zeroed(len.unwrap_or(usize::MAX))
             .unwrap_or_else(|e| panic!("a cache of {batch} x {heads} x {capacity} x {head_dim}: {e}"));
         HeadCache { data, batch, heads, capacity, head_dim }
     }
@@ -353,5 +407,34 @@ impl<A: Element> HeadCache<A> {
     /// Every element, in `[batch, heads, capacity, head_dim]` order.
     pub(crate) fn data_mut(&mut self) -> &mut [A] {
         &mut self.data
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::catch_unwind;
+
+    use super::*;
+
+    #[test]
+    fn views_outside_their_matrix_are_refused_however_large() {
+        let x: Vec<f32> = (0..12).map(|i| i as f32).collect();
+        let m = || Mat::new(&x, 4, 3);
+        let huge = usize::MAX;
+        for (start, cols) in [(1, 3), (3, 1), (1, huge), (huge, 1), (2, huge - 1)] {
+            assert!(catch_unwind(|| m().cols_at(start, cols)).is_err(), "columns {start}, {cols}");
+            let mut y = x.clone();
+            assert!(catch_unwind(move || drop(MatMut::new(&mut y, 4, 3).cols_at(start, cols))).is_err());
+        }
+        // Products and sums that wrap around to a row inside.
+        let wrapped = [(0, 3, huge / 2 + 1), (1, 2, huge), (huge, 2, 2), (3, 5, huge / 4 + 1)];
+        for (start, rows, step) in [(0, 5, 1), (4, 1, 1), (1, 3, 2), (0, 2, 0)].into_iter().chain(wrapped) {
+            assert!(catch_unwind(|| m().rows_step(start, rows, step)).is_err(), "{rows} rows by {step} from {start}");
+        }
+        assert_eq!(m().rows_step(3, 1, huge).row(0), [9.0, 10.0, 11.0], "one row has no distance to the next");
+        assert_eq!(m().rows_step(huge, 0, huge).rows(), 0);
+        assert_eq!(m().rows_step(1, 2, 2).cols_at(1, 2).row(1), [10.0, 11.0]);
+        assert!(catch_unwind(|| Mat::new(&x, huge / 2 + 1, 2)).is_err());
+        assert!(catch_unwind(|| HeadCache::<f32>::new(huge / 2 + 1, 2, 2, 2)).is_err(), "wraps to a small cache");
     }
 }

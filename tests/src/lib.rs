@@ -4,6 +4,8 @@ pub mod fuzz;
 pub mod models;
 pub mod pruning;
 
+use std::{io::Write, sync::Once};
+
 use ttft_kernels::{Backend, DType, Engine, Isa, Options};
 
 /// Whether `TTFT_TEST_SMALL` asks for fewer repetitions, for an emulator some 200 times slower than hardware: every kernel
@@ -23,15 +25,23 @@ pub fn cases(n: u32) -> u32 {
 }
 
 /// The ISA levels to test on this machine: all that it has, without the portable one if [`small`] (it is the same code on
-/// every CPU). Says so, and names those left out, so that nothing skipped looks passed. If `TTFT_REQUIRE_ISA` names a level
-/// (or several, comma-separated) that is not here, panics.
+/// every CPU). Says so once, past what the test harness captures, and names those left out, so that nothing skipped looks passed.
 ///
 /// # Panics
-/// See above.
+/// If a level is left out that the operating system says the CPU has, or that `TTFT_REQUIRE_ISA` names (one or several,
+/// comma-separated).
 pub fn isas() -> Vec<Isa> {
     let have: Vec<_> = Isa::detected().into_iter().filter(|i| !small() || *i != Isa::Portable).collect();
     let missing: Vec<_> = Isa::ALL.into_iter().filter(|i| !have.contains(i)).collect();
-    println!("ISA levels exercised: {have:?}; skipped, not on this CPU or not asked for: {missing:?}");
+    static SAID: Once = Once::new();
+    SAID.call_once(|| {
+        let text = format!("ISA levels exercised: {have:?}; skipped, not on this CPU or not asked for: {missing:?}\n");
+        std::io::stderr().write_all(text.as_bytes()).expect("standard error");
+    });
+    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    for isa in told(&cpu) {
+        assert!(have.contains(&isa), "this CPU has {isa}, says /proc/cpuinfo, but it is not exercised");
+    }
     if let Ok(want) = std::env::var("TTFT_REQUIRE_ISA") {
         for name in want.split(',').filter(|n| !n.is_empty()) {
             let isa = Isa::parse(name).unwrap_or_else(|e| panic!("TTFT_REQUIRE_ISA: {e}"));
@@ -39,6 +49,25 @@ pub fn isas() -> Vec<Isa> {
         }
     }
     have
+}
+
+/// The levels that a CPU has whose features Linux lists so; none where there is no such list, as in an emulator of another
+/// architecture.
+fn told(cpuinfo: &str) -> Vec<Isa> {
+    let key = if cfg!(target_arch = "aarch64") { "Features" } else { "flags" };
+    let line = cpuinfo.lines().find_map(|l| l.split_once(':').filter(|(k, _)| k.trim() == key)).unwrap_or_default().1;
+    let features: Vec<&str> = line.split_whitespace().collect();
+    let avx2 = ["avx2", "fma", "f16c"];
+    let avx512 = ["avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"];
+    let needs: [(Isa, &[&str], &[&str]); 5] = [
+        (Isa::Avx2, &avx2, &[]),
+        (Isa::Avx512, &avx512, &[]),
+        (Isa::Avx512Bf16, &avx512, &["avx512_bf16"]),
+        (Isa::Neon, &["asimd"], &[]),
+        (Isa::NeonBf16, &["asimd"], &["bf16"]),
+    ];
+    let all = |f: &[&str]| f.iter().all(|f| features.contains(f));
+    needs.into_iter().filter(|(_, a, b)| all(a) && all(b)).map(|n| n.0).collect()
 }
 
 /// An engine, or a panic that says why not.
@@ -76,4 +105,21 @@ pub const EPS: f64 = 1.0 / (1u64 << 24) as f64;
 pub fn dot_bound(k: usize, abs_sum: f64) -> f64 {
     let ku = (k + 2) as f64 * EPS;
     ku / (1.0 - ku) * abs_sum
+}
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_of_described_cpus() {
+        let avx2 = "model name\t: x\nflags\t\t: fpu sse avx f16c fma avx2 bmi2\n";
+        assert_eq!(told(avx2), [Isa::Avx2]);
+        let most = avx2.replace("bmi2", "avx512f avx512dq avx512cd avx512bw avx512vl avx512_bf16");
+        assert_eq!(told(&most), [Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16]);
+        assert_eq!(told(&most.replace("avx512dq ", "")), [Isa::Avx2]);
+        for none in ["", "Features\t: asimd bf16\n", "flags\n"] {
+            assert_eq!(told(none), []);
+        }
+    }
 }

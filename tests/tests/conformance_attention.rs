@@ -4,7 +4,7 @@
 use half::bf16;
 use proptest::prelude::*;
 use ttft_kernels::{
-    AttnShape, Backend, DType, Element, Engine, HeadCache, Isa, Mat, MatMut, Options, Query,
+    AttnShape, Backend, DType, Element, Engine, HeadCache, Isa, Mat, MatMut, Options, Query, edges,
     guard::{Flush, Guarded},
     kernels_of, reference,
 };
@@ -115,8 +115,11 @@ fn every_kernel_around_its_edges() {
                     Engine::new(&Options { isa: Some(isa), threads: Some(threads), gemm_kernel, ..Options::default() })
                         .unwrap();
                 // Rows around a panel, keys around a block, features around a tile.
-                for n in around(kernel.mr).into_iter().chain([3 * kernel.mr + 1]).filter(|n| *n > 8) {
-                    for past in [0, 95, 96, 97] {
+                let (stream, block) = (edges::ATTENTION_STREAM_ROWS, edges::attention_keys(kernel));
+                for n in around(kernel.mr).into_iter().chain([3 * kernel.mr + 1]).filter(|n| *n > stream) {
+                    // The last key is the last of a block, or one more or less.
+                    let ends = around(block).into_iter().chain([2 * block + 1]);
+                    for past in ends.map(|end| end.saturating_sub(n)).chain([0]) {
                         both(&e, Case { n, past, d: 16, pad: 1, spare: n % 3, ..PLAIN });
                     }
                 }
@@ -168,7 +171,8 @@ fn every_stream_kernel_around_its_edges() {
         let e = engine(row.isa, 2, Backend::Ours);
         for d in [kernel.features, 2 * kernel.features, 3 * kernel.features, 4 * kernel.features, 5 * kernel.features] {
             // Keys around its groups of four and eight and around a block; rows around a quad; heads that share a task.
-            for past in (0..9).chain([126, 127, 128, 130, 255, 256]) {
+            let block = edges::STREAM_KEYS;
+            for past in (0..9).chain([block - 2, block - 1, block, block + 2, 2 * block - 1, 2 * block]) {
                 both(&e, Case { past, d, group: 4, kv_heads: 2, spare: past % 3, ..PLAIN });
             }
             for group in 1..=5 {

@@ -4,7 +4,7 @@
 use half::{bf16, f16};
 use proptest::prelude::*;
 use ttft_kernels::{
-    Backend, DType, Element, Engine, Isa, Mat, MatMut, Options, Output, Weight,
+    Backend, DType, Element, Engine, Isa, Mat, MatMut, Mul, Options, Output, Weight,
     guard::{Flush, Guarded},
     kernels_of,
 };
@@ -280,6 +280,37 @@ fn every_few_row_kernel_around_its_edges() {
     }
 }
 
+/// Kernels that multiply in f32 keep subnormal operands and results; those that multiply in BF16 count them as zero.
+#[test]
+fn subnormal_numbers_follow_one_policy() {
+    for isa in isas() {
+        let row = ttft_kernels::isas().iter().find(|r| r.isa == isa).unwrap();
+        let gemm = row.gemm.iter().map(|k| (k.name, DType::BF16, k.mul == Mul::Bf16));
+        let dot = row.dot.iter().map(|k| (k.name, k.dtypes().1, k.dtypes() == (DType::BF16, DType::BF16)));
+        for (name, dtype, flushes) in gemm.chain(dot) {
+            let options =
+                Options { isa: Some(isa), threads: Some(2), gemm_kernel: Some(name.to_owned()), ..Options::default() };
+            let e = Engine::new(&options).unwrap();
+            let (m, n, k) = (5, 13, 64);
+            // A subnormal operand and a normal product; a normal operand and a subnormal sum.
+            for (x, w) in [(2f32.powi(-130), 2f32.powi(15)), (2f32.powi(-125), 2f32.powi(-14))] {
+                let (xs, ws) = (vec![bf16::from_f32(x); m * k], Stored::new(dtype, &vec![w; n * k], Flush::End));
+                let mut y = vec![f32::NAN; m * n];
+                e.linear(Mat::new(&xs, m, k), ws.weight(n, k), Output::Store(MatMut::new(&mut y, m, n))).unwrap();
+                let want = if flushes { 0.0 } else { k as f32 * x * w };
+                assert!(flushes || want > 0.0);
+                assert_eq!(y, vec![want; m * n], "{name}: {x:e} by {w:e}");
+                assert_eq!(e.take_used(), [name]);
+            }
+            // No thread's control register says otherwise.
+            e.pool().run(|t| {
+                let half = std::hint::black_box(f32::MIN_POSITIVE) * std::hint::black_box(0.5);
+                assert!(half > 0.0 && half * std::hint::black_box(2.0) > 0.0, "thread {t}");
+            });
+        }
+    }
+}
+
 #[test]
 fn the_gemm_crate_agrees() {
     let e = engine(Isa::best(), 2, Backend::Gemm);
@@ -333,7 +364,10 @@ fn unknown_kernels_and_isas_name_what_there_is() {
         let e = Isa::parse(lacking.name()).unwrap_err().to_string();
         assert!(e.contains("not available") && e.contains("portable"), "{e}");
     }
-    assert!(Engine::new(&Options { threads: Some(0), ..Options::default() }).is_err());
+    for threads in [0, 1025] {
+        let e = Engine::new(&Options { threads: Some(threads), ..Options::default() }).unwrap_err().to_string();
+        assert_eq!(e, format!("{threads} threads asked for; give 1 to 1024"));
+    }
 }
 
 proptest! {

@@ -1,36 +1,37 @@
 //! One or few rows of activations: weights are streamed once, in place, unpacked.
 
-use super::gemm::{Split, Target, widen_row};
+use super::output::{Gate, Split, Target, widen_row};
 use crate::{
-    contract::{DotFn, DotKernel},
-    engine::{Engine, Output},
-    registry, tuning,
-    view::{DType, Element, Mat, Weight, with_weight},
+    contract::DotKernel,
+    levels::{self, dispatch},
+    operands::Output,
+    team::Team,
+    tuning,
+    view::{DType, Element, Mat, Stored, Weight},
 };
 
 /// The kernel that the engine was told to use, if it takes these types; BF16 activations can be widened.
-pub(super) fn forced(e: &Engine, x: DType, w: DType) -> Option<&'static DotKernel> {
-    e.forced_dot.filter(|k| k.dtypes() == (x, w) || k.dtypes() == (DType::F32, w))
+pub(super) fn forced(e: &Team, x: DType, w: DType) -> Option<&'static DotKernel> {
+    e.kernels.dot.filter(|k| k.dtypes() == (x, w) || k.dtypes() == (DType::F32, w))
 }
 
 /// The kernel for `m` rows of these types, of the strongest level that has one; failing BF16 activations, for their f32 values.
-fn choose(e: &Engine, m: usize, x: DType, w: DType) -> &'static DotKernel {
-    let find = |x| registry::dot_kernels(e.isa).find(|k| k.dtypes() == (x, w) && m >= k.least);
+fn choose(e: &Team, m: usize, x: DType, w: DType) -> &'static DotKernel {
+    let find = |x| levels::dot_kernels(e.isa()).find(|k| k.dtypes() == (x, w) && m >= k.least);
     find(x).or_else(|| find(DType::F32)).expect("the portable level has f32 activations by every weight type")
 }
 
-pub fn linear<A: Element>(e: &Engine, x: Mat<'_, A>, w: Weight<'_>, mut out: Output<'_, A>) {
+pub fn linear<A: Element>(e: &Team, x: Mat<'_, A>, w: Weight<'_>, mut out: Output<'_, A>) {
     let (x_type, w_type) = (A::DTYPE, w.dtype());
     let kernel = forced(e, x_type, w_type).unwrap_or_else(|| choose(e, x.rows(), x_type, w_type));
     e.used.note(kernel.name);
     let (m, k) = (x.rows(), w.k());
     let split = Split::of(w.n(), &out);
     let (target, stride) = Target::of(&mut out);
-    let epilogues = &registry::row(e.isa).epilogues;
 
-    let mut shared = e.scratch.shared();
-    let wide = kernel.dtypes().0 == DType::F32;
-    let size = if wide { 4 } else { 2 };
+    let team = e.take();
+    let mut shared = team.shared();
+    let (wide, size) = (kernel.x == DType::F32, kernel.x.size());
     let x_stride = x_stride(kernel, k);
     let x_len = m.div_ceil(kernel.group) * x_stride;
     let (to, room) = shared.get((x_len + k) * size)[..(x_len + k) * size].split_at_mut(x_len * size);
@@ -49,33 +50,30 @@ pub fn linear<A: Element>(e: &Engine, x: Mat<'_, A>, w: Weight<'_>, mut out: Out
             place((i < m).then(|| x.row(i)), k, &mut to[at..][..x_stride], r, kernel.group);
         }
     }
-    let x = match wide {
-        true => Rows::F32(bytemuck::cast_slice(to)),
-        false => Rows::Bits(bytemuck::cast_slice(to)),
-    };
+    let x = Rows { bytes: to, stride: x_stride * size, m };
 
-    let row_bytes = k * w.dtype().size() * split.halves();
+    let row_bytes = w.dtype().bytes(k) * split.halves();
     let fit = (tuning::DOT_TASK_BYTES / row_bytes.max(1)).max(1);
     let rows = fit.min(split.n.div_ceil(4 * e.threads())).next_multiple_of(12);
-    let address = |n: usize| with_weight!(w, t => t.row(n).as_ptr().cast::<u8>());
-    e.pool.for_each_ahead(split.n.div_ceil(rows), |task, next, thread| {
+    let w = w.stored();
+    let address = |n: usize| w.rows(n, 1, 0).as_ptr();
+    team.for_each_ahead(split.n.div_ceil(rows), |task, next, thread| {
         let n0 = task * rows;
         let n = rows.min(split.n - n0);
-        let mut scratch = e.scratch.thread(thread);
+        let mut scratch = team.thread(thread);
         let temp: &mut [f32] =
             &mut bytemuck::cast_slice_mut(scratch.get(split.halves() * m * n * 4))[..split.halves() * m * n];
         let (a, b) = temp.split_at_mut(m * n);
         let after = next.map_or(std::ptr::null(), |t| address(t * rows));
         match split.second {
-            None => call(kernel, x, m, x_stride, w.rows_at(n0, n), a, after),
+            None => call(kernel, x, w, n0..n0 + n, a, after),
             Some(half) => {
-                call(kernel, x, m, x_stride, w.rows_at(n0, n), a, address(n0 + half));
-                call(kernel, x, m, x_stride, w.rows_at(n0 + half, n), b, after);
+                call(kernel, x, w, n0..n0 + n, a, address(n0 + half));
+                call(kernel, x, w, n0 + half..n0 + half + n, b, after);
             }
         }
-        if let Target::SwiGluF32(_) | Target::SwiGluBf16(_) = target {
-            // SAFETY: both halves hold `m * n` values; the engine's ISA is that of its epilogues.
-            unsafe { (epilogues.silu_mul)(m * n, a.as_mut_ptr(), b.as_ptr()) };
+        if split.second.is_some() {
+            dispatch(e.isa(), Gate(a, b));
         }
         for (i, a) in a.chunks_exact(n).enumerate() {
             let at = i * stride + n0;
@@ -117,39 +115,28 @@ fn place<T: bytemuck::Pod>(row: Option<&[T]>, k: usize, group: &mut [T], r: usiz
     whole.iter().chain([&last]).zip(to).for_each(|(from, to)| *to = *from);
 }
 
-/// The rows of x that a kernel reads.
+/// The `m` rows of x as a kernel reads them: groups `stride` bytes apart.
 #[derive(Clone, Copy)]
-enum Rows<'a> {
-    F32(&'a [f32]),
-    Bits(&'a [u16]),
+struct Rows<'a> {
+    bytes: &'a [u8],
+    stride: usize,
+    m: usize,
 }
 
-/// `out[m][n] = x[m] . w[n]`, dense, for `m` rows of x that start `x_stride` elements apart. `next` is read soon after.
-fn call(kernel: &DotKernel, x: Rows<'_>, m: usize, x_stride: usize, w: Weight<'_>, out: &mut [f32], next: *const u8) {
-    let (k, n) = (w.k(), w.n());
-    let len = match x {
-        Rows::F32(x) => x.len(),
-        Rows::Bits(x) => x.len(),
-    };
-    assert!(out.len() >= m * n && x_stride >= self::x_stride(kernel, k) && len >= m.div_ceil(kernel.group) * x_stride);
-    let o = out.as_mut_ptr();
-    // SAFETY: x holds `m` rows and w `n` rows of `k` elements, and `out` takes m x n: asserted above and by the view. The
-    // engine checked the ISA. half's types are transparent u16.
-    unsafe {
-        match (kernel.fun, x, w) {
-            (DotFn::F32xF32(f), Rows::F32(x), Weight::F32(w)) => {
-                f(k, x.as_ptr(), x_stride, m, w.data().as_ptr(), w.stride(), n, o, n, next);
-            }
-            (DotFn::F32xF16(f), Rows::F32(x), Weight::F16(w)) => {
-                f(k, x.as_ptr(), x_stride, m, w.data().as_ptr().cast(), w.stride(), n, o, n, next);
-            }
-            (DotFn::F32xBf16(f), Rows::F32(x), Weight::BF16(w)) => {
-                f(k, x.as_ptr(), x_stride, m, w.data().as_ptr().cast(), w.stride(), n, o, n, next);
-            }
-            (DotFn::Bf16xBf16(f), Rows::Bits(x), Weight::BF16(w)) => {
-                f(k, x.as_ptr(), x_stride, m, w.data().as_ptr().cast(), w.stride(), n, o, n, next);
-            }
-            _ => unreachable!("choose() matches the kernel's types"),
-        }
-    }
+/// `out[m][n] = x[m] . w[n]`, dense, for rows `range` of W. `next` is read soon after.
+fn call(
+    kernel: &DotKernel,
+    x: Rows<'_>,
+    w: Stored<'_>,
+    range: std::ops::Range<usize>,
+    out: &mut [f32],
+    next: *const u8,
+) {
+    let (m, n) = (x.m, range.len());
+    assert!(out.len() >= m * n && x.stride >= x_stride(kernel, w.k) * kernel.x.size());
+    assert!(x.bytes.len() >= m.div_ceil(kernel.group) * x.stride && x.bytes.as_ptr().addr().is_multiple_of(64));
+    let rows = w.rows(range.start, n, 0).as_ptr();
+    // SAFETY: x holds `m` rows and w `n` rows of `k` elements, and `out` takes m x n: asserted above and by `Stored::rows`. The
+    // engine checked the ISA; `choose` and `forced` match the kernel's types.
+    unsafe { (kernel.fun)(w.k, x.bytes.as_ptr(), x.stride, m, rows, w.stride, n, out.as_mut_ptr(), n, next) }
 }

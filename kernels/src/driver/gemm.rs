@@ -14,196 +14,49 @@ use std::{
     },
 };
 
-use half::{bf16, slice::HalfFloatSliceExt};
-
-use super::{SharedMut, dot, library};
+use super::output::{Gate, Split, Target};
 use crate::{
-    backend::vector::{UNROLL, looks},
-    contract::{Ahead, Copier, Drain, Epilogues, GemmKernel, InPlace, Lines, Micro, Mul, Unit, UnitShape},
-    engine::{Backend, Engine, Output},
-    registry, tuning,
-    view::{DType, Element, Mat, Weight, with_weight},
+    contract::{Ahead, Copier, Drain, ForWeight, GemmKernel, InPlace, PackX, Unit, UnitShape},
+    level::Level,
+    levels::{self, dispatch},
+    micro::tile::{UNROLL, looks},
+    operands::Output,
+    shared::SharedMut,
+    team::Team,
+    tuning,
+    view::{Element, Mat, Stored, Weight},
 };
 
-/// Which rows of W one task computes: `n` output features from `n0`, in a second matrix half `F` rows below too for SwiGLU.
-pub(super) struct Split {
-    /// Output features.
-    pub n: usize,
-    /// Row distance of the second half, if there is one.
-    pub second: Option<usize>,
-}
-
-impl Split {
-    pub fn of<A>(n: usize, out: &Output<'_, A>) -> Split {
-        match out {
-            Output::SwiGlu(_) => Split { n: n / 2, second: Some(n / 2) },
-            _ => Split { n, second: None },
-        }
-    }
-
-    pub fn halves(&self) -> usize {
-        1 + usize::from(self.second.is_some())
-    }
-}
-
-/// `y`, shared by the threads of a region: each writes other columns.
-#[derive(Clone, Copy)]
-pub(super) enum Target<'a> {
-    Store(SharedMut<f32>, Option<&'a [f32]>),
-    Add(SharedMut<f32>),
-    SwiGluF32(SharedMut<f32>),
-    SwiGluBf16(SharedMut<u16>),
-}
-
-impl<'a> Target<'a> {
-    /// The target and its row stride.
-    pub fn of<A: Element>(out: &'a mut Output<'_, A>) -> (Target<'a>, usize) {
-        match out {
-            Output::Store(y) => (Target::Store(SharedMut::new(y.data_mut()), None), y.stride()),
-            Output::Bias(y, b) => (Target::Store(SharedMut::new(y.data_mut()), Some(b)), y.stride()),
-            Output::Add(y) => (Target::Add(SharedMut::new(y.data_mut())), y.stride()),
-            Output::SwiGlu(y) => {
-                let stride = y.stride();
-                match A::DTYPE {
-                    DType::BF16 => (Target::SwiGluBf16(SharedMut::new(bytemuck::cast_slice_mut(y.data_mut()))), stride),
-                    _ => (Target::SwiGluF32(SharedMut::new(bytemuck::cast_slice_mut(y.data_mut()))), stride),
-                }
-            }
-        }
-    }
-}
-
-impl Target<'_> {
-    /// The lines of `y[m0..m0 + cols][n0..n0 + rows]`, to be fetched within so many looks.
-    fn lines(&self, m0: usize, n0: usize, cols: usize, rows: usize, stride: usize, looks: usize) -> Lines {
-        let (at, len) = (m0 * stride + n0, (cols - 1) * stride + rows);
-        let (y, size): (*const u8, usize) = match self {
-            Target::Store(y, _) | Target::Add(y) | Target::SwiGluF32(y) => (y.ptr(at, len).cast(), 4),
-            Target::SwiGluBf16(y) => (y.ptr(at, len).cast(), 2),
-        };
-        Lines::new(y, rows * size, cols, stride * size, looks)
-    }
-}
-
-pub fn linear<A: Element>(e: &Engine, x: Mat<'_, A>, w: Weight<'_>, out: Output<'_, A>) {
-    if w.k() == 0 {
-        return library::linear(e, &library::GEMM, x, w, out);
-    }
-    match e.backend {
-        Backend::Gemm => library::linear(e, &library::GEMM, x, w, out),
-        #[cfg(all(target_os = "macos", feature = "accelerate"))]
-        Backend::Accelerate => library::linear(e, &library::ACCELERATE, x, w, out),
-        Backend::Ours => match e.forced.filter(|k| accepts(k, A::DTYPE, w.dtype())) {
-            Some(k) => blocked(e, k, x, w, out),
-            None if dot::forced(e, A::DTYPE, w.dtype()).is_some() => dot::linear(e, x, w, out),
-            None => match choose(e, x.rows(), A::DTYPE, w, Split::of(w.n(), &out).halves()) {
-                Some(k) => blocked(e, k, x, w, out),
-                None => dot::linear(e, x, w, out),
-            },
-        },
-    }
-}
-
-/// Whether a kernel can pack these types.
-pub(super) fn accepts(k: &GemmKernel, x: DType, w: DType) -> bool {
-    match k.mul {
-        Mul::F32 => true,
-        Mul::Bf16 => x == DType::BF16 && w == DType::BF16,
-    }
-}
-
-/// The kernel of the strongest level that can serve these types, with the least padded work for `m` rows; none if a few-row
-/// kernel does less.
-fn choose(e: &Engine, m: usize, x: DType, w: Weight<'_>, halves: usize) -> Option<&'static GemmKernel> {
-    if m <= tuning::dot_rows(e.isa, x, w.dtype()) {
-        return None;
-    }
-    let able = registry::gemm_kernels(e.isa).filter(|k| accepts(k, x, w.dtype()));
-    let isa = able.clone().next().map_or(e.isa, |k| k.isa);
-    let groups = tuning::row_groups(m, e.threads());
-    let rows = m.div_ceil(groups);
-    let cost = |k: &'static GemmKernel| {
-        let in_place = Source::new(k, w, rows).in_place.is_some();
-        groups as f64 * tuning::tile_cost(k, rows, in_place, halves)
-    };
-    let best = able
-        .filter(|k| k.isa == isa)
-        .min_by(|a, b| cost(a).total_cmp(&cost(b)))
-        .expect("every level has a kernel for every type: the portable one");
-    let dot = m.next_multiple_of(4) as f64 * tuning::dot_cost(e.isa, x, w.dtype());
-    (m > tuning::DOT_ROWS_MAX || cost(best) <= dot).then_some(best)
-}
-
-/// Calls the typed packing function of `k`.
-///
-/// # Safety
-/// As `contract::PackX`, `src` taken from `x` at element `at` of row `m`.
-unsafe fn pack_x<A: Element>(
-    k: &GemmKernel,
-    x: &Mat<'_, A>,
-    m: usize,
-    rows: usize,
-    at: usize,
-    len: usize,
-    dst: *mut u8,
-) {
-    let src = x.data()[m * x.stride() + at..].as_ptr();
-    // SAFETY: the caller's promise; `A` is f32 or bf16 (sealed), the latter a transparent u16.
-    unsafe {
-        match (A::DTYPE, k.pack_x_f32) {
-            (DType::BF16, _) => (k.pack_x_bf16)(src.cast(), x.stride(), rows, len, dst),
-            (_, Some(pack)) => pack(src.cast(), x.stride(), rows, len, dst),
-            (_, None) => unreachable!("accepts() lets only BF16 reach a BF16 kernel"),
-        }
-    }
-}
-
-/// A kernel's functions for the type of W, and where W's elements are.
-struct Source<'a> {
-    micro: Micro,
+/// A kernel, its functions for the format of W, and where W's rows are.
+pub(super) struct Source<'a> {
+    k: &'static GemmKernel,
+    of: &'static ForWeight,
     /// If W can be used as it lies.
     in_place: Option<InPlace>,
     /// If W can be packed by whole vectors.
     drain: Option<Drain>,
-    w: Weight<'a>,
-    k: &'static GemmKernel,
+    w: Stored<'a>,
 }
 
 impl<'a> Source<'a> {
     /// For `rows` of x in a thread's share.
-    fn new(k: &'static GemmKernel, w: Weight<'a>, rows: usize) -> Source<'a> {
-        let (micro, in_place, drain) = match (&w, &k.w_f32, &k.w_f16) {
-            (Weight::BF16(_), ..) => (k.w_bf16.micro, k.w_bf16.in_place, k.w_bf16.drain),
-            (Weight::F32(_), Some(f), _) => (f.micro, f.in_place, f.drain),
-            (Weight::F16(_), _, Some(f)) => (f.micro, f.in_place, f.drain),
-            _ => unreachable!("accepts() lets only BF16 reach a BF16 kernel"),
-        };
+    pub fn new(k: &'static GemmKernel, w: Weight<'a>, rows: usize) -> Source<'a> {
+        let (of, w) = (k.weights(w.dtype()), w.stored());
         // Rows that end in part of a vector are packed between blocks, whole rows at a time, as are those of kernels without
         // a queue.
-        let whole = w.k().is_multiple_of(k.lanes * k.ku);
-        let in_place = in_place.filter(|_| whole && tuning::in_place(k.isa, rows));
-        Source { micro, in_place, drain: drain.filter(|_| whole), w, k }
+        let whole = w.k.is_multiple_of(k.lanes * k.ku);
+        let in_place = of.in_place.filter(|_| whole && rows < levels::of(k.isa).tuning.copy_from);
+        Source { k, of, in_place, drain: of.drain.filter(|_| whole), w }
+    }
+
+    pub fn works_in_place(&self) -> bool {
+        self.in_place.is_some()
     }
 
     /// Address of element `at` of row `n`, after checking that it and the rest of `rows` rows from there are inside W.
     fn at(&self, n: usize, rows: usize, at: usize) -> *const u8 {
-        with_weight!(self.w, t => {
-            assert!(rows > 0 && rows <= self.k.nr && n + rows <= t.rows() && at < t.cols());
-            t.data()[n * t.stride() + at..].as_ptr().cast()
-        })
-    }
-
-    /// Bytes between two rows.
-    fn stride_bytes(&self) -> usize {
-        with_weight!(self.w, t => t.stride()) * self.w.dtype().size()
-    }
-
-    /// Address and bytes of whole rows, to prefetch.
-    fn span(&self, n: usize, rows: usize) -> (*const u8, usize) {
-        with_weight!(self.w, t => {
-            let s = &t.data()[n * t.stride()..(n + rows - 1) * t.stride() + t.cols()];
-            (s.as_ptr().cast(), size_of_val(s))
-        })
+        assert!(rows <= self.k.nr);
+        self.w.rows(n, rows, at).as_ptr()
     }
 
     /// Packs rows `n..n + rows`, elements `at..at + len`.
@@ -211,17 +64,9 @@ impl<'a> Source<'a> {
     /// # Safety
     /// `dst` is writable for `tile_bytes`, 64-byte aligned; the CPU has the kernel's ISA.
     unsafe fn pack(&self, n: usize, rows: usize, at: usize, len: usize, dst: *mut u8) {
-        assert!(len <= self.k.kc && at + len <= self.w.k());
-        let (src, stride) = (self.at(n, rows, at), self.stride_bytes() / self.w.dtype().size());
-        // SAFETY: `Source::at` checked the source; half's types are transparent u16.
-        unsafe {
-            match (&self.w, &self.k.w_f32, &self.k.w_f16) {
-                (Weight::BF16(_), ..) => (self.k.w_bf16.pack)(src.cast(), stride, rows, len, dst),
-                (Weight::F32(_), Some(f), _) => (f.pack)(src.cast(), stride, rows, len, dst),
-                (Weight::F16(_), _, Some(f)) => (f.pack)(src.cast(), stride, rows, len, dst),
-                _ => unreachable!("accepts() lets only BF16 reach a BF16 kernel"),
-            }
-        }
+        assert!(len <= self.k.kc && at + len <= self.w.k);
+        // SAFETY: `Source::at` checked the rows, which are of the function's format.
+        unsafe { (self.of.pack)(self.at(n, rows, at), self.w.stride, rows, len, dst) }
     }
 }
 
@@ -280,12 +125,13 @@ struct Block {
 /// A product, cut for the threads of a pool.
 struct Product<'a, A> {
     k: &'static GemmKernel,
+    pack: PackX,
     x: Mat<'a, A>,
     src: Source<'a>,
     split: Split,
     target: Target<'a>,
     y_stride: usize,
-    epilogues: &'static Epilogues,
+    level: &'static Level,
     /// Chunks of K, and those of a block.
     chunks: usize,
     group: usize,
@@ -297,7 +143,7 @@ struct Product<'a, A> {
 
 impl<A: Element> Product<'_, A> {
     fn chunk_len(&self, c: usize) -> usize {
-        (self.src.w.k() - c * self.k.kc).min(self.k.kc)
+        (self.src.w.k - c * self.k.kc).min(self.k.kc)
     }
 
     fn steps(&self, c: usize) -> usize {
@@ -338,9 +184,10 @@ impl<A: Element> Product<'_, A> {
     unsafe fn pack_x(&self, p: usize, c: usize, dst: *mut u8) {
         let (k, m) = (self.k, self.x.rows());
         let rows = k.mr.min(m - p * k.mr);
-        // SAFETY: rows and columns lie inside x; the engine checked the ISA, and `registry::kernels_of` gives kernels of that
+        // SAFETY: rows and columns lie inside x; the engine checked the ISA, and `levels::kernels_of` gives kernels of that
         // level or below; the rest is the caller's promise.
-        unsafe { pack_x(k, &self.x, p * k.mr, rows, c * k.kc, self.chunk_len(c), dst) }
+        let src = self.x.data()[p * k.mr * self.x.stride() + c * k.kc..].as_ptr();
+        unsafe { (self.pack)(src.cast(), self.x.stride() * size_of::<A>(), rows, self.chunk_len(c), dst) }
     }
 
     /// Packs a block of W.
@@ -445,7 +292,8 @@ impl<A: Element> Product<'_, A> {
             Some(_) => (std::ptr::null(), 0),
             None => {
                 let n = next.tiles.start * k.nr;
-                self.src.span(n, (next.tiles.len() * k.nr).min(self.split.n - n))
+                let rows = self.src.w.rows(n, (next.tiles.len() * k.nr).min(self.split.n - n), 0);
+                (rows.as_ptr(), rows.len())
             }
         };
         if self.src.drain.is_some() {
@@ -460,7 +308,7 @@ impl<A: Element> Product<'_, A> {
         }
         let per_vec = k.lanes * k.ku;
         let shape = UnitShape {
-            src_stride: self.src.stride_bytes(),
+            src_stride: self.src.w.stride,
             chunks: of.len(),
             vecs: k.kc / per_vec,
             last_vecs: self.chunk_len(of.end - 1) / per_vec,
@@ -513,10 +361,10 @@ impl<A: Element> Product<'_, A> {
                             if let Some(in_place) = self.src.in_place {
                                 let (n, rows) = self.rows_of(h, block.tiles.start + t);
                                 let w = self.src.at(n, rows, c * k.kc);
-                                in_place(steps, panel, w, self.src.stride_bytes(), rows, acc, accumulate, ahead);
+                                in_place(steps, panel, w, self.src.w.stride, rows, acc, accumulate, ahead);
                             } else {
                                 let tile = tiles.add(self.tile_at(h, t, at));
-                                (self.src.micro)(steps, panel, tile, acc, accumulate, ahead);
+                                (self.src.of.micro)(steps, panel, tile, acc, accumulate, ahead);
                             }
                         }
                     }
@@ -524,13 +372,13 @@ impl<A: Element> Product<'_, A> {
             }
             if last_group {
                 // SAFETY: the accumulators of `rows` features by `cols` rows are computed; each tile is taken once.
-                unsafe { finish(self.epilogues, self.target, acc, half_acc, k.mr, rows, cols, m0, n0, self.y_stride) };
+                unsafe { finish(self.level, self.target, acc, half_acc, k.mr, rows, cols, m0, n0, self.y_stride) };
             }
         }
     }
 }
 
-fn blocked<A: Element>(e: &Engine, k: &'static GemmKernel, x: Mat<'_, A>, w: Weight<'_>, mut out: Output<'_, A>) {
+pub fn blocked<A: Element>(e: &Team, k: &'static GemmKernel, x: Mat<'_, A>, w: Weight<'_>, mut out: Output<'_, A>) {
     e.used.note(k.name);
     let split = Split::of(w.n(), &out);
     let (target, y_stride) = Target::of(&mut out);
@@ -574,16 +422,18 @@ fn blocked<A: Element>(e: &Engine, k: &'static GemmKernel, x: Mat<'_, A>, w: Wei
         let units = part(t - first(g), first(g + 1) - first(g), 0..all_tiles.div_ceil(unit));
         Share::new(part(g, row_groups, panels), units.start * unit..(units.end * unit).min(all_tiles))
     };
-    let epilogues = &registry::row(e.isa).epilogues;
+    let level = e.level;
+    let pack = k.pack_x(A::DTYPE);
     let mut product =
-        Product { k, x, src, split, target, y_stride, epilogues, chunks, group, most, unit, shares: Vec::new() };
-    let mut shared = e.scratch.shared();
+        Product { k, pack, x, src, split, target, y_stride, level, chunks, group, most, unit, shares: Vec::new() };
+    let team = e.take();
+    let mut shared = team.shared();
     for pass in 0..passes {
         let panels = part(pass, passes, 0..panels);
         product.shares = (0..threads).map(|t| share(t, panels.clone())).collect();
         if !alone {
             let packed = SharedMut::new(shared.get(pass_panels * panel_bytes));
-            e.pool.for_each(panels.len() * chunks, |task, _| {
+            team.for_each(panels.len() * chunks, |task, _| {
                 let (i, c) = (task / chunks, task % chunks);
                 // SAFETY: each (panel, chunk) is one task and has its own place, a whole number of lines from the first.
                 unsafe {
@@ -596,8 +446,8 @@ fn blocked<A: Element>(e: &Engine, k: &'static GemmKernel, x: Mat<'_, A>, w: Wei
                 s.x.store(packed.ptr(at, s.panels.len() * panel_bytes), Release);
             }
         }
-        e.pool.run(|thread| {
-            let mut scratch = e.scratch.thread(thread);
+        team.run(|thread| {
+            let mut scratch = team.thread(thread);
             let (x, memory) = scratch.get(x_bytes + 2 * w_bytes + acc_bytes).split_at_mut(x_bytes);
             product.work(thread, x, memory, w_bytes);
         });
@@ -610,7 +460,7 @@ fn blocked<A: Element>(e: &Engine, k: &'static GemmKernel, x: Mat<'_, A>, w: Wei
 /// `acc` holds them; no other thread touches these elements of y; the CPU has the ISA of `e`.
 #[allow(clippy::too_many_arguments)]
 unsafe fn finish(
-    e: &Epilogues,
+    level: &Level,
     target: Target<'_>,
     acc: *mut f32,
     half_acc: usize,
@@ -621,41 +471,27 @@ unsafe fn finish(
     n0: usize,
     stride: usize,
 ) {
-    let len = (cols - 1) * stride + rows;
-    // SAFETY: `SharedMut::ptr` checks that the last element is inside y; the rest is the caller's promise.
+    let (at, of) = ((m0, n0), (cols, rows));
+    let e = &level.epilogues;
+    // SAFETY: `SharedMut::block` checks that the last element is inside y; the halves do not overlap, as `rows * mr` is at most
+    // `half_acc`; the rest is the caller's promise.
     unsafe {
+        let gate = || {
+            let of = |half: usize| std::slice::from_raw_parts_mut(acc.add(half * half_acc), rows * mr);
+            dispatch(level.isa, Gate(of(0), of(1)));
+        };
         match target {
-            Target::Store(y, _) => (e.store)(acc, mr, rows, cols, y.ptr(m0 * stride + n0, len), stride),
-            Target::Add(y) => (e.add)(acc, mr, rows, cols, y.ptr(m0 * stride + n0, len), stride),
+            Target::Store(y, _) => (e.store)(acc, mr, rows, cols, y.block(stride, at, of), stride),
+            Target::Add(y) => (e.add)(acc, mr, rows, cols, y.block(stride, at, of), stride),
             Target::SwiGluF32(y) => {
-                (e.silu_mul)(rows * mr, acc, acc.add(half_acc));
-                (e.store)(acc, mr, rows, cols, y.ptr(m0 * stride + n0, len), stride);
+                gate();
+                (e.store)(acc, mr, rows, cols, y.block(stride, at, of), stride);
             }
             Target::SwiGluBf16(y) => {
-                (e.silu_mul)(rows * mr, acc, acc.add(half_acc));
-                (e.store_bf16)(acc, mr, rows, cols, y.ptr(m0 * stride + n0, len), stride);
+                gate();
+                (e.store_bf16)(acc, mr, rows, cols, y.block(stride, at, of), stride);
             }
         }
-    }
-}
-
-/// The rows of x as f32, in `buffer` if they are not already.
-pub(super) fn widen<'a, A: Element>(x: Mat<'a, A>, buffer: &'a mut [u8]) -> Mat<'a, f32> {
-    if let Some(x) = x.cast_f32() {
-        return x;
-    }
-    let buffer: &mut [f32] = &mut bytemuck::cast_slice_mut(buffer)[..x.rows() * x.cols()];
-    for (r, y) in buffer.chunks_exact_mut(x.cols().max(1)).enumerate() {
-        widen_row(x.row(r), y);
-    }
-    Mat::new(buffer, x.rows(), x.cols())
-}
-
-/// One row as f32.
-pub(super) fn widen_row<A: Element>(x: &[A], y: &mut [f32]) {
-    match A::DTYPE {
-        DType::BF16 => HalfFloatSliceExt::convert_to_f32_slice(bytemuck::cast_slice::<A, bf16>(x), y),
-        _ => y.copy_from_slice(bytemuck::cast_slice(x)),
     }
 }
 

@@ -1,14 +1,16 @@
 //! Other libraries as backends: f32, 16-bit weights widened slab by slab.
 
-use super::gemm::{Split, Target, widen};
+use super::output::{Gate, Split, Target, widen};
 use crate::{
-    engine::{Engine, Output},
+    levels::dispatch,
+    operands::Output,
+    team::Team,
     view::{Element, Mat, MatMut, Weight},
 };
 
 /// A library that multiplies matrices in f32.
 pub struct Library {
-    /// The name that [`Engine::take_used`] gives.
+    /// The name that [`crate::Engine::take_used`] gives.
     name: &'static str,
     /// `y = x W^T`.
     product: fn(Mat<'_, f32>, Mat<'_, f32>, MatMut<'_, f32>),
@@ -31,18 +33,19 @@ pub const GEMM: Library = Library {
 pub const ACCELERATE: Library =
     Library { name: "accelerate_f32xf32_f32", product: accelerate::product, slab: 4096, ours: false };
 
-pub fn linear<A: Element>(e: &Engine, l: &Library, x: Mat<'_, A>, w: Weight<'_>, mut out: Output<'_, A>) {
+pub fn linear<A: Element>(e: &Team, l: &Library, x: Mat<'_, A>, w: Weight<'_>, mut out: Output<'_, A>) {
     e.used.note(l.name);
     let (m, k) = (x.rows(), w.k());
     let split = Split::of(w.n(), &out);
     let (target, stride) = Target::of(&mut out);
-    let mut shared = e.scratch.shared();
+    let team = e.take();
+    let mut shared = team.shared();
     let x = widen(x, shared.get(m * k * 4));
 
     let slab = |task: usize, thread: usize| {
         let n0 = task * l.slab;
         let n = l.slab.min(split.n - n0);
-        let mut scratch = e.scratch.thread(thread);
+        let mut scratch = team.thread(thread);
         let temp: &mut [f32] = bytemuck::cast_slice_mut(scratch.get((split.halves() * m * n + n * k) * 4));
         let (y, wide) = temp.split_at_mut(split.halves() * m * n);
         for (h, y) in y.chunks_exact_mut(m * n).enumerate() {
@@ -56,7 +59,10 @@ pub fn linear<A: Element>(e: &Engine, l: &Library, x: Mat<'_, A>, w: Weight<'_>,
             };
             (l.product)(x, wf, MatMut::new(y, m, n));
         }
-        let (a, b) = y.split_at(m * n);
+        let (a, b) = y.split_at_mut(m * n);
+        if split.second.is_some() {
+            dispatch(e.isa(), Gate(a, b));
+        }
         for (i, a) in a.chunks_exact(n).enumerate() {
             let at = i * stride + n0;
             // SAFETY: tasks own disjoint columns `n0..n0 + n` of y.
@@ -68,22 +74,16 @@ pub fn linear<A: Element>(e: &Engine, l: &Library, x: Mat<'_, A>, w: Weight<'_>,
                         }
                     }
                     Target::Add(y) => y.slice(at, n).iter_mut().zip(a).for_each(|(y, a)| *y += a),
-                    Target::SwiGluF32(y) => {
-                        let b = &b[i * n..];
-                        y.slice(at, n).iter_mut().zip(a).zip(b).for_each(|((y, a), b)| *y = silu(*a) * b);
-                    }
+                    Target::SwiGluF32(y) => y.slice(at, n).copy_from_slice(a),
                     Target::SwiGluBf16(y) => {
-                        let b = &b[i * n..];
-                        y.slice(at, n).iter_mut().zip(a).zip(b).for_each(|((y, a), b)| {
-                            *y = half::bf16::from_f32(silu(*a) * b).to_bits();
-                        });
+                        y.slice(at, n).iter_mut().zip(a).for_each(|(y, a)| *y = half::bf16::from_f32(*a).to_bits());
                     }
                 }
             }
         }
     };
     let tasks = split.n.div_ceil(l.slab);
-    if l.ours { e.pool.for_each(tasks, slab) } else { (0..tasks).for_each(|task| slab(task, 0)) }
+    if l.ours { team.for_each(tasks, slab) } else { (0..tasks).for_each(|task| slab(task, 0)) }
 }
 
 /// `y = x W^T`.
@@ -128,10 +128,6 @@ fn widen_weight(w: Weight<'_>, out: &mut [f32]) {
             Weight::BF16(w) => w.row(r).convert_to_f32_slice(y),
         }
     }
-}
-
-fn silu(x: f32) -> f32 {
-    x / (1.0 + (-x).exp())
 }
 
 #[cfg(all(target_os = "macos", feature = "accelerate"))]

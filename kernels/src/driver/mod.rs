@@ -2,15 +2,12 @@
 
 pub mod attention;
 mod dot;
-pub mod gemm;
+mod gemm;
 pub(crate) mod library;
+pub mod linear;
+mod output;
 #[cfg(feature = "peers")]
 pub mod peers;
 pub mod projections;
-pub mod rope;
 pub mod rowwise;
-mod scratch;
 pub mod selection;
-
-pub use scratch::Scratch;
-pub(crate) use scratch::SharedMut;

@@ -3,14 +3,18 @@
 use std::{cmp::Reverse, ops::Range};
 
 use super::{
-    SharedMut,
+    linear,
     rowwise::{Heads, Place},
 };
 use crate::{
-    engine::{Engine, HeadProjection, Output, Positions},
-    simd::{dispatch, kernel_name},
+    isa::kernel_name,
+    levels::dispatch,
+    operands::{HeadNorm, HeadProjection, Output, Positions},
+    rope::RopeTable,
+    shared::SharedMut,
+    team::Team,
     tuning,
-    view::{Element, MatMut},
+    view::{Element, Mat, MatMut, Weight},
 };
 
 /// What one thread computes at a time: its product stays in the second-level cache until the heads are written.
@@ -21,64 +25,84 @@ struct Task {
     work: usize,
 }
 
-pub fn project_heads<A: Element>(e: &Engine, batch: usize, eps: f32, jobs: &mut [HeadProjection<'_, A>]) {
+/// A product, with its outputs as threads share them.
+struct Job<'a, A> {
+    x: Mat<'a, A>,
+    w: Weight<'a>,
+    bias: &'a [f32],
+    norm: HeadNorm<'a>,
+    rope: Option<&'a RopeTable>,
+    heads: usize,
+    d: usize,
+    place: Place,
+    cache: SharedMut<'a, A>,
+    keep: Option<SharedMut<'a, f32>>,
+}
+
+pub fn project_heads<A: Element>(e: &Team, batch: usize, eps: f32, products: &mut [HeadProjection<'_, A>]) {
     e.used.note(kernel_name!(e.isa(), A, "heads_f32"));
-    let outputs: Vec<_> = jobs
+    let jobs: Vec<_> = products
         .iter_mut()
-        .map(|j| {
-            let keep = j.keep.as_deref_mut().map(SharedMut::new);
-            (SharedMut::new(j.cache.data_mut()), keep)
+        .map(|p| Job {
+            x: p.x,
+            w: p.w,
+            bias: p.bias,
+            norm: p.norm,
+            rope: p.rope,
+            heads: p.cache.heads(),
+            d: p.cache.head_dim(),
+            place: Place::in_cache(p.cache, 0),
+            cache: SharedMut::new(p.cache.data_mut()),
+            keep: p.keep.as_deref_mut().map(SharedMut::new),
         })
         .collect();
-    let jobs = &*jobs;
-    let tasks = tasks(e, jobs);
-    let alone = e.alone();
+    let tasks = tasks(e, &jobs);
+    let singles = e.singles();
 
-    e.pool.for_each(tasks.len(), |t, thread| {
+    let team = e.take();
+    team.for_each(tasks.len(), |t, thread| {
         let Task { job, rows, heads, .. } = &tasks[t];
-        let (j, (out, keep)) = (&jobs[*job], &outputs[*job]);
-        let d = j.cache.head_dim();
-        let (first, cols) = (heads.start * d, heads.len() * d);
-        let mut scratch = e.scratch.thread(thread);
+        let j = &jobs[*job];
+        let (first, cols) = (heads.start * j.d, heads.len() * j.d);
+        let mut scratch = team.thread(thread);
         let y: &mut [f32] = bytemuck::cast_slice_mut(scratch.get(rows.len() * cols * 4));
         let y = &mut y[..rows.len() * cols];
         let x = j.x.rows_at(rows.start, rows.len());
         let bias = &j.bias[first..first + cols];
         let to = Output::Bias(MatMut::new(y, rows.len(), cols), bias);
-        super::gemm::linear(&alone[thread], x, j.w.rows_at(first, cols), to);
-        if let Some(keep) = keep {
+        linear::linear(&singles[thread], x, j.w.rows_at(first, cols), to);
+        if let Some(keep) = j.keep {
             for (r, y) in rows.clone().zip(y.chunks_exact(cols)) {
                 // SAFETY: tasks of a job own disjoint rows and heads.
                 unsafe { keep.slice(r * j.w.n() + first, cols) }.copy_from_slice(y);
             }
         }
-        let src = MatMut::new(y, rows.len(), cols);
         let kernel = Heads {
-            src: src.as_ref(),
+            src: Mat::new(y, rows.len(), cols),
             first: rows.start,
             n: j.x.rows() / batch,
-            d,
+            d: j.d,
             weight: j.norm,
             eps,
             rope: j.rope.map(|table| (table, Positions::From(0))),
-            out,
-            place: Place::in_cache(j.cache, 0, heads.start),
+            out: j.cache,
+            place: j.place.from_head(heads.start),
         };
         dispatch(e.isa(), kernel);
     });
-    for a in alone {
-        a.used.take().into_iter().for_each(|name| e.used.note(name));
+    for s in singles {
+        s.used.take().into_iter().for_each(|name| e.used.note(name));
     }
 }
 
 /// The longest first, so that threads end together.
-fn tasks<A: Element>(e: &Engine, jobs: &[HeadProjection<'_, A>]) -> Vec<Task> {
-    let chunks = |j: &HeadProjection<'_, A>| j.x.rows().div_ceil(tuning::PROJECTION_ROWS);
+fn tasks<A: Element>(e: &Team, jobs: &[Job<'_, A>]) -> Vec<Task> {
+    let chunks = |j: &Job<'_, A>| j.x.rows().div_ceil(tuning::PROJECTION_ROWS);
     let whole: usize = jobs.iter().map(chunks).sum();
     let parts = if e.threads() == 1 { 1 } else { (4 * e.threads()).div_ceil(whole.max(1)) };
     let mut tasks = Vec::with_capacity(whole * parts.max(1));
     for (job, j) in jobs.iter().enumerate() {
-        let (m, heads) = (j.x.rows(), j.cache.heads());
+        let (m, heads) = (j.x.rows(), j.heads);
         let (rows, some) = (m.div_ceil(chunks(j).max(1)), heads.div_ceil(parts.clamp(1, heads.max(1))));
         for r in (0..m).step_by(rows.max(1)) {
             for h in (0..heads).step_by(some.max(1)) {

@@ -1,9 +1,13 @@
 //! Row-wise operations.
 
-use super::{SharedMut, rope::RopeTable};
 use crate::{
-    engine::{Engine, HeadNorm, HeadsOut, Positions},
-    simd::{self, Kernel, Vector, dispatch, kernel_name, load, store},
+    isa::kernel_name,
+    levels::dispatch,
+    operands::{HeadNorm, HeadsOut, Positions},
+    rope::RopeTable,
+    shared::SharedMut,
+    simd::{self, Kernel, Vector, load, store},
+    team::Team,
     view::{Element, HeadCache, Mat, MatMut, Weight},
 };
 
@@ -15,7 +19,7 @@ const CHUNKS: usize = 4;
 
 /// Calls `f` with ranges that cover `0..rows`, on the pool if `rows * cols * cost` is worth it. `cost` weighs an element
 /// against a plain load and store.
-pub(super) fn each_range(e: &Engine, rows: usize, cols: usize, cost: usize, f: impl Fn(std::ops::Range<usize>) + Sync) {
+pub(super) fn each_range(e: &Team, rows: usize, cols: usize, cost: usize, f: impl Fn(std::ops::Range<usize>) + Sync) {
     if rows == 0 {
         return;
     }
@@ -23,18 +27,18 @@ pub(super) fn each_range(e: &Engine, rows: usize, cols: usize, cost: usize, f: i
         return f(0..rows);
     }
     let chunk = rows.div_ceil(e.threads() * CHUNKS).max((WORTH_SHARING / 8).div_ceil(cols * cost));
-    e.pool.for_each(rows.div_ceil(chunk), |i, _| f(i * chunk..rows.min((i + 1) * chunk)));
+    e.take().for_each(rows.div_ceil(chunk), |i, _| f(i * chunk..rows.min((i + 1) * chunk)));
 }
 
 /// The rows of a matrix, for threads that each write their own.
-struct RowsMut<T> {
-    data: SharedMut<T>,
+struct RowsMut<'a, T> {
+    data: SharedMut<'a, T>,
     stride: usize,
     cols: usize,
 }
 
-impl<T> RowsMut<T> {
-    fn new(m: &mut MatMut<'_, T>) -> Self {
+impl<'a, T> RowsMut<'a, T> {
+    fn new(m: &'a mut MatMut<'_, T>) -> Self {
         let (stride, cols) = (m.stride(), m.cols());
         RowsMut { data: SharedMut::new(m.data_mut()), stride, cols }
     }
@@ -42,10 +46,9 @@ impl<T> RowsMut<T> {
     /// Row `r`.
     ///
     /// # Safety
-    /// No other slice of this row is alive, and the matrix is still borrowed.
-    #[allow(clippy::mut_from_ref)]
+    /// No other slice of this row is used while this one is.
     #[inline(always)]
-    unsafe fn row(&self, r: usize) -> &mut [T] {
+    unsafe fn row(&self, r: usize) -> &'a mut [T] {
         // SAFETY: rows do not overlap (`stride >= cols` in every view); the rest is the caller's promise.
         unsafe { self.data.slice(r * self.stride, self.cols) }
     }
@@ -59,7 +62,7 @@ trait RowKernel<X, Y>: Copy + Sync {
 struct Rows<'a, K, X, Y> {
     k: K,
     x: Mat<'a, X>,
-    y: &'a RowsMut<Y>,
+    y: &'a RowsMut<'a, Y>,
     range: std::ops::Range<usize>,
 }
 
@@ -68,7 +71,7 @@ impl<X, Y, K: RowKernel<X, Y>> Kernel for Rows<'_, K, X, Y> {
     #[inline(always)]
     fn run<V: Vector>(self, v: V) {
         for r in self.range {
-            // SAFETY: `map_rows` hands each row to one thread, and borrows the output throughout.
+            // SAFETY: `map_rows` hands each row to one thread.
             self.k.row(v, self.x.row(r), unsafe { self.y.row(r) });
         }
     }
@@ -76,7 +79,7 @@ impl<X, Y, K: RowKernel<X, Y>> Kernel for Rows<'_, K, X, Y> {
 
 /// `k` over all rows of `x` and `y`.
 fn map_rows<X: Copy + Sync, Y: Send>(
-    e: &Engine,
+    e: &Team,
     x: Mat<'_, X>,
     mut y: MatMut<'_, Y>,
     cost: usize,
@@ -99,7 +102,7 @@ impl<X: Element, Y: Element> RowKernel<X, Y> for Convert {
     }
 }
 
-pub fn convert<A: Element>(e: &Engine, x: Mat<'_, f32>, out: MatMut<'_, A>) {
+pub fn convert<A: Element>(e: &Team, x: Mat<'_, f32>, out: MatMut<'_, A>) {
     e.used.note(kernel_name!(e.isa(), A, "convert_f32"));
     map_rows(e, x, out, 1, Convert);
 }
@@ -107,7 +110,7 @@ pub fn convert<A: Element>(e: &Engine, x: Mat<'_, f32>, out: MatMut<'_, A>) {
 struct Embed<'a, T> {
     table: Mat<'a, T>,
     ids: &'a [u32],
-    y: &'a RowsMut<f32>,
+    y: &'a RowsMut<'a, f32>,
     range: std::ops::Range<usize>,
 }
 
@@ -116,13 +119,13 @@ impl<T: Element> Kernel for Embed<'_, T> {
     #[inline(always)]
     fn run<V: Vector>(self, v: V) {
         for r in self.range {
-            // SAFETY: each row goes to one thread (`embed`), which borrows the output throughout.
+            // SAFETY: each row goes to one thread (`embed`).
             Convert.row(v, self.table.row(self.ids[r] as usize), unsafe { self.y.row(r) });
         }
     }
 }
 
-pub fn embed(e: &Engine, table: Weight<'_>, ids: &[u32], mut out: MatMut<'_, f32>) {
+pub fn embed(e: &Team, table: Weight<'_>, ids: &[u32], mut out: MatMut<'_, f32>) {
     let cols = table.k().max(1);
     let y = &RowsMut::new(&mut out);
     let isa = e.isa();
@@ -168,7 +171,7 @@ impl<A: Element> RowKernel<f32, A> for RmsNorm<'_> {
     }
 }
 
-pub fn rms_norm<A: Element>(e: &Engine, x: Mat<'_, f32>, w: &[f32], eps: f32, out: MatMut<'_, A>) {
+pub fn rms_norm<A: Element>(e: &Team, x: Mat<'_, f32>, w: &[f32], eps: f32, out: MatMut<'_, A>) {
     e.used.note(kernel_name!(e.isa(), A, "rms_norm_f32"));
     map_rows(e, x, out, 2, RmsNorm { w, eps });
 }
@@ -183,10 +186,15 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Positions from `start` on of every head of a cache, from head `first` on.
-    pub fn in_cache<A: Element>(c: &HeadCache<A>, start: usize, first: usize) -> Place {
+    /// Positions from `start` on of every head of a cache.
+    pub fn in_cache<A: Element>(c: &HeadCache<A>, start: usize) -> Place {
         let head = c.capacity() * c.head_dim();
-        Place { start: first * head + start * c.head_dim(), batch: c.heads() * head, row: c.head_dim(), head }
+        Place { start: start * c.head_dim(), batch: c.heads() * head, row: c.head_dim(), head }
+    }
+
+    /// As if head `first` were head 0.
+    pub fn from_head(self, first: usize) -> Place {
+        Place { start: self.start + first * self.head, ..self }
     }
 }
 
@@ -200,7 +208,7 @@ pub(super) struct Heads<'a, A> {
     pub eps: f32,
     pub rope: Option<(&'a RopeTable, Positions<'a>)>,
     /// No two threads have the same rows and heads of it.
-    pub out: &'a SharedMut<A>,
+    pub out: SharedMut<'a, A>,
     pub place: Place,
 }
 
@@ -249,8 +257,7 @@ impl<A: Element> Kernel for Heads<'_, A> {
             let angles = self.rope.map(|(t, positions)| t.at(positions.of(r, i)));
             let p = self.place;
             for (h, x) in self.src.row(row).chunks_exact(self.d).enumerate() {
-                // SAFETY: (batch, position, head) names one place, which one thread has (`out`); the caller borrows the output
-                // throughout.
+                // SAFETY: (batch, position, head) names one place, which one thread has (`out`).
                 let y = unsafe { self.out.slice(p.start + b * p.batch + i * p.row + h * p.head, self.d) };
                 self.head(v, x, angles, y);
             }
@@ -260,7 +267,7 @@ impl<A: Element> Kernel for Heads<'_, A> {
 
 #[allow(clippy::too_many_arguments)]
 pub fn heads<A: Element>(
-    e: &Engine,
+    e: &Team,
     src: Mat<'_, f32>,
     batch: usize,
     d: usize,
@@ -277,13 +284,13 @@ pub fn heads<A: Element>(
             (SharedMut::new(y.data_mut()), Place { start: 0, batch: n * row, row, head: d })
         }
         HeadsOut::Cache(c, start) => {
-            let place = Place::in_cache(c, *start, 0);
+            let place = Place::in_cache(c, *start);
             (SharedMut::new(c.data_mut()), place)
         }
     };
     each_range(e, src.rows(), src.cols().max(1), 2, |range| {
         let (first, src) = (range.start, src.rows_at(range.start, range.len()));
-        dispatch(e.isa(), Heads { src, first, n, d, weight, eps, rope, out: &out, place });
+        dispatch(e.isa(), Heads { src, first, n, d, weight, eps, rope, out, place });
     });
 }
 
@@ -301,13 +308,13 @@ impl<A: Element> RowKernel<f32, A> for SiluMul {
     }
 }
 
-pub fn silu_mul<A: Element>(e: &Engine, ab: Mat<'_, f32>, out: MatMut<'_, A>) {
+pub fn silu_mul<A: Element>(e: &Team, ab: Mat<'_, f32>, out: MatMut<'_, A>) {
     e.used.note(kernel_name!(e.isa(), A, "silu_mul_f32"));
     map_rows(e, ab, out, 4, SiluMul);
 }
 
 struct Softmax<'a> {
-    x: &'a RowsMut<f32>,
+    x: &'a RowsMut<'a, f32>,
     range: std::ops::Range<usize>,
 }
 
@@ -316,7 +323,7 @@ impl Kernel for Softmax<'_> {
     #[inline(always)]
     fn run<V: Vector>(self, v: V) {
         for r in self.range {
-            // SAFETY: each row goes to one thread (`softmax`), which borrows the matrix throughout.
+            // SAFETY: each row goes to one thread (`softmax`).
             softmax_row(v, unsafe { self.x.row(r) });
         }
     }
@@ -337,7 +344,7 @@ pub(super) fn softmax_row<V: Vector>(v: V, x: &mut [f32]) {
     }
 }
 
-pub fn softmax(e: &Engine, mut x: MatMut<'_, f32>) {
+pub fn softmax(e: &Team, mut x: MatMut<'_, f32>) {
     e.used.note(kernel_name!(e.isa(), "softmax_f32_f32"));
     let (rows, cols) = (x.rows(), x.cols().max(1));
     let x = RowsMut::new(&mut x);
@@ -365,7 +372,7 @@ impl RowKernel<f32, u32> for Argmax {
     }
 }
 
-pub fn argmax(e: &Engine, x: Mat<'_, f32>, out: &mut [u32]) {
+pub fn argmax(e: &Team, x: Mat<'_, f32>, out: &mut [u32]) {
     e.used.note(kernel_name!(e.isa(), "argmax_f32_u32"));
     let rows = out.len();
     map_rows(e, x, MatMut::new(out, rows, 1), 1, Argmax);

@@ -1,9 +1,12 @@
 //! What dropping tokens needs: how much one query attends to each position, and caches of chosen positions.
 
-use super::{SharedMut, rowwise};
+use super::rowwise;
 use crate::{
-    engine::Engine,
-    simd::{Kernel, Vector, dispatch, kernel_name, load},
+    isa::kernel_name,
+    levels::dispatch,
+    shared::SharedMut,
+    simd::{Kernel, Vector, load},
+    team::Team,
     view::{Element, HeadCache, Mat},
 };
 
@@ -49,7 +52,7 @@ impl<A: Element> Kernel for Weights<'_, A> {
     }
 }
 
-pub fn attention_weights<A: Element>(e: &Engine, q: Mat<'_, A>, k: &HeadCache<A>, len: usize, out: &mut [f32]) {
+pub fn attention_weights<A: Element>(e: &Team, q: Mat<'_, A>, k: &HeadCache<A>, len: usize, out: &mut [f32]) {
     e.used.note(kernel_name!(e.isa(), A, "attention_weights"));
     let (d, heads) = (k.head_dim(), k.heads());
     let group = q.cols() / d / heads;
@@ -67,7 +70,7 @@ pub fn attention_weights<A: Element>(e: &Engine, q: Mat<'_, A>, k: &HeadCache<A>
     });
 }
 
-pub fn gather<A: Element>(e: &Engine, from: &HeadCache<A>, slots: &[u32], to: &mut HeadCache<A>) {
+pub fn gather<A: Element>(e: &Team, from: &HeadCache<A>, slots: &[u32], to: &mut HeadCache<A>) {
     let (heads, d, capacity) = (from.heads(), from.head_dim(), to.capacity());
     let n = slots.len() / from.batch();
     let sequences = from.batch() * heads;

@@ -109,8 +109,9 @@ pub(crate) fn silu_mul<V: Vector>(v: V, a: V::f32s, b: V::f32s) -> V::f32s {
 mod tests {
     use super::*;
     use crate::{
-        cpu::Isa,
-        simd::{Kernel, dispatch, load, store},
+        isa::Isa,
+        levels::dispatch,
+        simd::{Kernel, load, store},
     };
 
     #[derive(Clone, Copy, Debug, PartialEq)]

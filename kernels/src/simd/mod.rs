@@ -4,12 +4,9 @@
 mod math;
 
 pub(crate) use math::{exp_nonpos, exp2_nonpos, exp2_nonpos_coarse, silu_mul};
-use pulp::{NullaryFnOnce, Scalar, Simd};
+use pulp::{NullaryFnOnce, Simd};
 
-use crate::{
-    cpu::Isa,
-    view::{DType, Element},
-};
+use crate::view::{DType, Element};
 
 /// An instruction set's vectors of f32.
 pub(crate) trait Vector: Simd {
@@ -32,7 +29,7 @@ pub(crate) trait Vector: Simd {
     fn call<K: Kernel>(self, k: K) -> K::Output;
 }
 
-/// A computation that [`dispatch`] compiles once for each instruction set. `run` is `#[inline(always)]`, as is all that
+/// A computation that [`crate::levels::dispatch`] compiles once for each instruction set. `run` is `#[inline(always)]`, as is all that
 /// it calls with vectors: what is not inlined lacks the instruction set, and calls every instruction as a function. So no
 /// vectors in closures that std's adapters call (`array::map`, `from_fn`).
 pub(crate) trait Kernel {
@@ -40,7 +37,8 @@ pub(crate) trait Kernel {
     fn run<V: Vector>(self, v: V) -> Self::Output;
 }
 
-struct Call<V, K>(V, K);
+/// A computation with its vectors, as `pulp` runs it.
+pub(crate) struct Call<V, K>(pub V, pub K);
 
 impl<V: Vector, K: Kernel> NullaryFnOnce for Call<V, K> {
     type Output = K::Output;
@@ -49,49 +47,6 @@ impl<V: Vector, K: Kernel> NullaryFnOnce for Call<V, K> {
         self.1.run(self.0)
     }
 }
-
-/// Runs `k` with the vectors of `isa`.
-pub(crate) fn dispatch<K: Kernel>(isa: Isa, k: K) -> K::Output {
-    const HELD: &str = "an engine holds only an ISA that the CPU has";
-    match isa {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => pulp::x86::V3::try_new().expect(HELD).call(k),
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Avx512Bf16 => pulp::x86::V4::try_new().expect(HELD).call(k),
-        #[cfg(target_arch = "aarch64")]
-        Isa::Neon | Isa::NeonBf16 => pulp::aarch64::Neon::try_new().expect(HELD).call(k),
-        Isa::Portable => Scalar.call(k),
-        #[allow(unreachable_patterns)]
-        _ => unreachable!("{HELD}"),
-    }
-}
-
-/// The name of a vector kernel under an ISA: `<op>_<isa>`.
-macro_rules! kernel_name {
-    ($isa:expr, $op:literal) => {
-        match $isa {
-            $crate::cpu::Isa::Portable => concat!($op, "_portable"),
-            $crate::cpu::Isa::Avx2 => concat!($op, "_avx2"),
-            $crate::cpu::Isa::Avx512 | $crate::cpu::Isa::Avx512Bf16 => concat!($op, "_avx512"),
-            $crate::cpu::Isa::Neon | $crate::cpu::Isa::NeonBf16 => concat!($op, "_neon"),
-        }
-    };
-    ($isa:expr, $A:ty, $op:literal) => {
-        match <$A as $crate::view::Element>::DTYPE {
-            $crate::view::DType::BF16 => $crate::simd::kernel_name!($isa, concat $op, "_bf16"),
-            _ => $crate::simd::kernel_name!($isa, concat $op, "_f32"),
-        }
-    };
-    ($isa:expr, concat $op:literal, $t:literal) => {
-        match $isa {
-            $crate::cpu::Isa::Portable => concat!($op, $t, "_portable"),
-            $crate::cpu::Isa::Avx2 => concat!($op, $t, "_avx2"),
-            $crate::cpu::Isa::Avx512 | $crate::cpu::Isa::Avx512Bf16 => concat!($op, $t, "_avx512"),
-            $crate::cpu::Isa::Neon | $crate::cpu::Isa::NeonBf16 => concat!($op, $t, "_neon"),
-        }
-    };
-}
-pub(crate) use kernel_name;
 
 /// The first `F32_LANES` elements of `x`; lanes past its end are zero.
 #[inline(always)]
@@ -231,133 +186,12 @@ fn accumulate<V: Vector, const SQUARES: bool>(v: V, x: &[f32]) -> f32 {
     v.reduce_sum_f32s(v.add_f32s(v.add_f32s(acc[0], acc[1]), v.add_f32s(acc[2], acc[3])))
 }
 
-impl Vector for Scalar {
-    type Bits16 = u16;
-    #[inline(always)]
-    fn widen(self, x: u16) -> u32 {
-        x.into()
-    }
-    #[inline(always)]
-    fn narrow(self, x: u32) -> u16 {
-        x as u16
-    }
-    #[inline(always)]
-    fn sums(self, x: [f32; 4]) -> [f32; 4] {
-        x
-    }
-    #[inline(always)]
-    fn call<K: Kernel>(self, k: K) -> K::Output {
-        k.run(self)
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-mod x86 {
-    use std::arch::x86_64::{__m128i, __m256, __m256i, __m512i, _MM_HINT_T1, _mm_prefetch};
-
-    use bytemuck::cast;
-    use pulp::{
-        cast as pun,
-        x86::{V3, V4},
-    };
-
-    use super::{Call, Kernel, Vector};
-
-    impl Vector for V3 {
-        type Bits16 = [u16; 8];
-        #[inline(always)]
-        fn widen(self, x: [u16; 8]) -> pulp::u32x8 {
-            cast(self.avx2._mm256_cvtepu16_epi32(cast::<_, __m128i>(x)))
-        }
-        #[inline(always)]
-        fn narrow(self, x: pulp::u32x8) -> [u16; 8] {
-            let x: __m256i = cast(x);
-            let x = self.avx2._mm256_permute4x64_epi64::<0b1000>(self.avx2._mm256_packus_epi32(x, x));
-            cast(self.avx._mm256_castsi256_si128(x))
-        }
-        #[inline(always)]
-        fn sums(self, x: [pulp::f32x8; 4]) -> [f32; 4] {
-            let [a, b, c, d]: [__m256; 4] = pun(x);
-            let x = self.avx._mm256_hadd_ps(self.avx._mm256_hadd_ps(a, b), self.avx._mm256_hadd_ps(c, d));
-            let high = self.avx._mm256_extractf128_ps::<1>(x);
-            cast(self.sse._mm_add_ps(self.avx._mm256_castps256_ps128(x), high))
-        }
-        #[inline(always)]
-        fn prefetch(self, p: *const u8) {
-            // SAFETY: a prefetch of any address is harmless, and every x86-64 CPU has SSE.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
-        }
-        #[inline(always)]
-        fn call<K: Kernel>(self, k: K) -> K::Output {
-            self.vectorize(Call(self, k))
-        }
-    }
-
-    impl Vector for V4 {
-        type Bits16 = [u16; 16];
-        #[inline(always)]
-        fn widen(self, x: [u16; 16]) -> pulp::u32x16 {
-            pun(self.avx512f._mm512_cvtepu16_epi32(cast::<_, __m256i>(x)))
-        }
-        #[inline(always)]
-        fn narrow(self, x: pulp::u32x16) -> [u16; 16] {
-            cast(self.avx512f._mm512_cvtepi32_epi16(pun::<_, __m512i>(x)))
-        }
-        #[inline(always)]
-        fn sums(self, x: [pulp::f32x16; 4]) -> [f32; 4] {
-            let mut halves = [self.splat_f32x8(0.0); 4];
-            for (half, x) in halves.iter_mut().zip(x) {
-                let low = self.avx512f._mm512_castps512_ps256(pun(x));
-                *half = cast(self.avx._mm256_add_ps(low, self.avx512dq._mm512_extractf32x8_ps::<1>(pun(x))));
-            }
-            (*self).sums(halves)
-        }
-        #[inline(always)]
-        fn prefetch(self, p: *const u8) {
-            (*self).prefetch(p);
-        }
-        #[inline(always)]
-        fn call<K: Kernel>(self, k: K) -> K::Output {
-            self.vectorize(Call(self, k))
-        }
-    }
-}
-
-#[cfg(target_arch = "aarch64")]
-mod aarch64 {
-    use std::arch::aarch64::{float32x4_t, uint16x4_t, uint32x4_t};
-
-    use pulp::{aarch64::Neon, cast};
-
-    use super::{Call, Kernel, Vector};
-
-    impl Vector for Neon {
-        type Bits16 = [u16; 4];
-        #[inline(always)]
-        fn widen(self, x: [u16; 4]) -> pulp::u32x4 {
-            cast(self.neon.vmovl_u16(cast::<_, uint16x4_t>(x)))
-        }
-        #[inline(always)]
-        fn narrow(self, x: pulp::u32x4) -> [u16; 4] {
-            cast(self.neon.vmovn_u32(cast::<_, uint32x4_t>(x)))
-        }
-        #[inline(always)]
-        fn sums(self, x: [pulp::f32x4; 4]) -> [f32; 4] {
-            let [a, b, c, d]: [float32x4_t; 4] = cast(x);
-            cast(self.neon.vpaddq_f32(self.neon.vpaddq_f32(a, b), self.neon.vpaddq_f32(c, d)))
-        }
-        #[inline(always)]
-        fn call<K: Kernel>(self, k: K) -> K::Output {
-            self.vectorize(Call(self, k))
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use half::bf16;
 
     use super::*;
+    use crate::{isa::Isa, levels::dispatch};
 
     /// Converts a slice to BF16 and back with the vectors of an ISA.
     struct Round<'a>(&'a [f32], &'a mut [bf16], &'a mut [f32]);

@@ -2,13 +2,14 @@
 
 use std::marker::PhantomData;
 
-use super::Call;
+use super::asked::Asked;
 use crate::{
     contract::{STREAM_KEYS as KEYS, STREAM_ROWS as QUAD, StreamKernel},
-    driver::SharedMut,
-    engine::Engine,
-    registry,
-    simd::{self, Kernel, Vector, dispatch, kernel_name, larger, load, load_exact, store},
+    isa::kernel_name,
+    levels::{self, dispatch},
+    shared::SharedMut,
+    simd::{self, Kernel, Vector, larger, load, load_exact, store},
+    team::Team,
     tuning,
     view::Element,
 };
@@ -20,8 +21,8 @@ const SPLIT: usize = 512;
 /// Scores of one block and one quad, filled up to a whole vector.
 const SCORES: usize = KEYS * QUAD + 16;
 
-pub(super) fn streams<A: Element>(e: &Engine, c: &Call<'_, A>) {
-    let kernel = registry::stream_kernel(e.isa(), A::DTYPE, c.d);
+pub(super) fn streams<A: Element>(e: &Team, c: &Asked<'_, A>) {
+    let kernel = levels::stream_kernel(e.isa(), A::DTYPE, c.d);
     e.used.note(kernel.map_or(kernel_name!(e.isa(), A, "attention_stream"), |k| k.name));
     let (d, total) = (c.d, c.shape.past + c.shape.n);
     let sequences = c.shape.batch * c.k.heads();
@@ -35,7 +36,8 @@ pub(super) fn streams<A: Element>(e: &Engine, c: &Call<'_, A>) {
     let splits = total.div_ceil(span);
     // A row's part of the result: its maximum, its sum, and O unnormalised.
     let part = d + 2;
-    let mut shared = e.scratch.shared();
+    let team = e.take();
+    let mut shared = team.shared();
     let len = if splits == 1 { 0 } else { sequences * splits * c.rows() * part };
     let parts: &mut [f32] = &mut bytemuck::cast_slice_mut(shared.get(len * 4))[..len];
     let merged = SharedMut::new(parts);
@@ -57,7 +59,7 @@ pub(super) fn streams<A: Element>(e: &Engine, c: &Call<'_, A>) {
 
         let padded = d.next_multiple_of(16);
         let (q_len, o_len) = (quads * QUAD * padded, quads * QUAD * d);
-        let mut scratch = e.scratch.thread(thread);
+        let mut scratch = team.thread(thread);
         let floats: &mut [f32] = bytemuck::cast_slice_mut(scratch.get((q_len + o_len + SCORES) * 4));
         let (q, floats) = floats.split_at_mut(q_len);
         let (o, scores) = floats.split_at_mut(o_len);
@@ -108,7 +110,7 @@ pub(super) fn streams<A: Element>(e: &Engine, c: &Call<'_, A>) {
             }
         }
     };
-    e.pool.for_each(units.div_ceil(some), |t, thread| {
+    team.for_each(units.div_ceil(some), |t, thread| {
         (t * some..units.min((t + 1) * some)).for_each(|u| unit(u, thread));
     });
     if splits > 1 {
@@ -135,7 +137,7 @@ impl<A: Element> Kernel for Normalise<'_, A> {
 }
 
 /// Puts the parts `[sequence][split][row][max, sum, o..]` together.
-fn merge<A: Element>(c: &Call<'_, A>, parts: &[f32], splits: usize, part: usize) {
+fn merge<A: Element>(c: &Asked<'_, A>, parts: &[f32], splits: usize, part: usize) {
     let rows = c.rows();
     for (s, parts) in parts.chunks_exact(splits * rows * part).enumerate() {
         for r in 0..rows {

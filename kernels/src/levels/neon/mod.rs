@@ -1,31 +1,34 @@
-//! AArch64 Advanced SIMD, the baseline of every 64-bit Arm CPU, and the BF16 products of Armv8.6 (Apple M2 on).
+//! AArch64 Advanced SIMD, the baseline of every 64-bit Arm CPU.
 //!
-//! The epilogues are the generic ones of [`super::vector`] on pairs of registers. The tiles are their own: NEON multiplies
-//! by a lane of a register, so a tile is `[k][12]` and one load brings four broadcasts ([`fmla`]); BFMMLA multiplies 2x4 by
-//! 4x2 blocks, so both operands hold pairs of rows ([`bfmmla`]). So are the few-row kernels ([`dot`]).
+//! The epilogues are the generic ones of [`crate::micro`] on pairs of registers. The tiles are their own: NEON multiplies by a
+//! lane of a register, so a tile is `[k][12]` and one load brings four broadcasts ([`fmla`]). So are the few-row kernels ([`dot`]).
 //!
 //! F16 weights are widened (`FCVTL`) and multiplied in f32. `FMLAL` would save nothing: it too yields four sums per
 //! instruction, and it would round the activations to F16, 11 bits and 65504 at most.
 
-mod bfmmla;
-mod dot;
+pub(super) mod dot;
 mod fmla;
 
 use std::arch::{aarch64::*, asm};
 
-pub(crate) use bfmmla::bfmmla;
+use pulp::{aarch64::Neon, cast};
 
-use super::vector::{Vector, epilogues};
-use crate::contract::{DotKernel, GemmKernel};
+use crate::{
+    isa::Isa,
+    level::Level,
+    micro::{epilogue::epilogues, vector::Vector},
+    simd::{self, Call, Kernel},
+    tuning::Tuning,
+};
 
 /// Rows of x in a panel: two registers of f32, four BFMMLA pairs.
-const MR: usize = 8;
+pub(super) const MR: usize = 8;
 /// Rows of W in a tile: with [`MR`], 24 of the 32 registers accumulate, 6 times the 4 cycles of latency of 4 pipes.
-const NR: usize = 12;
+pub(super) const NR: usize = 12;
 
 /// Eight 32-bit lanes in two registers.
 #[derive(Clone, Copy)]
-pub(crate) struct V([float32x4_t; 2]);
+pub(crate) struct V(pub [float32x4_t; 2]);
 
 impl V {
     #[inline(always)]
@@ -63,7 +66,7 @@ unsafe fn transpose4(r: [float32x4_t; 4]) -> [float32x4_t; 4] {
 
 /// Prefetches the line `offset` bytes behind `p`; any address will do.
 #[inline(always)]
-fn prefetch(p: *const u8, offset: usize) {
+pub(super) fn prefetch(p: *const u8, offset: usize) {
     // SAFETY: a prefetch reads no memory that the program sees, and faults on no address.
     unsafe {
         asm!("prfm pldl1keep, [{p}, {offset}]", p = in(reg) p, offset = in(reg) offset,
@@ -118,17 +121,10 @@ unsafe impl Vector for V {
     }
     #[inline(always)]
     unsafe fn narrow_bf16(self, p: *mut u16) {
-        // SAFETY: 8 writable u16, by the caller's promise.
+        // SAFETY: NEON, and 8 writable u16, by the caller's promise.
         unsafe {
-            let half = |x: float32x4_t| {
-                let bits = vreinterpretq_u32_f32(x);
-                let odd = vandq_u32(vshrq_n_u32::<16>(bits), vdupq_n_u32(1));
-                let rounded = vaddq_u32(bits, vaddq_u32(odd, vdupq_n_u32(0x7fff)));
-                let quiet = vorrq_u32(bits, vdupq_n_u32(0x0040_0000));
-                vbslq_u32(vceqq_f32(x, x), rounded, quiet)
-            };
-            let low = vshrn_n_u32::<16>(half(self.0[0]));
-            vst1q_u16(p, vshrn_high_n_u32::<16>(low, half(self.0[1])));
+            let neon = Neon::new_unchecked();
+            p.cast::<[[u16; 4]; 2]>().write_unaligned(self.0.map(|x| simd::to_bf16(neon, cast(x))));
         }
     }
     #[inline(always)]
@@ -142,41 +138,6 @@ unsafe impl Vector for V {
         self.zip(b, |a, b| unsafe { vaddq_f32(a, b) })
     }
     #[inline(always)]
-    unsafe fn mul(self, b: Self) -> Self {
-        // SAFETY: NEON.
-        self.zip(b, |a, b| unsafe { vmulq_f32(a, b) })
-    }
-    #[inline(always)]
-    unsafe fn div(self, b: Self) -> Self {
-        // SAFETY: NEON.
-        self.zip(b, |a, b| unsafe { vdivq_f32(a, b) })
-    }
-    #[inline(always)]
-    unsafe fn clamp(self, lo: f32, hi: f32) -> Self {
-        // SAFETY: NEON. FMAX and FMIN return NaN if either operand is.
-        unsafe { V(self.0.map(|x| vminq_f32(vmaxq_f32(x, vdupq_n_f32(lo)), vdupq_n_f32(hi)))) }
-    }
-    #[inline(always)]
-    unsafe fn round(self) -> Self {
-        // SAFETY: NEON.
-        unsafe { V(self.0.map(|x| vrndnq_f32(x))) }
-    }
-    #[inline(always)]
-    unsafe fn pow2(self) -> Self {
-        // SAFETY: NEON.
-        unsafe {
-            V(self.0.map(|n| {
-                let exponent = vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127));
-                vreinterpretq_f32_s32(vshlq_n_s32::<23>(exponent))
-            }))
-        }
-    }
-    #[inline(always)]
-    unsafe fn splat_f32(x: f32) -> Self {
-        // SAFETY: NEON.
-        unsafe { V([vdupq_n_f32(x); 2]) }
-    }
-    #[inline(always)]
     unsafe fn transpose(block: &mut [Self; 16]) {
         let rows = *block;
         for (g, h) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
@@ -187,27 +148,46 @@ unsafe impl Vector for V {
             }
         }
     }
-    #[inline(always)]
-    unsafe fn dot_bf16(self, a: Self, b: Self) -> Self {
-        let dot = |mut c: float32x4_t, a: float32x4_t, b: float32x4_t| {
-            // SAFETY: only called in functions with the bf16 feature; the instruction touches registers alone.
-            unsafe {
-                asm!(
-                    ".arch_extension bf16",
-                    "bfdot {c:v}.4s, {a:v}.8h, {b:v}.8h",
-                    c = inout(vreg) c, a = in(vreg) a, b = in(vreg) b,
-                    options(pure, nomem, nostack, preserves_flags),
-                );
-            }
-            c
-        };
-        V([dot(self.0[0], a.0[0], b.0[0]), dot(self.0[1], a.0[1], b.0[1])])
-    }
 }
 
 epilogues!([], V);
 
-pub(crate) const GEMM: &[GemmKernel] = &[fmla::KERNEL];
-pub(crate) const DOT: &[DotKernel] = dot::NEON;
-pub(crate) const GEMM_BF16: &[GemmKernel] = &[bfmmla::KERNEL];
-pub(crate) const DOT_BF16: &[DotKernel] = dot::BF16;
+pub(crate) const LEVEL: Level = Level {
+    isa: Isa::Neon,
+    base: Some(Isa::Portable),
+    gemm: &[fmla::KERNEL],
+    dot: dot::NEON,
+    stream: None,
+    epilogues: EPILOGUES,
+    tuning: Tuning { dot_rows: 6, dot_cost: 1.5, quads: &[], copy_from: usize::MAX, load_bound: None },
+    detect: || std::arch::is_aarch64_feature_detected!("neon"),
+    faster: |_| true,
+    spins: &[],
+    around: None,
+};
+
+/// Four lanes.
+pub(crate) fn vectors() -> Option<Neon> {
+    Neon::try_new()
+}
+
+impl simd::Vector for Neon {
+    type Bits16 = [u16; 4];
+    #[inline(always)]
+    fn widen(self, x: [u16; 4]) -> pulp::u32x4 {
+        cast(self.neon.vmovl_u16(cast::<_, uint16x4_t>(x)))
+    }
+    #[inline(always)]
+    fn narrow(self, x: pulp::u32x4) -> [u16; 4] {
+        cast(self.neon.vmovn_u32(cast::<_, uint32x4_t>(x)))
+    }
+    #[inline(always)]
+    fn sums(self, x: [pulp::f32x4; 4]) -> [f32; 4] {
+        let [a, b, c, d]: [float32x4_t; 4] = cast(x);
+        cast(self.neon.vpaddq_f32(self.neon.vpaddq_f32(a, b), self.neon.vpaddq_f32(c, d)))
+    }
+    #[inline(always)]
+    fn call<K: Kernel>(self, k: K) -> K::Output {
+        self.vectorize(Call(self, k))
+    }
+}

@@ -1,23 +1,28 @@
-//! AVX-512: f32 in 16 lanes, and BF16 pairs where the CPU has `vdpbf16ps`.
-
-mod stream;
+//! AVX-512: f32 in 16 lanes.
 
 use std::arch::x86_64::*;
 
-pub(crate) use stream::STREAM_BF16;
+use bytemuck::cast;
+use pulp::{cast as pun, x86::V4};
 
-use super::{
-    quads::{Quads, quads_kernel},
-    vector::{Vector, dot_kernel, epilogues, gemm_kernel},
-};
 use crate::{
-    contract::{DotKernel, GemmKernel},
-    cpu::Isa,
+    isa::Isa,
+    level::Level,
+    micro::{
+        dot::dot_kernel,
+        epilogue::epilogues,
+        quads::{Quads, quads_kernel},
+        tile::gemm_kernel,
+        vector::{MacF32, Vector},
+    },
+    simd::{self, Call, Kernel},
+    tuning::Tuning,
+    view::DType,
 };
 
 /// Sixteen 32-bit lanes.
 #[derive(Clone, Copy)]
-pub(crate) struct V(__m512);
+pub(crate) struct V(pub __m512);
 
 // SAFETY: each method is the intrinsic that does what the trait says; loads and stores touch exactly 16 lanes.
 unsafe impl Vector for V {
@@ -62,15 +67,8 @@ unsafe impl Vector for V {
     }
     #[inline(always)]
     unsafe fn narrow_bf16(self, p: *mut u16) {
-        // SAFETY: 16 writable u16, by the caller's promise.
-        unsafe {
-            let x = _mm512_castps_si512(self.0);
-            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(x), _mm512_set1_epi32(1));
-            let r = _mm512_add_epi32(x, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(self.0, self.0);
-            let r = _mm512_mask_or_epi32(r, nan, x, _mm512_set1_epi32(0x0040_0000));
-            _mm256_storeu_si256(p.cast(), _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(r)));
-        }
+        // SAFETY: the level's instructions, and 16 writable u16, by the caller's promise.
+        unsafe { p.cast::<[u16; 16]>().write_unaligned(simd::to_bf16(V4::new_unchecked(), pun(self.0))) }
     }
     #[inline(always)]
     unsafe fn fma(self, b: Self, c: Self) -> Self {
@@ -81,36 +79,6 @@ unsafe impl Vector for V {
     unsafe fn add(self, b: Self) -> Self {
         // SAFETY: AVX-512F.
         unsafe { V(_mm512_add_ps(self.0, b.0)) }
-    }
-    #[inline(always)]
-    unsafe fn mul(self, b: Self) -> Self {
-        // SAFETY: AVX-512F.
-        unsafe { V(_mm512_mul_ps(self.0, b.0)) }
-    }
-    #[inline(always)]
-    unsafe fn div(self, b: Self) -> Self {
-        // SAFETY: AVX-512F.
-        unsafe { V(_mm512_div_ps(self.0, b.0)) }
-    }
-    #[inline(always)]
-    unsafe fn clamp(self, lo: f32, hi: f32) -> Self {
-        // SAFETY: AVX-512F. The second operand of max/min is returned if either is NaN.
-        unsafe { V(_mm512_min_ps(_mm512_set1_ps(hi), _mm512_max_ps(_mm512_set1_ps(lo), self.0))) }
-    }
-    #[inline(always)]
-    unsafe fn round(self) -> Self {
-        // SAFETY: AVX-512F.
-        unsafe { V(_mm512_roundscale_ps::<8>(self.0)) }
-    }
-    #[inline(always)]
-    unsafe fn pow2(self) -> Self {
-        // SAFETY: AVX-512F.
-        unsafe { V(_mm512_scalef_ps(_mm512_set1_ps(1.0), self.0)) }
-    }
-    #[inline(always)]
-    unsafe fn splat_f32(x: f32) -> Self {
-        // SAFETY: AVX-512F.
-        unsafe { V(_mm512_set1_ps(x)) }
     }
     #[inline(always)]
     unsafe fn sum_each(b: &mut [Self; 16]) -> Self {
@@ -167,17 +135,6 @@ unsafe impl Vector for V {
         }
     }
     #[inline(always)]
-    unsafe fn dot_bf16(self, a: Self, b: Self) -> Self {
-        // SAFETY: only called in functions with avx512bf16; all three types are 512 bits of any content.
-        unsafe {
-            V(_mm512_dpbf16_ps(
-                self.0,
-                std::mem::transmute::<__m512, __m512bh>(a.0),
-                std::mem::transmute::<__m512, __m512bh>(b.0),
-            ))
-        }
-    }
-    #[inline(always)]
     unsafe fn prefetch(p: *const u8) {
         // SAFETY: a prefetch of any address is harmless.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
@@ -204,59 +161,9 @@ gemm_kernel!(f32_32x12, Isa::Avx512, [target_feature(enable = "avx512f,avx512bw,
 gemm_kernel!(f32_16x24, Isa::Avx512, [target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")], V, F32, 1 x 24, "gemm_f32xf32_f32_16x24_avx512");
 gemm_kernel!(f32_48x8, Isa::Avx512, [target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")], V, F32, 3 x 8, "gemm_f32xf32_f32_48x8_avx512");
 
-gemm_kernel!(bf16_64x6, Isa::Avx512Bf16, [target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl,avx512dq")], V, Bf16, 4 x 6, "gemm_bf16xbf16_f32_64x6_avx512bf16");
-gemm_kernel!(bf16_32x12, Isa::Avx512Bf16, [target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl,avx512dq")], V, Bf16, 2 x 12, "gemm_bf16xbf16_f32_32x12_avx512bf16");
-gemm_kernel!(bf16_16x24, Isa::Avx512Bf16, [target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl,avx512dq")], V, Bf16, 1 x 24, "gemm_bf16xbf16_f32_16x24_avx512bf16");
-gemm_kernel!(bf16_48x8, Isa::Avx512Bf16, [target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl,avx512dq")], V, Bf16, 3 x 8, "gemm_bf16xbf16_f32_48x8_avx512bf16");
-
-dot_kernel!(
-    dot_f32,
-    Isa::Avx512,
-    [target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")],
-    V,
-    F32xF32,
-    MacF32,
-    6,
-    "dot_f32xf32_f32_avx512",
-    f32 as F32,
-    f32 as F32
-);
-dot_kernel!(
-    dot_f16,
-    Isa::Avx512,
-    [target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")],
-    V,
-    F32xF16,
-    MacF32,
-    6,
-    "dot_f32xf16_f32_avx512",
-    f32 as F32,
-    u16 as F16
-);
-dot_kernel!(
-    dot_bf16,
-    Isa::Avx512,
-    [target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")],
-    V,
-    F32xBf16,
-    MacF32,
-    6,
-    "dot_f32xbf16_f32_avx512",
-    f32 as F32,
-    u16 as Bf16
-);
-dot_kernel!(
-    dot_bf16_bf16,
-    Isa::Avx512Bf16,
-    [target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl,avx512dq")],
-    V,
-    Bf16xBf16,
-    MacBf16,
-    6,
-    "dot_bf16xbf16_f32_avx512bf16",
-    u16 as Bf16Pair,
-    u16 as Bf16Pair
-);
+dot_kernel!(dot_f32, Isa::Avx512, [target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")], V, MacF32, 6, "dot_f32xf32_f32_avx512", F32 as F32, F32 as F32);
+dot_kernel!(dot_f16, Isa::Avx512, [target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")], V, MacF32, 6, "dot_f32xf16_f32_avx512", F32 as F32, F16 as F16);
+dot_kernel!(dot_bf16, Isa::Avx512, [target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")], V, MacF32, 6, "dot_f32xbf16_f32_avx512", F32 as F32, BF16 as Bf16);
 
 // SAFETY: as of `Vector`.
 unsafe impl Quads for V {
@@ -278,35 +185,54 @@ unsafe impl Quads for V {
     }
 }
 
-quads_kernel!(
-    dot_quads_f32,
-    Isa::Avx512,
-    [target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")],
-    V,
-    F32xF32,
-    MacF32,
-    f32,
-    4 x 6,
-    3,
-    "dot_f32xf32_f32_16x6_avx512"
-);
-quads_kernel!(
-    dot_quads_bf16,
-    Isa::Avx512Bf16,
-    [target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl,avx512dq")],
-    V,
-    Bf16xBf16,
-    MacBf16,
-    u16,
-    4 x 6,
-    3,
-    "dot_bf16xbf16_f32_16x6_avx512bf16"
-);
+quads_kernel!(dot_quads_f32, Isa::Avx512, [target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")], V, MacF32, F32 as f32, 4 x 6, 3, "dot_f32xf32_f32_16x6_avx512");
 
 epilogues!([target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")], V);
 
-pub(crate) const GEMM: &[GemmKernel] = &[f32_32x12::KERNEL, f32_16x24::KERNEL, f32_48x8::KERNEL, f32_64x6::KERNEL];
-pub(crate) const DOT: &[DotKernel] = &[dot_quads_f32::KERNEL, dot_f32::KERNEL, dot_f16::KERNEL, dot_bf16::KERNEL];
-pub(crate) const GEMM_BF16: &[GemmKernel] =
-    &[bf16_32x12::KERNEL, bf16_16x24::KERNEL, bf16_48x8::KERNEL, bf16_64x6::KERNEL];
-pub(crate) const DOT_BF16: &[DotKernel] = &[dot_quads_bf16::KERNEL, dot_bf16_bf16::KERNEL];
+pub(crate) const LEVEL: Level = Level {
+    isa: Isa::Avx512,
+    base: Some(Isa::Avx2),
+    gemm: &[f32_32x12::KERNEL, f32_16x24::KERNEL, f32_48x8::KERNEL, f32_64x6::KERNEL],
+    dot: &[dot_quads_f32::KERNEL, dot_f32::KERNEL, dot_f16::KERNEL, dot_bf16::KERNEL],
+    stream: None,
+    epilogues: EPILOGUES,
+    tuning: Tuning { dot_rows: 24, dot_cost: 1.02, quads: &[DType::F32], copy_from: usize::MAX, load_bound: Some(16) },
+    detect: V4::is_available,
+    faster: |_| true,
+    spins: &[],
+    around: None,
+};
+
+/// Sixteen lanes.
+pub(crate) fn vectors() -> Option<V4> {
+    V4::try_new()
+}
+
+impl simd::Vector for V4 {
+    type Bits16 = [u16; 16];
+    #[inline(always)]
+    fn widen(self, x: [u16; 16]) -> pulp::u32x16 {
+        pun(self.avx512f._mm512_cvtepu16_epi32(cast::<_, __m256i>(x)))
+    }
+    #[inline(always)]
+    fn narrow(self, x: pulp::u32x16) -> [u16; 16] {
+        cast(self.avx512f._mm512_cvtepi32_epi16(pun::<_, __m512i>(x)))
+    }
+    #[inline(always)]
+    fn sums(self, x: [pulp::f32x16; 4]) -> [f32; 4] {
+        let mut halves = [self.splat_f32x8(0.0); 4];
+        for (half, x) in halves.iter_mut().zip(x) {
+            let low = self.avx512f._mm512_castps512_ps256(pun(x));
+            *half = cast(self.avx._mm256_add_ps(low, self.avx512dq._mm512_extractf32x8_ps::<1>(pun(x))));
+        }
+        (*self).sums(halves)
+    }
+    #[inline(always)]
+    fn prefetch(self, p: *const u8) {
+        (*self).prefetch(p);
+    }
+    #[inline(always)]
+    fn call<K: Kernel>(self, k: K) -> K::Output {
+        self.vectorize(Call(self, k))
+    }
+}

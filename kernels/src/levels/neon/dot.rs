@@ -6,9 +6,10 @@
 
 use super::V;
 use crate::{
-    backend::vector::{Bf16, Bf16Pair, F16, F32, Load, Mac, MacBf16, MacF32, Vector, stamp},
-    contract::{DotFn, DotKernel},
-    cpu::Isa,
+    contract::DotKernel,
+    isa::Isa,
+    micro::vector::{Bf16, F16, F32, Load, Mac, MacF32, Vector, stamp},
+    view::DType,
 };
 
 /// Rows of x in a block.
@@ -22,18 +23,20 @@ const NR: usize = 4;
 /// As `contract::Dot`.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-unsafe fn dot<M: Mac<V>, X: Load<V>, W: Load<V>>(
+pub(crate) unsafe fn dot<M: Mac<V>, X: Load<V>, W: Load<V>>(
     k: usize,
-    x: *const X::T,
+    x: *const u8,
     x_stride: usize,
     rows: usize,
-    w: *const W::T,
+    w: *const u8,
     w_stride: usize,
     n: usize,
     out: *mut f32,
     out_stride: usize,
     _next: *const u8,
 ) {
+    let (x, x_stride) = (x.cast::<X::T>(), x_stride / size_of::<X::T>());
+    let (w, w_stride) = (w.cast::<W::T>(), w_stride / size_of::<W::T>());
     // SAFETY: blocks are of rows of x below `rows` and of W below `n` alone.
     unsafe {
         let mut j = 0;
@@ -102,28 +105,21 @@ unsafe fn block<M: Mac<V>, X: Load<V>, W: Load<V>, const R: usize, const C: usiz
 }
 
 stamp!([], f32_f32: "`contract::Dot`",
-    (k: usize, x: *const f32, x_stride: usize, rows: usize, w: *const f32, w_stride: usize, n: usize, out: *mut f32, out_stride: usize, next: *const u8)
+    (k: usize, x: *const u8, x_stride: usize, rows: usize, w: *const u8, w_stride: usize, n: usize, out: *mut f32, out_stride: usize, next: *const u8)
     => dot::<MacF32, F32, F32>);
 stamp!([], f32_f16: "`contract::Dot`",
-    (k: usize, x: *const f32, x_stride: usize, rows: usize, w: *const u16, w_stride: usize, n: usize, out: *mut f32, out_stride: usize, next: *const u8)
+    (k: usize, x: *const u8, x_stride: usize, rows: usize, w: *const u8, w_stride: usize, n: usize, out: *mut f32, out_stride: usize, next: *const u8)
     => dot::<MacF32, F32, F16>);
 stamp!([], f32_bf16: "`contract::Dot`",
-    (k: usize, x: *const f32, x_stride: usize, rows: usize, w: *const u16, w_stride: usize, n: usize, out: *mut f32, out_stride: usize, next: *const u8)
+    (k: usize, x: *const u8, x_stride: usize, rows: usize, w: *const u8, w_stride: usize, n: usize, out: *mut f32, out_stride: usize, next: *const u8)
     => dot::<MacF32, F32, Bf16>);
-stamp!([target_feature(enable = "neon,bf16")], bf16_bf16: "`contract::Dot`",
-    (k: usize, x: *const u16, x_stride: usize, rows: usize, w: *const u16, w_stride: usize, n: usize, out: *mut f32, out_stride: usize, next: *const u8)
-    => dot::<MacBf16, Bf16Pair, Bf16Pair>);
 
 pub(super) const NEON: &[DotKernel] = &[
-    DotKernel { name: "dot_f32xf32_f32_2x4_neon", isa: Isa::Neon, least: 1, group: 1, fun: DotFn::F32xF32(f32_f32) },
-    DotKernel { name: "dot_f32xf16_f32_2x4_neon", isa: Isa::Neon, least: 1, group: 1, fun: DotFn::F32xF16(f32_f16) },
-    DotKernel { name: "dot_f32xbf16_f32_2x4_neon", isa: Isa::Neon, least: 1, group: 1, fun: DotFn::F32xBf16(f32_bf16) },
+    row("dot_f32xf32_f32_2x4_neon", DType::F32, f32_f32),
+    row("dot_f32xf16_f32_2x4_neon", DType::F16, f32_f16),
+    row("dot_f32xbf16_f32_2x4_neon", DType::BF16, f32_bf16),
 ];
 
-pub(super) const BF16: &[DotKernel] = &[DotKernel {
-    name: "dot_bf16xbf16_f32_2x4_neonbf16",
-    isa: Isa::NeonBf16,
-    least: 1,
-    group: 1,
-    fun: DotFn::Bf16xBf16(bf16_bf16),
-}];
+const fn row(name: &'static str, w: DType, fun: crate::contract::Dot) -> DotKernel {
+    DotKernel { name, isa: Isa::Neon, x: DType::F32, w, least: 1, group: 1, fun }
+}

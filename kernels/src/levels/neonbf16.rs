@@ -1,15 +1,33 @@
-//! BF16 tiles: BFMMLA, 8 rows of x by 12 of W, four elements of K at a time. Panel and tile are `[k/4][rows][4]`, so that
-//! one register holds a pair of rows, and a product is the 2x2 block of two pairs.
+//! The BF16 products of Armv8.6 (Apple M2 on). BFMMLA multiplies 2x4 by 4x2 blocks: tiles are 8 rows of x by 12 of W, four elements
+//! of K at a time. Panel and tile are `[k/4][rows][4]`, so that one register holds a pair of rows, and a product is the 2x2 block of
+//! two pairs. Few rows take BFDOT.
 //!
-//! Rust has no intrinsic for it. It sums two products, then the other two, with rounding of its own (to odd, subnormals
+//! Rust has no intrinsic for either. BFMMLA sums two products, then the other two, with rounding of its own (to odd, subnormals
 //! flushed): as accurate as a chain of fused multiply-adds, but not equal to one in the last bit.
 
-use std::arch::{aarch64::*, asm};
+use std::{
+    arch::{aarch64::*, asm},
+    hint::black_box,
+};
 
-use super::{MR, NR, prefetch};
+pub(crate) use super::neon::vectors;
+use super::neon::{self, MR, NR, V, dot::dot, prefetch};
 use crate::{
-    contract::{Ahead, ForWeight, GemmKernel, Mul},
-    cpu::Isa,
+    contract::{Ahead, DotKernel, ForWeight, GemmKernel, Mul},
+    isa::Isa,
+    level::Level,
+    micro::vector::{Bf16Pair, Mac, stamp},
+    view::DType,
+};
+
+pub(crate) const LEVEL: Level = Level {
+    isa: Isa::NeonBf16,
+    base: Some(Isa::Neon),
+    gemm: &[KERNEL],
+    dot: &[DOT],
+    detect: || std::arch::is_aarch64_feature_detected!("bf16"),
+    spins: &[(DType::BF16, spin)],
+    ..neon::LEVEL
 };
 
 /// Elements of K in one step.
@@ -22,7 +40,7 @@ const KC: usize = 1024;
 /// # Safety
 /// The CPU has BF16.
 #[inline(always)]
-pub(crate) unsafe fn bfmmla(mut c: float32x4_t, a: uint16x8_t, b: uint16x8_t) -> float32x4_t {
+unsafe fn bfmmla(mut c: float32x4_t, a: uint16x8_t, b: uint16x8_t) -> float32x4_t {
     // SAFETY: the caller's promise; registers alone.
     unsafe {
         asm!(
@@ -122,7 +140,7 @@ unsafe fn micro(steps: usize, panel: *const u8, tile: *const u8, acc: *mut f32, 
 ///
 /// # Safety
 /// As `contract::PackX`, for `R` rows.
-unsafe fn pack<const R: usize>(src: *const u16, stride: usize, rows: usize, k: usize, dst: *mut u8) {
+unsafe fn pack<const R: usize>(src: *const u8, stride: usize, rows: usize, k: usize, dst: *mut u8) {
     let dst = dst.cast::<u16>();
     // SAFETY: row `r < rows` is read at elements `< k` only, the last few through a copy of eight; `dst` is written for
     // steps below `k.div_ceil(KU)`: the caller's promise.
@@ -133,7 +151,7 @@ unsafe fn pack<const R: usize>(src: *const u16, stride: usize, rows: usize, k: u
                 let [a, b] = [r, r + 1].map(|r| {
                     let mut part = [0u16; 8];
                     if r < rows {
-                        let p = src.add(r * stride + at);
+                        let p = src.add(r * stride).cast::<u16>().add(at);
                         if left >= part.len() {
                             return vld1q_u16(p);
                         }
@@ -152,7 +170,7 @@ unsafe fn pack<const R: usize>(src: *const u16, stride: usize, rows: usize, k: u
     }
 }
 
-pub(super) const KERNEL: GemmKernel = GemmKernel {
+const KERNEL: GemmKernel = GemmKernel {
     name: "gemm_bf16xbf16_f32_8x12_neonbf16",
     isa: Isa::NeonBf16,
     mul: Mul::Bf16,
@@ -162,9 +180,66 @@ pub(super) const KERNEL: GemmKernel = GemmKernel {
     kc: KC,
     tile_bytes: KC * NR * 2,
     lanes: MR,
-    pack_x_f32: None,
-    pack_x_bf16: pack::<MR>,
-    w_f32: None,
-    w_f16: None,
-    w_bf16: ForWeight { micro, pack: pack::<NR>, drain: None, in_place: None },
+    pack_x: &[(DType::BF16, pack::<MR>)],
+    weights: &[ForWeight { format: DType::BF16, micro, pack: pack::<NR>, drain: None, in_place: None }],
 };
+
+/// BFDOT.
+struct MacBf16;
+impl Mac<V> for MacBf16 {
+    #[inline(always)]
+    unsafe fn mac(acc: V, x: V, w: V) -> V {
+        let dot = |mut c: float32x4_t, a: float32x4_t, b: float32x4_t| {
+            // SAFETY: only called in functions with the bf16 feature; the instruction touches registers alone.
+            unsafe {
+                asm!(
+                    ".arch_extension bf16",
+                    "bfdot {c:v}.4s, {a:v}.8h, {b:v}.8h",
+                    c = inout(vreg) c, a = in(vreg) a, b = in(vreg) b,
+                    options(pure, nomem, nostack, preserves_flags),
+                );
+            }
+            c
+        };
+        V([dot(acc.0[0], x.0[0], w.0[0]), dot(acc.0[1], x.0[1], w.0[1])])
+    }
+}
+
+stamp!([target_feature(enable = "neon,bf16")], bf16_bf16: "`contract::Dot`",
+    (k: usize, x: *const u8, x_stride: usize, rows: usize, w: *const u8, w_stride: usize, n: usize, out: *mut f32, out_stride: usize, next: *const u8)
+    => dot::<MacBf16, Bf16Pair, Bf16Pair>);
+
+const DOT: DotKernel = DotKernel {
+    name: "dot_bf16xbf16_f32_2x4_neonbf16",
+    isa: Isa::NeonBf16,
+    x: DType::BF16,
+    w: DType::BF16,
+    least: 1,
+    group: 1,
+    fun: bf16_bf16,
+};
+
+/// Steps of `BFMMLA` in registers; the operations that they did.
+fn spin(steps: u64) -> u64 {
+    assert!(Isa::NeonBf16.available());
+    // SAFETY: the CPU has the instructions, as just checked.
+    unsafe { spin_pairs(steps) }
+}
+
+/// # Safety
+/// The CPU has BF16.
+#[target_feature(enable = "neon,bf16")]
+unsafe fn spin_pairs(steps: u64) -> u64 {
+    const CHAINS: usize = 24;
+    // Each step adds four times 0.25, and a sum of 2^24 stays there.
+    let half = vdupq_n_u16(black_box(0x3f00));
+    let mut a = [vdupq_n_f32(black_box(0.0)); CHAINS];
+    for _ in 0..steps {
+        for a in &mut a {
+            // SAFETY: the caller's promise.
+            *a = unsafe { bfmmla(*a, half, half) };
+        }
+    }
+    black_box(a.iter().fold(0.0, |s, &a| s + vaddvq_f32(a)));
+    steps * (CHAINS * 2 * 2 * 4 * 2) as u64
+}

@@ -1,15 +1,77 @@
-//! Attention of four queries over a cache as it lies, in products of BF16 pairs.
+//! AVX-512 with `vdpbf16ps`: pairs of BF16, and attention of four queries over a cache as it lies.
 
-use std::{arch::x86_64::*, mem::MaybeUninit};
+use std::{arch::x86_64::*, hint::black_box, mem::MaybeUninit};
 
-use super::V;
+pub(crate) use super::avx512::vectors;
+use super::avx512::{self, V};
 use crate::{
-    backend::{quads::Quads, vector::Vector},
     contract::{STREAM_KEYS, STREAM_ROWS, StreamKernel},
-    cpu::Isa,
+    isa::Isa,
+    level::Level,
+    micro::{
+        dot::dot_kernel,
+        quads::{Quads, quads_kernel},
+        tile::gemm_kernel,
+        vector::{Mac, Vector},
+    },
+    tuning::Tuning,
+    view::DType,
 };
 
-pub(crate) const STREAM_BF16: StreamKernel =
+struct MacBf16;
+impl Mac<V> for MacBf16 {
+    #[inline(always)]
+    unsafe fn mac(acc: V, x: V, w: V) -> V {
+        // SAFETY: the caller runs with avx512bf16.
+        V(unsafe { dot(acc.0, x.0, w.0) })
+    }
+}
+
+gemm_kernel!(bf16_64x6, Isa::Avx512Bf16, [target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl,avx512dq")], V, MacBf16, 4 x 6, "gemm_bf16xbf16_f32_64x6_avx512bf16");
+gemm_kernel!(bf16_32x12, Isa::Avx512Bf16, [target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl,avx512dq")], V, MacBf16, 2 x 12, "gemm_bf16xbf16_f32_32x12_avx512bf16");
+gemm_kernel!(bf16_16x24, Isa::Avx512Bf16, [target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl,avx512dq")], V, MacBf16, 1 x 24, "gemm_bf16xbf16_f32_16x24_avx512bf16");
+gemm_kernel!(bf16_48x8, Isa::Avx512Bf16, [target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl,avx512dq")], V, MacBf16, 3 x 8, "gemm_bf16xbf16_f32_48x8_avx512bf16");
+
+dot_kernel!(dot_bf16, Isa::Avx512Bf16, [target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl,avx512dq")], V, MacBf16, 6, "dot_bf16xbf16_f32_avx512bf16", BF16 as Bf16Pair, BF16 as Bf16Pair);
+quads_kernel!(dot_quads_bf16, Isa::Avx512Bf16, [target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl,avx512dq")], V, MacBf16, BF16 as u16, 4 x 6, 3, "dot_bf16xbf16_f32_16x6_avx512bf16");
+
+pub(crate) const LEVEL: Level = Level {
+    isa: Isa::Avx512Bf16,
+    base: Some(Isa::Avx512),
+    gemm: &[bf16_32x12::KERNEL, bf16_16x24::KERNEL, bf16_48x8::KERNEL, bf16_64x6::KERNEL],
+    dot: &[dot_quads_bf16::KERNEL, dot_bf16::KERNEL],
+    stream: Some(&STREAM_BF16),
+    tuning: Tuning { quads: &[DType::F32, DType::BF16], ..avx512::LEVEL.tuning },
+    detect: || is_x86_feature_detected!("avx512bf16"),
+    // On Intel cores `vdpbf16ps` multiplies more slowly than FMA does after widening (kernels/FIGURES.md, Emerald Rapids).
+    faster: |vendor| vendor != *b"GenuineIntel",
+    spins: &[(DType::BF16, spin)],
+    ..avx512::LEVEL
+};
+
+/// Steps of `vdpbf16ps`, 512 bits wide, in registers; the operations that they did.
+fn spin(steps: u64) -> u64 {
+    assert!(Isa::Avx512Bf16.available());
+    // SAFETY: the CPU has the instructions, as just checked.
+    unsafe { spin_pairs(steps) }
+}
+
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn spin_pairs(steps: u64) -> u64 {
+    const CHAINS: usize = 16;
+    // Pairs of (0.5, 0.5): each step adds 0.5, and a sum of 2^24 / 2 stays there.
+    let half = _mm512_castsi512_ps(_mm512_set1_epi32(black_box(0x3f00_3f00)));
+    let mut a = [_mm512_set1_ps(black_box(0.0)); CHAINS];
+    for _ in 0..steps {
+        for a in &mut a {
+            *a = dot(*a, half, half);
+        }
+    }
+    black_box(a.iter().fold(0.0, |s, &a| s + _mm512_reduce_add_ps(a)));
+    steps * (CHAINS * 16 * 4) as u64
+}
+
+const STREAM_BF16: StreamKernel =
     StreamKernel { name: "attention_stream_bf16_avx512bf16", isa: Isa::Avx512Bf16, features: 32, scores, weigh };
 
 /// Keys of a turn of [`scores`]: as many chains of multiply-adds hide their latency.

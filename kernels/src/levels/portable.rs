@@ -2,26 +2,17 @@
 
 use half::{bf16, f16};
 
-use super::vector::{Vector, dot_kernel, epilogues, gemm_kernel};
 use crate::{
-    contract::{DotKernel, GemmKernel},
-    cpu::Isa,
+    isa::Isa,
+    level::Level,
+    micro::{dot::dot_kernel, epilogue::epilogues, tile::gemm_kernel, vector::{MacF32, Vector}},
+    simd::{self, Kernel},
+    tuning::Tuning,
 };
 
 /// Four f32 lanes.
 #[derive(Clone, Copy)]
 pub(crate) struct V([f32; 4]);
-
-impl V {
-    #[inline(always)]
-    fn map(self, f: impl Fn(f32) -> f32) -> V {
-        V(self.0.map(f))
-    }
-    #[inline(always)]
-    fn zip(self, b: V, f: impl Fn(f32, f32) -> f32) -> V {
-        V(std::array::from_fn(|i| f(self.0[i], b.0[i])))
-    }
-}
 
 // SAFETY: plain Rust; loads and stores touch exactly 4 lanes.
 unsafe impl Vector for V {
@@ -67,31 +58,7 @@ unsafe impl Vector for V {
     }
     #[inline(always)]
     unsafe fn add(self, b: Self) -> Self {
-        self.zip(b, |a, b| a + b)
-    }
-    #[inline(always)]
-    unsafe fn mul(self, b: Self) -> Self {
-        self.zip(b, |a, b| a * b)
-    }
-    #[inline(always)]
-    unsafe fn div(self, b: Self) -> Self {
-        self.zip(b, |a, b| a / b)
-    }
-    #[inline(always)]
-    unsafe fn clamp(self, lo: f32, hi: f32) -> Self {
-        self.map(|x| x.clamp(lo, hi))
-    }
-    #[inline(always)]
-    unsafe fn round(self) -> Self {
-        self.map(|x| (x + 12_582_912.0) - 12_582_912.0)
-    }
-    #[inline(always)]
-    unsafe fn pow2(self) -> Self {
-        self.map(|n| f32::from_bits(((n as i32 + 127) as u32) << 23))
-    }
-    #[inline(always)]
-    unsafe fn splat_f32(x: f32) -> Self {
-        V([x; 4])
+        V(std::array::from_fn(|i| self.0[i] + b.0[i]))
     }
     #[inline(always)]
     unsafe fn transpose(b: &mut [Self; 16]) {
@@ -102,11 +69,48 @@ unsafe impl Vector for V {
 
 gemm_kernel!(f32_8x4, Isa::Portable, [], V, F32, 2 x 4, "gemm_f32xf32_f32_8x4_portable");
 
-dot_kernel!(dot_f32, Isa::Portable, [], V, F32xF32, MacF32, 2, "dot_f32xf32_f32_portable", f32 as F32, f32 as F32);
-dot_kernel!(dot_f16, Isa::Portable, [], V, F32xF16, MacF32, 2, "dot_f32xf16_f32_portable", f32 as F32, u16 as F16);
-dot_kernel!(dot_bf16, Isa::Portable, [], V, F32xBf16, MacF32, 2, "dot_f32xbf16_f32_portable", f32 as F32, u16 as Bf16);
+dot_kernel!(dot_f32, Isa::Portable, [], V, MacF32, 2, "dot_f32xf32_f32_portable", F32 as F32, F32 as F32);
+dot_kernel!(dot_f16, Isa::Portable, [], V, MacF32, 2, "dot_f32xf16_f32_portable", F32 as F32, F16 as F16);
+dot_kernel!(dot_bf16, Isa::Portable, [], V, MacF32, 2, "dot_f32xbf16_f32_portable", F32 as F32, BF16 as Bf16);
 
 epilogues!([], V);
 
-pub(crate) const GEMM: &[GemmKernel] = &[f32_8x4::KERNEL];
-pub(crate) const DOT: &[DotKernel] = &[dot_f32::KERNEL, dot_f16::KERNEL, dot_bf16::KERNEL];
+pub(crate) const LEVEL: Level = Level {
+    isa: Isa::Portable,
+    base: None,
+    gemm: &[f32_8x4::KERNEL],
+    dot: &[dot_f32::KERNEL, dot_f16::KERNEL, dot_bf16::KERNEL],
+    stream: None,
+    epilogues: EPILOGUES,
+    tuning: Tuning { dot_rows: 6, dot_cost: 1.5, quads: &[], copy_from: usize::MAX, load_bound: None },
+    detect: || true,
+    faster: |_| true,
+    spins: &[],
+    around: None,
+};
+
+/// One lane: plain f32.
+pub(crate) fn vectors() -> Option<impl simd::Vector> {
+    Some(pulp::Scalar)
+}
+
+impl simd::Vector for pulp::Scalar {
+    type Bits16 = u16;
+    #[inline(always)]
+    fn widen(self, x: u16) -> u32 {
+        x.into()
+    }
+    #[inline(always)]
+    fn narrow(self, x: u32) -> u16 {
+        x as u16
+    }
+    #[inline(always)]
+    fn sums(self, x: [f32; 4]) -> [f32; 4] {
+        x
+    }
+    #[inline(always)]
+    fn call<K: Kernel>(self, k: K) -> K::Output {
+        k.run(self)
+    }
+}
+

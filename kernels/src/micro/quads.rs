@@ -2,9 +2,12 @@
 //!
 //! The same 16 bytes of a row of W are broadcast to all of them while they are loaded, which takes no shuffle. So W is read
 //! once for all rows of a tile, nothing is packed but x, and no row of x is padded to more than `LANES / 4`; what is left to
-//! add at the end are four neighbouring lanes, nine operations for sixteen of the sums that `vector::dot` takes 45 for.
+//! add at the end are four neighbouring lanes, nine operations for sixteen of the sums that `super::dot` takes 45 for.
 
-use super::vector::{DOT_BLOCK, Lines, Mac, Vector};
+use super::{
+    dot::{DOT_BLOCK, Lines},
+    vector::{Mac, Vector},
+};
 use crate::tuning;
 
 /// Vectors of 128-bit parts.
@@ -30,16 +33,18 @@ pub(crate) unsafe trait Quads: Vector {
 #[allow(clippy::too_many_arguments)]
 pub(crate) unsafe fn dot<V: Quads, M: Mac<V>, T: Copy, const MOST: usize, const WR: usize>(
     k: usize,
-    x: *const T,
+    x: *const u8,
     x_stride: usize,
     rows: usize,
-    w: *const T,
+    w: *const u8,
     w_stride: usize,
     n: usize,
     out: *mut f32,
     out_stride: usize,
     next: *const u8,
 ) {
+    let (x, x_stride) = (x.cast::<T>(), x_stride / size_of::<T>());
+    let (w, w_stride) = (w.cast::<T>(), w_stride / size_of::<T>());
     // SAFETY: the caller's promise; `tile` is called for groups that have a row below `rows` and rows of W below `n`.
     unsafe {
         let (group, row_bytes) = (V::LANES / 4, k * size_of::<T>());
@@ -152,28 +157,24 @@ unsafe fn step<V: Quads, M: Mac<V>, T: Copy, const G: usize, const WR: usize>(
     }
 }
 
-/// A module with a kernel's function and its registry row, `KERNEL`.
+/// A module with a kernel's function and its row, `KERNEL`.
 macro_rules! quads_kernel {
-    ($module:ident, $isa:expr, $attr:tt, $v:ty, $variant:ident, $mac:ident, $t:ty, $most:literal x $wr:literal, $least:literal, $name:literal) => {
+    ($module:ident, $isa:expr, $attr:tt, $v:ty, $mac:ty, $dtype:ident as $t:ty, $most:literal x $wr:literal, $least:literal, $name:literal) => {
         pub(super) mod $module {
             use super::*;
-            use $crate::{
-                backend::{
-                    quads,
-                    vector::{self as vk, Vector, stamp},
-                },
-                contract::{DotFn, DotKernel},
-            };
+            use $crate::{contract::DotKernel, micro::{quads, vector::{Vector, stamp}}, view::DType};
 
-            stamp!($attr, dot: "`contract::Dot`",
-                (k: usize, x: *const $t, x_stride: usize, rows: usize, w: *const $t, w_stride: usize, n: usize, out: *mut f32, out_stride: usize, next: *const u8)
-                => quads::dot::<$v, vk::$mac, $t, $most, $wr>);
+            stamp!($attr, fun: "`contract::Dot`",
+                (k: usize, x: *const u8, x_stride: usize, rows: usize, w: *const u8, w_stride: usize, n: usize, out: *mut f32, out_stride: usize, next: *const u8)
+                => quads::dot::<$v, $mac, $t, $most, $wr>);
             pub const KERNEL: DotKernel = DotKernel {
                 name: $name,
                 isa: $isa,
+                x: DType::$dtype,
+                w: DType::$dtype,
                 least: $least,
                 group: <$v>::LANES / 4,
-                fun: DotFn::$variant(dot),
+                fun,
             };
         }
     };

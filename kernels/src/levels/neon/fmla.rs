@@ -4,9 +4,13 @@ use std::arch::aarch64::*;
 
 use super::{MR, NR, V, prefetch, transpose4};
 use crate::{
-    backend::vector::{Bf16, F16, F32, Load, Vector, pack_x, stamp},
-    contract::{Ahead, ForWeight, GemmKernel, Mul},
-    cpu::Isa,
+    contract::{Ahead, ForWeight, GemmKernel, Mul, PackW},
+    isa::Isa,
+    micro::{
+        tile::pack_x,
+        vector::{Bf16, F16, F32, Load, Vector, stamp},
+    },
+    view::DType,
 };
 
 /// 512 steps of panel and tile are 40 KB: a third of the first-level cache of an Apple performance core.
@@ -76,7 +80,7 @@ unsafe fn micro(steps: usize, panel: *const u8, tile: *const u8, acc: *mut f32, 
 /// # Safety
 /// As `contract::PackW`.
 #[inline(always)]
-unsafe fn transpose_w<L: Load<V>>(src: *const L::T, stride: usize, rows: usize, k: usize, dst: *mut u8) {
+unsafe fn transpose_w<L: Load<V>>(src: *const u8, stride: usize, rows: usize, k: usize, dst: *mut u8) {
     let dst = dst.cast::<f32>();
     // SAFETY: row `r < rows` is read at elements `< k` only (`load_part` at the end); `dst` is written at
     // `step * NR + row` for `step < k`: the caller's promise.
@@ -88,7 +92,7 @@ unsafe fn transpose_w<L: Load<V>>(src: *const L::T, stride: usize, rows: usize, 
                     if g + i >= rows {
                         return V::zero();
                     }
-                    let p = src.add((g + i) * stride + at);
+                    let p = src.add((g + i) * stride).cast::<L::T>().add(at);
                     if left >= V::LANES { L::load(p) } else { L::load_part(p, left) }
                 });
                 for h in 0..2 {
@@ -103,15 +107,15 @@ unsafe fn transpose_w<L: Load<V>>(src: *const L::T, stride: usize, rows: usize, 
 }
 
 stamp!([], pack_x_f32: "`contract::PackX`",
-    (src: *const f32, stride: usize, rows: usize, k: usize, dst: *mut u8) => pack_x::<V, F32, 1>);
+    (src: *const u8, stride: usize, rows: usize, k: usize, dst: *mut u8) => pack_x::<V, F32, 1>);
 stamp!([], pack_x_bf16: "`contract::PackX`",
-    (src: *const u16, stride: usize, rows: usize, k: usize, dst: *mut u8) => pack_x::<V, Bf16, 1>);
+    (src: *const u8, stride: usize, rows: usize, k: usize, dst: *mut u8) => pack_x::<V, Bf16, 1>);
 stamp!([], pack_w_f32: "`contract::PackW`",
-    (src: *const f32, stride: usize, rows: usize, k: usize, dst: *mut u8) => transpose_w::<F32>);
+    (src: *const u8, stride: usize, rows: usize, k: usize, dst: *mut u8) => transpose_w::<F32>);
 stamp!([], pack_w_f16: "`contract::PackW`",
-    (src: *const u16, stride: usize, rows: usize, k: usize, dst: *mut u8) => transpose_w::<F16>);
+    (src: *const u8, stride: usize, rows: usize, k: usize, dst: *mut u8) => transpose_w::<F16>);
 stamp!([], pack_w_bf16: "`contract::PackW`",
-    (src: *const u16, stride: usize, rows: usize, k: usize, dst: *mut u8) => transpose_w::<Bf16>);
+    (src: *const u8, stride: usize, rows: usize, k: usize, dst: *mut u8) => transpose_w::<Bf16>);
 
 pub(super) const KERNEL: GemmKernel = GemmKernel {
     name: "gemm_f32xf32_f32_8x12_neon",
@@ -123,9 +127,10 @@ pub(super) const KERNEL: GemmKernel = GemmKernel {
     kc: KC,
     tile_bytes: KC * NR * 4,
     lanes: V::LANES,
-    pack_x_f32: Some(pack_x_f32),
-    pack_x_bf16,
-    w_f32: Some(ForWeight { micro, pack: pack_w_f32, drain: None, in_place: None }),
-    w_f16: Some(ForWeight { micro, pack: pack_w_f16, drain: None, in_place: None }),
-    w_bf16: ForWeight { micro, pack: pack_w_bf16, drain: None, in_place: None },
+    pack_x: &[(DType::F32, pack_x_f32), (DType::BF16, pack_x_bf16)],
+    weights: &[row(DType::F32, pack_w_f32), row(DType::F16, pack_w_f16), row(DType::BF16, pack_w_bf16)],
 };
+
+const fn row(format: DType, pack: PackW) -> ForWeight {
+    ForWeight { format, micro, in_place: None, pack, drain: None }
+}

@@ -1,0 +1,57 @@
+//! Which kernel computes a product.
+
+use super::{
+    dot,
+    gemm::{self, Source},
+    library,
+    output::Split,
+};
+use crate::{
+    contract::GemmKernel,
+    levels,
+    operands::Output,
+    team::{Backend, Team},
+    tuning,
+    view::{DType, Element, Mat, Weight},
+};
+
+pub fn linear<A: Element>(e: &Team, x: Mat<'_, A>, w: Weight<'_>, out: Output<'_, A>) {
+    if w.k() == 0 {
+        return library::linear(e, &library::GEMM, x, w, out);
+    }
+    match e.kernels.backend {
+        Backend::Gemm => library::linear(e, &library::GEMM, x, w, out),
+        #[cfg(all(target_os = "macos", feature = "accelerate"))]
+        Backend::Accelerate => library::linear(e, &library::ACCELERATE, x, w, out),
+        Backend::Ours => match e.kernels.gemm.filter(|k| k.takes(A::DTYPE, w.dtype())) {
+            Some(k) => gemm::blocked(e, k, x, w, out),
+            None if dot::forced(e, A::DTYPE, w.dtype()).is_some() => dot::linear(e, x, w, out),
+            None => match choose(e, x.rows(), A::DTYPE, w, Split::of(w.n(), &out).halves()) {
+                Some(k) => gemm::blocked(e, k, x, w, out),
+                None => dot::linear(e, x, w, out),
+            },
+        },
+    }
+}
+
+/// The kernel of the strongest level that can serve these types, with the least padded work for `m` rows; none if a few-row
+/// kernel does less.
+fn choose(e: &Team, m: usize, x: DType, w: Weight<'_>, halves: usize) -> Option<&'static GemmKernel> {
+    if m <= e.level.tuning.dot_rows(x, w.dtype()) {
+        return None;
+    }
+    let able = levels::gemm_kernels(e.isa()).filter(|k| k.takes(x, w.dtype()));
+    let isa = able.clone().next().map_or(e.isa(), |k| k.isa);
+    let groups = tuning::row_groups(m, e.threads());
+    let rows = m.div_ceil(groups);
+    let cost = |k: &'static GemmKernel| {
+        let in_place = Source::new(k, w, rows).works_in_place();
+        groups as f64 * levels::of(k.isa).tuning.tile_cost(k, rows, in_place, halves)
+    };
+    let best = able
+        .filter(|k| k.isa == isa)
+        .min_by(|a, b| cost(a).total_cmp(&cost(b)))
+        .expect("every level has a kernel for every type: the portable one");
+    let dot = m.next_multiple_of(4) as f64 * e.level.tuning.dot_cost(x, w.dtype());
+    (m > tuning::DOT_ROWS_MAX || cost(best) <= dot).then_some(best)
+}

@@ -1,0 +1,107 @@
+//! What a product writes, as threads share it, and activations as f32.
+
+use half::{bf16, slice::HalfFloatSliceExt};
+
+use crate::{
+    contract::Lines,
+    operands::Output,
+    shared::SharedMut,
+    simd::{self, Kernel, Vector, load, store},
+    view::{DType, Element, Mat},
+};
+
+/// Which rows of W one task computes: `n` output features from `n0`, in a second matrix half `F` rows below too for SwiGLU.
+pub(super) struct Split {
+    /// Output features.
+    pub n: usize,
+    /// Row distance of the second half, if there is one.
+    pub second: Option<usize>,
+}
+
+impl Split {
+    pub fn of<A>(n: usize, out: &Output<'_, A>) -> Split {
+        match out {
+            Output::SwiGlu(_) => Split { n: n / 2, second: Some(n / 2) },
+            _ => Split { n, second: None },
+        }
+    }
+
+    pub fn halves(&self) -> usize {
+        1 + usize::from(self.second.is_some())
+    }
+}
+
+/// `y`, shared by the threads of a region: each writes other columns.
+#[derive(Clone, Copy)]
+pub(super) enum Target<'a> {
+    Store(SharedMut<'a, f32>, Option<&'a [f32]>),
+    Add(SharedMut<'a, f32>),
+    SwiGluF32(SharedMut<'a, f32>),
+    SwiGluBf16(SharedMut<'a, u16>),
+}
+
+impl<'a> Target<'a> {
+    /// The target and its row stride.
+    pub fn of<A: Element>(out: &'a mut Output<'_, A>) -> (Target<'a>, usize) {
+        let stride = match out {
+            Output::Store(y) | Output::Bias(y, _) | Output::Add(y) => y.stride(),
+            Output::SwiGlu(y) => y.stride(),
+        };
+        let target = match out {
+            Output::Store(y) => Target::Store(SharedMut::new(y.data_mut()), None),
+            Output::Bias(y, b) => Target::Store(SharedMut::new(y.data_mut()), Some(b)),
+            Output::Add(y) => Target::Add(SharedMut::new(y.data_mut())),
+            Output::SwiGlu(y) => match A::DTYPE {
+                DType::BF16 => Target::SwiGluBf16(SharedMut::new(bytemuck::cast_slice_mut(y.data_mut()))),
+                _ => Target::SwiGluF32(SharedMut::new(bytemuck::cast_slice_mut(y.data_mut()))),
+            },
+        };
+        (target, stride)
+    }
+}
+
+impl Target<'_> {
+    /// The lines of `y[m0..m0 + cols][n0..n0 + rows]`, to be fetched within so many looks.
+    pub fn lines(&self, m0: usize, n0: usize, cols: usize, rows: usize, stride: usize, looks: usize) -> Lines {
+        let (at, of) = ((m0, n0), (cols, rows));
+        let (y, size): (*const u8, usize) = match self {
+            Target::Store(y, _) | Target::Add(y) | Target::SwiGluF32(y) => (y.block(stride, at, of).cast(), 4),
+            Target::SwiGluBf16(y) => (y.block(stride, at, of).cast(), 2),
+        };
+        Lines::new(y, rows * size, cols, stride * size, looks)
+    }
+}
+
+/// The rows of x as f32, in `buffer` if they are not already.
+pub(super) fn widen<'a, A: Element>(x: Mat<'a, A>, buffer: &'a mut [u8]) -> Mat<'a, f32> {
+    if let Some(x) = x.cast_f32() {
+        return x;
+    }
+    let buffer: &mut [f32] = &mut bytemuck::cast_slice_mut(buffer)[..x.rows() * x.cols()];
+    for (r, y) in buffer.chunks_exact_mut(x.cols().max(1)).enumerate() {
+        widen_row(x.row(r), y);
+    }
+    Mat::new(buffer, x.rows(), x.cols())
+}
+
+/// One row as f32.
+pub(super) fn widen_row<A: Element>(x: &[A], y: &mut [f32]) {
+    match A::DTYPE {
+        DType::BF16 => HalfFloatSliceExt::convert_to_f32_slice(bytemuck::cast_slice::<A, bf16>(x), y),
+        _ => y.copy_from_slice(bytemuck::cast_slice(x)),
+    }
+}
+
+/// `a = silu(a) * b`.
+pub(super) struct Gate<'a>(pub &'a mut [f32], pub &'a [f32]);
+
+impl Kernel for Gate<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<V: Vector>(self, v: V) {
+        for (a, b) in self.0.chunks_mut(V::F32_LANES).zip(self.1.chunks(V::F32_LANES)) {
+            let y = simd::silu_mul(v, load(v, a), load(v, b));
+            store(v, a, y);
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! Few rows of x against W as it lies, vectors along K in both.
+
+use super::vector::{Load, Mac, Vector};
+
+/// Rows of x in a tile of [`dot`].
+const DOT_XR: usize = 4;
+
+/// Bytes of each row of x that a tile of [`dot`] works on: those of four rows are half of a first-level cache of 32 KB.
+const DOT_CHUNK: usize = 4096;
+
+/// Bytes of W that pass from memory to the second-level cache while the block before them is computed.
+pub(crate) const DOT_BLOCK: usize = 64 << 10;
+
+/// `contract::Dot`, by tiles of `WR` rows of W as they lie in memory, in blocks that every row of x meets while they are in
+/// the second-level cache. Vectors run along K in both operands: no packing, but sums across lanes at the end.
+///
+/// # Safety
+/// As `contract::Dot`.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+pub(crate) unsafe fn dot<V: Vector, M: Mac<V>, X: Load<V>, W: Load<V>, const WR: usize>(
+    k: usize,
+    x: *const u8,
+    x_stride: usize,
+    rows: usize,
+    w: *const u8,
+    w_stride: usize,
+    n: usize,
+    out: *mut f32,
+    out_stride: usize,
+    next: *const u8,
+) {
+    let (x, x_stride) = (x.cast::<X::T>(), x_stride / size_of::<X::T>());
+    let (w, w_stride) = (w.cast::<W::T>(), w_stride / size_of::<W::T>());
+    // SAFETY: rows of x below `rows` and of W below `n` are read, `out[m][n]` is written for those alone.
+    unsafe {
+        if rows == 1 && k * size_of::<X::T>() <= STREAM_X {
+            for j in 0..n {
+                *out.add(j) = dot_row::<V, M, X, W>(k, x, w.add(j * w_stride));
+            }
+            return;
+        }
+        let row_bytes = k * size_of::<W::T>();
+        let block = (DOT_BLOCK / row_bytes / WR).max(1) * WR;
+        let vecs = k.div_ceil(V::LANES * X::PER_LANE);
+        for j in (0..n).step_by(block) {
+            let (nb, w) = (block.min(n - j), w.add(j * w_stride));
+            let following = if j + nb < n { w.add(nb * w_stride).cast() } else { next };
+            let turns = rows.div_ceil(DOT_XR) * nb.div_ceil(WR) * vecs;
+            let mut ahead = Lines::new(following, nb * row_bytes, turns);
+            let chunk = DOT_CHUNK / size_of::<X::T>();
+            for at in (0..k).step_by(chunk) {
+                let len = chunk.min(k - at);
+                for i in (0..rows).step_by(DOT_XR) {
+                    let (x, out) = (x.add(i * x_stride + at), out.add(i * out_stride + j));
+                    let (w, rows) = (w.add(at), rows - i);
+                    let to = (out, out_stride, at > 0);
+                    match rows {
+                        1 => dot_tiles::<V, M, X, W, WR, 1>(len, x, x_stride, w, w_stride, nb, to, &mut ahead),
+                        2 => dot_tiles::<V, M, X, W, WR, 2>(len, x, x_stride, w, w_stride, nb, to, &mut ahead),
+                        3 => dot_tiles::<V, M, X, W, WR, 3>(len, x, x_stride, w, w_stride, nb, to, &mut ahead),
+                        _ => dot_tiles::<V, M, X, W, WR, DOT_XR>(len, x, x_stride, w, w_stride, nb, to, &mut ahead),
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Longest lone row of x, in bytes, that W streams past: a quarter of a first-level cache of 32 KB. Longer ones do not stay
+/// there, and rows of W that share a vector of x are ahead.
+const STREAM_X: usize = 8 << 10;
+
+/// Bytes by which W is fetched ahead of a lone row of x. Measured from 2048 to 16384.
+const STREAM_AHEAD: usize = 5120;
+
+/// `x . w` for a lone row of x, with W as one stream: consecutive rows follow each other in memory.
+///
+/// # Safety
+/// `k` elements are readable at both.
+#[inline(always)]
+unsafe fn dot_row<V: Vector, M: Mac<V>, X: Load<V>, W: Load<V>>(k: usize, x: *const X::T, w: *const W::T) -> f32 {
+    const SUMS: usize = 8;
+    let per_vec = V::LANES * X::PER_LANE;
+    let turn = SUMS * per_vec;
+    // SAFETY: elements `< k` of both are read, by the caller's promise; the tail by `load_part`.
+    unsafe {
+        let mut c = [V::zero(); SUMS];
+        let mut at = 0;
+        while at + turn <= k {
+            for line in (0..turn * size_of::<W::T>()).step_by(64) {
+                V::prefetch_once(w.add(at).cast::<u8>().wrapping_add(STREAM_AHEAD + line));
+            }
+            for (i, c) in c.iter_mut().enumerate() {
+                let at = at + i * per_vec;
+                *c = M::mac(*c, X::load(x.add(at)), W::load(w.add(at)));
+            }
+            at += turn;
+        }
+        while at + per_vec <= k {
+            c[0] = M::mac(c[0], X::load(x.add(at)), W::load(w.add(at)));
+            at += per_vec;
+        }
+        if at < k {
+            c[0] = M::mac(c[0], X::load_part(x.add(at), k - at), W::load_part(w.add(at), k - at));
+        }
+        let mut sums = [0f32; 16];
+        c[1..].iter().fold(c[0], |s, c| s.add(*c)).store(sums.as_mut_ptr().cast());
+        sums[..V::LANES].iter().sum()
+    }
+}
+
+/// Prefetches a stretch of memory evenly over a number of turns.
+pub(crate) struct Lines {
+    at: *const u8,
+    /// Prefetches in each turn, and bytes between them.
+    per_turn: usize,
+    step: usize,
+}
+
+impl Lines {
+    pub fn new(at: *const u8, bytes: usize, turns: usize) -> Lines {
+        let each = bytes.div_ceil(turns);
+        let per_turn = each.div_ceil(64);
+        Lines { at, per_turn, step: each.div_ceil(per_turn) }
+    }
+
+    #[inline(always)]
+    pub unsafe fn turn<V: Vector>(&mut self) {
+        for _ in 0..self.per_turn {
+            // SAFETY: prefetches may have any address.
+            unsafe { V::prefetch_l2(self.at) };
+            self.at = self.at.wrapping_add(self.step);
+        }
+    }
+}
+
+/// `out[m][j] (+)= x[m] . w[j]` for XR rows of x and `n` rows of W.
+///
+/// # Safety
+/// As `contract::Dot`; `to` is `out`, its stride, and whether to add.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+unsafe fn dot_tiles<V: Vector, M: Mac<V>, X: Load<V>, W: Load<V>, const WR: usize, const XR: usize>(
+    k: usize,
+    x: *const X::T,
+    x_stride: usize,
+    w: *const W::T,
+    w_stride: usize,
+    n: usize,
+    to: (*mut f32, usize, bool),
+    ahead: &mut Lines,
+) {
+    // SAFETY: the caller's promise; full tiles, then single rows.
+    unsafe {
+        let at = |j: usize| (w.add(j * w_stride), (to.0.add(j), to.1, to.2));
+        let full = n - n % WR;
+        for j in (0..full).step_by(WR) {
+            let (w, to) = at(j);
+            dot_tile::<V, M, X, W, WR, XR>(k, x, x_stride, w, w_stride, to, ahead);
+        }
+        for j in full..n {
+            let (w, to) = at(j);
+            dot_tile::<V, M, X, W, 1, XR>(k, x, x_stride, w, w_stride, to, ahead);
+        }
+    }
+}
+
+/// [`dot_tiles`] for `WR` rows of W: each vector of W serves XR rows of x, each of x WR rows of W.
+///
+/// # Safety
+/// As [`dot_tiles`].
+#[inline(always)]
+unsafe fn dot_tile<V: Vector, M: Mac<V>, X: Load<V>, W: Load<V>, const WR: usize, const XR: usize>(
+    k: usize,
+    x: *const X::T,
+    x_stride: usize,
+    w: *const W::T,
+    w_stride: usize,
+    (out, out_stride, add): (*mut f32, usize, bool),
+    ahead: &mut Lines,
+) {
+    let per_vec = V::LANES * X::PER_LANE;
+    // SAFETY: elements `< k` of each row are read, by the caller's promise; the tail by `load_part`.
+    unsafe {
+        let mut c = [[V::zero(); WR]; XR];
+        let mut at = 0;
+        while at + per_vec <= k {
+            ahead.turn::<V>();
+            let mut ws = [V::zero(); WR];
+            for (r, v) in ws.iter_mut().enumerate() {
+                *v = W::load(w.add(r * w_stride + at));
+            }
+            for (i, c) in c.iter_mut().enumerate() {
+                let xv = X::load(x.add(i * x_stride + at));
+                for r in 0..WR {
+                    c[r] = M::mac(c[r], xv, ws[r]);
+                }
+            }
+            at += per_vec;
+        }
+        if at < k {
+            for (i, c) in c.iter_mut().enumerate() {
+                let xv = X::load_part(x.add(i * x_stride + at), k - at);
+                for (r, c) in c.iter_mut().enumerate() {
+                    *c = M::mac(*c, xv, W::load_part(w.add(r * w_stride + at), k - at));
+                }
+            }
+        }
+        let c = c.as_flattened();
+        for from in (0..c.len()).step_by(V::LANES) {
+            let some = &c[from..c.len().min(from + V::LANES)];
+            let mut block = [V::zero(); 16];
+            block[..some.len()].copy_from_slice(some);
+            let mut sums = [0f32; 16];
+            V::sum_each(&mut block).store(sums.as_mut_ptr().cast());
+            for (at, sum) in sums.iter().enumerate().take(some.len()) {
+                let out = out.add((from + at) / WR * out_stride + (from + at) % WR);
+                *out = if add { *out + sum } else { *sum };
+            }
+        }
+    }
+}
+
+/// A module with one few-row kernel (tiles of `$wr` rows of W) and its row, `KERNEL`.
+macro_rules! dot_kernel {
+    ($module:ident, $isa:expr, $attr:tt, $v:ty, $mac:ty, $wr:literal, $name:literal,
+     $xt:ident as $x:ident, $wt:ident as $w:ident) => {
+        pub(super) mod $module {
+            use super::*;
+            use $crate::{contract::DotKernel, micro::{dot, vector::{self as vk, stamp}}, view::DType};
+
+            stamp!($attr, fun: "`contract::Dot`",
+                (k: usize, x: *const u8, x_stride: usize, rows: usize, w: *const u8, w_stride: usize, n: usize, out: *mut f32, out_stride: usize, next: *const u8)
+                => dot::dot::<$v, $mac, vk::$x, vk::$w, $wr>);
+            pub const KERNEL: DotKernel =
+                DotKernel { name: $name, isa: $isa, x: DType::$xt, w: DType::$wt, least: 1, group: 1, fun };
+        }
+    };
+}
+pub(crate) use dot_kernel;

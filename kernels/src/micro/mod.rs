@@ -1,0 +1,8 @@
+//! The algorithms of micro-kernels, once for every level, over a small vector trait.
+
+pub(crate) mod dot;
+pub(crate) mod epilogue;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod quads;
+pub(crate) mod tile;
+pub(crate) mod vector;

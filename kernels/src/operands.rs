@@ -1,0 +1,90 @@
+//! What operations take and where they put it, beyond plain matrices.
+
+use crate::{
+    rope::RopeTable,
+    view::{HeadCache, Mat, MatMut, Weight},
+};
+
+/// Where [`crate::Engine::linear`] puts `x W^T` (`[M, N]`).
+#[derive(Debug)]
+pub enum Output<'a, A> {
+    /// `y = x W^T`.
+    Store(MatMut<'a, f32>),
+    /// `y = x W^T + bias`, bias `[N]`.
+    Bias(MatMut<'a, f32>, &'a [f32]),
+    /// `y += x W^T`.
+    Add(MatMut<'a, f32>),
+    /// W stacks `[Wa; Wb]`, N = 2F; `y[M, F] = silu(x Wa^T) * (x Wb^T)`.
+    SwiGlu(MatMut<'a, A>),
+}
+
+/// Per-head RMSNorm (weight `[head_dim]`, eps) of [`crate::Engine::heads`].
+pub type HeadNorm<'a> = Option<&'a [f32]>;
+
+/// Where the rows of [`crate::Engine::heads`] stand in their sequences.
+#[derive(Clone, Copy, Debug)]
+pub enum Positions<'a> {
+    /// At `start..start + n` in every sequence.
+    From(usize),
+    /// Each at its own, `[B*n]`.
+    Each(&'a [u32]),
+}
+
+impl Positions<'_> {
+    /// The position of row `r`, which is the i-th of its sequence.
+    #[inline(always)]
+    pub(crate) fn of(self, r: usize, i: usize) -> usize {
+        match self {
+            Positions::From(start) => start + i,
+            Positions::Each(each) => each[r] as usize,
+        }
+    }
+}
+
+/// Where [`crate::Engine::heads`] puts the heads.
+#[derive(Debug)]
+pub enum HeadsOut<'a, A> {
+    /// `[B*n, heads*d]`, as the source.
+    Rows(MatMut<'a, A>),
+    /// Positions `start..start + n` of every head of a cache.
+    Cache(&'a mut HeadCache<A>, usize),
+}
+
+/// One of the products of [`crate::Engine::project_heads`].
+#[derive(Debug)]
+pub struct HeadProjection<'a, A> {
+    /// `[B*n, K]`.
+    pub x: Mat<'a, A>,
+    /// `[heads*d, K]`.
+    pub w: Weight<'a>,
+    /// `[heads*d]`.
+    pub bias: &'a [f32],
+    /// RMSNorm over each head, weight `[d]`.
+    pub norm: HeadNorm<'a>,
+    /// RoPE.
+    pub rope: Option<&'a RopeTable>,
+    /// Receives the heads at positions `0..n`.
+    pub cache: &'a mut HeadCache<A>,
+    /// Receives `x W^T + bias`, `[B*n, heads*d]`, if it is asked for.
+    pub keep: Option<&'a mut [f32]>,
+}
+
+/// Which positions [`crate::Engine::attention`] computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttnShape {
+    /// Sequences.
+    pub batch: usize,
+    /// Queries of each sequence: the last `n` positions.
+    pub n: usize,
+    /// Positions in the cache before the first query; the cache holds `past + n`.
+    pub past: usize,
+}
+
+/// A query of [`crate::Engine::attention_each`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Query {
+    /// Whose cache it reads.
+    pub sequence: usize,
+    /// Positions that it sees, from 0 on; 1 or more.
+    pub sees: usize,
+}
