@@ -524,9 +524,15 @@ fn commands(sides: &[Side], lines: &[Line]) -> Vec<String> {
                 first.name, side.name
             )
         } else {
+            let published = |side: &Side| side.records[0].cells.iter().all(|c| c.published.is_some());
+            let on = match (published(first), published(side)) {
+                (false, true) => format!("the machine of {}", first.name),
+                (true, _) => format!("the machine of {}", side.name),
+                (false, false) => "both machines".into(),
+            };
             format!(
-                "{} and {}: ttft calibrate on either machine, or two records a side and more, taken at different hours: \
-                 ttft compare A1 A2 A3 --with B1 B2 B3",
+                "{} and {}: ttft calibrate on {on}; or several records of each measured side, taken at different hours: ttft \
+                 compare A1 A2 A3 --with B1 B2 B3",
                 first.name, side.name
             )
         });
