@@ -433,7 +433,7 @@ fn against(ours: &Cells, theirs: &Cells, apart: bool, calibrations: &[Calibratio
     let single = a.published.is_some() || b.published.is_some();
     let bare = |value: f64| Estimate { value, interval: None, samples: 0 };
     let own = side_seconds(ours)?.ln() - side_seconds(theirs)?.ln();
-    let (ratio, p, verdict) = if std::ptr::eq(first, other) && records == [1, 1] {
+    let (ratio, p, verdict) = if std::ptr::eq(first, other) && records == [1, 1] && !single {
         // Within one run, its own rounds decide.
         let ratio = if std::ptr::eq(a, b) { bare(1.0) } else { summary::ratio(a, b)?.estimate };
         let verdict = match ratio.interval {
@@ -524,9 +524,15 @@ fn commands(sides: &[Side], lines: &[Line]) -> Vec<String> {
                 first.name, side.name
             )
         } else {
+            let published = |side: &Side| side.records[0].cells.iter().all(|c| c.published.is_some());
+            let on = match (published(first), published(side)) {
+                (false, true) => format!("the machine of {}", first.name),
+                (true, _) => format!("the machine of {}", side.name),
+                (false, false) => "both machines".into(),
+            };
             format!(
-                "{} and {}: ttft calibrate on either machine, or two records a side and more, taken at different hours: \
-                 ttft compare A1 A2 A3 --with B1 B2 B3",
+                "{} and {}: ttft calibrate on {on}; or several records of each measured side, taken at different hours: ttft \
+                 compare A1 A2 A3 --with B1 B2 B3",
                 first.name, side.name
             )
         });
@@ -548,7 +554,11 @@ mod tests {
     }
 
     fn sides<'a>(a: &'a Record, b: &'a Record) -> [Side<'a>; 2] {
-        [Side { name: "here", record: a }, Side { name: "there", record: b }]
+        [Side { name: "here", records: vec![a] }, Side { name: "there", records: vec![b] }]
+    }
+
+    fn compare<'a>(sides: &[Side<'a>]) -> Result<Comparison<'a>, CompareError> {
+        super::compare(sides, &[])
     }
 
     /// The sample run on a machine `permille` / 1000 times as slow.
@@ -561,40 +571,75 @@ mod tests {
     }
 
     #[test]
-    fn a_faster_machine_is_told_from_noise() {
+    fn without_a_calibration_one_record_a_side_gets_no_word() {
         let (a, b) = (samples::run(), slower(500));
         let comparison = compare(&sides(&a, &b)).unwrap();
         assert_eq!((comparison.lines.len(), comparison.means[0].workloads), (20, 20));
-        assert!(comparison.lines.iter().all(|l| l.versus[0].unwrap().verdict == Verdict::Faster));
+        assert!(comparison.lines.iter().all(|l| l.versus[0].unwrap().verdict == Verdict::Unknown));
         assert!((comparison.means[0].ratio.unwrap() - 2.0).abs() < 1e-6);
+        assert!(comparison.commands[0].contains("--binaries") && comparison.commands[0].contains("ttft calibrate"));
+        let text = crate::terminal::comparison(&comparison, None);
+        assert!(text.contains("not decided") && !text.contains(" faster\n"), "{text}");
         let back = compare(&sides(&b, &a)).unwrap();
         assert!((back.means[0].ratio.unwrap() - 0.5).abs() < 1e-6);
-        assert_eq!(back.lines[0].versus[0].unwrap().verdict, Verdict::Slower);
-        let same = slower(1001);
-        let noise = compare(&sides(&a, &same)).unwrap();
-        assert!(noise.lines.iter().all(|l| l.versus[0].unwrap().verdict == Verdict::WithinNoise));
     }
 
     #[test]
-    fn samples_too_few_for_the_test_are_judged_by_their_interval_and_marked() {
-        let few = |mut record: Record, samples: u32| {
-            record.cells = record.cells.iter().map(|c| samples::cell(&c.system, c.batch, c.prompt, samples)).collect();
+    fn a_calibration_or_several_records_let_words_fall() {
+        let occasions = samples::occasions(24, 5, 5, [0.02, 0.01, 0.02], 9);
+        let calibration = Calibration::of(&occasions).unwrap();
+        let verdict = |a: &[&Record], b: &[&Record], calibrations: &[Calibration]| {
+            let sides = [Side { name: "a", records: a.to_vec() }, Side { name: "b", records: b.to_vec() }];
+            let comparison = super::compare(&sides, calibrations).unwrap();
+            let versus = comparison.lines[0].versus[0].unwrap();
+            (versus.verdict, versus.in_family(), !comparison.warnings.iter().all(|w| !w.contains("take them in turn")))
+        };
+        let slow = |record: &Record| {
+            let mut record = record.clone();
+            for cell in &mut record.cells {
+                cell.samples_ns.iter_mut().for_each(|ns| *ns = *ns * 13 / 10);
+            }
             record
         };
-        let verdicts = |permille: u64, samples: u32| {
-            let (a, mut b) = (few(samples::run(), samples), few(samples::run(), samples));
-            for cell in &mut b.cells {
-                cell.samples_ns.iter_mut().for_each(|ns| *ns = *ns * permille / 1000);
-            }
-            let comparison = compare(&sides(&a, &b)).unwrap();
-            let text = crate::terminal::comparison(&comparison, None);
-            let versus = comparison.lines[0].versus[0].unwrap();
-            (versus.verdict, versus.test.is_some(), text.contains("faster~"))
+        let [a, b, c, d] = [0, 1, 2, 3].map(|i| occasions[i].clone());
+        let calibrations = [calibration];
+        assert_eq!(verdict(&[&a], &[&b], &[]).0, Verdict::Unknown);
+        assert_eq!(verdict(&[&a], &[&b], &calibrations).0, Verdict::WithinNoise);
+        assert_eq!(verdict(&[&a], &[&slow(&b)], &calibrations), (Verdict::Slower, true, false));
+        let (slow_b, slow_d) = (slow(&b), slow(&d));
+        assert_eq!(verdict(&[&a, &c], &[&slow_b, &slow_d], &calibrations).0, Verdict::Slower);
+        // One side after the other: only with the machine's occasions.
+        let (slow_c, slow_d) = (slow(&c), slow(&d));
+        assert_eq!(verdict(&[&a, &b], &[&slow_c, &slow_d], &[]), (Verdict::Unknown, false, true));
+        let elsewhere = |record: &Record| {
+            let mut record = record.clone();
+            record.run.machine.cpu_model = Some("Another CPU".into());
+            record
         };
-        assert_eq!(verdicts(500, 3), (Verdict::Faster, false, true));
-        assert_eq!(verdicts(500, 4), (Verdict::Faster, true, false));
-        assert_eq!(verdicts(1001, 3), (Verdict::WithinNoise, false, false));
-        assert_eq!(verdicts(500, 2), (Verdict::NoSpread, false, false));
+        let there = elsewhere(&slow_b);
+        assert_eq!(verdict(&[&a], &[&there], &calibrations).0, Verdict::Unknown, "calibrated on one side only");
+    }
+
+    #[test]
+    fn two_cells_of_one_run_are_compared_by_their_rounds() {
+        let record = samples::run();
+        let comparison = compare(&sides(&record, &record)).unwrap();
+        assert!(comparison.lines.iter().all(|l| l.versus[0].unwrap().verdict == Verdict::WithinNoise));
+    }
+
+    #[test]
+    fn records_are_grouped_by_machine_revision_and_settings() {
+        let a = samples::run();
+        let mut runs =
+            vec![("a".to_string(), a.clone()), ("b".into(), a.clone()), ("c".into(), a.clone()), ("d".into(), a)];
+        runs[1].1.run.git.as_mut().unwrap().dirty = Some(true);
+        runs[3].1.run.machine.memory_total_bytes = Some(23 << 30);
+        let groups = group(&runs);
+        assert_eq!(groups.iter().map(|g| g.1.clone()).collect::<Vec<_>>(), [vec![0, 2, 3], vec![1]]);
+        assert_eq!(groups[0].0, "a and 2 more at 7c62dcb0");
+        assert_eq!(groups[1].0, "b at 7c62dcb0 (modified)");
+        runs[2].1.run.settings.threads = Some(1);
+        assert_eq!(group(&runs).len(), 3);
     }
 
     #[test]
@@ -650,28 +695,37 @@ mod tests {
         let paper = paper::table5();
         let mut here = samples::run();
         here.cells = ["OE1.1B", "OE450M", "OE1.1B-KVP-C-450M"].map(|s| samples::cell(s, 64, 59, 4)).into();
-        let (paper_side, here_side) = (Side { name: "paper", record: &paper }, Side { name: "here", record: &here });
-        let there = compare(&[paper_side, here_side]).unwrap();
-        let back = compare(&[here_side, paper_side]).unwrap();
+        let side = |name, record| Side { name, records: vec![record] };
+        let there = compare(&[side("paper", &paper), side("here", &here)]).unwrap();
+        let back = compare(&[side("here", &here), side("paper", &paper)]).unwrap();
         assert_eq!(there.lines.len(), 3);
         for (there, back) in there.lines.iter().zip(&back.lines) {
             let (there, back) = (there.versus[0].unwrap(), back.versus[0].unwrap());
-            // The sample machine is slower than the paper's; what spread there is, is its own.
-            assert_eq!((there.verdict, back.verdict, there.test), (Verdict::Slower, Verdict::Faster, None));
+            // How far occasions lie apart on the sample machine is unknown.
+            assert_eq!((there.verdict, back.verdict), (Verdict::Unknown, Verdict::Unknown));
             assert!((there.ratio.value * back.ratio.value - 1.0).abs() < 1e-12);
-            let (i, j) = (there.ratio.interval.unwrap(), back.ratio.interval.unwrap());
-            assert!((i.low * j.high - 1.0).abs() < 1e-12 && (i.high * j.low - 1.0).abs() < 1e-12);
         }
+        let mut many = samples::occasions(4, 5, 5, [0.02, 0.01, 0.02], 1);
+        for record in &mut many {
+            record.cells[0] =
+                Cell { samples_ns: record.cells[0].samples_ns.clone(), ..samples::cell("OE1.1B", 64, 59, 25) };
+            record.cells[0].phases.clear();
+        }
+        let several = Side { name: "here", records: many.iter().collect() };
+        let decided = compare(&[side("paper", &paper), several]).unwrap();
+        let versus = decided.lines[0].versus[0].unwrap();
+        assert!(versus.single && versus.verdict == Verdict::Faster, "{versus:?}");
+        assert!(crate::terminal::comparison(&decided, None).contains("faster*"));
         let faulty = "OE1.1B-RP-0.25";
         let mut pruned = here.clone();
         pruned.cells[1] = Cell { samples_ns: pruned.cells[1].samples_ns.clone(), ..random_pruned(faulty) };
-        let comparison = compare(&[paper_side, Side { name: "here", record: &pruned }]).unwrap();
+        let comparison = compare(&[side("paper", &paper), side("here", &pruned)]).unwrap();
         assert_eq!((comparison.lines.len(), comparison.means[0].workloads), (3, 2), "{:?}", comparison.warnings);
         assert!(comparison.warnings.iter().any(|w| w.ends_with("1 of 3 workloads")));
         let unknown = |needle: &str| there.warnings.iter().any(|w| w.starts_with(needle));
         assert!(unknown("paper does not record the type of weights"));
         assert!(unknown("paper does not record its peak and bandwidth"));
-        let alone = compare(&[paper_side, Side { name: "again", record: &paper }]).unwrap();
+        let alone = compare(&[side("paper", &paper), side("again", &paper)]).unwrap();
         assert!(alone.lines.iter().all(|l| l.versus[0].unwrap().verdict == Verdict::NoSpread));
     }
 }

@@ -1,9 +1,11 @@
 //! What a run leaves behind, and what is made of it.
 //!
 //! - [`schema`]: the record format, its reader and its writer.
-//! - [`stats`]: medians, intervals, tests; [`summary`]: one row of figures for every cell.
-//! - [`validate`]: does the FLOPs reduction become a TTFT reduction; [`compare`]: runs side by side.
-//! - [`terminal`]: tables in the terminal; [`render`]: HTML, Markdown and CSV.
+//! - [`stats`]: medians, intervals, Student's t; [`levels`]: rounds, processes, occasions; [`summary`]: one row of figures
+//!   for every cell; [`modes`]: two modes shown as two.
+//! - [`validate`]: does the FLOPs reduction become a TTFT reduction; [`compare`]: records side by side; [`pairs`]: two
+//!   builds process by process; [`calibration`]: how much a machine's figures vary.
+//! - [`terminal`]: tables in the terminal; [`render`]: HTML, Markdown and CSV; [`json`]: answers for programs.
 //! - [`paper`]: the paper's own machine as a run.
 //! - [`text`]: what comes before text from elsewhere, and what must not be shown.
 //!

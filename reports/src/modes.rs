@@ -97,7 +97,7 @@ mod tests {
                 (0..30).map(|i| 0.02 * normal.draw() + if i % 5 < 3 { 0.0 } else { 1.1f64.ln() }).collect();
             if let Some(modes) = find(&logs, false) {
                 found += 1;
-                assert!(modes.counts[0].abs_diff(18) <= 2 && (modes.seconds[1] / modes.seconds[0] - 1.1).abs() < 0.03);
+                assert!(modes.counts[0].abs_diff(18) <= 4 && (modes.seconds[1] / modes.seconds[0] - 1.1).abs() < 0.04);
             }
         }
         assert!(found >= 170, "{found} of 200");

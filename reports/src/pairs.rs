@@ -278,3 +278,78 @@ pub fn answer(judgement: &Judgement, old: &str, new: &str) -> String {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{samples, stats::simulate::Normal};
+
+    /// Pairs of single processes whose logarithms differ by `shift`, with an effect of the order.
+    fn pairs(n: usize, shift: f64, order: f64, spread: f64, seed: u64) -> Vec<Pair> {
+        let mut normal = Normal::new(seed);
+        let record = |log: f64| {
+            let mut record = samples::run();
+            record.cells.truncate(3);
+            for cell in &mut record.cells {
+                cell.phases.clear();
+                cell.samples_ns = vec![(5e8 * log.exp()) as u64; 3];
+            }
+            record
+        };
+        (0..n)
+            .map(|i| {
+                let old_first = (i / 2) % 2 == i % 2;
+                let (a, b) = (spread * normal.draw(), spread * normal.draw());
+                let drift = 0.01 * i as f64;
+                let (old, new) = if old_first { (0.0, order) } else { (order, 0.0) };
+                let block = i as u32 / 2;
+                Pair { old_first, block, old: record(a + old + drift), new: record(b + new + drift + shift) }
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_order_of_the_two_processes_is_taken_out() {
+        let d: Vec<f64> = [true, false, false, true, true].map(|f| 0.04 + if f { 0.03 } else { -0.03 }).into();
+        let (delta, beta) = fit(&d, &[true, false, false, true, true]).unwrap();
+        assert!((delta.value - 0.04).abs() < 1e-12 && (beta.unwrap().value - 0.03).abs() < 1e-12 && delta.error < 1e-9);
+        assert_eq!(delta.freedom, 3.0);
+        let (delta, beta) = fit(&[0.01, 0.02, 0.03], &[true; 3]).unwrap();
+        assert!((delta.value - 0.02).abs() < 1e-12 && beta.is_none() && delta.freedom == 2.0);
+        assert_eq!(fit(&[0.01, 0.02], &[true, false]), None);
+        let row = &judge(&pairs(10, 0.0, 0.05, 0.002, 3), 5.0).unwrap().rows[0];
+        assert!((row.ratio.value - 1.0).abs() < 0.005 && (row.order_effect.unwrap().value - 1.051).abs() < 0.005);
+    }
+
+    #[test]
+    fn exit_codes_follow_the_intervals() {
+        let judged = |shift: f64, spread: f64| judge(&pairs(10, shift, 0.0, spread, 8), 5.0).unwrap();
+        assert_eq!((judged(0.0, 0.01).exit_code(), judged(0.2, 0.01).exit_code()), (0, 3));
+        let undecided = judged(0.03, 0.08);
+        assert_eq!(undecided.exit_code(), 4);
+        let row = &undecided.rows[0];
+        assert!(row.pairs_to_decide.is_some_and(|n| n > 10 && n % 2 == 0) || row.pairs_to_decide.is_none());
+        assert!((undecided.family_rate - (1.0 - 0.95f64.powi(3))).abs() < 1e-12);
+        let text = crate::terminal::judgement(&judged(0.2, 0.01), "before", "after");
+        assert!(text.starts_with("after is slower than before by more than 5.0% in 3 of 3 rows."), "{text}");
+        assert!(crate::json::judgement(&undecided)["exit_code"] == 4);
+        assert!(matches!(judge(&pairs(2, 0.0, 0.0, 0.1, 1), 5.0), Err(CompareError::TooFewPairs(2))));
+    }
+
+    #[test]
+    fn ten_pairs_find_ten_percent_and_raise_few_alarms() {
+        let mut normal = Normal::new(6);
+        let order: Vec<bool> = (0..10).map(|i| (i / 2) % 2 == i % 2).collect();
+        let trials = 2000;
+        let mut count = |shift: f64, spread: f64| {
+            let found = (0..trials).filter(|_| {
+                let d: Vec<f64> = (0..10).map(|_| shift + spread * (normal.draw() - normal.draw())).collect();
+                fit(&d, &order).unwrap().0.p(0.0) < 0.05
+            });
+            found.count() as f64 / f64::from(trials)
+        };
+        assert!((0.035..0.065).contains(&count(0.0, 0.03)), "false alarms");
+        assert!(count(1.1f64.ln(), 0.03) > 0.99);
+        assert!(count(1.05f64.ln(), 0.03) > 0.8);
+    }
+}

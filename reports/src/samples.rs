@@ -1,6 +1,6 @@
 //! A made-up run for tests, with the shapes of a real one.
 
-use crate::schema::*;
+use crate::{schema::*, stats::simulate::Normal};
 
 /// Parameters of the networks that take part in a product for every token, roughly.
 fn parameters(system: &str) -> u64 {
@@ -161,4 +161,36 @@ pub fn run() -> Record {
         estimate_bytes: None,
     });
     record
+}
+
+/// Records of one machine, a minute apart: three systems in one group, `processes` processes of `rounds` rounds, with known
+/// standard deviations of the logarithm of occasions, processes and rounds.
+pub fn occasions(count: u32, processes: u32, rounds: u32, deviations: [f64; 3], seed: u64) -> Vec<Record> {
+    let mut normal = Normal::new(seed);
+    let [of_occasion, of_process, of_round] = deviations;
+    let template = run();
+    (0..count)
+        .map(|i| {
+            let mut record = Record { run: template.run.clone(), ..Record::default() };
+            record.run.run_id = format!("occasion-{i}");
+            record.run.started_at = Some(format!("2026-11-23T{:02}:{:02}:00Z", 5 + i / 60, i % 60));
+            let occasion = of_occasion * normal.draw();
+            for system in ["OE1.1B", "OE450M", "OE1.1B-KVP-C-450M"] {
+                let mut cell = cell(system, 1, 64, processes * rounds);
+                let whole = cell.samples_ns[0] as f64;
+                // Samples differ from what the phases add up to.
+                (cell.phases, cell.decode) = (Vec::new(), None);
+                cell.processes = Some((0..processes).flat_map(|p| vec![p; rounds as usize]).collect());
+                let mut own = 0.0;
+                for (j, sample) in (0u32..).zip(&mut cell.samples_ns) {
+                    if j % rounds == 0 {
+                        own = of_process * normal.draw();
+                    }
+                    *sample = (whole * (occasion + own + of_round * normal.draw()).exp()) as u64;
+                }
+                record.cells.push(cell);
+            }
+            record
+        })
+        .collect()
 }

@@ -452,7 +452,7 @@ impl Cell {
     pub fn process_ranges(&self) -> Vec<Range<usize>> {
         match &self.processes {
             None if self.samples_ns.is_empty() => Vec::new(),
-            None => vec![0..self.samples_ns.len()],
+            None => std::iter::once(0..self.samples_ns.len()).collect(),
             Some(processes) => {
                 let mut start = 0;
                 let ranges = processes.chunk_by(|a, b| a == b).map(|run| {

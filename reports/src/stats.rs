@@ -263,12 +263,6 @@ pub fn mann_whitney(a: &[f64], b: &[f64]) -> Option<MannWhitney> {
     Some(MannWhitney { u, p, superiority: u / (m * n) })
 }
 
-/// The least p-value that samples of `m` and `n` can reach, wholly apart: 0.1 for 3 and 3.
-pub fn mann_whitney_least_p(m: usize, n: usize) -> f64 {
-    // Two of the ways to choose m of m + n.
-    (1..=m).fold(2.0, |p: f64, i| p * i as f64 / (n + i) as f64).min(1.0)
-}
-
 /// Two-sided exact p-value: the share of all orders whose U is at most `u` or at least m n - u.
 fn exact_p(m: usize, n: usize, u: usize) -> f64 {
     // counts[k] is the number of ways to reach U = k: the Gaussian binomial coefficient, factor by factor.

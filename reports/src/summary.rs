@@ -477,6 +477,66 @@ mod tests {
     }
 
     #[test]
+    fn cells_taken_at_other_speeds_of_the_machine_give_no_ratio() {
+        let at = |system: &str, before: f64, after: f64| {
+            let mut cell = samples::cell(system, 1, 64, 10);
+            (cell.rounds, cell.round_positions) = (None, None);
+            cell.drift = Some(Drift { before_gflops: Some(before), after_gflops: Some(after), ..Drift::default() });
+            cell
+        };
+        let base = at("OE1.1B", 200.0, 204.0);
+        assert!(ratio(&base, &at("OE450M", 203.0, 207.0)).is_some(), "the intervals overlap");
+        assert!(ratio(&base, &at("OE450M", 206.0, 208.0)).is_some(), "less than 5% apart");
+        assert_eq!(ratio(&base, &at("OE450M", 260.0, 262.0)), None);
+        // What cargo bench saw: 89% within one of the two.
+        assert_eq!(ratio(&base, &at("OE450M", 204.0, 386.0)), None);
+        let record = Record { cells: vec![base.clone(), at("OE450M", 260.0, 262.0)], ..Record::default() };
+        let row = row(&record, &record.cells[1]);
+        assert!(row.speedup.is_none() && row.efficiency.is_none());
+        assert!(
+            row.doubts.iter().any(|d| matches!(d, Doubt::NoRatio(c) if (c - 0.292).abs() < 0.01)),
+            "{:?}",
+            row.doubts
+        );
+        assert!(crate::terminal::render(&record, None).contains("no speedup: the machine's speed differed"));
+        // In common rounds the machine's speed cancels.
+        let (mut paired, mut with) = (base, at("OE450M", 260.0, 262.0));
+        paired.rounds = Some((0..10).collect());
+        with.rounds = paired.rounds.clone();
+        assert!(ratio(&paired, &with).is_some());
+    }
+
+    #[test]
+    fn figures_of_enough_processes_are_students_t_over_them() {
+        let record = samples::occasions(1, 5, 7, [0.0, 0.02, 0.01], 3).remove(0);
+        let (base, small) = (&record.cells[0], &record.cells[1]);
+        let logs = levels::process_logs(base);
+        assert_eq!((logs.len(), ttft(base)), (5, stats::t_estimate(&logs)));
+        let speedup = ratio(base, small).unwrap().estimate;
+        assert_eq!((speedup.samples, processes(base)), (5, 5));
+        assert_eq!(stats::t_estimate(&process_ratios(base, small).unwrap()), Some(speedup));
+        let mut two = base.clone();
+        two.processes.as_mut().unwrap().iter_mut().for_each(|p| *p /= 3);
+        assert_eq!((processes(&two), ttft(&two).unwrap().samples), (1, 35), "two processes count as one");
+    }
+
+    #[test]
+    fn a_cell_is_measured_by_its_own_limits_and_faster_than_its_peak_is_doubted() {
+        let mut record = samples::run();
+        assert!(row(&record, &record.cells[0]).peak_share.unwrap() < 1.0);
+        record.run.limits.peaks.iter_mut().for_each(|p| p.gflops /= 2.0);
+        let doubts = row(&record, &record.cells[0]).doubts;
+        assert!(
+            doubts.iter().any(|d| d.to_string().ends_with("of its peak: the peak was measured too low")),
+            "{doubts:?}"
+        );
+        let mut own = record.run.limits.clone();
+        own.peaks.iter_mut().for_each(|p| p.gflops *= 2.0);
+        record.cells[0].limits = Some(own);
+        assert!(row(&record, &record.cells[0]).peak_share.unwrap() < 1.0);
+    }
+
+    #[test]
     fn each_doubt_has_its_cause() {
         let good = samples::cell("OE1.1B", 1, 64, 12);
         assert_eq!(doubts(&good, Some(2)), []);

@@ -230,7 +230,7 @@ mod tests {
     use crate::{
         compare::{Side, compare},
         paper, samples,
-        schema::Skipped,
+        schema::{RunHeader, Skipped},
     };
 
     #[test]
@@ -262,8 +262,8 @@ mod tests {
         let paper = paper::table5();
         let mut here = samples::run();
         here.cells = ["OE1.1B", "OE450M", "OE1.1B-KVP-C-450M"].map(|s| samples::cell(s, 64, 59, 6)).into();
-        let sides = [Side { name: "here", record: &here }, Side { name: "apple-m2-pro", record: &paper }];
-        insta::assert_snapshot!(comparison(&compare(&sides).unwrap(), None));
+        let sides = [Side { name: "here", records: vec![&here] }, Side { name: "apple-m2-pro", records: vec![&paper] }];
+        insta::assert_snapshot!(comparison(&compare(&sides, &[]).unwrap(), None));
     }
 
     #[test]

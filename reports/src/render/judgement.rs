@@ -69,11 +69,11 @@ fn order(row: &Row) -> Option<String> {
     let beyond = !effect.interval?.contains(1.0);
     beyond.then(|| {
         format!(
-            "{}, {} x {}: the second process takes {} {} the time of the first",
+            "{}, {} x {}: the second process takes {:.3} {} the time of the first",
             row.system,
             row.batch,
             row.prompt,
-            format!("{:.3}", effect.value),
+            effect.value,
             three(&effect).unwrap_or_default()
         )
     })

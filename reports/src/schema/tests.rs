@@ -368,7 +368,7 @@ fn processes_and_probes_have_one_entry_for_each_sample() {
         c.limits = Some(Limits { peaks: Vec::new(), read_gb_per_s: Some(42.0), threads: Some(2) });
     };
     let mut good = cell();
-    assert_eq!(good.process_ranges(), [0..2]);
+    assert_eq!((good.process_ranges().len(), good.process_ranges()[0].clone()), (1, 0..2));
     change(&mut good);
     assert_eq!(good.process_ranges(), [0..1, 1..2]);
     assert_eq!(read(&record_of(&good)).unwrap().cells, [good.clone()]);

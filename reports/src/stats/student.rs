@@ -115,3 +115,52 @@ pub fn holm(p: &[f64]) -> Vec<f64> {
 pub fn detectable(error: f64, freedom: f64) -> f64 {
     (t_quantile(0.5 + LEVEL / 2.0, freedom) + t_quantile(0.8, freedom)) * error
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stats::simulate::Normal;
+
+    #[test]
+    fn quantiles_and_intervals_of_known_values() {
+        for (freedom, expected) in [(1.0, 12.706), (4.0, 2.776), (9.0, 2.262), (30.0, 2.042)] {
+            assert!((t_quantile(0.975, freedom) - expected).abs() < 1e-3, "{freedom}");
+        }
+        let (low, high) = chi_square_factors(10.0, 0.95).unwrap();
+        assert!((low - 10.0 / 20.483).abs() < 1e-4 && (high - 10.0 / 3.247).abs() < 1e-3, "{low} {high}");
+        let e = t_estimate(&[1.0f64.ln(), 2.0f64.ln(), 4.0f64.ln()]).unwrap();
+        let half = 4.3027 * 2f64.ln() / 3f64.sqrt();
+        assert!((e.value - 2.0).abs() < 1e-12 && (e.interval.unwrap().high / 2.0 / half.exp() - 1.0).abs() < 1e-3);
+        assert_eq!(t_estimate(&[0.0]).unwrap().interval, None);
+        assert_eq!(t_estimate(&[]), None);
+        assert_eq!(t_estimate(&[0.5, 0.5]).unwrap().interval.map(|i| i.low == i.high), Some(true));
+    }
+
+    #[test]
+    fn intervals_of_five_processes_cover_95_of_100_times() {
+        let mut normal = Normal::new(1);
+        let trials = 5000;
+        for n in [3, 5, 10] {
+            let covered = (0..trials).filter(|_| {
+                let logs: Vec<f64> = (0..n).map(|_| 0.03 * normal.draw()).collect();
+                t_estimate(&logs).unwrap().interval.unwrap().contains(1.0)
+            });
+            let share = covered.count() as f64 / f64::from(trials);
+            assert!((0.94..0.96).contains(&share), "{n}: {share}");
+        }
+    }
+
+    #[test]
+    fn holm_holds_the_family() {
+        let close = |a: &[f64], b: &[f64]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-12);
+        assert!(close(&holm(&[0.01, 0.04, 0.03]), &[0.03, 0.06, 0.06]));
+        assert!(close(&holm(&[0.9, 0.001]), &[0.9, 0.002]));
+        let mut normal = Normal::new(4);
+        let alarms = (0..2000).filter(|_| {
+            let p: Vec<f64> = (0..20).map(|_| libm::erfc(normal.draw().abs() / 2f64.sqrt())).collect();
+            holm(&p).iter().any(|p| *p < 0.05)
+        });
+        let rate = alarms.count() as f64 / 2000.0;
+        assert!((0.03..0.065).contains(&rate), "{rate}");
+    }
+}

@@ -51,7 +51,7 @@ pub struct Judged {
 pub fn of(mean: &Mean, n: usize) -> Judged {
     let resolution = student::detectable(mean.error, mean.freedom).exp() - 1.0;
     let half = mean.half_width(LEVEL);
-    within(mean.value, (mean.value - half, mean.value + half), resolution, processes(mean, n, (1.0 + BAND).ln()))
+    within(mean.value, (mean.value - half, mean.value + half), resolution, processes(mean, n))
 }
 
 /// The word on an estimate that should be `expected`; `None` if it has no interval. Its interval is Student's t over
@@ -74,13 +74,13 @@ pub fn of_estimate(estimate: &Estimate, expected: f64, processes: usize) -> Opti
 
 fn within(value: f64, (low, high): (f64, f64), resolution: f64, needed: Option<usize>) -> Judged {
     // A coarse run may find that nothing speaks against 1; a very coarse one finds nothing.
-    let band = (1.0 + if resolution <= MOST_RESOLUTION { resolution.max(BAND) } else { BAND }).ln();
-    let border = (1.0 + BAND).ln();
-    let word = if -band <= low && high <= band {
+    let coarse = if resolution <= MOST_RESOLUTION { (1.0 + resolution).ln() } else { 0.0 };
+    let (below, above) = borders();
+    let word = if below.min(-coarse) <= low && high <= above.max(coarse) {
         Word::Holds
-    } else if high < -border {
+    } else if high < below {
         Word::FallsShort(1.0 - value.exp())
-    } else if low > border {
+    } else if low > above {
         Word::Exceeds(value.exp() - 1.0)
     } else {
         Word::Straddles(needed)
@@ -88,10 +88,16 @@ fn within(value: f64, (low, high): (f64, f64), resolution: f64, needed: Option<u
     Judged { word, resolution }
 }
 
+/// Logarithms of the ends of [`BAND`].
+fn borders() -> (f64, f64) {
+    ((1.0 - BAND).ln(), (1.0 + BAND).ln())
+}
+
 /// Processes that would tell the value seen from the nearer border in 80% of cases.
-fn processes(mean: &Mean, n: usize, border: f64) -> Option<usize> {
+fn processes(mean: &Mean, n: usize) -> Option<usize> {
     let spread = mean.error * (n as f64).sqrt();
-    let distance = (mean.value.abs() - border).abs();
+    let (below, above) = borders();
+    let distance = (mean.value - below).abs().min((mean.value - above).abs());
     let enough = |m: &usize| student::detectable(spread / (*m as f64).sqrt(), *m as f64 - 1.0) <= distance;
     (n + 1..=MOST_PROCESSES).find(enough)
 }
