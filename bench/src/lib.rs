@@ -21,6 +21,7 @@ pub mod micro;
 pub mod output;
 pub mod pages;
 pub mod planner;
+pub mod process;
 pub mod processes;
 pub mod rig;
 pub mod rounds;

@@ -190,26 +190,6 @@ fn online() -> Option<usize> {
     std::thread::available_parallelism().ok().map(usize::from)
 }
 
-/// Minor and major page faults of this process so far.
-#[cfg(unix)]
-pub fn faults() -> Option<(u64, u64)> {
-    let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF).ok()?;
-    Some((usage.minor_page_faults().try_into().ok()?, usage.major_page_faults().try_into().ok()?))
-}
-
-/// Minor and major page faults of this process so far.
-#[cfg(not(unix))]
-pub fn faults() -> Option<(u64, u64)> {
-    None
-}
-
-/// A line of `/proc/self/status`, in bytes: `VmHWM` is the highest resident set, `RssAnon` the anonymous memory.
-pub fn status_bytes(key: &str) -> Option<u64> {
-    let status = read("/proc/self/status")?;
-    let line = status.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':'))?;
-    line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
-}
-
 /// The source revision the program was built from.
 pub fn git() -> Option<Git> {
     let revision = text(env!("TTFT_BUILD_REVISION"))?;
@@ -398,17 +378,6 @@ mod tests {
         for none in [&[][..], &[0.0], &[f64::NAN, f64::NEG_INFINITY]] {
             assert_eq!(fastest(none.iter().copied()), None);
         }
-    }
-
-    #[cfg(target_os = "linux")]
-    #[test]
-    fn the_process_is_seen() {
-        let before = faults().unwrap();
-        let page = std::hint::black_box(vec![1u8; 64 << 20]);
-        assert!(faults().unwrap().0 > before.0);
-        assert!(status_bytes("RssAnon").unwrap() >= page.len() as u64);
-        assert!(status_bytes("VmHWM").unwrap() >= page.len() as u64);
-        assert_eq!(status_bytes("Vm"), None);
     }
 
     #[test]

@@ -150,7 +150,7 @@ fn address_space() -> Option<Allowance> {
     if limit >= 1 << 60 {
         return None;
     }
-    let taken = *AT_START.get_or_init(|| crate::machine::status_bytes("VmSize").unwrap_or(0));
+    let taken = *AT_START.get_or_init(|| crate::process::status_bytes("VmSize").unwrap_or(0));
     Some(Allowance { limit, available: limit.saturating_sub(taken) })
 }
 

@@ -22,6 +22,7 @@ use ttft_reports::schema::{self, Cell, Decode, Memory, PhaseRecord, Probes};
 use crate::{
     knobs::RunKnobs,
     machine::{self, Probe, Rates},
+    process,
     scenario::{Arm, Scenario},
     weights::{Size, Weights},
 };
@@ -257,11 +258,11 @@ impl Running {
         engine.take_used();
         let mut call = Call { times: Vec::new(), steps: Vec::new(), faults: Some((0, 0)) };
         for _ in 0..n {
-            let before = machine::faults();
+            let before = process::faults();
             let mut times = self.inference.first_token(engine, &self.ids)?;
             times.total += delay(times.total.mul_f64(self.slowdown));
             call.times.push(times);
-            let taken = before.zip(machine::faults()).map(|(b, a)| (a.0 - b.0, a.1 - b.1));
+            let taken = before.zip(process::faults()).map(|(b, a)| (a.0 - b.0, a.1 - b.1));
             call.faults = call.faults.zip(taken).map(|(sum, n)| (sum.0 + n.0, sum.1 + n.1));
             self.kernels.extend(engine.take_used());
             for _ in 0..self.decode {
@@ -316,8 +317,8 @@ impl Running {
         cell.kernels = self.kernels.iter().map(|k| (*k).into()).collect();
         let faults = |f: fn(&(u64, u64)) -> u64| taken.iter().map(|c| c.faults.as_ref().map(f)).sum::<Option<u64>>();
         cell.memory = Some(Memory {
-            peak_rss_bytes: machine::status_bytes("VmHWM"),
-            rss_anon_bytes: machine::status_bytes("RssAnon"),
+            peak_rss_bytes: process::status_bytes("VmHWM"),
+            rss_anon_bytes: process::status_bytes("RssAnon"),
             minor_faults: faults(|f| f.0),
             major_faults: faults(|f| f.1),
         });

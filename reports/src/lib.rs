@@ -21,7 +21,6 @@ pub mod levels;
 pub mod modes;
 pub mod pairs;
 pub mod paper;
-mod place;
 pub mod render;
 #[cfg(test)]
 mod samples;

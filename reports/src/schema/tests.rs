@@ -1,3 +1,5 @@
+use std::{io, io::Write, path::Path};
+
 use proptest::prelude::*;
 
 use super::*;
@@ -46,7 +48,7 @@ fn cell() -> Cell {
     }
 }
 
-fn read(text: &str) -> Result<Record> {
+fn read(text: &str) -> Result<Record, RecordError> {
     Record::from_reader(text.as_bytes(), Path::new("a.jsonl"))
 }
 

@@ -1,22 +1,22 @@
 //! Where a record is written: a file that is made for it, an empty one that waits for it, or a device or pipe.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File, OpenOptions, TryLockError},
     io,
     path::Path,
 };
 
-use crate::schema::{RecordError, io_error, lock};
+use super::error::{RecordError, Result, io_error};
 
 /// An open place for a record.
-pub(crate) struct Place {
-    pub file: File,
-    pub kind: Kind,
+pub(super) struct Place {
+    pub(super) file: File,
+    pub(super) kind: Kind,
 }
 
 /// What the place was before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(super) enum Kind {
     /// Nothing: the file is this record's own.
     Made,
     /// An empty file that somebody made for it.
@@ -28,7 +28,7 @@ pub(crate) enum Kind {
 impl Place {
     /// Makes the file, and the folders that lead to it. That nothing of this name was there is decided by the file system in
     /// one step, so of several runs that want the same name one gets it.
-    pub fn make(path: &Path) -> Result<Place, RecordError> {
+    pub(super) fn make(path: &Path) -> Result<Place> {
         let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         fs::create_dir_all(folder).map_err(|source| io_error(folder, "make the folder", source))?;
         let file =
@@ -41,7 +41,7 @@ impl Place {
     }
 
     /// As [`Place::make`], or what is there already and holds nothing: an empty file, also behind a link; a device; a pipe.
-    pub fn open(path: &Path) -> Result<Place, RecordError> {
+    pub(super) fn open(path: &Path) -> Result<Place> {
         match Place::make(path) {
             Err(RecordError::Exists(_)) => {}
             made => return made,
@@ -69,6 +69,14 @@ impl Place {
             }
         }
         Ok(Place { file, kind })
+    }
+}
+
+/// Keeps others from writing the same record. Where the file system knows no locks there is nothing to keep.
+pub(super) fn lock(file: &File, path: &Path) -> Result<()> {
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => Err(RecordError::Busy(path.into())),
+        Ok(()) | Err(TryLockError::Error(_)) => Ok(()),
     }
 }
 

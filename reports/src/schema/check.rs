@@ -1,0 +1,224 @@
+//! What one line of a record must be, beyond what its types say.
+
+use super::types::*;
+use crate::text;
+
+/// A fault inside one line: field and message.
+pub(super) type Fault = (String, String);
+
+/// What stands in a file, such as an unknown field's name, as it can be shown: no end of it, and nothing that steers a
+/// terminal.
+pub(super) fn printable(text: &str) -> String {
+    const MOST: usize = 600;
+    let more = text.chars().nth(MOST).map(|_| '…');
+    text::printable(&text.chars().take(MOST).chain(more).collect::<String>())
+}
+
+/// Parses and checks one line.
+pub(super) fn parse(text: &str) -> Result<Line, Fault> {
+    let mut json = serde_json::Deserializer::from_str(text);
+    let line: Line = serde_path_to_error::deserialize(&mut json).map_err(|e| {
+        let (path, message) = (e.path().to_string(), e.inner().to_string());
+        // serde_json counts lines from the start of its own text, which is always one line here.
+        (path, message.replace(" at line 1 column ", " at column "))
+    })?;
+    json.end().map_err(|e| (".".to_string(), e.to_string()))?;
+    if let Ok(value) = serde_json::from_str(text) {
+        check_text(&value, &mut String::new())?;
+    }
+    match &line {
+        Line::Run(run) => check_run(run),
+        Line::Cell(cell) => check_cell(cell),
+        Line::Skipped(skipped) => check_id(&skipped.id, "skipped.id"),
+    }?;
+    Ok(line)
+}
+
+/// Refuses strings that are too long or that would steer a terminal.
+pub(super) fn check_text(value: &serde_json::Value, path: &mut String) -> Result<(), Fault> {
+    use serde_json::Value;
+    let end = path.len();
+    match value {
+        Value::String(text) if text.len() > MAX_TEXT_BYTES => {
+            Err((path.clone(), format!("{} bytes of text, at most {MAX_TEXT_BYTES} are read", text.len())))
+        }
+        Value::String(text) => match text.chars().find(|c| c.is_control()) {
+            Some(c) => Err((path.clone(), format!("control character {:#04x} in text", c as u32))),
+            None => Ok(()),
+        },
+        Value::Array(items) => items.iter().enumerate().try_for_each(|(i, item)| {
+            path.truncate(end);
+            path.push_str(&format!("[{i}]"));
+            check_text(item, path)
+        }),
+        Value::Object(fields) => fields.iter().try_for_each(|(name, field)| {
+            path.truncate(end);
+            if end > 0 {
+                path.push('.');
+            }
+            path.push_str(name);
+            check_text(field, path)
+        }),
+        Value::Null | Value::Bool(_) | Value::Number(_) => Ok(()),
+    }
+}
+
+pub(super) fn fault<T>(field: impl Into<String>, message: impl Into<String>) -> Result<T, Fault> {
+    Err((field.into(), message.into()))
+}
+
+pub(super) fn check_id(id: &str, field: &str) -> Result<(), Fault> {
+    if id.is_empty() || id.chars().any(char::is_whitespace) {
+        return fault(field, format!("expected an id without spaces, found `{id}`"));
+    }
+    Ok(())
+}
+
+pub(super) fn check_time(time: Option<&str>, field: &str) -> Result<(), Fault> {
+    let pattern = b"0000-00-00T00:00:00";
+    let good = |t: &str| {
+        let (head, tail) = t.as_bytes().split_at_checked(pattern.len())?;
+        let same = |(c, p): (&u8, &u8)| if *p == b'0' { c.is_ascii_digit() } else { c == p };
+        let fraction = tail.strip_suffix(b"Z")?;
+        let digits = fraction.strip_prefix(b".").map_or(fraction.is_empty(), |d| d.iter().all(u8::is_ascii_digit));
+        (head.iter().zip(pattern).all(same) && digits).then_some(())
+    };
+    match time {
+        Some(t) if good(t).is_none() => fault(field, format!("expected a time like 2026-11-23T05:27:00Z, found `{t}`")),
+        _ => Ok(()),
+    }
+}
+
+pub(super) fn check_run(run: &RunHeader) -> Result<(), Fault> {
+    if !READABLE.contains(&run.schema.as_str()) {
+        return fault("run.schema", format!("expected `{}`, found `{}`", READABLE.join("` or `"), run.schema));
+    }
+    check_id(&run.run_id, "run.run_id")?;
+    check_time(run.started_at.as_deref(), "run.started_at")?;
+    check_limits(&run.limits, "run.limits")
+}
+
+pub(super) fn check_limits(limits: &Limits, field: &str) -> Result<(), Fault> {
+    for (i, peak) in limits.peaks.iter().enumerate() {
+        check_positive(Some(peak.gflops), || format!("{field}.peaks[{i}].gflops"))?;
+    }
+    check_positive(limits.read_gb_per_s, || format!("{field}.read_gb_per_s"))
+}
+
+pub(super) fn check_positive(value: Option<f64>, field: impl Fn() -> String) -> Result<(), Fault> {
+    match value {
+        Some(v) if !(v > 0.0 && v.is_finite()) => fault(field(), format!("expected a positive number, found {v}")),
+        _ => Ok(()),
+    }
+}
+
+/// A list of times must hold as many as the cell has samples, none of them 0 where a time cannot be 0.
+pub(super) fn check_samples(list: &[u64], expected: Option<usize>, field: impl Fn() -> String) -> Result<(), Fault> {
+    if list.len() > MAX_SAMPLES {
+        return fault(field(), format!("{} samples, at most {MAX_SAMPLES} are read", list.len()));
+    }
+    match expected {
+        Some(n) if n != list.len() => {
+            fault(field(), format!("expected {n} entries, one for each sample of the cell, found {}", list.len()))
+        }
+        _ => Ok(()),
+    }
+}
+
+pub(super) fn check_cell(cell: &Cell) -> Result<(), Fault> {
+    let samples = cell.samples_ns.len();
+    check_id(&cell.id, "cell.id")?;
+    check_time(cell.started_at.as_deref(), "cell.started_at")?;
+    if cell.attempt == 0 {
+        return fault("cell.attempt", "expected 1 or more, found 0");
+    }
+    if cell.batch == 0 || cell.prompt == 0 {
+        let field = if cell.batch == 0 { "cell.batch" } else { "cell.prompt" };
+        return fault(field, "expected 1 or more, found 0");
+    }
+    let hash = scenario_hash(cell.kind, &cell.system, &cell.base, cell.aux.as_deref(), cell.batch, cell.prompt);
+    if cell.scenario_hash != hash {
+        let found = &cell.scenario_hash;
+        return fault(
+            "cell.scenario_hash",
+            format!("expected {hash} for this system, batch and prompt, found {found}"),
+        );
+    }
+    if cell.kind == Kind::Base && cell.system != cell.base {
+        return fault("cell.system", format!("expected the base `{}`, found `{}`", cell.base, cell.system));
+    }
+    if (cell.kind == Kind::Kvp) != cell.aux.is_some() {
+        return fault("cell.aux", format!("expected a name for kvp and null for all others, kind is {:?}", cell.kind));
+    }
+    check_samples(&cell.samples_ns, None, || "cell.samples_ns".into())?;
+    check_samples(&cell.warmup_ns, None, || "cell.warmup_ns".into())?;
+    if let Some(i) = cell.samples_ns.iter().position(|&ns| ns == 0) {
+        return fault(format!("cell.samples_ns[{i}]"), "expected a positive time, found 0");
+    }
+    let lists = [("rounds", &cell.rounds), ("round_positions", &cell.round_positions), ("processes", &cell.processes)];
+    for (name, list) in lists {
+        if let Some(list) = list
+            && list.len() != samples
+        {
+            let message = format!("expected {samples} entries, one for each sample, found {}", list.len());
+            return fault(format!("cell.{name}"), message);
+        }
+    }
+    if cell.rounds.as_ref().is_some_and(|r| !r.is_sorted_by(|a, b| a < b)) {
+        return fault("cell.rounds", "expected increasing numbers, one sample for each round");
+    }
+    if cell.processes.as_ref().is_some_and(|p| !p.is_sorted()) {
+        return fault(
+            "cell.processes",
+            "expected numbers that never decrease: the samples of a process follow one another",
+        );
+    }
+    if let Some(probes) = &cell.probes {
+        for (name, list) in [("gflops", &probes.gflops), ("read_gb_per_s", &probes.read_gb_per_s)] {
+            if list.len() != samples {
+                let message = format!("expected {samples} entries, one for each sample, found {}", list.len());
+                return fault(format!("cell.probes.{name}"), message);
+            }
+            for (i, &rate) in list.iter().enumerate() {
+                check_positive(Some(rate), || format!("cell.probes.{name}[{i}]"))?;
+            }
+        }
+    }
+    if let Some(limits) = &cell.limits {
+        check_limits(limits, "cell.limits")?;
+    }
+    for (i, phase) in cell.phases.iter().enumerate() {
+        check_samples(&phase.samples_ns, Some(samples), || format!("cell.phases[{i}].samples_ns"))?;
+        if cell.phases[..i].iter().any(|p| p.name == phase.name) {
+            return fault(format!("cell.phases[{i}].name"), format!("phase `{}` occurs twice", phase.name));
+        }
+    }
+    for (s, &total) in cell.samples_ns.iter().enumerate() {
+        let sum = cell.phases.iter().fold(0u64, |sum, p| sum.saturating_add(p.samples_ns[s]));
+        if sum > total {
+            return fault("cell.phases", format!("phases of sample {s} take {sum} ns, the whole only {total} ns"));
+        }
+    }
+    if let Some(decode) = &cell.decode {
+        check_samples(&decode.samples_ns, (decode.steps as usize).checked_mul(samples), || {
+            "cell.decode.samples_ns".into()
+        })?;
+    }
+    if let Some(gate) = &cell.gate {
+        if gate.passed != (gate.max_abs_err <= gate.tolerance) {
+            let (err, tolerance, passed) = (gate.max_abs_err, gate.tolerance, gate.passed);
+            return fault("cell.gate.passed", format!("{passed}, but error {err} and tolerance {tolerance}"));
+        }
+        if !gate.passed && samples > 0 {
+            return fault("cell.samples_ns", "expected none: the correctness gate failed");
+        }
+    }
+    if let Some(published) = &cell.published {
+        check_positive(Some(published.ttft_s), || "cell.published.ttft_s".into())?;
+        check_positive(published.flops_reduction, || "cell.published.flops_reduction".into())?;
+        if samples > 0 {
+            return fault("cell.published", format!("expected null: the cell has {samples} samples of its own"));
+        }
+    }
+    Ok(())
+}
