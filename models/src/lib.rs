@@ -5,7 +5,7 @@
 //! counts it, [`memory_of`] sizes it. A [`Network`] is a description ([`config`]) and its weights. [`synth`] writes weights
 //! of the same shapes, [`zoo`] holds the networks and pairs of the paper.
 
-mod activations;
+pub mod activations;
 pub mod arch;
 pub mod cache;
 pub mod config;
@@ -15,7 +15,7 @@ mod error;
 mod inference;
 pub mod kv_prediction;
 mod memory;
-mod network;
+pub mod network;
 pub mod prompts;
 pub mod pruning;
 mod run;
