@@ -45,7 +45,7 @@ impl<A: Element> Activations<A> {
     /// For at most `rows = batch * n` rows.
     ///
     /// # Errors
-    /// [`Error::Memory`].
+    /// [`crate::Error::Memory`].
     pub fn new(c: &NetworkConfig, rows: usize) -> Result<Self> {
         let s = Sizes::new(c, rows);
         Ok(Activations {

@@ -118,8 +118,15 @@ pub struct Biases {
 /// Rotary embedding over all features of a head, half-split.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rope {
-    /// Base of the frequencies.
+    /// Base of the frequencies: pair j of d features turns by `theta^(-2j/d)` from one position to the next.
     pub theta: f64,
+}
+
+impl Rope {
+    /// Frequencies as they come, not scaled.
+    pub fn new(theta: f64) -> Rope {
+        Rope { theta }
+    }
 }
 
 /// A network: everything that this crate needs to know of it.

@@ -43,13 +43,13 @@ pub trait Inference: Send {
     /// every sequence.
     ///
     /// # Errors
-    /// [`Error::TokenCount`], [`Error::TokenId`], [`Error::Kernel`].
+    /// [`crate::Error::TokenCount`], [`crate::Error::TokenId`], [`crate::Error::Kernel`].
     fn first_token(&mut self, engine: &Engine, ids: &[u32]) -> Result<PhaseTimes>;
 
     /// Appends the tokens last chosen and chooses the next, greedily, by the base network alone.
     ///
     /// # Errors
-    /// [`Error::CacheFull`] beyond the planned tokens, [`Error::NotStarted`] before the first.
+    /// [`crate::Error::CacheFull`] beyond the planned tokens, [`crate::Error::NotStarted`] before the first.
     fn next_token(&mut self, engine: &Engine) -> Result<Duration>;
 
     /// Tokens chosen by the last call, `[batch]`.

@@ -1,11 +1,11 @@
-//! OpenELM networks, KV prediction (arXiv 2410.08391) and token pruning on memory-mapped weights.
+//! Language models, KV prediction (arXiv 2410.08391) and token pruning on memory-mapped weights.
 //!
 //! [`plan`] allocates everything that a run needs; [`Inference::first_token`] then is the time to first token, and
-//! nothing else. [`Network`] offers the steps of a pass (embed, layer, head) and [`Predictor`] its own (one base layer
-//! each), which [`kv_prediction`] puts in order. [`cost`] counts what they compute, [`synth`] writes weights of the same
-//! shapes, [`zoo`] holds the networks and pairs of the paper.
+//! nothing else. What a run does is a list of steps, a [`schedule`], that is made from shapes alone: it is run, [`cost`]
+//! counts it, [`memory_of`] sizes it. A [`Network`] is a description ([`config`]) and its weights. [`synth`] writes weights
+//! of the same shapes, [`zoo`] holds the networks and pairs of the paper.
 
-mod activations;
+pub mod activations;
 pub mod arch;
 pub mod cache;
 pub mod config;
@@ -16,7 +16,7 @@ mod inference;
 mod json;
 pub mod kv_prediction;
 mod memory;
-mod network;
+pub mod network;
 pub mod prompts;
 pub mod pruning;
 mod run;

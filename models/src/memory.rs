@@ -28,7 +28,7 @@ pub struct MemoryPlan {
 }
 
 impl MemoryPlan {
-    /// Anonymous memory: what [`plan`] allocates.
+    /// Anonymous memory: what [`crate::plan`] allocates.
     pub fn allocated(&self) -> u64 {
         self.caches.saturating_add(self.activations)
     }

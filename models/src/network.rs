@@ -188,12 +188,6 @@ impl Network {
         RopeTable::new(self.config.head_dim, self.config.rope.theta, positions)
     }
 
-    /// Zeroed caches for every layer.
-    pub fn caches<A: Element>(&self, batch: usize, capacity: usize) -> Vec<LayerCache<A>> {
-        let d = self.config.head_dim;
-        self.config.layers.iter().map(|l| LayerCache::new(batch, l.kv_heads, capacity, d)).collect()
-    }
-
     /// Starts a pass: the embeddings of `ids` (`[batch * n]`), which stand at positions `past..past + n`.
     ///
     /// # Errors
@@ -210,7 +204,7 @@ impl Network {
         Ok(e.embed(self.embedding.view(), ids, MatMut::new(&mut act.x[..ids.len() * act.dim], ids.len(), act.dim))?)
     }
 
-    /// Layer `i`: `x += attention(norm(x))`, then `x += ffn(norm(x))`, as far as `want` and `kv` ask for it.
+    /// Layer `i`: `x += attention(norm(x))`, then `x += ffn(norm(x))`, as far as `out` and `kv` ask for it.
     ///
     /// # Errors
     /// [`Error::Kernel`]: `act`, `rope` or the cache are too small for this layer.
@@ -221,43 +215,39 @@ impl Network {
         act: &mut Activations<A>,
         rope: &RopeTable,
         kv: Kv<'_, A>,
-        want: Want,
+        out: Out,
     ) -> Result<()> {
         let (q_dim, kv_dim) = (self.config.q_dim(i), self.config.kv_dim(i));
-        let goes_on = match want {
-            Want::All => act.n,
-            Want::Last(n) => n.min(act.n),
-            Want::LastQuery => 1,
+        let goes_on = match out {
+            Out::Rows(n) => n,
+            Out::Query => 1,
         };
         // Queries, keys and values come out of one product where all rows need all three.
-        let (cache, raw) = match kv {
-            Kv::Given(cache) => (Cached::Given(cache), None),
-            Kv::Append(cache) => (Cached::Own(cache), None),
-            Kv::AppendAndKeep(cache, raw) => (Cached::Own(cache), Some(raw)),
-            Kv::Keep(raw) => (Cached::None, Some(raw)),
-        };
-        let whole = matches!(cache, Cached::Own(_)) && goes_on == act.n;
-        if !matches!(cache, Cached::Given(_)) {
-            let keys_at = if whole { q_dim } else { 0 };
+        let whole = matches!(kv.cache, Cache::Own(_)) && goes_on == act.n;
+        let keys_at = if whole { q_dim } else { 0 };
+        if !matches!(kv.cache, Cache::Given(_)) {
             self.project(e, i, act, q_dim - keys_at..q_dim + 2 * kv_dim)?;
-            if let Some(raw) = raw {
-                act.keep(e, keys_at, kv_dim, raw)?;
+            if let Some(source) = kv.source {
+                act.keep(e, keys_at, kv_dim, source)?;
             }
         }
-        let cache = match cache {
-            Cached::None => return Ok(()),
-            Cached::Given(cache) => cache,
-            Cached::Own(cache) => {
-                self.append(e, i, act, if whole { q_dim } else { 0 }, rope, cache)?;
+        let cache = match kv.cache {
+            Cache::None => return Ok(()),
+            Cache::Given(cache) => cache,
+            Cache::Own(cache) => {
+                self.append(e, i, act, keys_at, rope, cache)?;
                 cache
             }
         };
+        if goes_on == 0 {
+            return Ok(());
+        }
         act.keep_last(goes_on);
         if !whole {
             self.project(e, i, act, 0..q_dim)?;
         }
         self.queries(e, i, act, rope)?;
-        if want == Want::LastQuery {
+        if out == Out::Query {
             return Ok(());
         }
         let shape = AttnShape { batch: act.batch, n: act.n, past: act.past };
@@ -469,7 +459,8 @@ impl Network {
         self.embed(e, ids, batch, 0, &mut act)?;
         for (i, l) in self.config.layers.iter().enumerate() {
             let mut cache = LayerCache::new(batch, l.kv_heads, n, self.config.head_dim);
-            self.layer(e, i, &mut act, &rope, Kv::Append(&mut cache), Want::All)?;
+            let kv = Kv { cache: Cache::Own(&mut cache), source: None };
+            self.layer(e, i, &mut act, &rope, kv, Out::Rows(n))?;
         }
         self.all_logits(e, &mut act)
     }
@@ -493,33 +484,31 @@ pub fn head_buffer(c: &NetworkConfig, rows: usize) -> usize {
     rows.min(HEAD_CHUNK) * c.vocab
 }
 
-/// Where a layer's keys and values come from and go to.
+/// What becomes of a layer's keys and values.
 #[derive(Debug)]
-pub enum Kv<'a, A> {
-    /// Its own, appended to the cache.
-    Append(&'a mut LayerCache<A>),
-    /// As [`Kv::Append`], and a copy as they were before k_norm and RoPE (an auxiliary network).
-    AppendAndKeep(&'a mut LayerCache<A>, &'a mut RawKv<A>),
-    /// Only the copy: the layer ends after its keys and values (the auxiliary's last layer).
-    Keep(&'a mut RawKv<A>),
-    /// The cache already holds all positions, these included; the layer's own are not computed.
-    Given(&'a LayerCache<A>),
+pub struct Kv<'a, A> {
+    /// What its attention reads.
+    pub cache: Cache<'a, A>,
+    /// Receives a copy as they were before k_norm and RoPE.
+    pub source: Option<&'a mut RawKv<A>>,
 }
 
-/// What attention reads.
-enum Cached<'a, A> {
+/// What a layer's attention reads.
+#[derive(Debug)]
+pub enum Cache<'a, A> {
+    /// Nothing: the layer ends before.
     None,
+    /// The cache, to which the layer's own are appended.
     Own(&'a mut LayerCache<A>),
+    /// The cache, which already holds all positions, these included; the layer's own are not computed.
     Given(&'a LayerCache<A>),
 }
 
-/// For which positions a layer computes its output.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Want {
-    /// All of them.
-    All,
-    /// So many last ones of each sequence; keys and values are still made for all.
-    Last(usize),
-    /// None: the layer ends after keys and values of all and the query of the last one of each sequence.
-    LastQuery,
+/// What a layer puts out; keys and values are made for all rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Out {
+    /// The residual stream of so many last rows of each sequence; 0 where the layer ends after its keys and values.
+    Rows(usize),
+    /// The last row's query.
+    Query,
 }

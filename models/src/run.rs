@@ -16,10 +16,10 @@ use crate::{
     inference::{Inference, PhaseTime, PhaseTimes, Ran},
     kv_prediction::predictor::{Prediction, Predictor},
     memory::memory,
-    network::{Kv, Network, Want, head_buffer},
+    network::{Cache, Kv, Network, head_buffer},
     prompts,
     pruning::{Pruning, Ranking, lazy::Lazy, select::Scores},
-    schedule::{KvShape, LayerStep, Map, Net, Op, Out, Schedule, Slot, Step, Stream, Tokens, Uses, next, shapes},
+    schedule::{KvShape, LayerStep, Map, Net, Op, Schedule, Slot, Step, Stream, Tokens, Uses, next, shapes},
     sizes::zeroed,
     spec::{Precision, RunSpec},
     system::{CostSystem, System},
@@ -251,20 +251,11 @@ impl<A: Element> State<A> {
             lazy.layer(e, (&lane.net, l.layer), &mut lane.act, &lane.rope, cache, gathered)?;
             return Ok(rows);
         }
-        let cache = uses.cache.map(|i| &mut self.caches[i]);
-        let source = uses.source.map(|i| &mut self.sources[i]);
-        let kv = match (cache, source) {
-            (Some(cache), Some(source)) => Kv::AppendAndKeep(cache, source),
-            (Some(cache), None) => Kv::Append(cache),
-            (None, Some(source)) => Kv::Keep(source),
-            (None, None) => unreachable!("a layer has entries or is a source"),
+        let kv = Kv {
+            cache: uses.cache.map_or(Cache::None, |i| Cache::Own(&mut self.caches[i])),
+            source: uses.source.map(|i| &mut self.sources[i]),
         };
-        let want = match l.out {
-            Out::Rows(n) if n == l.rows.count => Want::All,
-            Out::Rows(n) => Want::Last(n),
-            Out::Query => Want::LastQuery,
-        };
-        lane.net.layer(e, l.layer, &mut lane.act, &lane.rope, kv, want)?;
+        lane.net.layer(e, l.layer, &mut lane.act, &lane.rope, kv, l.out)?;
         Ok(rows)
     }
 

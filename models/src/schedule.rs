@@ -6,6 +6,8 @@
 
 use std::fmt;
 
+pub use crate::network::Out;
+
 use crate::{
     config::NetworkConfig,
     pruning::Pruning,
@@ -77,15 +79,6 @@ pub enum Entries {
     Passing,
     /// They are not made: the layer ends before.
     None,
-}
-
-/// What a layer puts out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Out {
-    /// The residual stream of so many last rows of each sequence; 0 where the layer ends after its keys and values.
-    Rows(usize),
-    /// The last row's query.
-    Query,
 }
 
 /// A layer on some rows.

@@ -128,7 +128,7 @@ fn canonical(c: &Canonical) -> NetworkConfig {
         qk_norm: true,
         biases: Biases::default(),
         tied: true,
-        rope: Rope { theta: 10000.0 },
+        rope: Rope::new(10000.0),
         max_context: 2048,
     }
 }

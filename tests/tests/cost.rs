@@ -176,7 +176,7 @@ fn tiny(layers: usize) -> NetworkConfig {
         qk_norm: true,
         biases: Biases::default(),
         tied: true,
-        rope: Rope { theta: 10000.0 },
+        rope: Rope::new(10000.0),
         max_context: 16,
     }
 }

@@ -147,7 +147,7 @@ fn parse(path: &Path, value: serde_json::Value) -> Result<NetworkConfig> {
         qk_norm: raw.normalize_qk_projections,
         biases: Biases::default(),
         tied: raw.share_input_output_layers,
-        rope: Rope { theta },
+        rope: Rope::new(theta),
         max_context: raw.max_context_length.min(bounds::VOCAB) as usize,
     })
 }

@@ -9,7 +9,7 @@ use crate::{
     cache::{LayerCache, RawKv},
     engine::Engine,
     error::Result,
-    network::{Kv, Want},
+    network::{Cache, Kv, Out},
     prompts,
 };
 
@@ -38,7 +38,8 @@ pub fn likelihood<A: Element>(s: &KvPrediction, e: &Engine, ids: &[u32], batch: 
     let mut raw: Vec<RawKv<A>> = (0..a.layers.len()).map(|j| RawKv::new(rows, a.kv_dim(j))).collect();
     for (j, raw) in raw.iter_mut().enumerate() {
         let mut cache = LayerCache::new(batch, a.layers[j].kv_heads, n, a.head_dim);
-        s.aux.layer(e, j, &mut act, &rope, Kv::AppendAndKeep(&mut cache, raw), Want::All)?;
+        let kv = Kv { cache: Cache::Own(&mut cache), source: Some(raw) };
+        s.aux.layer(e, j, &mut act, &rope, kv, Out::Rows(n))?;
     }
     let aux_logits = s.aux.all_logits(e, &mut act)?;
 
@@ -50,7 +51,8 @@ pub fn likelihood<A: Element>(s: &KvPrediction, e: &Engine, ids: &[u32], batch: 
         let raw = &raw[s.predictor.layer_map()[i]];
         let layer = Prediction { layer: i, raw, cache: &mut cache, keep: None };
         s.predictor.predict(e, &s.base, (batch, n), &rope, [layer])?;
-        s.base.layer(e, i, &mut act, &rope, Kv::Given(&cache), Want::All)?;
+        let kv = Kv { cache: Cache::Given(&cache), source: None };
+        s.base.layer(e, i, &mut act, &rope, kv, Out::Rows(n))?;
     }
     Ok(Likelihood { logits: s.base.all_logits(e, &mut act)?, aux_logits })
 }
