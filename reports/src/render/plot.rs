@@ -475,5 +475,7 @@ pub fn area_swatch(series: usize) -> String {
 
 fn swatch_of(series: usize, shape: &str) -> String {
     let css = Ink::Series(series).css();
-    format!("<svg class=\"swatch\" width=\"14\" height=\"14\" viewBox=\"0 0 16 16\" aria-hidden=\"true\">{shape} fill=\"{css}\"/></svg>")
+    format!(
+        "<svg class=\"swatch\" width=\"14\" height=\"14\" viewBox=\"0 0 16 16\" aria-hidden=\"true\">{shape} fill=\"{css}\"/></svg>"
+    )
 }
