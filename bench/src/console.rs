@@ -57,10 +57,22 @@ pub fn end(done: Result<ExitCode>) -> ExitCode {
     match done {
         Ok(code) => code,
         Err(e) => {
-            note(format_args!("error: {e:#}"));
+            note(format_args!("error: {}", words(&e)));
             ExitCode::FAILURE
         }
     }
+}
+
+/// An error and its causes, of which some say already what their own cause is.
+fn words(e: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in e.chain().map(ToString::to_string) {
+        if !text.ends_with(&cause) {
+            text.push_str(if text.is_empty() { "" } else { ": " });
+            text.push_str(&cause);
+        }
+    }
+    text
 }
 
 /// Ends a program whose arguments were refused, with 2, or that was asked for help.
@@ -112,6 +124,13 @@ mod tests {
     #[test]
     fn what_is_shown_steers_no_terminal() {
         assert_eq!(clean("a\tb\n\x1b]0;title\x07"), "a\tb\n\u{fffd}]0;title\u{fffd}");
+    }
+
+    #[test]
+    fn causes_are_said_once() {
+        let e = anyhow::anyhow!("disk full").context("x: cannot write: disk full").context("cannot make it");
+        assert_eq!(words(&e), "cannot make it: x: cannot write: disk full");
+        assert_eq!(words(&anyhow::anyhow!("a").context("b")), "b: a");
     }
 
     #[test]

@@ -84,7 +84,8 @@ impl Pending {
                 flushed(temp.as_file()).with_context(failed)?;
                 let renamed = match (temp.persist(&target), there) {
                     // A file that is mounted by itself, a folder where only the owner of a file may replace it.
-                    (Err(e), Some(there)) => copy(e.file, there).with_context(failed),
+                    (Err(e), Some(there)) => copy(e.file, there)
+                        .with_context(|| format!("{}: cannot fill it, and what it held is lost", path.display())),
                     (renamed, _) => renamed.map(drop).map_err(|e| e.error).with_context(failed),
                 };
                 drop(listed);

@@ -48,7 +48,9 @@ impl Synth {
         };
         bar.finish_and_clear();
         let out = output::shown(&self.out);
-        match made.with_context(|| format!("{}", self.out.display()))? {
+        match made
+            .with_context(|| format!("{}: cannot make the weights (--out names the folder)", self.out.display()))?
+        {
             Made::Written => console::print(format_args!("wrote {out}")),
             Made::WrittenUnlocked => console::print(format_args!("wrote {out}, on a file system without locks")),
             Made::Reused => console::print(format_args!("{out} is there already, and is what was asked for")),

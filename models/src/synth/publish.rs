@@ -261,9 +261,11 @@ fn acquire(temp: &Path) -> Result<Claim> {
             .and_then(|_| file.write_all(mark.as_bytes()))
             .map_err(Error::io(&path, "write"))?;
         let mut seen = String::new();
-        let read = File::open(&path).and_then(|mut f| f.read_to_string(&mut seen));
-        if read.is_ok() && seen == mark {
-            return Ok(Claim::new(temp.to_owned(), Some(file)));
+        match File::open(&path).and_then(|mut f| f.read_to_string(&mut seen)) {
+            Ok(_) if seen == mark => return Ok(Claim::new(temp.to_owned(), Some(file))),
+            Err(e) if e.kind() != ErrorKind::NotFound => return Err(Error::io(&path, "read")(e)),
+            // Another lock, or none.
+            _ => {}
         }
     }
     unreachable!("the loop ends by returning")

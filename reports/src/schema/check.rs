@@ -20,7 +20,10 @@ pub(super) fn parse(text: &str) -> Result<Line, Fault> {
     let line: Line = serde_path_to_error::deserialize(&mut json).map_err(|e| {
         let (path, message) = (e.path().to_string(), e.inner().to_string());
         // serde_json counts lines from the start of its own text, which is always one line here.
-        (path, message.replace(" at line 1 column ", " at column "))
+        let message = message.replace(" at line 1 column ", " at column ");
+        let near = text.get(e.inner().column().saturating_sub(2)..).unwrap_or_default();
+        let python = ["NaN", "Infinity"].iter().any(|word| near.trim_start_matches([':', ' ', '-']).starts_with(word));
+        (path, if python { message + ": NaN and Infinity are no JSON, unknown is null" } else { message })
     })?;
     json.end().map_err(|e| (".".to_string(), e.to_string()))?;
     if let Ok(value) = serde_json::from_str(text) {

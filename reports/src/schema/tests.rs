@@ -152,6 +152,10 @@ fn text_from_elsewhere_is_the_same_record() {
     assert!(refused(&wide).contains("a.jsonl, line 1, field `.`: the text is UTF-16"));
     assert!(refused(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n").contains("git lfs pull"));
     assert!(refused(b"").contains("empty file"));
+    for python in ["NaN", "-Infinity", "Infinity", " NaN"] {
+        let text = plain.replacen("\"load_before\":null", &format!("\"load_before\":{python}"), 1);
+        assert!(text != plain && refused(text.as_bytes()).contains("NaN and Infinity are no JSON"), "{python}");
+    }
     assert!(refused(b"\n").contains("starts with a whole `run` line"));
 }
 
