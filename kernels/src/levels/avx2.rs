@@ -61,17 +61,8 @@ unsafe impl Vector for V {
     }
     #[inline(always)]
     unsafe fn narrow_bf16(self, p: *mut u16) {
-        // SAFETY: 8 writable u16, by the caller's promise.
-        unsafe {
-            let x = _mm256_castps_si256(self.0);
-            let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(x), _mm256_set1_epi32(1));
-            let r = _mm256_add_epi32(x, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
-            let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(self.0, self.0));
-            let quiet = _mm256_or_si256(x, _mm256_set1_epi32(0x0040_0000));
-            let r = _mm256_srli_epi32::<16>(_mm256_blendv_epi8(r, quiet, nan));
-            let packed = _mm256_permute4x64_epi64::<0x08>(_mm256_packus_epi32(r, r));
-            _mm_storeu_si128(p.cast(), _mm256_castsi256_si128(packed));
-        }
+        // SAFETY: the level's instructions, and 8 writable u16, by the caller's promise.
+        unsafe { p.cast::<[u16; 8]>().write_unaligned(simd::to_bf16(V3::new_unchecked(), pun(self.0))) }
     }
     #[inline(always)]
     unsafe fn fma(self, b: Self, c: Self) -> Self {

@@ -67,15 +67,8 @@ unsafe impl Vector for V {
     }
     #[inline(always)]
     unsafe fn narrow_bf16(self, p: *mut u16) {
-        // SAFETY: 16 writable u16, by the caller's promise.
-        unsafe {
-            let x = _mm512_castps_si512(self.0);
-            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(x), _mm512_set1_epi32(1));
-            let r = _mm512_add_epi32(x, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(self.0, self.0);
-            let r = _mm512_mask_or_epi32(r, nan, x, _mm512_set1_epi32(0x0040_0000));
-            _mm256_storeu_si256(p.cast(), _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(r)));
-        }
+        // SAFETY: the level's instructions, and 16 writable u16, by the caller's promise.
+        unsafe { p.cast::<[u16; 16]>().write_unaligned(simd::to_bf16(V4::new_unchecked(), pun(self.0))) }
     }
     #[inline(always)]
     unsafe fn fma(self, b: Self, c: Self) -> Self {

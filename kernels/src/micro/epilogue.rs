@@ -134,14 +134,10 @@ macro_rules! epilogues {
             use super::*;
             use $crate::{contract::Epilogues, micro::{epilogue as vk, vector::stamp}};
 
-            stamp!($attr, store: "`contract::Unpack`",
-                (src: *const f32, ss: usize, rows: usize, cols: usize, dst: *mut f32, ds: usize) => vk::unpack::<$v, vk::Store>);
-            stamp!($attr, add: "`contract::Unpack`",
-                (src: *const f32, ss: usize, rows: usize, cols: usize, dst: *mut f32, ds: usize) => vk::unpack::<$v, vk::Add>);
-            stamp!($attr, store_bf16: "`contract::Unpack`",
-                (src: *const f32, ss: usize, rows: usize, cols: usize, dst: *mut u16, ds: usize) => vk::unpack::<$v, vk::StoreBf16>);
-            stamp!($attr, silu_mul: "`contract::SiluMul`",
-                (len: usize, a: *mut f32, b: *const f32) => vk::silu_mul::<$v>);
+            stamp!($attr, store: Unpack<f32> => vk::unpack::<$v, vk::Store>);
+            stamp!($attr, add: Unpack<f32> => vk::unpack::<$v, vk::Add>);
+            stamp!($attr, store_bf16: Unpack<u16> => vk::unpack::<$v, vk::StoreBf16>);
+            stamp!($attr, silu_mul: SiluMul => vk::silu_mul::<$v>);
 
             pub const TABLE: Epilogues = Epilogues { store, add, store_bf16, silu_mul };
         }

@@ -121,17 +121,10 @@ unsafe impl Vector for V {
     }
     #[inline(always)]
     unsafe fn narrow_bf16(self, p: *mut u16) {
-        // SAFETY: 8 writable u16, by the caller's promise.
+        // SAFETY: NEON, and 8 writable u16, by the caller's promise.
         unsafe {
-            let half = |x: float32x4_t| {
-                let bits = vreinterpretq_u32_f32(x);
-                let odd = vandq_u32(vshrq_n_u32::<16>(bits), vdupq_n_u32(1));
-                let rounded = vaddq_u32(bits, vaddq_u32(odd, vdupq_n_u32(0x7fff)));
-                let quiet = vorrq_u32(bits, vdupq_n_u32(0x0040_0000));
-                vbslq_u32(vceqq_f32(x, x), rounded, quiet)
-            };
-            let low = vshrn_n_u32::<16>(half(self.0[0]));
-            vst1q_u16(p, vshrn_high_n_u32::<16>(low, half(self.0[1])));
+            let neon = Neon::new_unchecked();
+            p.cast::<[[u16; 4]; 2]>().write_unaligned(self.0.map(|x| simd::to_bf16(neon, cast(x))));
         }
     }
     #[inline(always)]
