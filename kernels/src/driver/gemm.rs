@@ -184,9 +184,9 @@ impl<A: Element> Product<'_, A> {
     unsafe fn pack_x(&self, p: usize, c: usize, dst: *mut u8) {
         let (k, m) = (self.k, self.x.rows());
         let rows = k.mr.min(m - p * k.mr);
+        let src = self.x.data()[p * k.mr * self.x.stride() + c * k.kc..].as_ptr();
         // SAFETY: rows and columns lie inside x; the engine checked the ISA, and `levels::kernels_of` gives kernels of that
         // level or below; the rest is the caller's promise.
-        let src = self.x.data()[p * k.mr * self.x.stride() + c * k.kc..].as_ptr();
         unsafe { (self.pack)(src.cast(), self.x.stride() * size_of::<A>(), rows, self.chunk_len(c), dst) }
     }
 

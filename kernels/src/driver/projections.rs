@@ -86,7 +86,7 @@ pub fn project_heads<A: Element>(e: &Team, batch: usize, eps: f32, products: &mu
             eps,
             rope: j.rope.map(|table| (table, Positions::From(0))),
             out: j.cache,
-            place: j.place.from_head(heads.start),
+            place: j.place.at_head(heads.start),
         };
         dispatch(e.isa(), kernel);
     });

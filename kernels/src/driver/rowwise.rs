@@ -193,7 +193,7 @@ impl Place {
     }
 
     /// As if head `first` were head 0.
-    pub fn from_head(self, first: usize) -> Place {
+    pub fn at_head(self, first: usize) -> Place {
         Place { start: self.start + first * self.head, ..self }
     }
 }

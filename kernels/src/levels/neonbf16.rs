@@ -205,9 +205,7 @@ impl Mac<V> for MacBf16 {
     }
 }
 
-stamp!([target_feature(enable = "neon,bf16")], bf16_bf16: "`contract::Dot`",
-    (k: usize, x: *const u8, x_stride: usize, rows: usize, w: *const u8, w_stride: usize, n: usize, out: *mut f32, out_stride: usize, next: *const u8)
-    => dot::<MacBf16, Bf16Pair, Bf16Pair>);
+stamp!([target_feature(enable = "neon,bf16")], bf16_bf16: Dot => dot::<MacBf16, Bf16Pair, Bf16Pair>);
 
 const DOT: DotKernel = DotKernel {
     name: "dot_bf16xbf16_f32_2x4_neonbf16",

@@ -230,9 +230,7 @@ macro_rules! dot_kernel {
             use super::*;
             use $crate::{contract::DotKernel, micro::{dot, vector::{self as vk, stamp}}, view::DType};
 
-            stamp!($attr, fun: "`contract::Dot`",
-                (k: usize, x: *const u8, x_stride: usize, rows: usize, w: *const u8, w_stride: usize, n: usize, out: *mut f32, out_stride: usize, next: *const u8)
-                => dot::dot::<$v, $mac, vk::$x, vk::$w, $wr>);
+            stamp!($attr, fun: Dot => dot::dot::<$v, $mac, vk::$x, vk::$w, $wr>);
             pub const KERNEL: DotKernel =
                 DotKernel { name: $name, isa: $isa, x: DType::$xt, w: DType::$wt, least: 1, group: 1, fun };
         }

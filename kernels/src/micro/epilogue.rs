@@ -95,6 +95,38 @@ pub(crate) unsafe fn unpack<V: Vector, P: Put<V>>(
     }
 }
 
+/// `x / (1 + e^-x) * y`.
+///
+/// # Safety
+/// As for [`Vector`]'s methods.
+#[inline(always)]
+unsafe fn silu<V: Vector>(x: V, y: V) -> V {
+    // SAFETY: the caller runs with the ISA's features.
+    unsafe { x.mul(y).div(x.mul(V::splat_f32(-1.0)).exp().add(V::splat_f32(1.0))) }
+}
+
+/// `contract::SiluMul`.
+///
+/// # Safety
+/// As `contract::SiluMul`.
+#[inline(always)]
+pub(crate) unsafe fn silu_mul<V: Vector>(len: usize, a: *mut f32, b: *const f32) {
+    // SAFETY: whole vectors below `len`, then a part that goes through a buffer of 16 lanes.
+    unsafe {
+        let full = len / V::LANES * V::LANES;
+        for i in (0..full).step_by(V::LANES) {
+            silu::<V>(V::load(a.add(i).cast()), V::load(b.add(i).cast())).store(a.add(i).cast());
+        }
+        if full < len {
+            let n = len - full;
+            let r = silu::<V>(V::load_part(a.add(full).cast(), n), V::load_part(b.add(full).cast(), n));
+            let mut t = [0u32; 16];
+            r.store(t.as_mut_ptr());
+            std::ptr::copy_nonoverlapping(t.as_ptr(), a.add(full).cast::<u32>(), n);
+        }
+    }
+}
+
 /// The epilogues of an ISA, as `EPILOGUES`.
 macro_rules! epilogues {
     ($attr:tt, $v:ty) => {
@@ -102,14 +134,12 @@ macro_rules! epilogues {
             use super::*;
             use $crate::{contract::Epilogues, micro::{epilogue as vk, vector::stamp}};
 
-            stamp!($attr, store: "`contract::Unpack`",
-                (src: *const f32, ss: usize, rows: usize, cols: usize, dst: *mut f32, ds: usize) => vk::unpack::<$v, vk::Store>);
-            stamp!($attr, add: "`contract::Unpack`",
-                (src: *const f32, ss: usize, rows: usize, cols: usize, dst: *mut f32, ds: usize) => vk::unpack::<$v, vk::Add>);
-            stamp!($attr, store_bf16: "`contract::Unpack`",
-                (src: *const f32, ss: usize, rows: usize, cols: usize, dst: *mut u16, ds: usize) => vk::unpack::<$v, vk::StoreBf16>);
+            stamp!($attr, store: Unpack<f32> => vk::unpack::<$v, vk::Store>);
+            stamp!($attr, add: Unpack<f32> => vk::unpack::<$v, vk::Add>);
+            stamp!($attr, store_bf16: Unpack<u16> => vk::unpack::<$v, vk::StoreBf16>);
+            stamp!($attr, silu_mul: SiluMul => vk::silu_mul::<$v>);
 
-            pub const TABLE: Epilogues = Epilogues { store, add, store_bf16 };
+            pub const TABLE: Epilogues = Epilogues { store, add, store_bf16, silu_mul };
         }
         use epilogues::TABLE as EPILOGUES;
     };

@@ -164,9 +164,7 @@ macro_rules! quads_kernel {
             use super::*;
             use $crate::{contract::DotKernel, micro::{quads, vector::{Vector, stamp}}, view::DType};
 
-            stamp!($attr, fun: "`contract::Dot`",
-                (k: usize, x: *const u8, x_stride: usize, rows: usize, w: *const u8, w_stride: usize, n: usize, out: *mut f32, out_stride: usize, next: *const u8)
-                => quads::dot::<$v, $mac, $t, $most, $wr>);
+            stamp!($attr, fun: Dot => quads::dot::<$v, $mac, $t, $most, $wr>);
             pub const KERNEL: DotKernel = DotKernel {
                 name: $name,
                 isa: $isa,

@@ -313,15 +313,10 @@ macro_rules! for_weight {
         mod $module {
             use super::*;
 
-            stamp!($attr, micro: "`contract::Micro`",
-                (steps: usize, panel: *const u8, tile: *const u8, acc: *mut f32, accumulate: bool, ahead: &mut ct::Ahead)
-                => tile::micro::<$v, $mac, $load, $mv, $nr>);
-            stamp!($attr, drain: "`contract::Drain`", (queue: &mut ct::Copier) => tile::drain::<$v, $load>);
-            stamp!($attr, pack: "`contract::PackW`",
-                (src: *const u8, stride: usize, rows: usize, k: usize, dst: *mut u8) => tile::pack_w::<$v, $load, $nr>);
-            stamp!($attr, in_place: "`contract::InPlace`",
-                (steps: usize, panel: *const u8, w: *const u8, stride: usize, rows: usize, acc: *mut f32, accumulate: bool, ahead: &mut ct::Ahead)
-                => tile::in_place::<$v, $mac, $load, $mv, $nr>);
+            stamp!($attr, micro: Micro => tile::micro::<$v, $mac, $load, $mv, $nr>);
+            stamp!($attr, drain: Drain => tile::drain::<$v, $load>);
+            stamp!($attr, pack: Pack => tile::pack_w::<$v, $load, $nr>);
+            stamp!($attr, in_place: InPlace => tile::in_place::<$v, $mac, $load, $mv, $nr>);
 
             pub const FNS: ct::ForWeight = ct::ForWeight {
                 format: DType::$format,
@@ -343,10 +338,8 @@ macro_rules! gemm_kernel {
             use super::*;
             use $crate::{contract as ct, micro::{tile, vector::{self as vk, stamp}}, view::DType};
 
-            stamp!($attr, pack_f32: "`contract::PackX`",
-                (src: *const u8, stride: usize, rows: usize, k: usize, dst: *mut u8) => tile::pack_x::<$v, vk::F32, $mv>);
-            stamp!($attr, pack_bf16: "`contract::PackX`",
-                (src: *const u8, stride: usize, rows: usize, k: usize, dst: *mut u8) => tile::pack_x::<$v, vk::Bf16, $mv>);
+            stamp!($attr, pack_f32: Pack => tile::pack_x::<$v, vk::F32, $mv>);
+            stamp!($attr, pack_bf16: Pack => tile::pack_x::<$v, vk::Bf16, $mv>);
             tile::for_weight!(w_f32, $attr, $v, vk::MacF32, F32 as vk::F32, $mv x $nr, $nr <= tile::IN_PLACE_ROWS);
             tile::for_weight!(w_f16, $attr, $v, vk::MacF32, F16 as vk::F16, $mv x $nr, false);
             tile::for_weight!(w_bf16, $attr, $v, vk::MacF32, BF16 as vk::Bf16, $mv x $nr, false);
@@ -360,8 +353,7 @@ macro_rules! gemm_kernel {
             use super::*;
             use $crate::{contract as ct, micro::{tile, vector::{self as vk, stamp}}, view::DType};
 
-            stamp!($attr, pack_x: "`contract::PackX`",
-                (src: *const u8, stride: usize, rows: usize, k: usize, dst: *mut u8) => tile::pack_x::<$v, vk::Bf16Pair, $mv>);
+            stamp!($attr, pack_x: Pack => tile::pack_x::<$v, vk::Bf16Pair, $mv>);
             tile::for_weight!(w_bf16, $attr, $v, $mac, BF16 as vk::Bf16Pair, $mv x $nr, $nr <= tile::IN_PLACE_ROWS);
 
             pub const KERNEL: ct::GemmKernel = tile::row::<$v>($name, $isa, ct::Mul::Bf16, $mv, $nr,

@@ -173,8 +173,34 @@ load_u16!(
     /// Pairs of BF16, as they are.
     Bf16Pair, 2, p => V::load(p.cast()));
 
-/// Defines `$name`: a generic body inlined into a function with the ISA's target features.
+/// Defines `$name`, a function of the contract: a generic body inlined into a function with the level's target features.
 macro_rules! stamp {
+    ($attr:tt, $name:ident: Micro => $body:expr) => {
+        stamp!($attr, $name: "`contract::Micro`", (steps: usize, panel: *const u8, tile: *const u8, acc: *mut f32,
+            accumulate: bool, ahead: &mut $crate::contract::Ahead) => $body);
+    };
+    ($attr:tt, $name:ident: InPlace => $body:expr) => {
+        stamp!($attr, $name: "`contract::InPlace`", (steps: usize, panel: *const u8, w: *const u8, stride: usize, rows: usize,
+            acc: *mut f32, accumulate: bool, ahead: &mut $crate::contract::Ahead) => $body);
+    };
+    ($attr:tt, $name:ident: Drain => $body:expr) => {
+        stamp!($attr, $name: "`contract::Drain`", (queue: &mut $crate::contract::Copier) => $body);
+    };
+    ($attr:tt, $name:ident: Pack => $body:expr) => {
+        stamp!($attr, $name: "`contract::PackX` or `PackW`", (src: *const u8, stride: usize, rows: usize, k: usize, dst: *mut u8)
+            => $body);
+    };
+    ($attr:tt, $name:ident: Dot => $body:expr) => {
+        stamp!($attr, $name: "`contract::Dot`", (k: usize, x: *const u8, x_stride: usize, rows: usize, w: *const u8, w_stride: usize,
+            n: usize, out: *mut f32, out_stride: usize, next: *const u8) => $body);
+    };
+    ($attr:tt, $name:ident: Unpack<$t:ty> => $body:expr) => {
+        stamp!($attr, $name: "`contract::Unpack`", (src: *const f32, src_stride: usize, rows: usize, cols: usize, dst: *mut $t,
+            dst_stride: usize) => $body);
+    };
+    ($attr:tt, $name:ident: SiluMul => $body:expr) => {
+        stamp!($attr, $name: "`contract::SiluMul`", (len: usize, a: *mut f32, b: *const f32) => $body);
+    };
     ([$($attr:meta)?], $name:ident: $doc:literal, ($($arg:ident: $ty:ty),*) => $body:expr) => {
         #[doc = $doc]
         ///

@@ -104,15 +104,9 @@ unsafe fn block<M: Mac<V>, X: Load<V>, W: Load<V>, const R: usize, const C: usiz
     R
 }
 
-stamp!([], f32_f32: "`contract::Dot`",
-    (k: usize, x: *const u8, x_stride: usize, rows: usize, w: *const u8, w_stride: usize, n: usize, out: *mut f32, out_stride: usize, next: *const u8)
-    => dot::<MacF32, F32, F32>);
-stamp!([], f32_f16: "`contract::Dot`",
-    (k: usize, x: *const u8, x_stride: usize, rows: usize, w: *const u8, w_stride: usize, n: usize, out: *mut f32, out_stride: usize, next: *const u8)
-    => dot::<MacF32, F32, F16>);
-stamp!([], f32_bf16: "`contract::Dot`",
-    (k: usize, x: *const u8, x_stride: usize, rows: usize, w: *const u8, w_stride: usize, n: usize, out: *mut f32, out_stride: usize, next: *const u8)
-    => dot::<MacF32, F32, Bf16>);
+stamp!([], f32_f32: Dot => dot::<MacF32, F32, F32>);
+stamp!([], f32_f16: Dot => dot::<MacF32, F32, F16>);
+stamp!([], f32_bf16: Dot => dot::<MacF32, F32, Bf16>);
 
 pub(super) const NEON: &[DotKernel] = &[
     row("dot_f32xf32_f32_2x4_neon", DType::F32, f32_f32),

@@ -106,16 +106,11 @@ unsafe fn transpose_w<L: Load<V>>(src: *const u8, stride: usize, rows: usize, k:
     }
 }
 
-stamp!([], pack_x_f32: "`contract::PackX`",
-    (src: *const u8, stride: usize, rows: usize, k: usize, dst: *mut u8) => pack_x::<V, F32, 1>);
-stamp!([], pack_x_bf16: "`contract::PackX`",
-    (src: *const u8, stride: usize, rows: usize, k: usize, dst: *mut u8) => pack_x::<V, Bf16, 1>);
-stamp!([], pack_w_f32: "`contract::PackW`",
-    (src: *const u8, stride: usize, rows: usize, k: usize, dst: *mut u8) => transpose_w::<F32>);
-stamp!([], pack_w_f16: "`contract::PackW`",
-    (src: *const u8, stride: usize, rows: usize, k: usize, dst: *mut u8) => transpose_w::<F16>);
-stamp!([], pack_w_bf16: "`contract::PackW`",
-    (src: *const u8, stride: usize, rows: usize, k: usize, dst: *mut u8) => transpose_w::<Bf16>);
+stamp!([], pack_x_f32: Pack => pack_x::<V, F32, 1>);
+stamp!([], pack_x_bf16: Pack => pack_x::<V, Bf16, 1>);
+stamp!([], pack_w_f32: Pack => transpose_w::<F32>);
+stamp!([], pack_w_f16: Pack => transpose_w::<F16>);
+stamp!([], pack_w_bf16: Pack => transpose_w::<Bf16>);
 
 pub(super) const KERNEL: GemmKernel = GemmKernel {
     name: "gemm_f32xf32_f32_8x12_neon",
