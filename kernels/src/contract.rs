@@ -339,12 +339,19 @@ impl DotKernel {
 pub(crate) type Unpack<T> =
     unsafe fn(src: *const f32, src_stride: usize, rows: usize, cols: usize, dst: *mut T, dst_stride: usize);
 
+/// `a[i] = silu(a[i]) * b[i]`.
+///
+/// # Safety
+/// Both are valid for `len` elements; the CPU has the ISA.
+pub(crate) type SiluMul = unsafe fn(len: usize, a: *mut f32, b: *const f32);
+
 /// What the GEMM driver needs of an ISA besides micro-kernels.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Epilogues {
     pub store: Unpack<f32>,
     pub add: Unpack<f32>,
     pub store_bf16: Unpack<u16>,
+    pub silu_mul: SiluMul,
 }
 
 /// Queries that share the loads of a key and of a value.

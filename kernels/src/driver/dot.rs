@@ -1,9 +1,9 @@
 //! One or few rows of activations: weights are streamed once, in place, unpacked.
 
-use super::output::{Gate, Split, Target, widen_row};
+use super::output::{Split, Target, widen_row};
 use crate::{
     contract::DotKernel,
-    levels::{self, dispatch},
+    levels,
     operands::Output,
     team::Team,
     tuning,
@@ -28,6 +28,7 @@ pub fn linear<A: Element>(e: &Team, x: Mat<'_, A>, w: Weight<'_>, mut out: Outpu
     let (m, k) = (x.rows(), w.k());
     let split = Split::of(w.n(), &out);
     let (target, stride) = Target::of(&mut out);
+    let epilogues = &e.level.epilogues;
 
     let team = e.take();
     let mut shared = team.shared();
@@ -72,8 +73,9 @@ pub fn linear<A: Element>(e: &Team, x: Mat<'_, A>, w: Weight<'_>, mut out: Outpu
                 call(kernel, x, w, n0 + half..n0 + half + n, b, after);
             }
         }
-        if split.second.is_some() {
-            dispatch(e.isa(), Gate(a, b));
+        if let Target::SwiGluF32(_) | Target::SwiGluBf16(_) = target {
+            // SAFETY: both halves hold `m * n` values; the engine's ISA is that of its epilogues.
+            unsafe { (epilogues.silu_mul)(m * n, a.as_mut_ptr(), b.as_ptr()) };
         }
         for (i, a) in a.chunks_exact(n).enumerate() {
             let at = i * stride + n0;

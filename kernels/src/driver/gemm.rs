@@ -14,11 +14,10 @@ use std::{
     },
 };
 
-use super::output::{Gate, Split, Target};
+use super::output::{Split, Target};
 use crate::{
-    contract::{Ahead, Copier, Drain, ForWeight, GemmKernel, InPlace, PackX, Unit, UnitShape},
-    level::Level,
-    levels::{self, dispatch},
+    contract::{Ahead, Copier, Drain, Epilogues, ForWeight, GemmKernel, InPlace, PackX, Unit, UnitShape},
+    levels,
     micro::tile::{UNROLL, looks},
     operands::Output,
     shared::SharedMut,
@@ -131,7 +130,7 @@ struct Product<'a, A> {
     split: Split,
     target: Target<'a>,
     y_stride: usize,
-    level: &'static Level,
+    epilogues: &'static Epilogues,
     /// Chunks of K, and those of a block.
     chunks: usize,
     group: usize,
@@ -372,7 +371,7 @@ impl<A: Element> Product<'_, A> {
             }
             if last_group {
                 // SAFETY: the accumulators of `rows` features by `cols` rows are computed; each tile is taken once.
-                unsafe { finish(self.level, self.target, acc, half_acc, k.mr, rows, cols, m0, n0, self.y_stride) };
+                unsafe { finish(self.epilogues, self.target, acc, half_acc, k.mr, rows, cols, m0, n0, self.y_stride) };
             }
         }
     }
@@ -422,10 +421,10 @@ pub fn blocked<A: Element>(e: &Team, k: &'static GemmKernel, x: Mat<'_, A>, w: W
         let units = part(t - first(g), first(g + 1) - first(g), 0..all_tiles.div_ceil(unit));
         Share::new(part(g, row_groups, panels), units.start * unit..(units.end * unit).min(all_tiles))
     };
-    let level = e.level;
+    let epilogues = &e.level.epilogues;
     let pack = k.pack_x(A::DTYPE);
     let mut product =
-        Product { k, pack, x, src, split, target, y_stride, level, chunks, group, most, unit, shares: Vec::new() };
+        Product { k, pack, x, src, split, target, y_stride, epilogues, chunks, group, most, unit, shares: Vec::new() };
     let team = e.take();
     let mut shared = team.shared();
     for pass in 0..passes {
@@ -460,7 +459,7 @@ pub fn blocked<A: Element>(e: &Team, k: &'static GemmKernel, x: Mat<'_, A>, w: W
 /// `acc` holds them; no other thread touches these elements of y; the CPU has the ISA of `e`.
 #[allow(clippy::too_many_arguments)]
 unsafe fn finish(
-    level: &Level,
+    e: &Epilogues,
     target: Target<'_>,
     acc: *mut f32,
     half_acc: usize,
@@ -472,23 +471,17 @@ unsafe fn finish(
     stride: usize,
 ) {
     let (at, of) = ((m0, n0), (cols, rows));
-    let e = &level.epilogues;
-    // SAFETY: `SharedMut::block` checks that the last element is inside y; the halves do not overlap, as `rows * mr` is at most
-    // `half_acc`; the rest is the caller's promise.
+    // SAFETY: `SharedMut::block` checks that the last element is inside y; the rest is the caller's promise.
     unsafe {
-        let gate = || {
-            let of = |half: usize| std::slice::from_raw_parts_mut(acc.add(half * half_acc), rows * mr);
-            dispatch(level.isa, Gate(of(0), of(1)));
-        };
         match target {
             Target::Store(y, _) => (e.store)(acc, mr, rows, cols, y.block(stride, at, of), stride),
             Target::Add(y) => (e.add)(acc, mr, rows, cols, y.block(stride, at, of), stride),
             Target::SwiGluF32(y) => {
-                gate();
+                (e.silu_mul)(rows * mr, acc, acc.add(half_acc));
                 (e.store)(acc, mr, rows, cols, y.block(stride, at, of), stride);
             }
             Target::SwiGluBf16(y) => {
-                gate();
+                (e.silu_mul)(rows * mr, acc, acc.add(half_acc));
                 (e.store_bf16)(acc, mr, rows, cols, y.block(stride, at, of), stride);
             }
         }

@@ -1,8 +1,7 @@
 //! Other libraries as backends: f32, 16-bit weights widened slab by slab.
 
-use super::output::{Gate, Split, Target, widen};
+use super::output::{Split, Target, widen};
 use crate::{
-    levels::dispatch,
     operands::Output,
     team::Team,
     view::{Element, Mat, MatMut, Weight},
@@ -59,10 +58,7 @@ pub fn linear<A: Element>(e: &Team, l: &Library, x: Mat<'_, A>, w: Weight<'_>, m
             };
             (l.product)(x, wf, MatMut::new(y, m, n));
         }
-        let (a, b) = y.split_at_mut(m * n);
-        if split.second.is_some() {
-            dispatch(e.isa(), Gate(a, b));
-        }
+        let (a, b) = y.split_at(m * n);
         for (i, a) in a.chunks_exact(n).enumerate() {
             let at = i * stride + n0;
             // SAFETY: tasks own disjoint columns `n0..n0 + n` of y.
@@ -74,9 +70,15 @@ pub fn linear<A: Element>(e: &Team, l: &Library, x: Mat<'_, A>, w: Weight<'_>, m
                         }
                     }
                     Target::Add(y) => y.slice(at, n).iter_mut().zip(a).for_each(|(y, a)| *y += a),
-                    Target::SwiGluF32(y) => y.slice(at, n).copy_from_slice(a),
+                    Target::SwiGluF32(y) => {
+                        let b = &b[i * n..];
+                        y.slice(at, n).iter_mut().zip(a).zip(b).for_each(|((y, a), b)| *y = silu(*a) * b);
+                    }
                     Target::SwiGluBf16(y) => {
-                        y.slice(at, n).iter_mut().zip(a).for_each(|(y, a)| *y = half::bf16::from_f32(*a).to_bits());
+                        let b = &b[i * n..];
+                        y.slice(at, n).iter_mut().zip(a).zip(b).for_each(|((y, a), b)| {
+                            *y = half::bf16::from_f32(silu(*a) * b).to_bits();
+                        });
                     }
                 }
             }
@@ -128,6 +130,10 @@ fn widen_weight(w: Weight<'_>, out: &mut [f32]) {
             Weight::BF16(w) => w.row(r).convert_to_f32_slice(y),
         }
     }
+}
+
+fn silu(x: f32) -> f32 {
+    x / (1.0 + (-x).exp())
 }
 
 #[cfg(all(target_os = "macos", feature = "accelerate"))]

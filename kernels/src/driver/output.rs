@@ -6,7 +6,6 @@ use crate::{
     contract::Lines,
     operands::Output,
     shared::SharedMut,
-    simd::{self, Kernel, Vector, load, store},
     view::{DType, Element, Mat},
 };
 
@@ -89,19 +88,5 @@ pub(super) fn widen_row<A: Element>(x: &[A], y: &mut [f32]) {
     match A::DTYPE {
         DType::BF16 => HalfFloatSliceExt::convert_to_f32_slice(bytemuck::cast_slice::<A, bf16>(x), y),
         _ => y.copy_from_slice(bytemuck::cast_slice(x)),
-    }
-}
-
-/// `a = silu(a) * b`.
-pub(super) struct Gate<'a>(pub &'a mut [f32], pub &'a [f32]);
-
-impl Kernel for Gate<'_> {
-    type Output = ();
-    #[inline(always)]
-    fn run<V: Vector>(self, v: V) {
-        for (a, b) in self.0.chunks_mut(V::F32_LANES).zip(self.1.chunks(V::F32_LANES)) {
-            let y = simd::silu_mul(v, load(v, a), load(v, b));
-            store(v, a, y);
-        }
     }
 }

@@ -75,6 +75,39 @@ unsafe impl Vector for V {
         unsafe { V(_mm256_add_ps(self.0, b.0)) }
     }
     #[inline(always)]
+    unsafe fn mul(self, b: Self) -> Self {
+        // SAFETY: AVX.
+        unsafe { V(_mm256_mul_ps(self.0, b.0)) }
+    }
+    #[inline(always)]
+    unsafe fn div(self, b: Self) -> Self {
+        // SAFETY: AVX.
+        unsafe { V(_mm256_div_ps(self.0, b.0)) }
+    }
+    #[inline(always)]
+    unsafe fn clamp(self, lo: f32, hi: f32) -> Self {
+        // SAFETY: AVX. The second operand of max/min is returned if either is NaN.
+        unsafe { V(_mm256_min_ps(_mm256_set1_ps(hi), _mm256_max_ps(_mm256_set1_ps(lo), self.0))) }
+    }
+    #[inline(always)]
+    unsafe fn round(self) -> Self {
+        // SAFETY: AVX.
+        unsafe { V(_mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0)) }
+    }
+    #[inline(always)]
+    unsafe fn pow2(self) -> Self {
+        // SAFETY: AVX2.
+        unsafe {
+            let n = _mm256_add_epi32(_mm256_cvtps_epi32(self.0), _mm256_set1_epi32(127));
+            V(_mm256_castsi256_ps(_mm256_slli_epi32::<23>(n)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn splat_f32(x: f32) -> Self {
+        // SAFETY: AVX.
+        unsafe { V(_mm256_set1_ps(x)) }
+    }
+    #[inline(always)]
     unsafe fn transpose(b: &mut [Self; 16]) {
         // SAFETY: AVX. Pairs of rows, then quads, then 128-bit halves.
         unsafe {

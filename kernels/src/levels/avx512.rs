@@ -81,6 +81,36 @@ unsafe impl Vector for V {
         unsafe { V(_mm512_add_ps(self.0, b.0)) }
     }
     #[inline(always)]
+    unsafe fn mul(self, b: Self) -> Self {
+        // SAFETY: AVX-512F.
+        unsafe { V(_mm512_mul_ps(self.0, b.0)) }
+    }
+    #[inline(always)]
+    unsafe fn div(self, b: Self) -> Self {
+        // SAFETY: AVX-512F.
+        unsafe { V(_mm512_div_ps(self.0, b.0)) }
+    }
+    #[inline(always)]
+    unsafe fn clamp(self, lo: f32, hi: f32) -> Self {
+        // SAFETY: AVX-512F. The second operand of max/min is returned if either is NaN.
+        unsafe { V(_mm512_min_ps(_mm512_set1_ps(hi), _mm512_max_ps(_mm512_set1_ps(lo), self.0))) }
+    }
+    #[inline(always)]
+    unsafe fn round(self) -> Self {
+        // SAFETY: AVX-512F.
+        unsafe { V(_mm512_roundscale_ps::<8>(self.0)) }
+    }
+    #[inline(always)]
+    unsafe fn pow2(self) -> Self {
+        // SAFETY: AVX-512F.
+        unsafe { V(_mm512_scalef_ps(_mm512_set1_ps(1.0), self.0)) }
+    }
+    #[inline(always)]
+    unsafe fn splat_f32(x: f32) -> Self {
+        // SAFETY: AVX-512F.
+        unsafe { V(_mm512_set1_ps(x)) }
+    }
+    #[inline(always)]
     unsafe fn sum_each(b: &mut [Self; 16]) -> Self {
         // SAFETY: AVX-512F. Sums of pairs within 128 bits, then of quads, then of the four 128-bit lanes.
         unsafe {

@@ -14,6 +14,17 @@ use crate::{
 #[derive(Clone, Copy)]
 pub(crate) struct V([f32; 4]);
 
+impl V {
+    #[inline(always)]
+    fn map(self, f: impl Fn(f32) -> f32) -> V {
+        V(self.0.map(f))
+    }
+    #[inline(always)]
+    fn zip(self, b: V, f: impl Fn(f32, f32) -> f32) -> V {
+        V(std::array::from_fn(|i| f(self.0[i], b.0[i])))
+    }
+}
+
 // SAFETY: plain Rust; loads and stores touch exactly 4 lanes.
 unsafe impl Vector for V {
     const LANES: usize = 4;
@@ -58,7 +69,31 @@ unsafe impl Vector for V {
     }
     #[inline(always)]
     unsafe fn add(self, b: Self) -> Self {
-        V(std::array::from_fn(|i| self.0[i] + b.0[i]))
+        self.zip(b, |a, b| a + b)
+    }
+    #[inline(always)]
+    unsafe fn mul(self, b: Self) -> Self {
+        self.zip(b, |a, b| a * b)
+    }
+    #[inline(always)]
+    unsafe fn div(self, b: Self) -> Self {
+        self.zip(b, |a, b| a / b)
+    }
+    #[inline(always)]
+    unsafe fn clamp(self, lo: f32, hi: f32) -> Self {
+        self.map(|x| x.clamp(lo, hi))
+    }
+    #[inline(always)]
+    unsafe fn round(self) -> Self {
+        self.map(|x| (x + 12_582_912.0) - 12_582_912.0)
+    }
+    #[inline(always)]
+    unsafe fn pow2(self) -> Self {
+        self.map(|n| f32::from_bits(((n as i32 + 127) as u32) << 23))
+    }
+    #[inline(always)]
+    unsafe fn splat_f32(x: f32) -> Self {
+        V([x; 4])
     }
     #[inline(always)]
     unsafe fn transpose(b: &mut [Self; 16]) {

@@ -55,6 +55,32 @@ pub(crate) unsafe trait Vector: Copy {
     /// `self * b + c` in f32.
     unsafe fn fma(self, b: Self, c: Self) -> Self;
     unsafe fn add(self, b: Self) -> Self;
+    unsafe fn mul(self, b: Self) -> Self;
+    unsafe fn div(self, b: Self) -> Self;
+    /// Lane-wise bounds; NaN stays.
+    unsafe fn clamp(self, lo: f32, hi: f32) -> Self;
+    /// To the nearest integer.
+    unsafe fn round(self) -> Self;
+    /// `2^self` for integers in -126..=127.
+    unsafe fn pow2(self) -> Self;
+    /// `e^self`, within 2 ulp for -87.3..=88.3 (the Cephes reduction and polynomial); constant beyond.
+    #[inline(always)]
+    unsafe fn exp(self) -> Self {
+        // SAFETY: the caller runs with the ISA's features; the clamp keeps `n` in the range of `pow2`.
+        unsafe {
+            let x = self.clamp(-87.3, 88.3);
+            let n = x.mul(Self::splat_f32(std::f32::consts::LOG2_E)).round();
+            let r = n.fma(Self::splat_f32(-0.693_359_4), x);
+            let r = n.fma(Self::splat_f32(2.121_944_4e-4), r);
+            let mut p = Self::splat_f32(1.987_569_1e-4);
+            for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
+                p = p.fma(r, Self::splat_f32(c));
+            }
+            let one_r = r.add(Self::splat_f32(1.0));
+            p.fma(r.mul(r), one_r).mul(n.pow2())
+        }
+    }
+    unsafe fn splat_f32(x: f32) -> Self;
     /// The sum of the lanes of each of the first `LANES` vectors.
     #[inline(always)]
     unsafe fn sum_each(block: &mut [Self; 16]) -> Self {

@@ -138,6 +138,41 @@ unsafe impl Vector for V {
         self.zip(b, |a, b| unsafe { vaddq_f32(a, b) })
     }
     #[inline(always)]
+    unsafe fn mul(self, b: Self) -> Self {
+        // SAFETY: NEON.
+        self.zip(b, |a, b| unsafe { vmulq_f32(a, b) })
+    }
+    #[inline(always)]
+    unsafe fn div(self, b: Self) -> Self {
+        // SAFETY: NEON.
+        self.zip(b, |a, b| unsafe { vdivq_f32(a, b) })
+    }
+    #[inline(always)]
+    unsafe fn clamp(self, lo: f32, hi: f32) -> Self {
+        // SAFETY: NEON. FMAX and FMIN return NaN if either operand is.
+        unsafe { V(self.0.map(|x| vminq_f32(vmaxq_f32(x, vdupq_n_f32(lo)), vdupq_n_f32(hi)))) }
+    }
+    #[inline(always)]
+    unsafe fn round(self) -> Self {
+        // SAFETY: NEON.
+        unsafe { V(self.0.map(|x| vrndnq_f32(x))) }
+    }
+    #[inline(always)]
+    unsafe fn pow2(self) -> Self {
+        // SAFETY: NEON.
+        unsafe {
+            V(self.0.map(|n| {
+                let exponent = vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127));
+                vreinterpretq_f32_s32(vshlq_n_s32::<23>(exponent))
+            }))
+        }
+    }
+    #[inline(always)]
+    unsafe fn splat_f32(x: f32) -> Self {
+        // SAFETY: NEON.
+        unsafe { V([vdupq_n_f32(x); 2]) }
+    }
+    #[inline(always)]
     unsafe fn transpose(block: &mut [Self; 16]) {
         let rows = *block;
         for (g, h) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
