@@ -2,7 +2,7 @@
 
 use super::content::{Block, Table, headline, lead, size, text, with_interval};
 use crate::{
-    compare::{self, Side, Versus},
+    compare::{self, Side, Verdict, Versus},
     format::{self, or_unknown},
     summary::Row,
     validate,
@@ -19,6 +19,9 @@ pub(crate) fn blocks(comparison: &compare::Comparison) -> Vec<Block> {
     let first = first.name;
     for (side, means) in others.iter().zip(&comparison.means) {
         blocks.push(lead(means_text(first, side.name, means)));
+    }
+    for (i, side) in others.iter().enumerate() {
+        blocks.push(text(verdicts_text(first, side.name, comparison, i)));
     }
     // What the machines are compared for: each run's own answer.
     let answer = |side: &Side| {
@@ -77,7 +80,7 @@ pub(crate) fn blocks(comparison: &compare::Comparison) -> Vec<Block> {
     };
     blocks.push(text(format!(
         "Equal work only: the same kind, system, base, auxiliary, batch and prompt. A ratio above 1 means that the other \
-         run is faster than {first}.{equal} Every record gives one value for a workload. Faster or slower: Welch's t on \
+         run is faster than {first}.{equal} Every record gives one value for a workload. Faster or slower: Student's t on \
          these values, with the part between occasions that the records of a side or the machine's calibration show, at \
          p < {:.2}; not decided: that part is unknown, so no word falls. Without any difference, {} such rows raise an alarm \
          somewhere in {} of tables; (F) marks words that stand for the whole family of rows too, by Holm's rule.{star}",
@@ -119,6 +122,21 @@ fn means_text(first: &str, name: &str, means: &compare::Means) -> String {
         normalised(means.by_peak, "with equal peaks"),
         normalised(means.by_bandwidth, "with equal read bandwidth"),
     )
+}
+
+/// What the rows of one side come to.
+fn verdicts_text(first: &str, name: &str, comparison: &compare::Comparison, side: usize) -> String {
+    let all: Vec<Verdict> = comparison.lines.iter().filter_map(|l| Some(l.versus[side]?.verdict)).collect();
+    let count = |verdict: Verdict| all.iter().filter(|v| **v == verdict).count();
+    let parts = [
+        (count(Verdict::Faster), format!("{name} is faster than {first}")),
+        (count(Verdict::Slower), format!("{name} is slower than {first}")),
+        (count(Verdict::WithinNoise), "no difference is found beyond noise".into()),
+        (count(Verdict::NoSpread), "neither side has a spread to judge by".into()),
+        (count(Verdict::Unknown), "nothing is decided, because the part between occasions is unknown".into()),
+    ];
+    let parts: Vec<String> = parts.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("in {n}, {what}")).collect();
+    format!("Of {} workloads: {}.", all.len(), parts.join("; "))
 }
 
 fn word(versus: &Versus) -> String {
