@@ -213,21 +213,21 @@ mod tests {
     }
 
     #[test]
-    fn readme_lists_every_variable() {
-        let readme = include_str!("../../README.md");
+    fn reference_lists_every_variable() {
+        let reference = include_str!("../../docs/reference.md");
         for (name, _) in RunKnobs::variables() {
-            assert!(readme.contains(&format!("`{name}`")), "README.md does not mention {name}");
+            assert!(reference.contains(&format!("`{name}`")), "docs/reference.md does not mention {name}");
         }
         assert_eq!(RunKnobs::variables().len(), 10);
     }
 
     #[test]
-    fn help_and_readme_name_every_preset() {
+    fn help_and_reference_name_every_preset() {
         let (_, help) = RunKnobs::variables().swap_remove(0);
-        let readme = include_str!("../../README.md");
+        let reference = include_str!("../../docs/reference.md");
         for (name, _) in PRESETS {
             assert!(help.contains(name), "the help of TTFT_SCENARIO does not name {name}");
-            assert!(readme.contains(&format!("`{name}`")), "README.md does not name {name}");
+            assert!(reference.contains(&format!("`{name}`")), "docs/reference.md does not name {name}");
         }
     }
 }
