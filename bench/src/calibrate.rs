@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use ttft_reports::{
     calibration::Calibration,
-    format::seconds,
+    format::{bytes, seconds},
     schema::{Record, RecordError, Sampler},
 };
 
@@ -21,7 +21,9 @@ use crate::{
     console,
     design::Design,
     knobs::RunKnobs,
-    planner, rounds,
+    planner,
+    rig::Group,
+    rounds,
     session::{Asked, Session, differences},
     weights::Size,
 };
@@ -54,7 +56,7 @@ pub fn take(knobs: &RunKnobs, asked: Asked, size: Size, folder: &Path, time: Dur
         );
     }
     let arms = session.rig.arms.clone();
-    session.rig.weights.make(&arms)?;
+    let disk = session.rig.weights.disk(&arms)?;
     let mut groups = Vec::new();
     for (batch, prompt) in session.rig.scenario.groups() {
         let (parts, left) = planner::parts(&session, &arms, batch, prompt)?;
@@ -63,6 +65,8 @@ pub fn take(knobs: &RunKnobs, asked: Asked, size: Size, folder: &Path, time: Dur
     }
     let processes = asked.processes.unwrap_or(PROCESSES);
     let design = Design { processes, rounds: session.rig.scenario.rounds.div_ceil(processes) };
+    console::print(plan(&session, &groups, design, time, &disk)?)?;
+    session.rig.weights.make(&arms)?;
     let bar = ProgressBar::new(time.as_secs());
     bar.set_style(ProgressStyle::with_template("{msg} [{bar:30}] {percent}% (left: {eta})")?.progress_chars("=> "));
     loop {
@@ -83,6 +87,24 @@ pub fn take(knobs: &RunKnobs, asked: Asked, size: Size, folder: &Path, time: Dur
     }
     bar.finish_and_clear();
     Ok(())
+}
+
+/// What it will take, in words.
+fn plan(session: &Session, groups: &[Group], design: Design, time: Duration, disk: &str) -> Result<String> {
+    let (mut occasion, mut memory) = (0.0, 0);
+    for group in groups {
+        let cost = session.costs(group)?;
+        occasion += design.seconds(cost.start, cost.round);
+        memory = memory.max(session.memory(group.arms.iter(), group.batch, group.prompt)?);
+    }
+    let Design { processes, rounds } = design;
+    Ok(format!(
+        "time: {}, about {:.0} occasions of {processes} processes of {rounds} rounds\nmemory: {}\ndisk: {disk}, and 10 to 50 \
+         KB for each occasion",
+        seconds(time.as_secs_f64()),
+        (time.as_secs_f64() / occasion).max(1.0),
+        bytes(memory)
+    ))
 }
 
 /// Processes of an occasion.

@@ -64,7 +64,7 @@ mod tests {
             cell.rounds = Some((0..most).collect());
             cell.round_positions = Some(vec![100; samples]);
             cell.processes = Some((0..most).collect());
-            let rates = vec![1234.567_890_123_456_7; samples];
+            let rates = vec![987.654_321_098_765_4; samples];
             cell.probes = Some(Probes { gflops: rates.clone(), read_gb_per_s: rates });
             cell.decode = Some(Decode { steps: decode, samples_ns: times(samples * decode as usize) });
             let mut writer = Writer::nowhere(RunHeader { run_id: "r".into(), ..Default::default() }).unwrap();

@@ -30,7 +30,7 @@ impl Layout {
 
     /// A number below `most`.
     pub fn below(&mut self, most: u32) -> u32 {
-        (u64::from(self.0.next_u32()) * u64::from(most) >> 32) as u32
+        ((u64::from(self.0.next_u32()) * u64::from(most)) >> 32) as u32
     }
 
     /// Gives a command an environment of random size, after a wait of random length.

@@ -72,9 +72,11 @@ pub fn work(knobs: &RunKnobs) -> Result<()> {
         out.write_all(b"\n")?;
         Ok(out.flush()?)
     };
-    // A parent that is gone is found out at the first line that matters.
     let outcomes = sampling::sample(&mut rig, &group, job.rounds, job.turn, |name, left| {
-        drop(say(&Answer::Run(name.into(), left)))
+        // Nobody waits for the answer any more: what would still be measured disturbs others.
+        if say(&Answer::Run(name.into(), left)).is_err() {
+            std::process::exit(1);
+        }
     });
     for (at, outcome) in outcomes.into_iter().enumerate() {
         say(&match outcome {

@@ -448,7 +448,11 @@ fn against(ours: &Cells, theirs: &Cells, apart: bool, calibrations: &[Calibratio
             (None, Some(there)) => decide::against_figure(&sample(ours, calibrations)?, there.ttft_s.ln()),
             (Some(here), None) => decide::against_figure(&sample(theirs, calibrations)?, here.ttft_s.ln())
                 .map(|d| Mean { value: -d.value, ..d }),
-            (None, None) => decide::difference(&sample(ours, calibrations)?, &sample(theirs, calibrations)?, apart),
+            (None, None) => {
+                let same_machine = same_machine(&first.run.machine, &other.run.machine);
+                let taken = decide::Taken { same_machine, apart };
+                decide::difference(&sample(ours, calibrations)?, &sample(theirs, calibrations)?, taken)
+            }
         };
         match difference {
             Some(d) => {

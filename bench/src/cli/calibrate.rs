@@ -2,7 +2,7 @@ use std::{path::PathBuf, time::Duration};
 
 use anyhow::Result;
 use clap::Args;
-use ttft_reports::terminal;
+use ttft_reports::{calibration::Calibration, terminal};
 
 use crate::{calibrate, console, knobs::RunKnobs, output, session::Asked, weights::Size};
 
@@ -14,7 +14,8 @@ use crate::{calibrate, console, knobs::RunKnobs, output, session::Asked, weights
 /// again with the same folder, and it continues.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:\n  ttft calibrate --minutes 60 --folder calibration\n  \
-                        ttft calibrate --minutes 0 --folder calibration   only analyses what is there")]
+                        ttft calibrate --minutes 0 --folder calibration   only analyses what is there\n  \
+                        ttft calibrate --show calibration/calibration.json --md CALIBRATION.md")]
 pub struct Calibrate {
     /// Minutes to measure, in addition to what the folder holds already; 0 measures nothing
     #[arg(long, value_name = "MINUTES", default_value_t = 60.0, value_parser = minutes)]
@@ -31,6 +32,9 @@ pub struct Calibrate {
     /// Run tiny networks of the same structure: this takes some seconds, and says nothing about the real networks
     #[arg(long)]
     tiny: bool,
+    /// Show the answer of this calibration file again, and measure nothing
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["minutes", "folder", "rounds", "tiny"])]
+    show: Option<PathBuf>,
     /// Also write the answer to this file, as Markdown
     #[arg(long, value_name = "FILE")]
     md: Option<PathBuf>,
@@ -46,24 +50,32 @@ fn minutes(text: &str) -> Result<f64, String> {
 }
 
 impl Calibrate {
-    pub fn run(mut self) -> Result<()> {
-        let folder = match self.folder {
-            Some(folder) => folder,
+    pub fn run(self) -> Result<()> {
+        let (calibration, file) = match &self.show {
+            Some(file) => (Calibration::read(file)?, file.clone()),
+            None => self.measure()?,
+        };
+        if let Some(path) = &self.md {
+            let text = ttft_reports::render::calibration(&calibration)?;
+            output::Pending::claim(path)?.write(|out| Ok(out.write_all(text.as_bytes())?))?;
+        }
+        console::print(terminal::calibration(&calibration).trim_end())?;
+        console::print(format_args!("calibration: {}", output::shown(&file)))
+    }
+
+    /// Measures for the time that was asked for, and works out what the folder holds then; the calibration and its file.
+    fn measure(&self) -> Result<(Calibration, PathBuf)> {
+        let folder = match &self.folder {
+            Some(folder) => folder.clone(),
             None => output::calibration_dir()?,
         };
-        self.knobs.scenario.get_or_insert("calibrate".into());
+        let mut knobs = self.knobs.clone();
+        knobs.scenario.get_or_insert("calibrate".into());
         let asked = Asked { rounds: self.rounds, processes: Some(self.processes) };
         let size = if self.tiny { Size::Tiny } else { Size::Real };
         if self.minutes > 0.0 {
-            let time = Duration::from_secs_f64(60.0 * self.minutes);
-            calibrate::take(&self.knobs, asked, size, &folder, time)?;
+            calibrate::take(&knobs, asked, size, &folder, Duration::from_secs_f64(60.0 * self.minutes))?;
         }
-        let calibration = calibrate::analyse(&folder)?;
-        if let Some(path) = self.md {
-            let text = ttft_reports::render::calibration(&calibration)?;
-            output::Pending::claim(&path)?.write(|out| Ok(out.write_all(text.as_bytes())?))?;
-        }
-        console::print(terminal::calibration(&calibration).trim_end())?;
-        console::print(format_args!("calibration: {}", output::shown(&folder.join(calibrate::FILE))))
+        Ok((calibrate::analyse(&folder)?, folder.join(calibrate::FILE)))
     }
 }

@@ -135,6 +135,8 @@ fn found_in_80_percent(needs: &mut [f64]) -> Option<f64> {
     Some(needs.get((needs.len() * 4).div_ceil(5).checked_sub(1)?)?.exp() - 1.0)
 }
 
+/// Both sides of every comparison here.
+const ONE_MACHINE: decide::Taken = decide::Taken { same_machine: true, apart: false };
 /// Pairs of processes in the design of `ttft compare --binaries`.
 const PAIRS: usize = 10;
 /// Ways in which one set of processes is dealt to the two sides.
@@ -200,7 +202,7 @@ fn sets(cells: &[&CellSpread], start: usize, k: usize, coin: &mut Normal) -> Com
             |which: usize| times[start..start + 2 * k].iter().skip(which).step_by(2).cloned().collect::<Vec<_>>();
         let spread = (k == 1).then(|| others(&times, start, 2 * k)).flatten();
         let sample = |which| Sample::of(&side(which), spread);
-        decide::difference(&sample(first), &sample(1 - first), false)
+        decide::difference(&sample(first), &sample(1 - first), ONE_MACHINE)
     };
     cells.iter().filter_map(row).collect()
 }
@@ -221,7 +223,7 @@ fn simulated_sets(cell: &CellSpread, k: usize, normal: &mut Normal) -> Option<Me
         };
         Sample::of(&(0..k).map(|_| record(normal)).collect::<Vec<_>>(), (k == 1).then_some(spread))
     };
-    decide::difference(&side(), &side(), false)
+    decide::difference(&side(), &side(), ONE_MACHINE)
 }
 
 /// Least difference found in 80% of simulated cases and coverage, the worst of all cells.

@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use super::*;
 use crate::{
+    calibration::Calibration,
     compare, paper, samples,
     schema::{Cell, Kind, Line, Record, scenario_hash},
     terminal,
@@ -229,6 +230,15 @@ fn documents_are_what_their_commands_write() {
         documents += 1;
     }
     assert!(documents > 0, "README.md names no document");
+    let mut calibrations = 0;
+    for line in text("README.md").lines().filter_map(|l| l.strip_prefix("    ttft calibrate --show ")) {
+        let (from, file) = line.split_once(" --md ").expect("a file to write");
+        let expected = super::calibration(&Calibration::read(&folder.join(from)).unwrap()).unwrap();
+        let (_, body) = expected.split_once("\n\n").unwrap();
+        assert!(text(file).contains(body.trim_end()), "{file} is not what this writes: ttft calibrate --show {line}");
+        calibrations += 1;
+    }
+    let _ = calibrations;
 }
 
 #[test]
