@@ -14,9 +14,11 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::{cleanup, knobs};
-
-use crate::{knobs::RunKnobs, processes, worker};
+use crate::{
+    cleanup,
+    knobs::{self, RunKnobs},
+    processes, worker,
+};
 
 const AFTER: &str = "From nothing to a report:
   ttft bench --preset quick --plan            prints the time, memory and disk that a run takes
@@ -92,5 +94,23 @@ impl Cli {
             Command::Worker { knobs } => worker::work(&knobs),
         };
         done.map(|()| ExitCode::SUCCESS)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reference_lists_every_command_and_flag() {
+        let reference = include_str!("../../../docs/reference.md");
+        let cli = Cli::command();
+        for command in cli.get_subcommands().filter(|c| !c.is_hide_set()) {
+            let name = command.get_name();
+            assert!(reference.contains(&format!("`ttft {name}")), "docs/reference.md does not name {name}");
+            for flag in command.get_arguments().filter(|a| !a.is_hide_set()).filter_map(|a| a.get_long()) {
+                assert!(reference.contains(&format!("`--{flag}")), "docs/reference.md lacks --{flag} of {name}");
+            }
+        }
     }
 }
