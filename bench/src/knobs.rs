@@ -19,16 +19,16 @@ use crate::{
 /// Which engine computes.
 #[derive(Args, Clone, Debug)]
 pub struct EngineKnobs {
-    /// Instruction set to use (default: the fastest of this CPU); fails if this CPU lacks it
+    /// Instruction set to use (default: the fastest of this CPU); the command fails if this CPU lacks it
     #[arg(long, env = "TTFT_ISA", value_name = "NAME", value_parser = Isa::parse)]
     pub isa: Option<Isa>,
-    /// Threads (default: one for each physical performance core)
+    /// Number of threads (default: one for each physical performance core)
     #[arg(long, env = "TTFT_THREADS", value_name = "N")]
     pub threads: Option<usize>,
-    /// Who computes the matrix products: `ttft`, or the `gemm` crate
+    /// Library that computes the matrix products: `ttft`, or the `gemm` crate
     #[arg(long, env = "TTFT_BACKEND", value_name = "NAME", default_value = "ttft", value_parser = Backend::from_name)]
     pub backend: Backend,
-    /// Force one GEMM or few-row kernel by name, for every shape it can serve
+    /// GEMM or few-row kernel, by name, that is used for every shape that it can serve
     #[arg(long, env = "TTFT_KERNEL", value_name = "NAME")]
     pub kernel: Option<String>,
 }
@@ -51,7 +51,8 @@ impl EngineKnobs {
 /// What to measure, and where things go.
 #[derive(Args, Clone, Debug)]
 pub struct RunKnobs {
-    /// Preset (quick, grid, table5, table5-3b, fig1, fig5b, controls, calibrate) or path of a scenario file (default: quick)
+    /// Preset (quick, grid, table5, table5-3b, fig1, fig5b, controls, calibrate) or path of a scenario file (default: quick;
+    /// `ttft calibrate` takes calibrate)
     #[arg(long, visible_alias = "preset", env = "TTFT_SCENARIO", value_name = "NAME|FILE")]
     pub scenario: Option<String>,
     /// Type of activations and caches: f32 or bf16 (default: the scenario's)
@@ -60,13 +61,13 @@ pub struct RunKnobs {
     /// What is computed: first_token or full_network (default: the scenario's)
     #[arg(long, env = "TTFT_EXTENT", value_name = "EXTENT", value_parser = Extent::from_name)]
     pub extent: Option<Extent>,
-    /// Seconds that everything may take; what does not fit is skipped (default: the scenario's)
+    /// Seconds that the whole run may take; what does not fit is skipped (default: the scenario's)
     #[arg(long, env = "TTFT_BUDGET", value_name = "SECONDS", value_parser = seconds)]
     pub budget: Option<f64>,
-    /// Where synthetic weights are kept (default: ttft-weights in the target folder)
+    /// Folder in which synthetic weights are kept (default: ttft-weights in the target folder)
     #[arg(long, env = "TTFT_WEIGHTS", value_name = "DIR")]
     pub weights: Option<PathBuf>,
-    /// The record to write (default: a new file in ttft-records in the target folder)
+    /// File of the record to write (default: a new file in ttft-records in the target folder)
     #[arg(long, env = "TTFT_OUT", value_name = "FILE")]
     pub out: Option<PathBuf>,
     /// Make every sample slower by this many percent, on purpose: a difference that a comparison must find
@@ -213,21 +214,21 @@ mod tests {
     }
 
     #[test]
-    fn readme_lists_every_variable() {
-        let readme = include_str!("../../README.md");
+    fn reference_lists_every_variable() {
+        let reference = include_str!("../../docs/reference.md");
         for (name, _) in RunKnobs::variables() {
-            assert!(readme.contains(&format!("`{name}`")), "README.md does not mention {name}");
+            assert!(reference.contains(&format!("`{name}`")), "docs/reference.md does not mention {name}");
         }
         assert_eq!(RunKnobs::variables().len(), 10);
     }
 
     #[test]
-    fn help_and_readme_name_every_preset() {
+    fn help_and_reference_name_every_preset() {
         let (_, help) = RunKnobs::variables().swap_remove(0);
-        let readme = include_str!("../../README.md");
+        let reference = include_str!("../../docs/reference.md");
         for (name, _) in PRESETS {
             assert!(help.contains(name), "the help of TTFT_SCENARIO does not name {name}");
-            assert!(readme.contains(&format!("`{name}`")), "README.md does not name {name}");
+            assert!(reference.contains(&format!("`{name}`")), "docs/reference.md does not name {name}");
         }
     }
 }

@@ -14,32 +14,33 @@ use crate::{
 
 /// Measure the systems of a scenario in several processes, interleaved round by round
 ///
-/// Each process measures all systems of a group in turn, so that ratios are paired; figures and intervals come from the
-/// processes. (`cargo bench` takes all samples of a system in one process, with criterion.) Weights are made once and kept;
-/// a record is written, a line for each cell as it is finished.
+/// Each process measures all systems of a group in turn, so that their ratios are paired. The figures and their intervals
+/// come from the spread between the processes. (`cargo bench` takes all samples of a system in one process, with
+/// criterion.) The weights are made once and kept. The record gets a line for each cell as soon as the cell is finished.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:\n  ttft bench --preset table5 --plan\n  \
                         ttft bench --preset table5 --out table5.jsonl\n  \
                         ttft bench --resume table5.jsonl\n  \
                         ttft bench --preset fig1 --budget 3600 --until-stable 600 --out fig1.jsonl")]
 pub struct Bench {
-    /// Rounds: samples of each system, of all processes together (default: the scenario's)
+    /// Number of samples of each system, over all processes together (default: the scenario's)
     #[arg(long, value_name = "R", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     rounds: Option<u32>,
-    /// Processes that every group is measured in (default: up to 10, as the budget holds, and at least 3); 1 stays in this
-    /// one, and then nothing is said of what another process would show
+    /// Number of processes in which every group is measured (default: as many as the budget allows, from 3 to 10). With 1,
+    /// this process takes all samples, and the result does not say what another process would show
     #[arg(long, value_name = "P", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     processes: Option<u32>,
-    /// Go on with an interrupted run, in its own record: what is finished there is not measured again
+    /// Continue the interrupted run of this record: the groups that it holds are not measured again
     #[arg(long, value_name = "FILE")]
     resume: Option<PathBuf>,
-    /// Measure groups with disturbed cells (machine speed moved, interval wide) again, for at most so long in all
+    /// Measure groups again whose cells were disturbed (the machine's speed moved, or an interval is wide), for at most this
+    /// many seconds in all (600 if no number is given)
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "600", value_parser = knobs::seconds)]
     until_stable: Option<f64>,
-    /// Print what the run would take (time, memory, disk; what would be skipped), and stop
+    /// Print what the run would take (time, memory, disk) and what it would skip, and stop
     #[arg(long)]
     plan: bool,
-    /// Run tiny networks of the same structure: a check of seconds that measures nothing real
+    /// Run tiny networks of the same structure: this takes some seconds, and says nothing about the real networks
     #[arg(long)]
     tiny: bool,
     #[command(flatten)]

@@ -8,33 +8,34 @@ use crate::{calibrate, console, knobs::RunKnobs, output, session::Asked, weights
 
 /// Measure how much this machine's figures vary when nothing is changed
 ///
-/// Repeats one run, occasion after occasion, and works out how far rounds, processes and occasions lie apart, how often a
-/// comparison of equals raises a false alarm, and the smallest difference that a comparison finds. `ttft compare` of single
-/// records needs it. Takes an hour or more in the background; started again it goes on.
+/// The command repeats one run, occasion after occasion. From the records it works out how far rounds, processes and
+/// occasions lie apart, how often a comparison of equals raises a false alarm, and the smallest difference that a comparison
+/// finds. `ttft compare` needs this to judge single records. Let it run for an hour or more; if it is interrupted, start it
+/// again with the same folder, and it continues.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:\n  ttft calibrate --minutes 60 --folder calibration\n  \
-                        ttft calibrate --minutes 0 --folder calibration   only works out what is there\n  \
+                        ttft calibrate --minutes 0 --folder calibration   only analyses what is there\n  \
                         ttft calibrate --show calibration/calibration.json --md CALIBRATION.md")]
 pub struct Calibrate {
-    /// Minutes to measure, after what is there already; 0 measures nothing
+    /// Minutes to measure, in addition to what the folder holds already; 0 measures nothing
     #[arg(long, value_name = "MINUTES", default_value_t = 60.0, value_parser = minutes)]
     minutes: f64,
-    /// Folder of its records, one for each occasion, and of calibration.json (default: ttft-calibration in the target folder)
+    /// Folder of the records, one for each occasion, and of calibration.json (default: ttft-calibration in the target folder)
     #[arg(long, value_name = "DIR")]
     folder: Option<PathBuf>,
-    /// Processes of each occasion
+    /// Number of processes of each occasion
     #[arg(long, value_name = "P", default_value_t = calibrate::PROCESSES, value_parser = clap::value_parser!(u32).range(2..=1000))]
     processes: u32,
-    /// Rounds of each occasion, of all processes together (default: the scenario's)
+    /// Number of rounds of each occasion, over all processes together (default: the scenario's)
     #[arg(long, value_name = "R", value_parser = clap::value_parser!(u32).range(2..=100_000))]
     rounds: Option<u32>,
-    /// Run tiny networks of the same structure: a check of seconds that measures nothing real
+    /// Run tiny networks of the same structure: this takes some seconds, and says nothing about the real networks
     #[arg(long)]
     tiny: bool,
-    /// Show this calibration file again, and measure nothing
+    /// Show the answer of this calibration file again, and measure nothing
     #[arg(long, value_name = "FILE", conflicts_with_all = ["minutes", "folder", "rounds", "tiny"])]
     show: Option<PathBuf>,
-    /// Write what it says as Markdown, too
+    /// Also write the answer to this file, as Markdown
     #[arg(long, value_name = "FILE")]
     md: Option<PathBuf>,
     #[command(flatten)]

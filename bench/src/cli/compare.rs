@@ -21,64 +21,67 @@ use crate::{
     calibrate, console, knobs, output, processes,
 };
 
-/// Say which of two is faster: records of other machines or times, or two programs measured in turn
+/// Say which of two is faster: two sets of records, or two programs that are measured in turn
 ///
-/// Records: the first is the reference, and each is a side of its own. With `--with` there are two sides of any number of
-/// records, taken at several times; with `--group` those of one machine, revision and settings are a side. Compared are cells of equal system, batch and prompt; other types, extent or
-/// FLOPs are refused by name. What a machine's figures vary by from one time to another stands in its calibration (`ttft
-/// calibrate`); without one, a side of a single record is shown, and not judged.
+/// Records: the first record is the reference, and each record is a side of its own. `--with` makes two sides, each of any
+/// number of records taken at several times. `--group` puts the records of one machine, revision and settings on one side.
+/// Only cells of equal system, batch and prompt are compared; cells with other types, another extent or other FLOPs are
+/// refused by name. A calibration (`ttft calibrate`) says how much the figures of a machine vary from one time to another.
+/// Without one, the difference between single records is shown, but it is not judged.
 ///
 /// Programs: `--binaries` runs two builds of ttft process by process, in random ABBA order, and judges the pairs. OLD may be
-/// any revision from ae557bc on. `--settings` gives each its own flags, and with it one program will do.
+/// any revision from ae557bc on. `--settings` gives each side its own flags; a single program is then enough.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:\n  ttft compare before.jsonl after.jsonl\n  \
                         ttft compare a1.jsonl a2.jsonl a3.jsonl --with b1.jsonl b2.jsonl b3.jsonl\n  \
                         ttft compare table5.jsonl paper\n  \
                         ttft compare --binaries ./ttft-before ./ttft-after --scenario quick --fail-slower 3\n  \
                         ttft compare --settings '--isa avx2' '--isa avx512' --scenario calibrate\n\n\
-                        Exit codes of --binaries and --settings: 0 no slower than --fail-slower allows, 3 slower than that,\n\
-                        4 undecided; 1 if something failed, 2 if the command is not right.")]
+                        Exit codes of --binaries and --settings: 0 if NEW is no slower than --fail-slower allows,\n\
+                        3 if it is slower than that, 4 if the pairs do not decide; 1 if something failed,\n\
+                        2 if the command line is not valid.")]
 pub struct Compare {
-    /// Records, the first is the reference; `paper` stands for the paper's Table 5 on its Apple M2 Pro
+    /// Records to compare; the first is the reference, and `paper` stands for the paper's Table 5 on its Apple M2 Pro
     #[arg(required_unless_present_any = ["binaries", "settings"], conflicts_with_all = ["binaries", "settings"])]
     runs: Vec<PathBuf>,
-    /// Records of the other side; those before are then one side together
+    /// Records of the other side; the records before this flag then form one side together
     #[arg(long, value_name = "RECORDS", num_args = 1.., requires = "runs")]
     with: Vec<PathBuf>,
-    /// Records of one machine, revision and settings are one side
+    /// Put the records of one machine, revision and settings on one side
     #[arg(long, conflicts_with = "with")]
     group: bool,
-    /// What a machine's figures vary by, as `ttft calibrate` wrote it (default: that of the target folder, if it fits)
+    /// How much a machine's figures vary, as `ttft calibrate` wrote it (default: the calibration in the target folder, if it
+    /// is of the same machine)
     #[arg(long, value_name = "FILE")]
     calibration: Vec<PathBuf>,
-    /// Two programs to measure in turn
+    /// Two programs that are measured in turn
     #[arg(long, value_names = ["OLD", "NEW"], num_args = 1..=2)]
     binaries: Vec<PathBuf>,
-    /// Flags of `ttft bench` for the one and for the other
+    /// Flags of `ttft bench` for the old side and for the new side
     #[arg(long, value_names = ["OLD", "NEW"], num_args = 2, allow_hyphen_values = true)]
     settings: Vec<String>,
-    /// Preset or scenario file that both measure
+    /// Preset or scenario file that both sides measure
     #[arg(long, visible_alias = "preset", value_name = "NAME|FILE", default_value = "calibrate")]
     scenario: String,
-    /// Pairs of processes; an odd number gets one more
+    /// Number of pairs of processes; an odd number is raised by one
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(4..=10_000))]
     pairs: u32,
-    /// Rounds of each process
+    /// Number of rounds in each process
     #[arg(long, value_name = "R", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     rounds: u32,
-    /// Slowdown in percent that is let pass
+    /// Slowdown in percent that is tolerated
     #[arg(long, value_name = "PERCENT", default_value = "5", value_parser = knobs::percent)]
     fail_slower: f64,
-    /// Draws the order of the processes
+    /// Seed of the order of the processes
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
-    /// Where both find their weights (default: ttft-weights in the target folder)
+    /// Folder in which both sides find their weights (default: ttft-weights in the target folder)
     #[arg(long, env = "TTFT_WEIGHTS", value_name = "DIR")]
     weights: Option<PathBuf>,
-    /// Keep every process's record in this new folder
+    /// Keep the record of every process in this new folder
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
-    /// Answer in JSON; reports/schema says in which form
+    /// Answer in JSON; its schema is in reports/schema
     #[arg(long)]
     json: bool,
 }

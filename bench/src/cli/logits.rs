@@ -24,7 +24,7 @@ use crate::{console, knobs::EngineKnobs, machine, output::Pending, scenario::Nam
 /// Longest tokens file that is read.
 const MAX_TOKENS_BYTES: u64 = 256 << 20;
 
-/// Run a network, whole or on part of its tokens, or a KV prediction, on token ids and write its logits
+/// Run a network or a KV prediction on token ids and write its logits
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  ttft synth OE1.1B-KVP-C-450M --out pair && echo '[[1, 2, 3]]' > tokens.json\n  \
                         ttft logits --base pair/base --aux pair/aux --predictor pair/predictor --tokens tokens.json \
@@ -39,25 +39,25 @@ pub struct Logits {
     /// Folder of the predictor
     #[arg(long, value_name = "DIR", requires = "aux")]
     predictor: Option<PathBuf>,
-    /// Token pruning of the base: RP-0.50 (random), SP-0.25 (static), L0.75-0.10 (LazyLLM), any fractions
+    /// Token pruning of the base, such as RP-0.50 (random), SP-0.25 (static) or L0.75-0.10 (LazyLLM)
     #[arg(long, value_name = "PRUNING", conflicts_with = "aux")]
     prune: Option<Pruning>,
-    /// JSON array of prompts: equal-length arrays of token ids
+    /// JSON file with the prompts: an array of equal-length arrays of token ids
     #[arg(long, value_name = "FILE")]
     tokens: PathBuf,
-    /// Tokens to generate, greedily, the first included
+    /// Number of tokens to generate greedily, including the first
     #[arg(long, value_name = "T", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     generate: u32,
     /// Type of activations and caches: f32 or bf16 (default: bf16 for BF16 weights, else f32)
     #[arg(long, value_name = "TYPE", value_parser = Precision::from_name)]
     dtype: Option<Precision>,
-    /// Where the tensors go: logits_last [B,V], greedy_ids [B,T], greedy_logits [B,T,V]
+    /// File for the tensors: logits_last [B,V], greedy_ids [B,T], greedy_logits [B,T,V]
     #[arg(long, value_name = "FILE.safetensors")]
     out: PathBuf,
-    /// Write the caches after the first token too
+    /// Also write the caches after the first token
     #[arg(long)]
     dump_cache: bool,
-    /// Compute every layer at every position and the head everywhere
+    /// Compute every layer and the head at every position
     #[arg(long)]
     full_network: bool,
     #[command(flatten)]

@@ -13,7 +13,7 @@ use crate::{
     machine::{self, Probe},
 };
 
-/// Print what this machine is, and what it reaches
+/// Print what this machine is, and the peaks that it reaches
 #[derive(Args, Debug)]
 pub struct Machine {
     /// Print JSON, in the form of the records

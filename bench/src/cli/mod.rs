@@ -14,18 +14,21 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::{cleanup, knobs};
-
-use crate::{knobs::RunKnobs, processes, worker};
+use crate::{
+    cleanup,
+    knobs::{self, RunKnobs},
+    processes, worker,
+};
 
 const AFTER: &str = "From nothing to a report:
-  ttft bench --preset quick --out run.jsonl   measures, some minutes; --plan says beforehand what it takes
-  ttft validate run.jsonl                     did the FLOPs reduction become a TTFT reduction, where not, why
-  ttft compare run.jsonl other.jsonl          another machine, or another time
-  ttft compare --binaries ./old ./new         two builds, measured in turn and judged
-  ttft report run.jsonl --html run.html       a page with charts";
+  ttft bench --preset quick --plan            prints the time, memory and disk that a run takes
+  ttft bench --preset quick --out run.jsonl   measures for some minutes
+  ttft validate run.jsonl                     says whether the FLOPs saved were time saved
+  ttft compare run.jsonl other.jsonl          compares with another machine or another time
+  ttft compare --binaries ./old ./new         measures two builds in turn and judges them
+  ttft report run.jsonl --html run.html       writes a page with charts";
 
-/// Wall-clock time to first token of KV Prediction against full prefill, on this machine
+/// Measure the time to first token of KV Prediction and of full prefill on this machine
 #[derive(Debug, Parser)]
 #[command(name = "ttft", version, max_term_width = 100, after_help = AFTER)]
 pub struct Cli {
@@ -91,5 +94,23 @@ impl Cli {
             Command::Worker { knobs } => worker::work(&knobs),
         };
         done.map(|()| ExitCode::SUCCESS)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reference_lists_every_command_and_flag() {
+        let reference = include_str!("../../../docs/reference.md");
+        let cli = Cli::command();
+        for command in cli.get_subcommands().filter(|c| !c.is_hide_set()) {
+            let name = command.get_name();
+            assert!(reference.contains(&format!("`ttft {name}")), "docs/reference.md does not name {name}");
+            for flag in command.get_arguments().filter(|a| !a.is_hide_set()).filter_map(|a| a.get_long()) {
+                assert!(reference.contains(&format!("`--{flag}")), "docs/reference.md lacks --{flag} of {name}");
+            }
+        }
     }
 }

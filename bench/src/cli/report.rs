@@ -22,41 +22,42 @@ use crate::{
 /// The name that stands for the paper's own figures.
 const PAPER: &str = "paper";
 
-/// Say whether FLOPs became latency in a run, and where they did not
+/// Say whether the FLOPs saved in a run were time saved, and where they were not
 ///
-/// Of every system: TTFT reduction over FLOPs reduction with its interval, a verdict, and the phases that took longer; an
-/// additive model of the run; from which prompt length on KV prediction pays; controls whose outcome is known.
+/// For every system it prints the TTFT reduction over the FLOPs reduction with its interval, a verdict, and the phases that
+/// took longer. It also prints an additive model of the run, the prompt length from which on KV prediction pays, and the
+/// controls, whose outcome is known beforehand.
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  ttft bench --preset quick --out run.jsonl && ttft validate run.jsonl")]
 pub struct Validate {
     /// A record of `ttft bench` or `cargo bench`; `paper` stands for the paper's Table 5 on its Apple M2 Pro
     run: PathBuf,
-    /// Answer in JSON; reports/schema says in which form
+    /// Answer in JSON; its schema is in reports/schema
     #[arg(long)]
     json: bool,
 }
 
 /// Write a report of one run or several
 ///
-/// Reports are replaced by newer ones; a file that is no report is not overwritten.
+/// A newer report replaces an older one; a file that is no report is not overwritten.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:\n  ttft report run.jsonl --html run.html --csv run.csv\n  \
                         ttft report table5.jsonl --section paper --md TABLE5.md\n  \
                         ttft report here.jsonl there.jsonl paper --html machines.html")]
 pub struct Report {
-    /// Records; `paper` stands for the paper's Table 5 on its Apple M2 Pro
+    /// Records to report; `paper` stands for the paper's Table 5 on its Apple M2 Pro
     #[arg(required = true)]
     runs: Vec<PathBuf>,
-    /// One self-contained page with charts
+    /// Write one self-contained page with charts
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
-    /// The same words and tables as Markdown
+    /// Write the same words and tables as Markdown
     #[arg(long, value_name = "FILE")]
     md: Option<PathBuf>,
-    /// One line of numbers for each cell
+    /// Write one line of numbers for each cell
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
-    /// Only these parts of the page and of the Markdown, separated by commas
+    /// Write only these parts of the page and of the Markdown, separated by commas
     #[arg(long, value_name = "PART", value_delimiter = ',', value_parser = part_names())]
     section: Vec<String>,
 }

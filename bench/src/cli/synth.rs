@@ -11,7 +11,7 @@ use ttft_models::{
 
 use crate::{console, output, scenario::Named};
 
-/// Write synthetic weights: the shapes of a network or pair, random values
+/// Write synthetic weights, with the shapes of a network or pair and random values
 #[derive(Args, Debug)]
 pub struct Synth {
     /// Network (such as OE1.1B), pair (such as OE1.1B-KVP-C-450M), or path of a config.json

@@ -11,13 +11,13 @@ use crate::{
     weights::{Size, Weights},
 };
 
-/// List networks, pairs and token prunings: parameters, bytes on disk, FLOPs reductions, memory
+/// List the networks, pairs and token prunings with their parameters, bytes on disk, FLOPs reductions and memory
 #[derive(Args, Debug)]
 pub struct Zoo {
-    /// Sequences
+    /// Number of sequences
     #[arg(long, value_name = "B", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=4096))]
     batch: u32,
-    /// Prompt tokens of each
+    /// Prompt tokens of each sequence
     #[arg(long, value_name = "N", default_value_t = 59, value_parser = clap::value_parser!(u32).range(1..=131_072))]
     prompt: u32,
     /// Type of the weights: f32, f16 or bf16
