@@ -242,13 +242,17 @@ fn outputs_may_be_links_devices_and_standard_output() {
 #[test]
 fn a_signal_leaves_nothing_behind() {
     let dir = TempDir::new().unwrap();
-    let prompts: Vec<Vec<u32>> = (0..64).map(|b| (0..100).map(|i| (b + i) % 300).collect()).collect();
+    let prompts: Vec<Vec<u32>> = (0..4).map(|b| (0..100).map(|i| (b + i) % 300).collect()).collect();
     let tokens = dir.path().join("many.json");
     fs::write(&tokens, serde_json::to_string(&prompts).unwrap()).unwrap();
     let out = dir.path().join("out");
     fs::create_dir(&out).unwrap();
     let left = || fs::read_dir(&out).unwrap().map(|e| e.unwrap().file_name()).collect::<Vec<_>>();
-    for signal in ["INT", "TERM", "HUP"] {
+    for (number, signal) in [(2, "INT"), (15, "TERM"), (1, "HUP")] {
+        if ignored(number) {
+            eprintln!("skipped: whoever started this test has programs ignore SIG{signal}");
+            continue;
+        }
         let mut logits = ttft();
         logits.arg("logits").arg("--base").arg(fixture("A").join("base")).arg("--tokens").arg(&tokens);
         logits.args(["--generate", "100000", "--threads", "1", "--out"]).arg(out.join("x.safetensors"));
@@ -266,6 +270,14 @@ fn a_signal_leaves_nothing_behind() {
         assert!(!status.success());
         assert!(left().is_empty(), "{signal}: {status}: {:?}", left());
     }
+}
+
+/// Whether this process ignores a signal, as a job of `nohup` or in the background of a script does; its children do too, and
+/// the program leaves it so.
+fn ignored(signal: u32) -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|l| u64::from_str_radix(l.strip_prefix("SigIgn:")?.trim(), 16).ok());
+    mask.is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
 }
 
 #[test]
