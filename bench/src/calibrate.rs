@@ -60,7 +60,7 @@ pub fn take(knobs: &RunKnobs, asked: Asked, size: Size, folder: &Path, time: Dur
     let mut groups = Vec::new();
     for (batch, prompt) in session.rig.scenario.groups() {
         let (parts, left) = planner::parts(&session, &arms, batch, prompt)?;
-        ensure!(left.is_empty(), "memory does not hold all systems at {batch} x {prompt}: take a smaller scenario");
+        ensure!(left.is_empty(), "memory is too small for all systems at {batch} x {prompt}: take a smaller scenario");
         groups.extend(parts);
     }
     let processes = asked.processes.unwrap_or(PROCESSES);

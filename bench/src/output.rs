@@ -11,7 +11,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use tempfile::NamedTempFile;
 use ttft_reports::schema::{RecordError, RunHeader, Writer};
 
-use crate::{cleanup, console, knobs::RunKnobs};
+use crate::{cleanup, console};
 
 /// A file to be: claimed before the work, written after it.
 #[derive(Debug)]
@@ -245,17 +245,27 @@ pub fn called_from() -> Option<PathBuf> {
     env::var_os("PWD").map(PathBuf::from).filter(|dir| dir.is_absolute() && dir.is_dir())
 }
 
+/// The target folder of cargo that this program lies in, if it does.
+fn built_in() -> Option<PathBuf> {
+    // Cargo marks its target folder; a test or bench runs from within it. A program may not know where it lies.
+    let exe = env::current_exe().unwrap_or_default();
+    let marked = |dir: &&Path| dir.join("CACHEDIR.TAG").is_file() && dir.join(".rustc_info.json").is_file();
+    exe.ancestors().skip(1).find(marked).map(Path::to_owned)
+}
+
+/// How the user calls the command `ttft`: by name if it is installed, else through cargo.
+pub fn own_command() -> &'static str {
+    if built_in().is_some() { "cargo run --release --bin ttft --" } else { "ttft" }
+}
+
 /// The folder for what can be made again: the target folder this program was built in or, for an installed program,
 /// the user's cache folder.
 ///
 /// # Errors
 /// Neither can be found.
 pub fn target_dir() -> Result<PathBuf> {
-    // Cargo marks its target folder; a test or bench runs from within it. A program may not know where it lies.
-    let exe = env::current_exe().unwrap_or_default();
-    let marked = |dir: &&Path| dir.join("CACHEDIR.TAG").is_file() && dir.join(".rustc_info.json").is_file();
-    if let Some(dir) = exe.ancestors().skip(1).find(marked) {
-        return Ok(dir.to_owned());
+    if let Some(dir) = built_in() {
+        return Ok(dir);
     }
     let home = |name: &str| env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     home("XDG_CACHE_HOME")
@@ -269,29 +279,40 @@ pub fn target_dir() -> Result<PathBuf> {
         )
 }
 
-/// Opens the record of a run: where the knobs say, nowhere if it is only a trial, or under a new name in the target folder
-/// made of scenario and time. The run is called as the file.
+/// Where a run's record goes.
+#[derive(Clone, Copy, Debug)]
+pub enum To<'a> {
+    /// Nowhere: the run is only a trial.
+    Nowhere,
+    /// The file that was asked for.
+    File(&'a Path),
+    /// A new file in the target folder, named by scenario and time.
+    New,
+}
+
+/// Opens the record of a run. The run is called as the file.
 ///
 /// # Errors
 /// A file that holds something; a place that cannot be written.
-pub fn record(knobs: &RunKnobs, scenario: &str, header: RunHeader) -> Result<Writer> {
+pub fn record(to: To<'_>, scenario: &str, header: RunHeader) -> Result<Writer> {
     let called = |path: &Path| {
         let name = path.file_stem().map(|s| ttft_reports::text::printable(&s.to_string_lossy()));
         let run_id = name.map_or_else(|| scenario.to_owned(), |n| n.replace(char::is_whitespace, "_"));
         RunHeader { run_id, ..header.clone() }
     };
-    if knobs.trial {
-        return Ok(Writer::nowhere(called(Path::new(scenario)))?);
-    }
     const ELSEWHERE: &str = "TTFT_OUT or --out names another place for the record";
-    if let Some(path) = &knobs.out {
-        if fs::metadata(path).is_ok_and(|there| is_stdout(&there)) {
-            console::reserve_stdout();
+    match to {
+        To::Nowhere => return Ok(Writer::nowhere(called(Path::new(scenario)))?),
+        To::File(path) => {
+            if fs::metadata(path).is_ok_and(|there| is_stdout(&there)) {
+                console::reserve_stdout();
+            }
+            return Writer::create(path, called(path)).map_err(|e| match e {
+                RecordError::Io { .. } => anyhow!(e).context(ELSEWHERE),
+                e => e.into(),
+            });
         }
-        return Writer::create(path, called(path)).map_err(|e| match e {
-            RecordError::Io { .. } => anyhow!(e).context(ELSEWHERE),
-            e => e.into(),
-        });
+        To::New => {}
     }
     let stamp: String = header.started_at.iter().flat_map(|t| t.chars()).filter(char::is_ascii_alphanumeric).collect();
     let dir = target_dir()?.join("ttft-records");

@@ -189,9 +189,9 @@ impl fmt::Display for Plan {
         writeln!(f, "time: about {total} of a budget of {budget}, and what making weights and checking results takes")?;
         let fewer = self.sizes(|g| g.design.is_some_and(|d| d.samples() < self.samples));
         let none = self.sizes(|g| g.design.is_none() && g.parts > 0);
-        for (sizes, what) in [(fewer, "fewer samples"), (none, "skipped, all of it or in part")] {
+        for (sizes, what) in [(fewer, "has fewer samples of"), (none, "skips all of these sizes, or a part")] {
             if !sizes.is_empty() {
-                writeln!(f, "  {what}, for the budget holds no more: {sizes}")?;
+                writeln!(f, "  because of the budget, the run {what}: {sizes}")?;
             }
         }
         writeln!(f, "memory: {} available", self.available_bytes.map_or("unknown".into(), bytes))?;
@@ -200,7 +200,7 @@ impl fmt::Display for Plan {
             writeln!(f, "  in parts, each beside its own copy of the base: {in_parts}")?;
         }
         for group in self.groups.iter().filter(|g| !g.too_large.is_empty()) {
-            writeln!(f, "  skipped, for memory does not hold it: {} at {}", group.too_large.join(", "), group.size())?;
+            writeln!(f, "  memory is too small, so the run skips: {} at {}", group.too_large.join(", "), group.size())?;
         }
         write!(f, "disk: {}", self.disk)
     }
@@ -311,8 +311,8 @@ mod tests {
             assert_eq!(sizes, ["2 x 4", "4096 x 4", "2 x 131072", "4096 x 131072"]);
             assert_eq!(samples(&plan), [5, 5, 5, 0], "{residence:?}");
             let text = plan.to_string();
-            assert!(text.contains("skipped, for memory does not hold it: OE270M at 4096 x 131072"), "{text}");
-            assert!(!text.contains("budget holds no more"), "{text}");
+            assert!(text.contains("memory is too small, so the run skips: OE270M at 4096 x 131072"), "{text}");
+            assert!(!text.contains("because of the budget"), "{text}");
 
             // Time for the first two groups and for the fewest samples of the third, which takes by far the longest.
             let [first, second, third] = [0, 1, 2].map(|i| plan.groups[i].seconds);
@@ -322,7 +322,7 @@ mod tests {
             assert_eq!(samples(&plan), expected, "{residence:?}");
             session.grant(1e-9);
             let text = Plan::new(&session, &arms, 5, residence).unwrap().to_string();
-            assert!(text.contains("for the budget holds no more: 2 x 4, 4096 x 4, 2 x 131072\n"), "{text}");
+            assert!(text.contains("skips all of these sizes, or a part: 2 x 4, 4096 x 4, 2 x 131072\n"), "{text}");
             assert!(text.contains("disk: no weights needed"), "{text}");
         }
     }

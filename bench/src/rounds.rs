@@ -85,7 +85,11 @@ fn measure_again(session: &mut Session, groups: &[Group], limit: f64) -> Result<
             let Some(design) = planner::designs(session, &[group])?[0].filter(|_| !unstable.is_empty()) else {
                 continue;
             };
-            console::note(format_args!("{}: again, for {} of its cells were disturbed", group.label(), unstable.len()));
+            console::note(format_args!(
+                "{}: {} of its cells were disturbed, so it is measured again",
+                group.label(),
+                unstable.len()
+            ));
             measure(session, group, design)?;
             measured = true;
         }
@@ -167,7 +171,7 @@ fn in_processes(session: &mut Session, group: &Group, design: Design, bar: &Prog
     for process in 0..design.processes {
         if process >= design::FEWEST_PROCESSES && session.budget_left() < one {
             console::note(format_args!(
-                "{}: {process} processes of {}, so that the budget holds",
+                "{}: the budget ends after {process} of {} processes",
                 group.label(),
                 design.processes
             ));

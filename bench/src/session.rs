@@ -25,7 +25,8 @@ use crate::{
     knobs::RunKnobs,
     layout::Layout,
     machine::{self, Rates},
-    memory, output,
+    memory,
+    output::{self, To},
     rig::{self, Group, Rig, Running, count, now, phase, phases},
     scenario::{Arm, PRESETS},
     weights::Size,
@@ -187,7 +188,7 @@ impl Session {
         capacity::check(scenario.rounds, scenario.decode, scenario.groups().len() * rig.arms.len())?;
         let mut header = header(&rig, knobs, sampler, asked);
         header.limits = rig.probe.limits(&rig.engine);
-        let writer = output::record(knobs, &rig.scenario.name, header.clone())?;
+        let writer = output::record(place(knobs), &rig.scenario.name, header.clone())?;
         Ok(Session::new(rig, knobs, asked, header, writer, &Record::default()))
     }
 
@@ -247,8 +248,7 @@ impl Session {
     pub fn next_record(&mut self, path: &Path) -> Result<()> {
         self.header.started_at = Some(now());
         self.header.machine = machine::fingerprint();
-        self.knobs.out = Some(path.to_owned());
-        self.writer = output::record(&self.knobs, &self.rig.scenario.name, self.header.clone())?;
+        self.writer = output::record(To::File(path), &self.rig.scenario.name, self.header.clone())?;
         self.measured.clear();
         self.skipped.clear();
         Ok(())
@@ -452,8 +452,9 @@ impl Session {
         if self.rig.weights.size() == Size::Tiny {
             console::print("these were tiny networks: nothing here says anything about the real ones")?;
         } else {
+            let ttft = output::own_command();
             console::print(format_args!(
-                "record: {path}\nverdict: ttft validate {path}; report: ttft report {path} --html report.html"
+                "record: {path}\nwhat it says: {ttft} validate {path}\na page of it: {ttft} report {path} --html report.html"
             ))?;
             if !record.cells.iter().any(|c| c.processes.is_some()) {
                 let scenario = match PRESETS.iter().any(|(name, _)| *name == self.scenario_arg) {
@@ -461,8 +462,8 @@ impl Session {
                     false => output::shown(Path::new(&self.scenario_arg)),
                 };
                 console::print(format_args!(
-                    "These are the samples of one process, so its words are indicative. What decides: cargo run --release \
-                     --bin ttft -- bench --scenario {scenario}"
+                    "These are the samples of one process, so its words are indicative. What decides: {ttft} bench \
+                     --scenario {scenario}"
                 ))?;
             }
         }
@@ -485,6 +486,15 @@ pub struct Opened {
     /// What it runs.
     pub running: Running,
     before: Rates,
+}
+
+/// Where the knobs want the record.
+fn place(knobs: &RunKnobs) -> To<'_> {
+    match &knobs.out {
+        _ if knobs.trial => To::Nowhere,
+        Some(path) => To::File(path),
+        None => To::New,
+    }
 }
 
 /// The higher of each limit.

@@ -502,7 +502,7 @@ fn bench_skips_what_memory_does_not_hold() {
         c
     };
     let plan = succeed(bench().arg("--plan"));
-    assert!(plan.contains("memory does not hold it: OE270M, OE270M at 4096 x 131072"), "{plan}");
+    assert!(plan.contains("memory is too small, so the run skips: OE270M, OE270M at 4096 x 131072"), "{plan}");
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "a plan leaves nothing behind");
     fail(&mut bench(), &["nothing was measured", "of memory"]);
     let record = ttft_reports::schema::Record::read(&out).unwrap();

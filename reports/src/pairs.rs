@@ -6,6 +6,7 @@
 
 use crate::{
     compare::{self, CompareError},
+    decide::fit,
     format, levels,
     schema::{Cell, Record},
     stats::{
@@ -114,28 +115,6 @@ impl Judgement {
             Outcome::Undecided => 4,
         }
     }
-}
-
-/// delta and beta of d = delta + s beta by least squares, with s = 1 where the old side ran first and else -1. If one side
-/// always ran first, beta is part of delta and unknown. `None` of fewer than 3 pairs.
-pub fn fit(differences: &[f64], old_first: &[bool]) -> Option<(Mean, Option<Mean>)> {
-    let n = differences.len() as f64;
-    let signs: Vec<f64> = old_first.iter().map(|first| if *first { 1.0 } else { -1.0 }).collect();
-    let sum = signs.iter().sum::<f64>();
-    let determinant = n * n - sum * sum;
-    if differences.len() < 3 {
-        return None;
-    }
-    if determinant == 0.0 {
-        return Some((student::mean(differences)?, None));
-    }
-    let total: f64 = differences.iter().sum();
-    let signed: f64 = differences.iter().zip(&signs).map(|(d, s)| d * s).sum();
-    let (delta, beta) = ((n * total - sum * signed) / determinant, (n * signed - sum * total) / determinant);
-    let squares: f64 = differences.iter().zip(&signs).map(|(d, s)| (d - delta - s * beta).powi(2)).sum();
-    let freedom = n - 2.0;
-    let error = (squares / freedom * n / determinant).sqrt();
-    Some((Mean { value: delta, error, freedom }, Some(Mean { value: beta, error, freedom })))
 }
 
 /// The cells of one workload in every pair that has it on both sides: place of the pair, old, new.

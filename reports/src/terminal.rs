@@ -8,7 +8,7 @@ use crate::{
     facts,
     format::{self, or_unknown},
     pairs::Judgement,
-    render::{self, Block, content},
+    render::{self, Block, content, verdict},
     schema::Record,
     summary::{self, Doubt, Pairing, Row},
     validate,
@@ -55,7 +55,7 @@ pub fn validation(record: &Record, width: Option<u16>) -> String {
     let validation = validate::validate(record);
     let nothing = "Nothing to validate: no system was measured beside its base.\n";
     let nothing = if validation.claims.is_empty() { nothing } else { "" };
-    let blocks = content::verdict(&validation);
+    let blocks = verdict::verdict(&validation);
     let answer = if blocks.is_empty() { String::new() } else { words(&blocks, width) };
     format!("{}\n{nothing}{answer}", head(record))
 }

@@ -5,7 +5,6 @@ use serde::{Deserialize, Serialize};
 use super::{CellSpread, components};
 use crate::{
     decide::{self, Sample, Spread},
-    pairs,
     stats::{
         LEVEL,
         simulate::Normal,
@@ -188,7 +187,7 @@ fn deal(processes: &[Vec<f64>], start: usize, coin: &mut Normal) -> Comparison {
                 if *old_first { b - a } else { a - b }
             })
             .collect();
-        pairs::fit(&differences, &order).map(|f| f.0)
+        decide::fit(&differences, &order).map(|f| f.0)
     };
     processes.iter().filter_map(row).collect()
 }

@@ -1,6 +1,6 @@
 //! A machine's calibration as paragraphs and tables.
 
-use super::content::{Block, lead, push_table, table, text, with_interval};
+use super::blocks::{Block, lead, push_table, table, text, with_interval};
 use crate::{
     calibration::{
         Calibration,

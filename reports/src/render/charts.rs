@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::{
     RenderError,
-    content::{Chart, Entry},
+    blocks::{Chart, Entry},
     plot::{Axis, Ink, Mark, Plot, SERIES, area_swatch, swatch},
 };
 use crate::{

@@ -1,6 +1,6 @@
 //! What pairs of processes come to, as paragraphs and a table.
 
-use super::content::{Block, Table, lead, push_table, table, text, with_interval};
+use super::blocks::{Block, Table, lead, push_table, table, text, with_interval};
 use crate::{
     format::{self, or_unknown},
     pairs::{self, Judgement, Outcome, Row},

@@ -1,6 +1,6 @@
 //! Method and bias, as every report says them.
 
-use super::content::Block;
+use super::blocks::Block;
 use crate::{
     format,
     stats::{self, LEVEL},

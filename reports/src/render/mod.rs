@@ -3,6 +3,7 @@
 //! [`document`] says everything once, as paragraphs, tables and charts; a format is a way to write that down. CSV is the
 //! exception: it lists the cells alone, one a line, as plain numbers.
 
+pub(crate) mod blocks;
 pub(crate) mod calibration;
 mod charts;
 pub(crate) mod content;
@@ -13,8 +14,10 @@ mod markdown;
 mod method;
 mod plot;
 pub(crate) mod side_by_side;
+pub(crate) mod verdict;
 
-pub use content::{Block, Chart, Document, PARTS, Section, Table, document};
+pub use blocks::{Block, Chart, Document, Section, Table};
+pub use content::{PARTS, document};
 
 use crate::{calibration::Calibration, schema::Record};
 

@@ -1,6 +1,9 @@
 //! Sides beside one another: means, figures, and what limits them.
 
-use super::content::{Block, Table, headline, lead, size, text, with_interval};
+use super::{
+    blocks::{Block, Table, lead, size, text, with_interval},
+    verdict::headline,
+};
 use crate::{
     compare::{self, Side, Verdict, Versus},
     format::{self, or_unknown},

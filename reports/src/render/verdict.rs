@@ -1,0 +1,260 @@
+//! A run's own answer: whether FLOPs became latency, and where they did not.
+
+use std::collections::BTreeSet;
+
+use super::blocks::*;
+use crate::{
+    format::{self, UNKNOWN, or_unknown},
+    schema::Kind,
+    summary,
+    validate::{self, Claim, Validation, Verdict},
+};
+
+/// The answer of a run: headline, claims, model, break-even and controls.
+pub(crate) fn verdict(validation: &Validation) -> Vec<Block> {
+    let mut blocks = if validation.claims.is_empty() { Vec::new() } else { claims(validation) };
+    let items: Vec<String> = validation.controls.iter().map(control_text).collect();
+    if !items.is_empty() {
+        blocks.push(text("Controls, whose outcome is known beforehand:"));
+        blocks.push(Block::List { items });
+    } else if validation.claims.iter().any(|c| c.row.cell.published.is_none()) {
+        blocks.push(text(
+            "Controls: none in this run; ttft bench --preset controls measures the base against itself and as its own \
+             auxiliary.",
+        ));
+    }
+    blocks
+}
+
+/// Blocks of [`claims`] that answer in words, before all tables.
+pub(crate) const ANSWER: usize = 2;
+
+/// What follows from every system beside its base.
+fn claims(validation: &Validation) -> Vec<Block> {
+    let (answer, reason) = headline(validation);
+    let mut blocks = vec![lead(answer), text(reason)];
+    let rows: Vec<Vec<String>> = validation.claims.iter().map(claim_fields).collect();
+    let head =
+        ["system", "verdict", "b x p", "ratio", "TTFT red.", "FLOPs red.", "roofline red.", "where the time went"];
+    let claims = table("Every system against its base", &head, &[0, 1, 7], rows);
+    push_table(&mut blocks, claims.mark(marked(validation.claims.iter().map(|c| &c.row))));
+    blocks.push(text(
+        "b x p: sequences x prompt tokens of each. Ratio: TTFT red. over FLOPs red. TTFT red.: time of the base over time of \
+         the system. FLOPs red.: exact operations of the base over those of the system (with *: by the paper's \
+         approximation). Roofline red.: the same of the time in which every phase takes the longer of its FLOPs at the \
+         measured peak and its bytes at the measured bandwidth; where it is smaller, memory limits what can be had. Where \
+         the time went: time beyond what the FLOPs would take at the base's own rate, as a share of the system's TTFT, \
+         largest first; negative is time gained. (!): not to be trusted.",
+    ));
+    blocks.extend(resolution(&validation.claims).map(text));
+    push_table(&mut blocks, over_auxiliary(&validation.claims));
+    if let Some(model) = &validation.model {
+        blocks.push(text(model_text(model)));
+        let explained = validation.claims.iter().filter(|c| c.row.cell.kind == Kind::Kvp).filter_map(|c| {
+            let e = c.explained?;
+            let share = |s: f64| format::percent(s / c.row.ttft.map_or(f64::NAN, |t| t.value));
+            let fields = [Some(e.miss), Some(e.bytes), e.regions, Some(e.residual)].map(|s| or_unknown(s.map(share)));
+            let largest = if matches!(c.verdict, Verdict::Holds) { UNKNOWN } else { e.largest() };
+            let names = [c.row.cell.system.clone(), size(c.row.cell)].into_iter();
+            Some(names.chain(fields).chain([largest.into()]).collect())
+        });
+        let head =
+            ["system", "b x p", "miss", "by bytes", "by parallel regions", "not explained", "term that explains it"];
+        let title = "The miss by the terms of the model, in shares of TTFT";
+        push_table(&mut blocks, table(title, &head, &[0, 6], explained.collect()));
+    }
+    let items: Vec<String> =
+        validation.break_even.iter().map(|b| format!("{}, batch {}: {b}", b.system, b.batch)).collect();
+    if !items.is_empty() {
+        blocks.push(text("Where KV prediction stops paying (TTFT no shorter than the base's):"));
+        blocks.push(Block::List { items });
+    }
+    blocks
+}
+
+/// What the run can tell apart at all.
+fn resolution(claims: &[Claim]) -> Option<String> {
+    let all: Vec<f64> = claims.iter().filter_map(|c| c.resolution).collect();
+    let processes = claims.iter().map(|c| c.row.processes).max().unwrap_or(0);
+    let of = match processes {
+        0 | 1 => "rounds of one process, without what varies between processes".into(),
+        n => format!("{n} processes"),
+    };
+    (!all.is_empty()).then(|| {
+        format!(
+            "Resolution: this run ({of}) finds a deviation of {} in 80% of cases. Holds: the interval of the ratio lies \
+             within {} of 1, or within the resolution where that is coarser; falls short or exceeds: it lies outside; \
+             undecided: it straddles.",
+            range(&all, format::percent),
+            format::percent(validate::word::BAND)
+        )
+    })
+}
+
+/// The run's answer, and its reason, in a few sentences each.
+pub(crate) fn headline(validation: &Validation) -> (String, String) {
+    let kvp: Vec<&Claim> = validation.claims.iter().filter(|c| c.row.cell.kind == Kind::Kvp).collect();
+    let (what, claims) = match kvp.is_empty() {
+        true => ("Smaller systems cut", validation.claims.iter().collect()),
+        false => ("KV prediction cuts", kvp),
+    };
+    let count = |f: fn(&Verdict) -> bool| claims.iter().filter(|c| f(&c.verdict)).count();
+    let (holds, exceeds) = (count(|v| matches!(v, Verdict::Holds)), count(|v| matches!(v, Verdict::Exceeds(_))));
+    let short: Vec<(&Claim, f64)> = claims
+        .iter()
+        .filter_map(|c| if let Verdict::FallsShort(share) = c.verdict { Some((*c, share)) } else { None })
+        .collect();
+    let undecided = claims.len() - holds - exceeds - short.len();
+    let mut answer = if undecided == claims.len() {
+        let why = |c: &&Claim| if let Verdict::Undecided(why) = c.verdict { Some(why) } else { None };
+        let reasons: BTreeSet<String> = claims.iter().filter_map(why).map(|why| why.to_string()).collect();
+        let reasons = reasons.into_iter().collect::<Vec<_>>().join("; ");
+        format!("Whether TTFT falls as much as FLOPs cannot be told: {reasons}.")
+    } else {
+        let mut parts = vec![format!("as much as FLOPs in {holds} of {} cells", claims.len())];
+        if !short.is_empty() {
+            let shares: Vec<f64> = short.iter().map(|s| s.1).collect();
+            parts.push(format!("less in {} (by {})", short.len(), range(&shares, format::percent)));
+        }
+        if exceeds > 0 {
+            parts.push(format!("more in {exceeds}"));
+        }
+        if undecided > 0 {
+            parts.push(format!("{undecided} undecided"));
+        }
+        format!("{what} TTFT {}.", parts.join(", "))
+    };
+    if let Some(command) = validation.command.as_ref().filter(|_| claims.iter().any(|c| c.indicative)) {
+        answer.push_str(&format!(
+            " These words are indicative, because one process took all samples: {command} decides."
+        ));
+    }
+    let doubted = claims.iter().filter(|c| !c.row.doubts.is_empty()).count();
+    if doubted > 0 {
+        answer.push_str(&format!(
+            " {doubted} of these cells {} not to be trusted.",
+            if doubted == 1 { "is" } else { "are" }
+        ));
+    }
+    let failed = validation.controls.iter().filter(|c| c.passed == Some(false)).count();
+    if failed > 0 {
+        let all = validation.controls.len();
+        answer
+            .push_str(&format!(" {failed} of {all} controls did not come out as they must, so the run proves little."));
+    }
+    let speedups: Vec<f64> = claims.iter().filter_map(|c| Some(c.row.speedup?.estimate.value)).collect();
+    let mut reason = Vec::new();
+    if !speedups.is_empty() {
+        let slower = speedups.iter().filter(|s| **s <= 1.0).count();
+        let but = if slower > 0 { format!("; no faster in {slower} of {}", speedups.len()) } else { String::new() };
+        reason.push(format!("Speedup over the base: {}{but}.", range(&speedups, format::ratio)));
+    }
+    reason.extend(main_causes(&short));
+    (answer, reason.join(" "))
+}
+
+/// Which loss is the largest where systems fall short, by the number of cells.
+fn main_causes(short: &[(&Claim, f64)]) -> Option<String> {
+    let mut causes: Vec<(&str, usize)> = Vec::new();
+    for (claim, _) in short {
+        let Some(loss) = claim.losses.first() else { continue };
+        match causes.iter_mut().find(|c| c.0 == loss.cause.name()) {
+            Some(cause) => cause.1 += 1,
+            None => causes.push((loss.cause.name(), 1)),
+        }
+    }
+    causes.sort_by_key(|c| std::cmp::Reverse(c.1));
+    let list: Vec<String> = causes.iter().map(|(name, n)| format!("{name} ({n} of {})", short.len())).collect();
+    match (short.is_empty(), list.is_empty()) {
+        (true, _) => None,
+        (_, true) => Some("Why it falls short cannot be told: the record has no phases.".into()),
+        _ => Some(format!("Where it falls short, the largest loss is: {}.", list.join(", "))),
+    }
+}
+
+fn claim_fields(claim: &Claim) -> Vec<String> {
+    let row = &claim.row;
+    let speedup = row.speedup.map(|s| s.estimate);
+    let (reduction, star) = match row.flops_reduction {
+        Some(r) => (Some(r), ""),
+        None => (row.paper_flops_reduction, "*"),
+    };
+    let efficiency = row.efficiency.map(|e| with_interval(format!("{:.2}", e.value), format::ratio_interval(&e)));
+    let own = || speedup.zip(reduction).map(|(s, r)| format!("{:.2}", s.value / r));
+    vec![
+        row.cell.system.clone(),
+        claim.words(),
+        size(row.cell),
+        or_unknown(efficiency.or_else(own)),
+        or_unknown(speedup.map(|s| with_interval(format::ratio(s.value), format::ratio_interval(&s)))),
+        or_unknown(reduction.map(|r| format!("{}{star}", format::ratio(r)))),
+        or_unknown(row.roofline_reduction.map(format::ratio)),
+        losses_text(claim),
+    ]
+}
+
+/// KV prediction against its auxiliary alone: without overhead, the one costs more than the other by its FLOPs.
+fn over_auxiliary(claims: &[Claim]) -> Table {
+    let fields = |claim: &Claim| {
+        let kvp = claim.row.cell;
+        let alone = summary::auxiliary_of(claims.iter().map(|c| c.row.cell), kvp)?;
+        let time = summary::ratio(kvp, alone)?.estimate;
+        let work = kvp.cost()?.flops.total() as f64 / alone.cost()?.flops.total() as f64;
+        Some(vec![
+            kvp.system.clone(),
+            size(kvp),
+            format!("{:.3}", time.value),
+            format!("{work:.3}"),
+            over_text(&time.scaled(1.0 / work)),
+        ])
+    };
+    let head = ["system", "b x p", "TTFT / auxiliary's", "FLOPs / auxiliary's", "time beyond its FLOPs"];
+    table("KV prediction over its auxiliary alone", &head, &[0], claims.iter().filter_map(fields).collect())
+}
+
+/// The losses that matter: at least 1% of TTFT.
+fn losses_text(claim: &Claim) -> String {
+    let Some(ttft) = claim.row.ttft else { return UNKNOWN.into() };
+    let shares = claim.losses.iter().map(|l| (l.cause, l.seconds / ttft.value)).filter(|(_, s)| s.abs() >= 0.01);
+    let parts: Vec<String> =
+        shares.map(|(cause, share)| format!("{} {}", cause.name(), format::percent(share))).collect();
+    match (parts.is_empty(), claim.losses.is_empty()) {
+        (_, true) => UNKNOWN.into(),
+        (true, _) => "nothing above 1%".into(),
+        _ => parts.join(", "),
+    }
+}
+
+fn model_text(model: &validate::Model) -> String {
+    let compute = model.gflops().map(|g| format!("FLOPs / {} GFLOP/s", format::figure(g)));
+    let bytes = model.gb_per_s().map(|b| format!("bytes / {} GB/s", format::figure(b)));
+    let regions = model.s_per_region.filter(|s| *s > 0.0).map(|s| format!("parallel regions x {}", format::seconds(s)));
+    let terms: Vec<String> = [compute, bytes, regions].into_iter().flatten().collect();
+    let worst = model.worst.as_ref().map(|(cell, phase, residual)| {
+        let side = if *residual > 0.0 { "slower" } else { "faster" };
+        format!(", most in {phase} of {cell} ({} {side} than the model)", format::percent(residual.abs()))
+    });
+    let caution = if model.one_size {
+        " All phases have one batch and prompt length, which hardly tells the terms apart: a run over several sizes does."
+    } else {
+        ""
+    };
+    format!(
+        "Additive model of {} phases: t = {}; root mean square of the relative residuals {}{}.{caution}",
+        model.phases,
+        terms.join(" + "),
+        format::percent(model.rms),
+        worst.unwrap_or_default()
+    )
+}
+
+fn control_text(control: &validate::Control) -> String {
+    let outcome = match control.passed {
+        Some(true) => "as expected",
+        Some(false) => "NOT as expected",
+        None => "undecided",
+    };
+    let indicative = if control.indicative { " (indicative)" } else { "" };
+    let ratio = with_interval(format!("{:.3}", control.ratio.value), format::interval(&control.ratio));
+    format!("{}: ratio {ratio}, expected {:.3}: {outcome}{indicative}", control.name, control.expected)
+}
