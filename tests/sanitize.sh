@@ -7,4 +7,4 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # as they are, since a target is named.
 export RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address" CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/sanitize"
 export CARGO_PROFILE_DEV_DEBUG=line-tables-only
-cargo test --target x86_64-unknown-linux-gnu --locked -p ttft-tests --test shared_engine -- --nocapture
+cargo test --target x86_64-unknown-linux-gnu --locked -p ttft-tests --no-default-features --test shared_engine -- --nocapture

@@ -35,12 +35,20 @@ pub(crate) fn command(program: &Path) -> Command {
 }
 
 /// This program, even if its file was replaced since it started.
+///
+/// # Errors
+/// A system that does not tell, called in a way that does not tell either.
 pub(crate) fn this_program() -> Result<PathBuf> {
     let own = PathBuf::from("/proc/self/exe");
     if cfg!(target_os = "linux") && own.exists() && std::env::var_os(RUNNER).is_none() {
         return Ok(own);
     }
-    std::env::current_exe().context("cannot find this program's own path")
+    if let Ok(path) = std::env::current_exe() {
+        return Ok(path);
+    }
+    // Without /proc: as it was called, if that is a path.
+    let called = std::env::args_os().next().map(PathBuf::from).filter(|path| path.components().count() > 1);
+    called.filter(|path| path.is_file()).context("cannot find this program's own path, to start it again")
 }
 
 /// Runs one process that does the job; one outcome for each system. `tick` is told each system before it runs.

@@ -127,6 +127,16 @@ pub(crate) fn measure(session: &mut Session, group: &Group, design: Design) -> R
     if checked.arms.is_empty() {
         return Ok(());
     }
+    let mut design = design;
+    if design.processes > 1
+        && let Err(e) = processes::this_program()
+    {
+        console::note(format_args!(
+            "{}: {e:#}; so this process takes all samples, and its words are indicative",
+            group.label()
+        ));
+        design = Design { processes: 1, rounds: design.samples() };
+    }
     let bar = progress(session, &checked, design)?;
     let outcomes = match design.processes {
         1 => sampling::sample(&mut session.rig, &checked, design.rounds, 0, |system, _| advance(&bar, system)),

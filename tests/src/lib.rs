@@ -1,5 +1,6 @@
 //! Helpers that the test suites share. The suites are in `tests/tests`.
 
+#[cfg(feature = "fuzz")]
 pub mod fuzz;
 pub mod models;
 pub mod pruning;
