@@ -180,7 +180,7 @@ fn callers_that_share_an_engine_get_what_they_would_get_alone() {
     projections::<bf16>(&mut ops);
     rowwise::<f32>(&mut ops);
     rowwise::<bf16>(&mut ops);
-    let callers = 4;
+    let callers = if small() { 2 } else { 4 };
     for isa in isas() {
         let gemm = Some((2, Backend::Gemm, 1)).filter(|_| isa == Isa::best());
         for (threads, backend, rounds) in
@@ -190,6 +190,7 @@ fn callers_that_share_an_engine_get_what_they_would_get_alone() {
                 // Slow, and the same loops.
                 Isa::Portable if threads != 2 => continue,
                 Isa::Portable => 1,
+                _ if small() && threads != 2 => continue,
                 _ if small() => 1,
                 _ => rounds,
             };
