@@ -399,9 +399,11 @@ impl Session {
         cell.attempt = self.measured.get(&cell.id).map_or(1, |m| m.attempt + 1);
         cell.gate = self.gates.get(&cell.system).cloned();
         if summary::peak_share(&self.limits, &cell).is_some_and(|share| share > 1.0) {
-            console::note(format_args!("{}: above the measured peak, which was measured too low: again", cell.id));
-            cell.limits = Some(best(&self.limits, self.rig.probe.limits(&self.rig.engine)));
+            console::note(format_args!("{}: above the measured peak, so the peak is measured again", cell.id));
+            self.limits = best(&self.limits, self.rig.probe.limits(&self.rig.engine));
         }
+        // The record's first line stays as it was written.
+        cell.limits = (self.limits != self.header.limits).then(|| self.limits.clone());
         self.speed.learn(&cell);
         self.writer.cell(&cell)?;
         self.measured.insert(cell.id.clone(), Measured::of(&cell));

@@ -181,6 +181,14 @@ fn callers_that_share_an_engine_get_what_they_would_get_alone() {
     rowwise::<f32>(&mut ops);
     rowwise::<bf16>(&mut ops);
     let callers = if small() { 2 } else { 4 };
+    if small() {
+        // What is shared is the same on every machine, and tried in full outside of emulators.
+        let mut at = 0;
+        ops.retain(|_| {
+            at += 1;
+            at % 4 == 1
+        });
+    }
     for isa in isas() {
         let gemm = Some((2, Backend::Gemm, 1)).filter(|_| isa == Isa::best());
         for (threads, backend, rounds) in
