@@ -59,7 +59,7 @@ pub fn run(
     flags: &[std::ffi::OsString],
     job: &Job,
     layout: &mut Layout,
-    mut tick: impl FnMut(&str, u64),
+    mut tick: impl FnMut(&str),
 ) -> Result<Vec<Outcome>> {
     let mut command = command(&this_program()?);
     command.arg(WORKER).args(flags).stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -74,7 +74,7 @@ pub fn run(
     for line in output.lines() {
         let line = line.context("cannot read what the process says")?;
         match serde_json::from_str(&line).with_context(|| format!("the process said '{line}'"))? {
-            Answer::Run(name, left) => tick(&name, left),
+            Answer::Run(name) => tick(&name),
             Answer::Cell(at, cell) => {
                 *outcomes.get_mut(at).context("a system that is not in the job")? = Some(Ok(*cell))
             }

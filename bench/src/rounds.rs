@@ -139,7 +139,7 @@ pub(crate) fn measure(session: &mut Session, group: &Group, design: Design) -> R
     }
     let bar = progress(session, &checked, design)?;
     let outcomes = match design.processes {
-        1 => sampling::sample(&mut session.rig, &checked, design.rounds, 0, |system, _| advance(&bar, system)),
+        1 => sampling::sample(&mut session.rig, &checked, design.rounds, 0, |system| advance(&bar, system)),
         _ => in_processes(session, &checked, design, &bar)?,
     };
     bar.finish_and_clear();
@@ -219,5 +219,5 @@ pub(crate) fn one_process(
         turn,
     };
     let Session { knobs, layout, .. } = session;
-    processes::run(&knobs.flags(), &job, layout, |system, _| advance(bar, system))
+    processes::run(&knobs.flags(), &job, layout, |system| advance(bar, system))
 }

@@ -18,16 +18,15 @@ const FEW_FAULTS: u64 = 64;
 pub type Outcome = Result<Cell>;
 
 /// Takes `rounds` rounds of a group after its warm-up, the first of them beginning with the system at place `turn`.
-/// `tick` is told each system before it runs, and how many runs are still to come. One outcome for each system, in the
-/// group's order; a system that fails stops no other.
-pub fn sample(rig: &mut Rig, group: &Group, rounds: u32, turn: u32, mut tick: impl FnMut(&str, u64)) -> Vec<Outcome> {
+/// `tick` is told each system before it runs. One outcome for each system, in the group's order; a system that fails stops no
+/// other.
+pub fn sample(rig: &mut Rig, group: &Group, rounds: u32, turn: u32, mut tick: impl FnMut(&str)) -> Vec<Outcome> {
     let mut slots: Vec<Slot> = group.arms.iter().map(|arm| Slot::new(rig.open(arm, group))).collect();
     let probe = rig.probe.hold();
     let engine = &rig.engine;
-    let left = |done: u32| u64::from(rounds - done) * slots_len(group);
     for warmup in 1..=MOST_WARMUPS {
         each(&mut slots, turn, |slot, _| {
-            tick(&slot.name, left(0));
+            tick(&slot.name);
             slot.call(engine);
         });
         // Memory that is still being mapped is time that later calls do not spend.
@@ -40,7 +39,7 @@ pub fn sample(rig: &mut Rig, group: &Group, rounds: u32, turn: u32, mut tick: im
     let mut rates = first;
     for round in 0..rounds {
         each(&mut slots, turn.wrapping_add(round), |slot, position| {
-            tick(&slot.name, left(round));
+            tick(&slot.name);
             slot.call(engine);
             slot.places.positions.push(position);
             slot.places.rates.push(rates);
@@ -48,10 +47,6 @@ pub fn sample(rig: &mut Rig, group: &Group, rounds: u32, turn: u32, mut tick: im
         rates = probe.rates(engine);
     }
     slots.into_iter().map(|slot| slot.finish(rounds, probe.bytes(), first, rates)).collect()
-}
-
-fn slots_len(group: &Group) -> u64 {
-    group.arms.len() as u64
 }
 
 /// A system of the group while it is measured.

@@ -40,8 +40,8 @@ pub struct Job {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
-    /// A system is about to run, with so many runs to come.
-    Run(String, u64),
+    /// A system is about to run.
+    Run(String),
     /// What came of the system at this place of the group.
     Cell(usize, Box<Cell>),
     /// Why the system at this place was not measured.
@@ -72,9 +72,9 @@ pub fn work(knobs: &RunKnobs) -> Result<()> {
         out.write_all(b"\n")?;
         Ok(out.flush()?)
     };
-    let outcomes = sampling::sample(&mut rig, &group, job.rounds, job.turn, |name, left| {
+    let outcomes = sampling::sample(&mut rig, &group, job.rounds, job.turn, |name| {
         // Nobody waits for the answer any more: what would still be measured disturbs others.
-        if say(&Answer::Run(name.into(), left)).is_err() {
+        if say(&Answer::Run(name.into())).is_err() {
             std::process::exit(1);
         }
     });
