@@ -10,7 +10,10 @@ use std::{
 };
 
 use anyhow::{Result, bail, ensure};
-use ttft_reports::schema::{self, Cell, Gate, Limits, Record, RunHeader, Sampler, Settings, Skipped, Writer};
+use ttft_models::{Precision, RunSpec, System};
+use ttft_reports::schema::{
+    self, Cell, Gate, Limits, LongestGate, Record, RunHeader, Sampler, Settings, Skipped, Writer,
+};
 use ttft_reports::{
     format::{bytes, seconds},
     summary,
@@ -47,6 +50,8 @@ pub struct Session {
     pub(crate) layout: Layout,
     limits: Limits,
     gates: HashMap<String, Gate>,
+    /// Seconds that comparisons of the longest prompt may still take.
+    gate_left_s: f64,
     header: RunHeader,
     writer: Writer,
     started: Instant,
@@ -72,6 +77,9 @@ pub struct Asked {
 /// slower machines, for estimates only.
 const START_S: f64 = 0.3;
 const MAP_BYTES_PER_S: f64 = 8e9;
+
+/// Part of the budget that comparisons of the longest prompt may take, all systems together.
+const GATE_SHARE: f64 = 0.05;
 
 /// What must be known of a cell in the record.
 #[derive(Clone, Copy, Debug)]
@@ -225,12 +233,13 @@ impl Session {
         let since_epoch = std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |d| d.as_nanos() as u64);
         Session {
             speed: Speed::new(&header.limits, machine::dtype(rig.compute)),
-            rig,
             processes: asked.processes,
             knobs: knobs.clone(),
             layout: Layout::new(since_epoch),
             limits: header.limits.clone(),
             gates: HashMap::new(),
+            gate_left_s: rig.scenario.budget_s * GATE_SHARE,
+            rig,
             header,
             writer,
             started: Instant::now(),
@@ -355,12 +364,30 @@ impl Session {
             let rig = &self.rig;
             let ids = rig.prompt(&system, 64);
             let (precision, extent) = (rig.scenario.precision(), rig.scenario.extent());
-            let gate = gate::check(&rig.engine, &system, rig.weights.depth(arm)?, precision, extent, &ids)?;
+            let mut gate = gate::check(&rig.engine, &system, rig.weights.depth(arm)?, precision, extent, &ids)?;
+            if gate.passed {
+                match self.check_longest(arm, &system)? {
+                    Ok(longest) => {
+                        gate.passed = longest.max_abs_err <= longest.tolerance;
+                        gate.longest = Some(longest);
+                    }
+                    Err(reason) => gate.longest_skipped = Some(reason),
+                }
+            }
             self.gates.insert(arm.system.clone(), gate);
             // The gate's own kernels are no part of any cell.
-            rig.engine.take_used();
+            self.rig.engine.take_used();
         }
         let gate = &self.gates[&arm.system];
+        if let Some(longest) = gate.longest.as_ref().filter(|_| !gate.passed) {
+            bail!(
+                "the result is wrong and is not timed: with a prompt of {} tokens a logit is {:.3e} away from that of the f32 \
+                 kernels, at most {:.3e} is rounding; try another --isa, or --precision f32, and report this",
+                longest.prompt,
+                longest.max_abs_err,
+                longest.tolerance
+            );
+        }
         ensure!(
             gate.passed,
             "the result is wrong and is not timed: a logit is {:.3e} away from the portable reference, at most {:.3e} is \
@@ -369,6 +396,40 @@ impl Session {
             gate.tolerance
         );
         Ok(())
+    }
+
+    /// Compares a system at the longest prompt with the f32 kernels of the same instruction set, or says why that is left out.
+    fn check_longest(&mut self, arm: &Arm, system: &System) -> Result<Result<LongestGate, String>> {
+        let rig = &self.rig;
+        if rig.scenario.precision() == Precision::F32 {
+            return Ok(Err("the run takes the f32 kernels, which are what a long prompt is compared with".into()));
+        }
+        let prompt = rig.scenario.lengths.iter().copied().max().unwrap_or(1);
+        let spec = RunSpec { precision: Precision::F32, generate: 1, ..rig.spec(1, prompt) };
+        let cost = rig.weights.cost(arm)?;
+        let in_f32 = Speed::new(&self.limits, schema::Dtype::F32).seconds(&phases(&cost, &spec));
+        let (expected, left) = (in_f32 + self.estimate(arm, 1, prompt)?, self.gate_left_s);
+        if expected > left {
+            return Ok(Err(format!(
+                "{prompt} tokens would take about {}, and {} of the {} are left that checks may take ({:.0}% of the budget)",
+                seconds(expected),
+                seconds(left.max(0.0)),
+                seconds(self.rig.scenario.budget_s * GATE_SHARE),
+                GATE_SHARE * 100.0,
+            )));
+        }
+        let need = rig.weights.bytes([arm])?.saturating_add(ttft_models::memory_of(&cost, &spec).allocated());
+        if let Some(free) = machine::available_memory().filter(|free| need > *free) {
+            return Ok(Err(format!(
+                "{prompt} tokens in f32 need {} of memory, {} can be had",
+                bytes(need),
+                bytes(free)
+            )));
+        }
+        let began = Instant::now();
+        let longest = gate::check_longest(&rig.engine, system, rig.weights.depth(arm)?, &rig.prompt(system, prompt))?;
+        self.gate_left_s -= began.elapsed().as_secs_f64();
+        Ok(Ok(longest))
     }
 
     /// Opens a cell for criterion: gate, weights, buffers, and the speed of the machine before it.

@@ -6,7 +6,7 @@ use crate::{
     facts,
     format::{self, UNKNOWN, or_unknown},
     paper,
-    schema::{Cell, Kind, Record},
+    schema::{Cell, Gate, Kind, Record},
     stats,
     summary::{self, Row},
     validate,
@@ -507,7 +507,7 @@ fn validity(record: &Record, rows: &[Row]) -> Vec<Block> {
             or_unknown(memory.and_then(|m| m.minor_faults).map(|n| n.to_string())),
             or_unknown(memory.and_then(|m| m.peak_rss_bytes).map(format::bytes)),
             or_unknown(memory.and_then(|m| m.rss_anon_bytes).map(format::bytes)),
-            or_unknown(cell.gate.as_ref().map(|g| format!("{:.1e} of {:.1e}", g.max_abs_err, g.tolerance))),
+            or_unknown(cell.gate.as_ref().map(gate)),
             cell.attempt.to_string(),
         ]
     };
@@ -532,6 +532,16 @@ fn validity(record: &Record, rows: &[Row]) -> Vec<Block> {
     let skipped = record.skipped.iter().map(|s| vec![s.id.clone(), s.reason.clone()]).collect();
     push_table(&mut blocks, table("Skipped", &["cell", "reason"], &[0, 1], skipped));
     blocks
+}
+
+/// The errors of the correctness gate, each beside what rounding may do.
+fn gate(g: &Gate) -> String {
+    let short = format!("{:.1e} of {:.1e}", g.max_abs_err, g.tolerance);
+    match (&g.longest, &g.longest_skipped) {
+        (Some(l), _) => format!("{short}, {:.1e} of {:.1e} at {} tokens", l.max_abs_err, l.tolerance, l.prompt),
+        (None, Some(_)) => format!("{short}, longest prompt skipped"),
+        (None, None) => short,
+    }
 }
 
 fn run(record: &Record) -> Vec<Block> {

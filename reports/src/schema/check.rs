@@ -208,8 +208,11 @@ pub(super) fn check_cell(cell: &Cell) -> Result<(), Fault> {
         })?;
     }
     if let Some(gate) = &cell.gate {
-        if gate.passed != (gate.max_abs_err <= gate.tolerance) {
-            let (err, tolerance, passed) = (gate.max_abs_err, gate.tolerance, gate.passed);
+        let differences =
+            [Some((gate.max_abs_err, gate.tolerance)), gate.longest.as_ref().map(|l| (l.max_abs_err, l.tolerance))];
+        let wrong = differences.into_iter().flatten().find(|(err, tolerance)| err > tolerance);
+        if gate.passed != wrong.is_none() {
+            let ((err, tolerance), passed) = (wrong.unwrap_or((gate.max_abs_err, gate.tolerance)), gate.passed);
             return fault("cell.gate.passed", format!("{passed}, but error {err} and tolerance {tolerance}"));
         }
         if !gate.passed && samples > 0 {

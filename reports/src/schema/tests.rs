@@ -42,7 +42,7 @@ fn cell() -> Cell {
                 parallel_regions: None,
             },
         ],
-        gate: Some(Gate { max_abs_err: 1e-5, tolerance: 1e-4, passed: true }),
+        gate: Some(Gate { max_abs_err: 1e-5, tolerance: 1e-4, passed: true, longest: None, longest_skipped: None }),
         drift: Some(Drift { before_gflops: Some(100.0), after_gflops: Some(95.0), ..Drift::default() }),
         ..Cell::new(Kind::Kvp, "OE1.1B-KVP-C-450M", "OE1.1B", Some("OE450M"), 4, 256)
     }
@@ -269,7 +269,8 @@ fn cells_that_contradict_themselves_are_refused() {
         ("`cell.decode.samples_ns`", |c| c.decode = Some(Decode { steps: 3, samples_ns: vec![1; 5] })),
         ("`cell.gate.passed`", |c| c.gate.as_mut().unwrap().passed = false),
         ("the correctness gate failed", |c| {
-            c.gate = Some(Gate { max_abs_err: 2.0, tolerance: 1.0, passed: false });
+            c.gate =
+                Some(Gate { max_abs_err: 2.0, tolerance: 1.0, passed: false, longest: None, longest_skipped: None });
         }),
         ("`cell.published`", |c| c.published = Some(Published { ttft_s: 1.0, ..Published::default() })),
     ];
@@ -292,7 +293,7 @@ fn a_value_json_cannot_carry_is_not_written() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("run.jsonl");
     let mut writer = Writer::create(&path, header()).unwrap();
-    let gate = Gate { max_abs_err: f64::NAN, tolerance: 1.0, passed: false };
+    let gate = Gate { max_abs_err: f64::NAN, tolerance: 1.0, passed: false, longest: None, longest_skipped: None };
     let error = writer.cell(&Cell { gate: Some(gate), ..cell() }).unwrap_err().to_string();
     assert!(error.contains("field `cell.gate.max_abs_err`"), "{error}");
     assert_eq!(Record::read(&path).unwrap().cells.len(), 0);

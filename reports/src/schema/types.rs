@@ -615,8 +615,25 @@ pub struct Gate {
     pub max_abs_err: f64,
     /// Largest difference allowed.
     pub tolerance: f64,
-    /// Whether it was within the tolerance. A wrong result is never timed.
+    /// Whether all differences were within their tolerances. A wrong result is never timed.
     pub passed: bool,
+    /// The longest prompt of the run, where the large kernels were compared with the same instruction set's f32 kernels.
+    pub longest: Option<LongestGate>,
+    /// Why the longest prompt was not compared.
+    pub longest_skipped: Option<String>,
+}
+
+/// Comparison of a long prompt's logits with those of the f32 kernels of the same instruction set.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct LongestGate {
+    /// Tokens of the prompt.
+    pub prompt: u32,
+    /// Largest absolute difference of a logit.
+    pub max_abs_err: f64,
+    /// Largest difference allowed.
+    pub tolerance: f64,
 }
 
 /// Figures as printed in a publication.
