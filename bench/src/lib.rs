@@ -25,6 +25,7 @@ pub mod pages;
 pub mod planner;
 pub mod process;
 pub mod processes;
+pub mod remarks;
 pub mod rig;
 pub mod rounds;
 pub mod sampling;

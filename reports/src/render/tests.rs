@@ -93,8 +93,8 @@ fn the_answer_and_its_reason_come_before_charts_and_tables() {
     let page = render("html", &[("sample", &samples::run())]);
     let at = |text: &str| page.find(text).unwrap_or_else(|| panic!("{text}"));
     let order = [
-        at("KV prediction cuts TTFT as much as FLOPs in "),
-        at("Where it falls short, the largest loss is: "),
+        at("With KV prediction, TTFT falls as much as FLOPs in "),
+        at("Where TTFT falls less, most of the missing time went into "),
         at("id=\"r0-headline\""),
         at("id=\"r0-phases\""),
         at("<table"),
@@ -130,7 +130,7 @@ fn a_run_says_what_its_controls_are_worth() {
     record.cells[2].decode = None;
     assert!(render("md", &[("sample", &record)]).contains("Controls: none in this run"));
     let paper = render("md", &[("paper", &paper::table5())]);
-    assert!(paper.contains("the record has no phases") && !paper.contains("Controls"), "{paper}");
+    assert!(paper.contains("The record has no phases") && !paper.contains("Controls"), "{paper}");
 }
 
 #[test]
