@@ -519,15 +519,19 @@ impl Session {
             console::print(format_args!(
                 "record: {path}\nwhat it says: {ttft} validate {path}\na page of it: {ttft} report {path} --html report.html"
             ))?;
-            if !record.cells.iter().any(|c| c.processes.is_some()) {
-                let scenario = match PRESETS.iter().any(|(name, _)| *name == self.scenario_arg) {
-                    true => self.scenario_arg,
-                    false => output::shown(Path::new(&self.scenario_arg)),
-                };
-                console::print(format_args!(
-                    "These are the samples of one process, so its words are indicative. What decides: {ttft} bench \
-                     --scenario {scenario}"
-                ))?;
+            let scenario = match PRESETS.iter().any(|(name, _)| *name == self.scenario_arg) {
+                true => self.scenario_arg,
+                false => output::shown(Path::new(&self.scenario_arg)),
+            };
+            let decides = format!("{ttft} bench --scenario {scenario}");
+            match ttft_reports::terminal::answer(&record, &decides) {
+                Some(answer) => {
+                    console::print(format_args!("\nWere the operations saved time saved?\n{}", answer.trim_end()))?
+                }
+                None if record.cells.iter().all(|c| c.processes.is_none()) => console::print(format_args!(
+                    "These samples are of one process, so they are indicative. The following command decides: {decides}"
+                ))?,
+                None => {}
             }
         }
         let failed = self.failed;

@@ -675,3 +675,17 @@ fn records_are_judged_compared_and_reported() {
     fail(ttft().args(["compare", "paper", "none.jsonl"]), &["none.jsonl", "a record", "`paper`"]);
     fail(ttft().arg("validate").arg(fixture("A").join("meta.json")), &["error"]);
 }
+
+/// Warnings change the exit code only where that is asked for.
+#[test]
+fn the_doctor_answers_in_words_and_in_json() {
+    let words = succeed(ttft().arg("doctor"));
+    let answer: serde_json::Value = serde_json::from_str(&succeed(ttft().args(["doctor", "--json"]))).expect("JSON");
+    assert_eq!(answer["schema"], "ttft-doctor/1");
+    for check in answer["checks"].as_array().expect("a list") {
+        assert!(words.contains(check["name"].as_str().expect("a name")), "{words}");
+    }
+    let strict = ttft().args(["doctor", "--json", "--strict"]).output().expect("it starts");
+    let answer: serde_json::Value = serde_json::from_slice(&strict.stdout).expect("JSON");
+    assert_eq!(strict.status.code(), Some(if answer["warnings"] == 0 { 0 } else { 3 }));
+}

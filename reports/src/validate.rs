@@ -75,7 +75,7 @@ pub enum Verdict {
     FallsShort(f64),
     /// The TTFT reduction is larger than the FLOPs reduction by this share.
     Exceeds(f64),
-    /// There is no figure to judge by, or it straddles the border.
+    /// There is no figure to judge by, or its interval reaches over the border.
     Undecided(Why),
 }
 
@@ -90,9 +90,9 @@ pub enum Why {
     NoFlops,
     /// Fewer than 3 samples.
     TooFew,
-    /// The interval straddles the border: so many processes would decide, if a sensible number would.
+    /// The interval reaches over the border: so many processes would decide, if a sensible number would.
     Straddles(Option<usize>),
-    /// The interval of one process straddles the border.
+    /// The interval of one process reaches over the border.
     OneProcess,
 }
 
@@ -100,12 +100,12 @@ impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Why::NoBase => f.write_str("the base was not measured"),
-            Why::NoRatio => f.write_str("the machine's speed moved between it and its base"),
-            Why::NoFlops => f.write_str("FLOPs are unknown"),
-            Why::TooFew => f.write_str("fewer than 3 samples"),
+            Why::NoRatio => f.write_str("the machine's speed moved between the system and its base"),
+            Why::NoFlops => f.write_str("its FLOPs are unknown"),
+            Why::TooFew => f.write_str("it has fewer than 3 samples"),
             Why::Straddles(Some(n)) => write!(f, "about {n} processes would decide"),
-            Why::Straddles(None) => f.write_str("too near the border for any sensible number of processes"),
-            Why::OneProcess => f.write_str("its interval straddles the border"),
+            Why::Straddles(None) => f.write_str("it is too near the border of 5% for any sensible number of processes"),
+            Why::OneProcess => f.write_str("its interval reaches over the border of 5%"),
         }
     }
 }
@@ -163,6 +163,22 @@ impl Cause {
             Cause::Prediction => "prediction",
             Cause::UnknownPhase => "unknown phase",
             Cause::Unattributed => "unattributed overhead",
+        }
+    }
+
+    /// As the end of a sentence that begins with "most of the missing time went into".
+    pub fn in_words(self) -> &'static str {
+        match self {
+            Cause::SmallModel => "the smaller network, which runs at a lower rate than the base",
+            Cause::FewerTokens => "the base on a part of the prompt, which runs at a lower rate than on all of it",
+            Cause::Selection => "choosing the tokens that are kept",
+            Cause::StepBandwidth => "the base's step on the last token, which reads all its weights from memory",
+            Cause::StepBeyondBandwidth => {
+                "the base's step on the last token, which takes longer than reading its weights from memory"
+            }
+            Cause::Prediction => "the predictor of the cache",
+            Cause::UnknownPhase => "a phase that this program does not know",
+            Cause::Unattributed => "work outside of all phases",
         }
     }
 }
