@@ -11,6 +11,7 @@ pub mod cli;
 pub mod console;
 pub mod criterion_args;
 pub mod design;
+pub mod energy;
 pub mod estimate;
 pub mod gate;
 pub mod knobs;
