@@ -76,7 +76,8 @@ fn run(criterion: &mut Criterion, args: &CriterionArgs, mut knobs: RunKnobs) -> 
     for (batch, prompt) in groups {
         let arms: Vec<_> = arms.iter().filter(|a| args.selects(&a.id(batch, prompt))).collect();
         let estimates = arms.iter().map(|a| session.estimate(a, batch, prompt)).collect::<Result<Vec<_>>>()?;
-        let all = estimates.iter().sum::<f64>() * f64::from(runs);
+        let selected = Group { batch, prompt, part: 1, arms: arms.iter().map(|a| (*a).clone()).collect() };
+        let all = estimates.iter().sum::<f64>() * f64::from(runs) + session.costs(&selected)?.once;
         if let Some(reason) = session.over_budget(all) {
             for (arm, estimate) in arms.iter().zip(estimates) {
                 let (id, reason) = (arm.id(batch, prompt), reason.clone());
@@ -135,7 +136,7 @@ fn run(criterion: &mut Criterion, args: &CriterionArgs, mut knobs: RunKnobs) -> 
             match error {
                 Some(e) => session.fail(&id, &e)?,
                 None if args.profile() => {}
-                None => session.close(&opened, if args.quick() { calls } else { args.sample_size() })?,
+                None => session.close(opened, if args.quick() { calls } else { args.sample_size() })?,
             }
         }
     }

@@ -70,6 +70,10 @@ pub struct RunKnobs {
     /// File of the record to write (default: a new file in ttft-records in the target folder)
     #[arg(long, env = "TTFT_OUT", value_name = "FILE")]
     pub out: Option<PathBuf>,
+    /// Whether energy is measured after the samples, where the machine tells it: on or off; a few seconds for each system
+    /// (default: on)
+    #[arg(long, env = "TTFT_ENERGY", value_name = "on|off", value_parser = switch)]
+    pub energy: Option<bool>,
     /// Make every sample slower by this many percent, on purpose: a difference that a comparison must find
     #[arg(long, value_name = "PERCENT", hide = true, value_parser = percent)]
     pub slowdown: Option<f64>,
@@ -93,7 +97,8 @@ impl RunKnobs {
     /// The flags that ask another process of this program for the same, but for the record.
     pub fn flags(&self) -> Vec<OsString> {
         // As they were declared: what is added above must stand here.
-        let RunKnobs { scenario, precision, extent, budget: _, weights, out: _, slowdown, trial: _, engine } = self;
+        let RunKnobs { scenario, precision, extent, budget: _, weights, out: _, energy, slowdown, trial: _, engine } =
+            self;
         let EngineKnobs { isa, threads, backend, kernel } = engine;
         let mut flags = Vec::new();
         let mut add = |name: &str, value: Option<OsString>| {
@@ -103,6 +108,7 @@ impl RunKnobs {
         add("--precision", precision.map(|p| p.name().into()));
         add("--extent", extent.map(|e| e.name().into()));
         add("--weights", weights.as_ref().map(Into::into));
+        add("--energy", energy.map(|on| if on { "on" } else { "off" }.into()));
         add("--slowdown", slowdown.map(|s| s.to_string().into()));
         add("--isa", isa.map(|i| i.name().into()));
         add("--threads", threads.map(|t| t.to_string().into()));
@@ -175,6 +181,15 @@ impl RunKnobs {
     }
 }
 
+/// `on` or `off`.
+fn switch(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("expected on or off".into()),
+    }
+}
+
 /// A positive number of seconds.
 pub(crate) fn seconds(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
@@ -219,7 +234,7 @@ mod tests {
         for (name, _) in RunKnobs::variables() {
             assert!(reference.contains(&format!("`{name}`")), "docs/reference.md does not mention {name}");
         }
-        assert_eq!(RunKnobs::variables().len(), 10);
+        assert_eq!(RunKnobs::variables().len(), 11);
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod console;
 pub mod criterion_args;
 pub mod design;
 pub mod doctor;
+pub mod energy;
 pub mod estimate;
 pub mod gate;
 pub mod groups;

@@ -20,6 +20,7 @@ use ttft_models::{
 use ttft_reports::schema::{self, Cell, Decode, Memory, PhaseRecord, Probes};
 
 use crate::{
+    energy::Meter,
     knobs::RunKnobs,
     machine::{self, Probe, Rates},
     process,
@@ -42,6 +43,8 @@ pub struct Rig {
     pub compute: DType,
     /// Measures the machine's speed.
     pub probe: Probe,
+    /// Measures energy, or why it cannot; none if that is not asked for.
+    pub meter: Option<Result<Meter, String>>,
     networks: HashMap<String, Arc<Network>>,
     systems: HashMap<String, Arc<System>>,
     slowdown: f64,
@@ -104,6 +107,8 @@ impl Rig {
             weights,
             compute,
             probe,
+            // A trial leaves nothing behind that could tell it.
+            meter: (knobs.energy.unwrap_or(true) && !knobs.trial).then(Meter::find),
             networks: HashMap::new(),
             systems: HashMap::new(),
             slowdown: knobs.slowdown.unwrap_or(0.0) / 100.0,
@@ -274,6 +279,16 @@ impl Running {
         let total = call.times.iter().map(|t| t.total).sum();
         self.calls.push(call);
         Ok(total)
+    }
+
+    /// Runs to the first token once more, without a sample: for what else there is to measure.
+    ///
+    /// # Errors
+    /// What the models say.
+    pub fn again(&mut self, engine: &Engine) -> Result<()> {
+        self.inference.first_token(engine, &self.ids)?;
+        engine.take_used();
+        Ok(())
     }
 
     /// Minor page faults of the last call; none if the system does not tell.

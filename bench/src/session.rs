@@ -23,6 +23,7 @@ use ttft_reports::{
 use crate::{
     capacity, console,
     design::Costs,
+    energy,
     estimate::Speed,
     gate,
     knobs::RunKnobs,
@@ -344,14 +345,21 @@ impl Session {
         }))
     }
 
-    /// Seconds that a group takes: a process before its first round, and a round.
+    /// Seconds that a group takes: once, a process before its first round, and a round.
     ///
     /// # Errors
     /// A system that is not in the zoo.
     pub fn costs(&self, group: &Group) -> Result<Costs> {
         let round = group.arms.iter().map(|arm| self.estimate(arm, group.batch, group.prompt)).sum::<Result<f64>>()?;
         let weights = self.rig.weights.bytes(&group.arms)?;
-        Ok(Costs { start: START_S + weights as f64 / MAP_BYTES_PER_S, round })
+        let once = match &self.rig.meter {
+            Some(Ok(_)) => {
+                let one = |arm| Ok(energy::seconds_for(self.estimate(arm, group.batch, group.prompt)?));
+                group.arms.iter().map(one).sum::<Result<f64>>()?
+            }
+            _ => 0.0,
+        };
+        Ok(Costs { once, start: START_S + weights as f64 / MAP_BYTES_PER_S, round })
     }
 
     /// Checks the result of a system before it is timed, once.
@@ -446,9 +454,11 @@ impl Session {
     ///
     /// # Errors
     /// What writing the record says.
-    pub fn close(&mut self, opened: &Opened, samples: usize) -> Result<()> {
+    pub fn close(&mut self, mut opened: Opened, samples: usize) -> Result<()> {
         let mut cell = opened.running.cell(samples, None)?;
         cell.drift = Some(machine::drift(opened.before, self.rig.probe.speed(&self.rig.engine)));
+        let (meter, engine) = (&self.rig.meter, &self.rig.engine);
+        cell.energy = meter.as_ref().map(|meter| energy::measure(meter, || opened.running.again(engine)));
         self.keep(cell)
     }
 

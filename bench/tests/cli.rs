@@ -30,6 +30,8 @@ fn ttft() -> Command {
     for (name, _) in ttft_bench::knobs::RunKnobs::variables() {
         c.env_remove(name);
     }
+    // Seconds for each system, on machines that have counters.
+    c.env("TTFT_ENERGY", "off");
     c
 }
 
@@ -476,6 +478,81 @@ fn bench_runs_the_systems_of_every_preset() {
             assert_eq!(cell.decode.as_ref().map_or(0, |d| d.samples_ns.len()), scenario.decode as usize, "{}", cell.id);
         }
     }
+}
+
+/// Counters of energy that run while the program does: what it says was counted, and no more.
+#[test]
+fn bench_measures_energy_where_the_machine_tells_it() {
+    let dir = TempDir::new().unwrap();
+    let package = dir.path().join("powercap/intel-rapl:0");
+    fs::create_dir_all(&package).unwrap();
+    fs::write(package.join("name"), "package-0\n").unwrap();
+    // It begins anew every thousand readings.
+    const STEP: u64 = 1_000_000;
+    fs::write(package.join("max_energy_range_uj"), format!("{}\n", 1000 * STEP)).unwrap();
+    let set = |counter: u64| {
+        // Whole at any time, as the kernel's own file is.
+        fs::write(package.join("next"), format!("{}\n", counter % (1000 * STEP))).unwrap();
+        fs::rename(package.join("next"), package.join("energy_uj")).unwrap();
+    };
+    set(0);
+    let scenario = small(dir.path());
+    let bench = |out: &str, root: &Path, more: &[&str]| {
+        let mut c = ttft();
+        c.env("TTFT_TEST_POWERCAP", root).env("TTFT_ENERGY", "on").args([
+            "bench",
+            "--tiny",
+            "--threads",
+            "1",
+            "--processes",
+            "2",
+        ]);
+        c.arg("--scenario").arg(&scenario).arg("--weights").arg(dir.path().join("w")).args(more);
+        let out = dir.path().join(out);
+        let text = succeed(c.arg("--out").arg(&out));
+        (text, ttft_reports::schema::Record::read(&out).unwrap().cells)
+    };
+    let done = std::sync::atomic::AtomicBool::new(false);
+    struct Stop<'a>(&'a std::sync::atomic::AtomicBool);
+    impl Drop for Stop<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+    let (counted, (text, cells)) = std::thread::scope(|threads| {
+        let counting = threads.spawn(|| {
+            let mut counter = 0;
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                counter += STEP;
+                set(counter);
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            counter as f64 * 1e-6
+        });
+        let stop = Stop(&done);
+        let measured = bench("known.jsonl", &dir.path().join("powercap"), &[]);
+        drop(stop);
+        (counting.join().unwrap(), measured)
+    });
+    assert!(text.contains("Energy to the first token") && text.contains("powercap: package-0"), "{text}");
+    let mut all = 0.0;
+    for cell in &cells {
+        let energy = cell.energy.as_ref().unwrap();
+        assert!(energy.joules.unwrap() > 0.0 && energy.idle_watts.unwrap() > 0.0, "{energy:?}");
+        assert!(energy.repetitions > 0 && energy.seconds.unwrap() >= 2.0 && energy.missing.is_none(), "{energy:?}");
+        all += energy.joules.unwrap() * f64::from(energy.repetitions);
+    }
+    assert!(!cells.is_empty() && all <= counted, "{all} of {counted}");
+
+    let (text, cells) = bench("unknown.jsonl", &dir.path().join("none"), &["--rounds", "2"]);
+    let reason = cells[0].energy.as_ref().and_then(|e| e.missing.clone()).unwrap();
+    let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(
+        reason.contains("no package tells its energy") && words(&text).contains(&words(&reason)),
+        "{reason}\n{text}"
+    );
+    let (_, cells) = bench("off.jsonl", &dir.path().join("powercap"), &["--rounds", "2", "--energy", "off"]);
+    assert!(cells.iter().all(|c| c.energy.is_none()));
 }
 
 #[test]

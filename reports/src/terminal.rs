@@ -8,7 +8,7 @@ use crate::{
     facts,
     format::{self, or_unknown},
     pairs::Judgement,
-    render::{self, Block, content, verdict},
+    render::{self, Block, content, energy, verdict},
     schema::Record,
     summary::{self, Doubt, Pairing, Row},
     validate,
@@ -28,6 +28,10 @@ pub fn render(record: &Record, width: Option<u16>) -> String {
         let generation = content::generation(&rows);
         if !generation.rows.is_empty() {
             text.push_str(&format!("\n{}", words(&[Block::Table(generation)], width)));
+        }
+        let energy = energy::blocks(&rows);
+        if !energy.is_empty() {
+            text.push_str(&format!("\n{}", words(&energy, width)));
         }
     }
     let doubted: Vec<&Row> = rows.iter().filter(|r| !r.doubts.is_empty()).collect();

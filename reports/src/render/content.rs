@@ -1,6 +1,6 @@
 //! What a report says: titles, paragraphs, tables and charts, before any format.
 
-use super::{RenderError, Run, blocks::*, charts, method, side_by_side, verdict::*};
+use super::{RenderError, Run, blocks::*, charts, energy, method, side_by_side, verdict::*};
 use crate::{
     compare::{self, Side},
     facts,
@@ -18,7 +18,7 @@ pub const PARTS: [(&str, &str); 9] = [
     ("verdict", "does the FLOPs reduction become a TTFT reduction, where not, and why"),
     ("charts", "all other charts"),
     ("cells", "the figures of every cell"),
-    ("phases", "time and work of every phase, generation after the first token"),
+    ("phases", "time and work of every phase, generation after the first token, energy"),
     ("paper", "beside the paper's machine: its Table 5 and Figures 1 and 5b"),
     ("validity", "drift, load, memory, noise: which cells not to trust"),
     ("run", "command, settings, revision, machine"),
@@ -238,6 +238,7 @@ fn phases(rows: &[Row]) -> Vec<Block> {
         blocks.push(text(format!("What phases leave of TTFT is unattributed, and listed from {least} on.")));
     }
     push_table(&mut blocks, generation(rows));
+    blocks.extend(energy::blocks(rows));
     blocks
 }
 

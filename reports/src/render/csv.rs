@@ -9,7 +9,7 @@ use crate::{
     validate,
 };
 
-const HEADER: [&str; 57] = [
+const HEADER: [&str; 60] = [
     "run",
     "id",
     "kind",
@@ -63,6 +63,9 @@ const HEADER: [&str; 57] = [
     "minor_faults",
     "peak_rss_bytes",
     "rss_anon_bytes",
+    "joules",
+    "idle_watts",
+    "energy_reduction",
     "gate_error",
     "attempt",
     "published",
@@ -92,7 +95,7 @@ fn no_formula(words: &str) -> String {
     if formula { format!("'{words}") } else { words }
 }
 
-fn fields(run: &str, row: &summary::Row, verdict: Option<String>) -> [String; 57] {
+fn fields(run: &str, row: &summary::Row, verdict: Option<String>) -> [String; 60] {
     fn text<T: ToString>(value: Option<T>) -> String {
         value.map(|v| v.to_string()).unwrap_or_default()
     }
@@ -161,6 +164,9 @@ fn fields(run: &str, row: &summary::Row, verdict: Option<String>) -> [String; 57
         text(memory.and_then(|m| m.minor_faults)),
         text(memory.and_then(|m| m.peak_rss_bytes)),
         text(memory.and_then(|m| m.rss_anon_bytes)),
+        text(summary::joules(cell)),
+        text(cell.energy.as_ref().and_then(|e| e.idle_watts)),
+        text(row.energy_reduction),
         text(cell.gate.as_ref().map(|g| g.max_abs_err)),
         cell.attempt.to_string(),
         cell.published.is_some().to_string(),

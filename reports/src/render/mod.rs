@@ -8,6 +8,7 @@ pub(crate) mod calibration;
 mod charts;
 pub(crate) mod content;
 mod csv;
+pub(crate) mod energy;
 mod html;
 pub(crate) mod judgement;
 mod markdown;

@@ -128,6 +128,21 @@ pub(super) fn check_samples(list: &[u64], expected: Option<usize>, field: impl F
     }
 }
 
+fn check_energy(energy: &Energy) -> Result<(), Fault> {
+    check_positive(energy.joules, || "cell.energy.joules".into())?;
+    check_positive(energy.seconds, || "cell.energy.seconds".into())?;
+    if energy.idle_watts.is_some_and(|w| !(w >= 0.0 && w.is_finite())) {
+        return fault("cell.energy.idle_watts", "expected 0 or more");
+    }
+    if energy.joules.is_some() == energy.missing.is_some() {
+        return fault("cell.energy.missing", "expected a reason if joules is null, and null otherwise");
+    }
+    if energy.joules.is_some() && energy.repetitions == 0 {
+        return fault("cell.energy.repetitions", "expected 1 or more, found 0");
+    }
+    Ok(())
+}
+
 pub(super) fn check_cell(cell: &Cell) -> Result<(), Fault> {
     let samples = cell.samples_ns.len();
     check_id(&cell.id, "cell.id")?;
@@ -206,6 +221,9 @@ pub(super) fn check_cell(cell: &Cell) -> Result<(), Fault> {
         check_samples(&decode.samples_ns, (decode.steps as usize).checked_mul(samples), || {
             "cell.decode.samples_ns".into()
         })?;
+    }
+    if let Some(energy) = &cell.energy {
+        check_energy(energy)?;
     }
     if let Some(gate) = &cell.gate {
         let differences =

@@ -393,6 +393,19 @@ fn processes_and_probes_have_one_entry_for_each_sample() {
 }
 
 #[test]
+fn energy_has_joules_or_a_reason() {
+    let known = Energy { joules: Some(3.5), idle_watts: Some(0.0), repetitions: 4, ..Energy::default() };
+    let good = Cell { energy: Some(known.clone()), ..cell() };
+    assert_eq!(read(&record_of(&good)).unwrap().cells, [good]);
+    let refused = |energy: Energy| refusal(|c| c.energy = Some(energy));
+    assert!(refused(Energy { joules: Some(0.0), ..known.clone() }).contains("cell.energy.joules"));
+    assert!(refused(Energy { idle_watts: Some(-1.0), ..known.clone() }).contains("cell.energy.idle_watts"));
+    assert!(refused(Energy { repetitions: 0, ..known.clone() }).contains("cell.energy.repetitions"));
+    assert!(refused(Energy { missing: Some("m".into()), ..known }).contains("cell.energy.missing"));
+    assert!(refused(Energy::default()).contains("cell.energy.missing"));
+}
+
+#[test]
 fn records_of_the_first_version_are_read() {
     let text = line(Line::Run(Box::new(RunHeader { schema: "ttft-record/1".into(), ..header() })));
     let text = text.replace(",\"processes\":null", "");

@@ -366,6 +366,8 @@ pub struct Cell {
     pub drift: Option<Drift>,
     /// Memory of the process.
     pub memory: Option<Memory>,
+    /// Energy to the first token; null if it was not asked for.
+    pub energy: Option<Energy>,
     /// Correctness gate passed before the cell was timed.
     pub gate: Option<Gate>,
     /// One-minute load average before the cell.
@@ -413,6 +415,7 @@ impl Cell {
             decode: None,
             drift: None,
             memory: None,
+            energy: None,
             gate: None,
             load_before: None,
             load_after: None,
@@ -604,6 +607,33 @@ pub struct Memory {
     pub minor_faults: Option<u64>,
     /// Major page faults while the samples were taken: weights were not warm if this is not 0.
     pub major_faults: Option<u64>,
+}
+
+/// Energy of the machine's packages to the first token, measured once, by repetitions after the samples. It is that of
+/// everything that ran meanwhile.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct Energy {
+    /// Joules of one repetition, idle power included; null if the machine does not tell.
+    pub joules: Option<f64>,
+    /// Power of the packages just before, when nothing was asked of them.
+    pub idle_watts: Option<f64>,
+    /// Repetitions that were measured together.
+    pub repetitions: u32,
+    /// Seconds that all of them took.
+    pub seconds: Option<f64>,
+    /// The counters, in words.
+    pub source: Option<String>,
+    /// Why `joules` is null, and what to do about it.
+    pub missing: Option<String>,
+}
+
+impl Energy {
+    /// Power of the packages during the repetitions.
+    pub fn watts(&self) -> Option<f64> {
+        Some(self.joules? * f64::from(self.repetitions) / self.seconds?)
+    }
 }
 
 /// Comparison with a slow reference on a short prompt of the same networks.
