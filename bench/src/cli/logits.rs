@@ -11,7 +11,8 @@ use clap::Args;
 use safetensors::{Dtype, View, serialize};
 use serde_json::Value;
 use ttft_models::{
-    Extent, KvPrediction, NamedTensor, Network, Precision, Predictor, Pruned, Pruning, RunSpec, System, memory, plan,
+    Extent, KvPrediction, NamedTensor, Network, Precision, Pruned, Pruning, RunSpec, System,
+    kv_prediction::layout::OwnTokens, memory, plan,
 };
 
 use ttft_reports::{
@@ -33,14 +34,20 @@ pub struct Logits {
     /// Folder of the base network (config.json, model.safetensors)
     #[arg(long, value_name = "DIR")]
     base: PathBuf,
-    /// Folder of the auxiliary network; without it the base runs alone
+    /// Folder of the auxiliary network; without it and without a predictor the base runs alone
     #[arg(long, value_name = "DIR", requires = "predictor")]
     aux: Option<PathBuf>,
-    /// Folder of the predictor
-    #[arg(long, value_name = "DIR", requires = "aux")]
+    /// Folder of the predictor; without an auxiliary it is one for shared layers of the base
+    #[arg(long, value_name = "DIR")]
     predictor: Option<PathBuf>,
+    /// Last tokens of each prompt that the base of a KV prediction reads itself
+    #[arg(long, value_name = "M", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    base_tokens: u32,
+    /// First tokens of each prompt that the base of a KV prediction reads itself
+    #[arg(long, value_name = "S", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1 << 24))]
+    sink_tokens: u32,
     /// Token pruning of the base, such as RP-0.50 (random), SP-0.25 (static) or L0.75-0.10 (LazyLLM)
-    #[arg(long, value_name = "PRUNING", conflicts_with = "aux")]
+    #[arg(long, value_name = "PRUNING", conflicts_with = "predictor")]
     prune: Option<Pruning>,
     /// JSON file with the prompts: an array of equal-length arrays of token ids
     #[arg(long, value_name = "FILE")]
@@ -83,22 +90,30 @@ impl Logits {
         let base = Arc::new(Network::load(&self.base)?);
         check_vocab(&ids, prompt, &base, &self.base, &self.tokens)?;
         let (vocab, weights) = (base.config().vocab, base.weight_dtype());
-        let system = match (&self.aux, &self.predictor) {
-            (Some(aux_dir), Some(predictor)) => {
-                let aux = Arc::new(Network::load(aux_dir)?);
-                check_vocab(&ids, prompt, &aux, aux_dir, &self.tokens)?;
-                let predictor = Arc::new(Predictor::load(predictor, &base, &aux)?);
-                System::KvPrediction(KvPrediction { base, aux, predictor })
+        let own = OwnTokens { last: self.base_tokens as usize, first: self.sink_tokens as usize };
+        ensure!(
+            self.predictor.is_some() || own == OwnTokens::PAPER,
+            "--base-tokens and --sink-tokens say what the base of a KV prediction reads itself: give its --predictor too"
+        );
+        let system = match &self.predictor {
+            Some(predictor) => {
+                let aux = match &self.aux {
+                    Some(dir) => {
+                        let aux = Network::load(dir)?;
+                        check_vocab(&ids, prompt, &aux, dir, &self.tokens)?;
+                        Some(Arc::new(aux))
+                    }
+                    None => None,
+                };
+                System::KvPrediction(KvPrediction::new(base, aux, predictor)?.reading(own))
             }
-            _ => match self.prune {
+            None => match self.prune {
                 Some(pruning) => System::Pruned(Pruned::new(base, pruning)),
                 None => System::Network(base),
             },
         };
         let copied = match &system {
-            System::KvPrediction(KvPrediction { base, aux, predictor }) => {
-                base.copied_bytes() + aux.copied_bytes() + predictor.copied_bytes()
-            }
+            System::KvPrediction(s) => s.networks().map(|n| n.copied_bytes()).sum::<u64>() + s.predictor.copied_bytes(),
             system => system.base().copied_bytes(),
         };
         if copied > 0 {
