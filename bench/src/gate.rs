@@ -1,14 +1,19 @@
 //! The correctness gate: before a system is timed, its logits on a short prompt are compared with those of the portable
 //! kernels in f32. Where tokens are ranked by attention, both rank them by a seed instead: rounding may exchange two tokens
-//! that rank almost alike, which is no error, but moves the logits as one would.
+//! that rank almost alike, which is no error, but moves the logits as one would. A base that reads many tokens of a prompt itself
+//! reads fewer of the short one, so that some are predicted.
 
 use anyhow::{Context, Result, ensure};
 use ttft_kernels::{Engine, Isa, Mat, Options};
-use ttft_models::{Extent, Precision, Pruned, RunSpec, System, plan, pruning::Ranking};
+use ttft_models::{
+    Extent, Precision, Pruned, RunSpec, System, kv_prediction::layout::OwnTokens, plan, pruning::Ranking,
+};
 use ttft_reports::schema::Gate;
 
 /// Tokens of the gate's prompt. The portable kernels pay for each of them.
 const PROMPT: usize = 7;
+/// Tokens of either end of it that a base reads itself, at most: less than half of it.
+const OWN: usize = 2;
 /// Sequences of the second comparison, all alike: their rows together fill the tiles of the large kernels.
 const BATCH: usize = 19;
 
@@ -51,11 +56,19 @@ pub fn check(
 ) -> Result<Gate> {
     ensure!(ids.len() >= PROMPT, "the gate needs {PROMPT} token ids, found {}", ids.len());
     let ids = &ids[..PROMPT];
-    let seeded = match system {
-        System::Pruned(p) => Some(System::Pruned(Pruned { ranking: Ranking::Seeded, ..p.clone() })),
-        System::Network(_) | System::KvPrediction(_) => None,
-    };
-    compare(engine, seeded.as_ref().unwrap_or(system), depth, precision, extent, ids, ids)
+    compare(engine, &short(system), depth, precision, extent, ids, ids)
+}
+
+/// The system as it runs on the gate's prompt.
+fn short(system: &System) -> System {
+    match system {
+        System::Network(_) => system.clone(),
+        System::Pruned(p) => System::Pruned(Pruned { ranking: Ranking::Seeded, ..p.clone() }),
+        System::KvPrediction(p) => {
+            let OwnTokens { last, first } = p.own;
+            System::KvPrediction(p.clone().reading(OwnTokens { last: last.min(OWN), first: first.min(OWN) }))
+        }
+    }
 }
 
 /// Runs the reference on `reference_ids` and the engine on `ids`.
@@ -101,8 +114,10 @@ fn max_abs_err(expected: &[f32], found: Mat<'_, f32>) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use ttft_kernels::DType;
-    use ttft_models::KvPrediction;
+    use ttft_models::{KvPrediction, Network, cost::CostSystem};
     use ttft_reports::schema::Kind;
 
     use super::*;
@@ -148,6 +163,21 @@ mod tests {
                 assert!(!wrong.passed, "{precision:?} {extent:?} {wrong:?}");
             }
         }
+    }
+
+    /// What is timed is what the gate checks: with shared layers, maps, and tokens of the base at both ends.
+    #[test]
+    fn the_gate_predicts_where_the_base_reads_many_tokens() {
+        let dir = tempfile::tempdir().unwrap();
+        let weights = Weights::new(Some(dir.path().to_owned()), DType::F32, 1, Size::Tiny).unwrap();
+        let base = Arc::new(Network::load(&weights.network_dir("OE1.1B").unwrap()).unwrap());
+        let predictor = weights.predictor_dir("OE1.1B-KVP-S14").unwrap();
+        let own = OwnTokens { last: 15, first: 1 };
+        let system = System::KvPrediction(KvPrediction::new(base, None, &predictor).unwrap().reading(own));
+        let spec =
+            RunSpec { batch: 1, prompt: PROMPT, generate: 1, precision: Precision::F32, extent: Extent::FirstToken };
+        let phases = |system: &System| CostSystem::of(system).first_token(&spec).len();
+        assert_eq!([phases(&system), phases(&short(&system))], [1, 3]);
     }
 
     #[test]

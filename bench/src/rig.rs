@@ -370,3 +370,15 @@ pub(crate) fn extent(e: Extent) -> schema::Extent {
         Extent::FullNetwork => schema::Extent::FullNetwork,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ttft_models::Phase;
+
+    use super::*;
+
+    #[test]
+    fn phases_are_those_that_reports_know() {
+        assert_eq!(Phase::ALL.map(Phase::name), schema::PHASES);
+    }
+}

@@ -11,7 +11,7 @@ use clap::Args;
 use safetensors::{Dtype, View, serialize};
 use serde_json::Value;
 use ttft_models::{
-    Extent, KvPrediction, NamedTensor, Network, Precision, Pruned, Pruning, RunSpec, System,
+    Extent, KvPrediction, NamedTensor, Network, Precision, Pruned, Pruning, RunSpec, System, cost::CostSystem,
     kv_prediction::layout::OwnTokens, memory, plan,
 };
 
@@ -20,7 +20,7 @@ use ttft_reports::{
     text::{stand_in, without_mark},
 };
 
-use crate::{console, knobs::EngineKnobs, machine, output::Pending, scenario::Named};
+use crate::{console, knobs::EngineKnobs, machine, output::Pending, scenario::Named, trace::Trace};
 
 /// Longest tokens file that is read.
 const MAX_TOKENS_BYTES: u64 = 256 << 20;
@@ -61,6 +61,9 @@ pub struct Logits {
     /// File for the tensors: logits_last [B,V], greedy_ids [B,T], greedy_logits [B,T,V]
     #[arg(long, value_name = "FILE.safetensors")]
     out: PathBuf,
+    /// Also write what each step took, for chrome://tracing or ui.perfetto.dev
+    #[arg(long, value_name = "FILE.json")]
+    trace: Option<PathBuf>,
     /// Also write the caches after the first token
     #[arg(long)]
     dump_cache: bool,
@@ -76,15 +79,18 @@ impl Logits {
         for input in
             [Some(&self.tokens), Some(&self.base), self.aux.as_ref(), self.predictor.as_ref()].into_iter().flatten()
         {
-            let same = |a: &Path| matches!((a.canonicalize(), self.out.canonicalize()), (Ok(a), Ok(b)) if a == b);
-            let inside = ["model.safetensors", "predictor.safetensors", "config.json"].map(|name| input.join(name));
-            ensure!(
-                !inside.iter().map(PathBuf::as_path).chain([input.as_path()]).any(same) || !self.out.is_file(),
-                "{} is read, so it is not written: give another file for the output",
-                self.out.display()
-            );
+            for out in [Some(&self.out), self.trace.as_ref()].into_iter().flatten() {
+                let same = |a: &Path| matches!((a.canonicalize(), out.canonicalize()), (Ok(a), Ok(b)) if a == b);
+                let inside = ["model.safetensors", "predictor.safetensors", "config.json"].map(|name| input.join(name));
+                ensure!(
+                    !inside.iter().map(PathBuf::as_path).chain([input.as_path()]).any(same) || !out.is_file(),
+                    "{} is read, so it is not written: give another file for the output",
+                    out.display()
+                );
+            }
         }
         let out = Pending::claim(&self.out)?;
+        let trace_out = self.trace.as_deref().map(Pending::claim).transpose()?;
         let (ids, batch, prompt) = read_tokens(&self.tokens)?;
         let engine = self.engine.engine()?;
         let base = Arc::new(Network::load(&self.base)?);
@@ -140,17 +146,20 @@ impl Logits {
 
         let mut inference = plan(&system, &spec)?;
         inference.record(self.dump_cache);
+        let mut trace = Trace::new(CostSystem::of(&system), spec);
         let mut tensors = Vec::new();
         let mut greedy_ids = vec![0i64; batch * generate];
         let mut greedy_logits = vec![0f32; batch * generate * vocab];
         for t in 0..generate {
             if t == 0 {
-                inference.first_token(&engine, &ids)?;
+                let times = inference.first_token(&engine, &ids)?;
+                trace.call("first token", times.total, &*inference);
                 if self.dump_cache {
                     tensors.extend(inference.cache_dump().into_iter().map(Tensor::from));
                 }
             } else {
-                inference.next_token(&engine)?;
+                let took = inference.next_token(&engine)?;
+                trace.call(&format!("token {}", t + 1), took, &*inference);
             }
             let logits = inference.logits();
             for b in 0..batch {
@@ -164,7 +173,21 @@ impl Logits {
         tensors.push(Tensor::f32("greedy_logits", vec![batch, generate, vocab], greedy_logits));
         let about = (copied > 0).then(|| HashMap::from([("ttft_copied_weight_bytes".to_owned(), copied.to_string())]));
         let contents = serialize(tensors.iter().map(|t| (&t.name, t)), about)?;
-        out.write(|w| Ok(w.write_all(&contents)?))
+        out.write(|w| Ok(w.write_all(&contents)?))?;
+        if let Some(out) = trace_out {
+            let about = serde_json::json!({
+                "program": concat!("ttft ", env!("CARGO_PKG_VERSION")),
+                "batch": batch,
+                "prompt": prompt,
+                "precision": precision.name(),
+                "extent": extent.name(),
+                "threads": engine.threads(),
+                "isa": engine.isa().name(),
+                "backend": engine.backend().name(),
+            });
+            out.write(|w| Ok(serde_json::to_writer(w, &trace.json(about))?))?;
+        }
+        Ok(())
     }
 }
 
