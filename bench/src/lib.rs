@@ -32,5 +32,6 @@ pub mod rounds;
 pub mod sampling;
 pub mod scenario;
 pub mod session;
+mod trace;
 pub mod weights;
 pub mod worker;

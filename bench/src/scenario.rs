@@ -28,6 +28,7 @@ pub const PRESETS: &[(&str, &str)] = &[
     ("table5-3b", include_str!("../scenarios/table5-3b.toml")),
     ("fig1", include_str!("../scenarios/fig1.toml")),
     ("fig5b", include_str!("../scenarios/fig5b.toml")),
+    ("shared", include_str!("../scenarios/shared.toml")),
     ("controls", include_str!("../scenarios/controls.toml")),
     ("calibrate", include_str!("../scenarios/calibrate.toml")),
 ];
@@ -130,7 +131,7 @@ pub struct Arm {
     pub system: String,
     /// The base it is compared with.
     pub base: String,
-    /// The auxiliary of a KV prediction.
+    /// The auxiliary of a KV prediction; none where it shares layers of its base.
     pub aux: Option<String>,
     /// 1, or higher for one that is measured again beside itself.
     pub copy: u32,
@@ -147,9 +148,17 @@ impl Arm {
     pub fn networks(&self) -> Vec<&str> {
         match &self.aux {
             Some(aux) => vec![&self.base, aux],
-            None if self.pruning().is_some() => vec![&self.base],
+            None if self.pruning().is_some() || self.kind == Kind::Kvp => vec![&self.base],
             None => vec![&self.system],
         }
+    }
+
+    /// The KV prediction that it is, if it is one.
+    ///
+    /// # Errors
+    /// A name that is not in the zoo.
+    pub fn prediction(&self) -> Result<Option<zoo::Prediction>> {
+        Ok((self.kind == Kind::Kvp).then(|| zoo::prediction(&self.system)).transpose()?)
     }
 
     /// The token pruning it is, if it is one.
@@ -194,9 +203,9 @@ fn arms_of(name: &str, base: Option<&str>) -> Result<Vec<Arm>> {
         aux: None,
         copy: 1,
     };
-    if let Ok(pair) = zoo::pair(name) {
-        let kvp = Arm { kind: Kind::Kvp, aux: Some(pair.aux.into()), ..alone(name, pair.base) };
-        return Ok(vec![alone(pair.base, pair.base), alone(pair.aux, pair.base), kvp]);
+    if let Ok(p) = zoo::prediction(name) {
+        let kvp = Arm { kind: Kind::Kvp, aux: p.aux.map(str::to_owned), ..alone(name, p.base) };
+        return Ok([p.base].into_iter().chain(p.aux).map(|n| alone(n, p.base)).chain([kvp]).collect());
     }
     if let Ok((network, pruning)) = zoo::token_pruned(name) {
         let kind = match pruning {
@@ -209,8 +218,9 @@ fn arms_of(name: &str, base: Option<&str>) -> Result<Vec<Arm>> {
     if zoo::network(name).is_err() {
         let [networks, pairs, prunings] = [&zoo::NETWORKS[..], &zoo::PAIRS, &zoo::PRUNINGS].map(|n| n.join(", "));
         bail!(
-            "'{name}' is neither a network ({networks}) nor a pair ({pairs}) nor a network with a token pruning \
-             ({prunings}) behind its name"
+            "'{name}' is neither a network ({networks}) nor a pair ({pairs}) nor a network that shares its first k layers with \
+             -KVP-Sk or -KVP-Skown behind its name, either of the two with -mM and -sS behind its name or without (M last and S \
+             first tokens that the base reads itself), nor a network with a token pruning ({prunings}) behind its name"
         );
     }
     let base = zoo::pruned_from(name).or(base).unwrap_or(name);
@@ -369,6 +379,20 @@ mod tests {
                 "ttft/OE270M/base/b1/p8 OE270M",
                 "ttft/OE270M-RP-0.33/random_pruned/b1/p8 OE270M",
                 "ttft/OE270M-L0.75-0.10/lazy_pruned/b1/p8 OE270M",
+            ]
+        );
+    }
+
+    #[test]
+    fn shared_layers_have_no_auxiliary_and_tokens_of_the_base_no_networks() {
+        assert_eq!(
+            ids(r#"systems = ["OE1.1B-KVP-S19own-m15-s1", "OE1.1B-KVP-C-450M-m16", "OE1.1B-KVP-C-450M"]"#),
+            [
+                "ttft/OE1.1B/base/b1/p8 OE1.1B",
+                "ttft/OE450M/aux/b1/p8 OE1.1B",
+                "ttft/OE1.1B-KVP-S19own-m15-s1/kvp/b1/p8 OE1.1B",
+                "ttft/OE1.1B-KVP-C-450M-m16/kvp/b1/p8 OE1.1B",
+                "ttft/OE1.1B-KVP-C-450M/kvp/b1/p8 OE1.1B",
             ]
         );
     }

@@ -626,7 +626,7 @@ mod tests {
         let systems: Vec<_> = arms.iter().map(|arm| session.rig.system(arm).unwrap()).collect();
         let [base, pruned, kvp] = &systems[..] else { panic!("{arms:?}") };
         let System::KvPrediction(pair) = &**kvp else { panic!("{kvp:?}") };
-        assert!(Arc::ptr_eq(base.base(), &pair.base) && Arc::ptr_eq(pruned.base(), &pair.aux));
+        assert!(Arc::ptr_eq(base.base(), &pair.base) && Arc::ptr_eq(pruned.base(), pair.aux.as_ref().unwrap()));
         // And it is counted once.
         let memory = |arms: &[Arm]| session.memory(arms.iter(), 1, 4).unwrap();
         let (alone, all) = (memory(&arms[2..]), memory(&arms));

@@ -13,10 +13,11 @@ use ttft_kernels::DType;
 use ttft_models::{
     NetworkConfig,
     cost::CostSystem,
+    kv_prediction::Shape,
     synth::{Made, Spec},
     zoo,
 };
-use ttft_reports::format::bytes;
+use ttft_reports::{format::bytes, schema::Kind};
 
 use crate::{console, gate::Depth, output, scenario::Arm};
 
@@ -89,10 +90,10 @@ impl Weights {
     }
 
     fn predictor(&self, pair: &str) -> Result<(PathBuf, Spec)> {
-        let p = zoo::pair(pair)?;
-        let (base, aux) = (self.config(p.base)?, self.config(p.aux)?);
-        let spec = Spec::custom_predictor(pair, base, aux, p.layer_map, self.dtype, self.seed);
-        Ok((self.folder(&format!("{pair}-predictor")), spec))
+        let p = zoo::prediction(pair)?;
+        let (base, aux) = (self.config(p.base)?, p.aux.map(|aux| self.config(aux)).transpose()?);
+        let spec = Spec::custom_predictor(&p.predictor, base, aux, p.layout, self.dtype, self.seed);
+        Ok((self.folder(&format!("{}-predictor", p.predictor)), spec))
     }
 
     fn folder(&self, name: &str) -> PathBuf {
@@ -107,7 +108,7 @@ impl Weights {
             for network in arm.networks() {
                 out.extend([self.network(network)?]);
             }
-            if arm.aux.is_some() {
+            if arm.kind == Kind::Kvp {
                 out.extend([self.predictor(&arm.system)?]);
             }
         }
@@ -186,12 +187,14 @@ impl Weights {
     /// # Errors
     /// A name that is not in the zoo.
     pub fn cost(&self, arm: &Arm) -> Result<CostSystem> {
-        let pair = match &arm.aux {
-            Some(aux) => Some((self.config(aux)?, zoo::pair(&arm.system)?.layer_map)),
+        let prediction = match arm.prediction()? {
+            Some(zoo::Prediction { aux, layout, own, .. }) => {
+                Some(Shape { aux: aux.map(|aux| self.config(aux)).transpose()?, layout, own })
+            }
             None => None,
         };
         let base = self.config(arm.networks()[0])?;
-        Ok(CostSystem { base, pair, pruning: arm.pruning(), weights: self.dtype })
+        Ok(CostSystem { base, prediction, pruning: arm.pruning(), weights: self.dtype })
     }
 
     /// How deep a prompt goes in an arm.
@@ -202,6 +205,7 @@ impl Weights {
         let networks = arm.networks().into_iter().map(|n| self.config(n)).collect::<Result<Vec<_>>>()?;
         let widest = |c: &NetworkConfig| c.layers.iter().map(|l| l.ffn).max().unwrap_or(0).max(c.dim);
         Ok(Depth {
+            // A prompt passes the layers of both networks of a pair, and those of a base once if some of them are shared.
             layers: networks.iter().map(|c| c.layers.len()).sum(),
             k: networks.iter().map(widest).max().unwrap_or(0),
         })
@@ -233,7 +237,6 @@ fn make(dir: &Path, spec: &Spec) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ttft_reports::schema::Kind;
 
     #[test]
     fn pairs_share_their_networks_and_bad_folders_are_remade() {

@@ -143,6 +143,49 @@ fn logits_reproduces_the_fixtures() {
     }
 }
 
+/// Shared layers by the command: what was recorded, and a trace of it.
+#[test]
+fn logits_of_shared_layers_and_their_trace() {
+    let dir = TempDir::new().unwrap();
+    let [a, a2] = ["A", "A2"].map(fixture);
+    let (tokens, out, trace) = (tokens(dir.path(), &a2), dir.path().join("out.safetensors"), dir.path().join("t.json"));
+    let with = |own: &[&str]| {
+        let mut c = logits(&a, &tokens, false, &out);
+        c.arg("--predictor").arg(a2.join("predictor")).args(own);
+        c
+    };
+    let expected = fs::read(a2.join("expected.safetensors")).unwrap();
+    let expected = SafeTensors::deserialize(&expected).unwrap();
+    for (m, s) in [("1", "0"), ("3", "0"), ("3", "1")] {
+        let own = ["--base-tokens", m, "--sink-tokens", s, "--generate", "6"];
+        succeed(with(&own).arg("--trace").arg(&trace));
+        let found = fs::read(&out).unwrap();
+        let found = SafeTensors::deserialize(&found).unwrap();
+        let theirs = |name: &str| expected.tensor(&format!("kvp_m{m}_s{s}_{name}")).unwrap();
+        assert_eq!(found.tensor("greedy_ids").unwrap().data(), theirs("greedy_ids").data());
+        let pairs = f32s(&found.tensor("greedy_logits").unwrap()).into_iter().zip(f32s(&theirs("greedy_logits")));
+        assert!(pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) <= TOLERANCE);
+    }
+    let trace: serde_json::Value = serde_json::from_slice(&fs::read(&trace).unwrap()).unwrap();
+    let events = trace["traceEvents"].as_array().unwrap();
+    let row = |tid: u64| events.iter().filter(move |e| e["ph"] == "X" && e["tid"] == tid).collect::<Vec<_>>();
+    let names = |tid| row(tid).iter().map(|e| e["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>();
+    assert_eq!(names(1), ["first token", "token 2", "token 3", "token 4", "token 5", "token 6"]);
+    assert_eq!(names(2)[..4], ["shared_layers", "prediction", "base_step", "base_step"]);
+    assert_eq!(names(3)[..3], ["Base embeds 11 of Prompt", "Base layer 0 on 11 of 11", "Base layer 1 on 11 of 11"]);
+    // Steps follow one another within their call, and are as much as their phases.
+    let span = |e: &serde_json::Value| (e["ts"].as_f64().unwrap(), e["dur"].as_f64().unwrap());
+    let ends = row(3).windows(2).all(|w| span(w[0]).0 + span(w[0]).1 <= span(w[1]).0 + 1e-3);
+    let sum = |tid| row(tid).iter().map(|e| span(e).1).sum::<f64>();
+    assert!(ends && (sum(2) - sum(3)).abs() < 1e-2 && sum(1) >= sum(2), "{} {} {}", sum(1), sum(2), sum(3));
+    assert!(row(3)[1]["args"]["flops"].as_u64().unwrap() > 0);
+
+    // Tokens of the base without a prediction; an auxiliary that a predictor of shared layers has no use for.
+    fail(logits(&a, &tokens, false, &out).args(["--base-tokens", "2"]), &["--base-tokens", "--predictor"]);
+    fail(with(&[]).arg("--aux").arg(a.join("aux")), &["config.json", "source", "shared_layers"]);
+    fail(&mut with(&["--base-tokens", "0"]), &["--base-tokens", "0"]);
+}
+
 /// A pruning that drops nothing is what was recorded of the base; one that drops some is what the library computes, which
 /// is compared with its definition elsewhere.
 #[test]
@@ -193,7 +236,7 @@ fn logits_of_token_prunings() {
     }
     let (fixture, tokens) = (fixture("A"), dir.path().join("tokens.json"));
     fail(logits(&fixture, &tokens, false, &out).args(["--prune", "RP-2.00"]), &["RP-2.00", "RP-0.75"]);
-    fail(logits(&fixture, &tokens, true, &out).args(["--prune", "RP-0.50"]), &["--prune", "--aux"]);
+    fail(logits(&fixture, &tokens, true, &out).args(["--prune", "RP-0.50"]), &["--prune", "--predictor"]);
 }
 
 #[test]
@@ -293,11 +336,11 @@ fn bench_runs_tiny_and_leaves_a_record() {
     let dir = TempDir::new().unwrap();
     let out = dir.path().join("run.jsonl");
     let scenario = dir.path().join("two-pairs.toml");
-    // Two groups of five systems, short enough for an emulator, with a budget that not even that exhausts.
+    // Two groups of six systems, short enough for an emulator, with a budget that not even that exhausts.
     let text = r#"
         name = "two-pairs"
-        description = "both pairs of OE1.1B"
-        systems = ["OE1.1B-KVP-C-450M", "OE1.1B-KVP-C-270M"]
+        description = "both pairs of OE1.1B, and shared layers"
+        systems = ["OE1.1B-KVP-C-450M", "OE1.1B-KVP-C-270M-m2", "OE1.1B-KVP-S14-m2-s1"]
         dtype = "bf16"
         lengths = [3, 5]
         batches = [1]
@@ -315,7 +358,7 @@ fn bench_runs_tiny_and_leaves_a_record() {
     let text = succeed(&mut c);
     assert!(text.contains("Planned") && text.contains("OE1.1B-KVP-C-450M") && text.contains("tiny"), "{text}");
     let record = ttft_reports::schema::Record::read(&out).unwrap();
-    assert_eq!(record.cells.len(), 2 * 5);
+    assert_eq!(record.cells.len(), 2 * 6);
     assert!(record.skipped.is_empty());
     // It can be shared: it does not say where things lie.
     let folder = dir.path().to_string_lossy().into_owned();
@@ -330,17 +373,23 @@ fn bench_runs_tiny_and_leaves_a_record() {
         assert!(gate.passed && !cell.kernels.is_empty(), "{}", cell.id);
         assert_eq!(gate.longest.as_ref().map(|l| l.prompt), Some(5), "{:?}", gate.longest_skipped);
         let phases: Vec<_> = cell.phases.iter().map(|p| p.name.as_str()).collect();
-        let expected: &[_] = if cell.aux.is_some() { &["auxiliary", "prediction", "base_step"] } else { &["prefill"] };
+        let expected: &[_] = match (cell.kind, &cell.aux) {
+            (ttft_reports::schema::Kind::Kvp, Some(_)) => &["auxiliary", "prediction", "base_step"],
+            // Its base reads three tokens itself: all of the short prompt.
+            (ttft_reports::schema::Kind::Kvp, None) if cell.prompt == 3 => &["base_step"],
+            (ttft_reports::schema::Kind::Kvp, None) => &["shared_layers", "prediction", "base_step"],
+            _ => &["prefill"],
+        };
         assert_eq!(phases, expected, "{}", cell.id);
         assert!(cell.phases.iter().all(|p| p.samples_ns.iter().all(|&ns| ns > 0)), "{}", cell.id);
         assert!(cell.phases.iter().all(|p| p.parallel_regions.is_some()), "{}", cell.id);
         assert!(cell.cost().unwrap().flops.total() > 0 && cell.paper_flops.unwrap() > 0, "{}", cell.id);
     }
     // Rotation: in every group each system was at every place once.
-    for cells in record.cells.chunks(5) {
+    for cells in record.cells.chunks(6) {
         let first =
             cells.iter().map(|c| c.round_positions.clone().unwrap()[0]).collect::<std::collections::BTreeSet<_>>();
-        assert_eq!(first.len(), 5);
+        assert_eq!(first.len(), 6);
     }
     // An existing record is not overwritten.
     fail(&mut c, &["run.jsonl", "exists"]);
@@ -687,6 +736,32 @@ fn zoo_lists_every_system() {
     let full = succeed(ttft().args(["zoo", "--extent", "full_network"]));
     assert!(has(&full, ["OE1.1B-KVP-C-450M", "2.36x", "2.28x"]), "{full}");
     fail(ttft().args(["zoo", "--batch", "0"]), &["--batch"]);
+}
+
+/// A predictor without maps is what a name says, and what `--init own` asks for.
+#[test]
+fn synth_writes_predictors_without_maps() {
+    let dir = TempDir::new().unwrap();
+    let config = fixture("A").join("base/config.json");
+    let (own, tokens) = (dir.path().join("own"), tokens(dir.path(), &fixture("A")));
+    let synth = |out: &Path, more: &[&str]| {
+        let mut c = ttft();
+        c.arg("synth").arg(&config).arg("--out").arg(out).args(more);
+        c
+    };
+    succeed(&mut synth(&own, &["--shared-layers", "3", "--init", "own"]));
+    let json: serde_json::Value = serde_json::from_slice(&fs::read(own.join("config.json")).unwrap()).unwrap();
+    assert_eq!((json["shared_layers"].as_u64(), &json["source"]), (Some(3), &"shared_layers".into()));
+    let file = fs::read(own.join("predictor.safetensors")).unwrap();
+    assert!(SafeTensors::deserialize(&file).unwrap().is_empty());
+    let out = dir.path().join("out.safetensors");
+    succeed(logits(&fixture("A"), &tokens, false, &out).arg("--predictor").arg(&own));
+
+    let x = dir.path().join("x");
+    fail(&mut synth(&x, &["--shared-layers", "5"]), &["--shared-layers", "1 to 4", "5"]);
+    fail(&mut synth(&x, &["--init", "own"]), &["--shared-layers"]);
+    fail(ttft().args(["synth", "OE1.1B-KVP-C-450M", "--init", "own", "--out"]).arg(&x), &["shared layers", "450M"]);
+    assert!(!x.exists());
 }
 
 #[test]

@@ -137,11 +137,13 @@ pub enum Cause {
     SmallModel,
     /// The base on part of the prompt runs at a lower rate than on all of it.
     FewerTokens,
+    /// The base's own layers that read the prompt run at another rate than all of them.
+    SharedLayers,
     /// Choosing the tokens that are kept.
     Selection,
-    /// Reading weights and cache for one token takes longer than its FLOPs.
+    /// Reading weights and cache for the base's own tokens takes longer than their FLOPs.
     StepBandwidth,
-    /// The one-token step is slower than its bytes and FLOPs.
+    /// The step on these tokens is slower than its bytes and FLOPs.
     StepBeyondBandwidth,
     /// The KV predictor.
     Prediction,
@@ -157,6 +159,7 @@ impl Cause {
         match self {
             Cause::SmallModel => "compute efficiency of the small model",
             Cause::FewerTokens => "compute efficiency on fewer tokens",
+            Cause::SharedLayers => "compute efficiency of the shared layers",
             Cause::Selection => "choosing tokens",
             Cause::StepBandwidth => "bandwidth-bound base step",
             Cause::StepBeyondBandwidth => "base step beyond its bandwidth",
@@ -171,10 +174,13 @@ impl Cause {
         match self {
             Cause::SmallModel => "the smaller network, which runs at a lower rate than the base",
             Cause::FewerTokens => "the base on a part of the prompt, which runs at a lower rate than on all of it",
+            Cause::SharedLayers => {
+                "the base's own layers that read the prompt, which run at a lower rate than all of them"
+            }
             Cause::Selection => "choosing the tokens that are kept",
-            Cause::StepBandwidth => "the base's step on the last token, which reads all its weights from memory",
+            Cause::StepBandwidth => "the base's step on its own tokens, which reads all its weights from memory",
             Cause::StepBeyondBandwidth => {
-                "the base's step on the last token, which takes longer than reading its weights from memory"
+                "the base's step on its own tokens, which takes longer than reading its weights from memory"
             }
             Cause::Prediction => "the predictor of the cache",
             Cause::UnknownPhase => "a phase that this program does not know",
@@ -392,6 +398,7 @@ fn losses(record: &Record, base: &Cell, cell: &Cell) -> Vec<Loss> {
                 Cause::FewerTokens
             }
             "prefill" | "auxiliary" => Cause::SmallModel,
+            "shared_layers" => Cause::SharedLayers,
             _ => Cause::UnknownPhase,
         };
         losses.push(Loss { cause, seconds: loss });
@@ -681,6 +688,17 @@ mod tests {
         let validation = validate(&processes);
         assert!(validation.claims.iter().all(|c| !c.indicative && c.row.processes == 5));
         assert_eq!(validation.command, None);
+    }
+
+    #[test]
+    fn every_phase_of_a_record_has_a_cause() {
+        for name in crate::schema::PHASES {
+            let mut record = samples::run();
+            record.cells[1].phases[0].name = name.into();
+            let validation = validate(&record);
+            let losses = &claim_of(&validation, "ttft/OE450M/aux/b1/p64").losses;
+            assert!(!losses.is_empty() && losses.iter().all(|l| l.cause != Cause::UnknownPhase), "{name}");
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::{
 
 use safetensors::{Dtype, SafeTensors};
 use ttft_kernels::{Backend, Engine};
-use ttft_models::{KvPrediction, System};
+use ttft_models::{KvPrediction, Network, System};
 
 /// The recorded fixtures.
 pub const FIXTURES: [&str; 3] = ["A", "B", "C"];
@@ -37,9 +37,17 @@ pub fn load(name: &str) -> KvPrediction {
     KvPrediction::load(&dir.join("base"), &dir.join("aux"), &dir.join("predictor")).expect("the fixture loads")
 }
 
+/// The auxiliary of a pair.
+///
+/// # Panics
+/// If it shares layers instead.
+pub fn aux(s: &KvPrediction) -> Arc<Network> {
+    Arc::clone(s.aux.as_ref().expect("a pair"))
+}
+
 /// Base alone, auxiliary alone, KV prediction.
 pub fn systems(s: &KvPrediction) -> [System; 3] {
-    [System::Network(Arc::clone(&s.base)), System::Network(Arc::clone(&s.aux)), System::KvPrediction(s.clone())]
+    [System::Network(Arc::clone(&s.base)), System::Network(aux(s)), System::KvPrediction(s.clone())]
 }
 
 /// A tensor of a recorded file.

@@ -356,21 +356,21 @@ fn heads_of_the_models() {
 }
 
 /// `(heads, K)` of each product; keys and values of each, the keys normed, rotated and kept.
-fn projections<A: Element>(e: &Engine, (batch, n, d): (usize, usize, usize), sizes: &[(usize, usize)]) {
+fn projections<A: Element, X: Element>(e: &Engine, (batch, n, d): (usize, usize, usize), sizes: &[(usize, usize)]) {
     let rows = batch * n;
     let norm = values(3, d, DType::F32);
     let table = RopeTable::new(d, 1e4, n);
-    let of = |seed: usize, len: usize| -> Vec<A> {
-        values(seed as u64, len, A::DTYPE).into_iter().map(A::from_f32).collect()
+    let of = |seed: usize, len: usize| -> Vec<X> {
+        values(seed as u64, len, X::DTYPE).into_iter().map(X::from_f32).collect()
     };
-    struct Operands<A> {
-        x: Vec<A>,
+    struct Operands<A, X> {
+        x: Vec<X>,
         w: Vec<f32>,
         bias: Vec<f32>,
         cache: HeadCache<A>,
         keep: Vec<f32>,
     }
-    let operands = |i: usize, (heads, k): (usize, usize)| Operands {
+    let operands = |i: usize, (heads, k): (usize, usize)| Operands::<A, X> {
         x: of(i + 1, rows * k),
         w: values(i as u64 + 100, heads * d * k, DType::F32),
         bias: values(i as u64 + 200, heads * d, DType::F32),
@@ -444,16 +444,19 @@ fn projections<A: Element>(e: &Engine, (batch, n, d): (usize, usize, usize), siz
 #[test]
 fn projections_are_products_then_heads() {
     engines(|e| {
-        projections::<f32>(e, (2, 5, 16), &[(3, 40), (1, 16)]);
-        projections::<bf16>(e, (2, 5, 16), &[(3, 40), (1, 16)]);
+        projections::<f32, f32>(e, (2, 5, 16), &[(3, 40), (1, 16)]);
+        projections::<bf16, bf16>(e, (2, 5, 16), &[(3, 40), (1, 16)]);
+        // Exact factors, a product that is rounded once.
+        projections::<bf16, f32>(e, (2, 5, 16), &[(3, 40), (1, 16)]);
+        projections::<bf16, f32>(e, (1, 63, 64), &[(5, 96)]);
         // One product, to be shared by its heads; rows around those of a task.
-        projections::<bf16>(e, (1, 63, 64), &[(5, 96)]);
+        projections::<bf16, bf16>(e, (1, 63, 64), &[(5, 96)]);
         let rows = edges::PROJECTION_ROWS;
         for n in [rows - 1, rows, rows + 1, 2 * rows + 1] {
-            projections::<f32>(e, (1, n, 6), &[(2, 33), (3, 8)]);
+            projections::<f32, f32>(e, (1, n, 6), &[(2, 33), (3, 8)]);
         }
-        projections::<bf16>(e, (3, 100, 8), &[(2, 64), (3, 64), (4, 32)]);
-        assert!(e.project_heads::<f32>(1, 1e-6, &mut []).is_ok());
+        projections::<bf16, bf16>(e, (3, 100, 8), &[(2, 64), (3, 64), (4, 32)]);
+        assert!(e.project_heads::<f32, f32>(1, 1e-6, &mut []).is_ok());
     });
 }
 

@@ -10,7 +10,8 @@ use ttft_models::{
     plan, synth,
 };
 use ttft_tests::models::{
-    ATOL, FIXTURES, Tensor, assert_close, bf16_tolerance, describe, engines, fixture, load, max_abs_diff, read, systems,
+    ATOL, FIXTURES, Tensor, assert_close, aux, bf16_tolerance, describe, engines, fixture, load, max_abs_diff, read,
+    systems,
 };
 
 struct Case {
@@ -79,7 +80,7 @@ fn every_recorded_tensor_on_every_engine() {
             case.check(&mut seen, &engine, "base_logits", &all);
             let shorter: Vec<u32> =
                 case.ids.chunks_exact(case.prompt).flat_map(|r| r[..case.prompt - 1].to_vec()).collect();
-            let all = s.aux.logits::<f32>(e, &shorter, case.batch).unwrap();
+            let all = aux(s).logits::<f32>(e, &shorter, case.batch).unwrap();
             case.check(&mut seen, &engine, "aux_logits", &all);
             let scored = likelihood::<f32>(s, e, &case.ids, case.batch).unwrap();
             case.check(&mut seen, &engine, "kvp_nocache_logits", &scored.logits);
@@ -180,7 +181,7 @@ fn bf16_stays_within_its_rounding() {
             let exact = first(&engines[0], Precision::F32);
             let layers = match &system {
                 System::Network(_) | System::Pruned(_) => system.base().config().layers.len(),
-                System::KvPrediction(s) => s.base.config().layers.len() + s.aux.config().layers.len(),
+                System::KvPrediction(s) => s.networks().map(|n| n.config().layers.len()).sum(),
             };
             let tolerance = bf16_tolerance(&exact, layers);
             for e in &engines {
@@ -236,7 +237,7 @@ fn the_likelihood_path_stays_within_the_rounding_of_bf16() {
         likelihood::<f32>(&case.models, e, &case.ids, case.batch).unwrap(),
         likelihood::<bf16>(&case.models, e, &case.ids, case.batch).unwrap(),
     ];
-    let (base, aux) = (case.models.base.config().layers.len(), case.models.aux.config().layers.len());
+    let (base, aux) = (case.models.base.config().layers.len(), aux(&case.models).config().layers.len());
     for (exact, rounded, layers) in
         [(exact.logits, rounded.logits, base + aux), (exact.aux_logits, rounded.aux_logits, aux)]
     {

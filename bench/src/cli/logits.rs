@@ -11,7 +11,8 @@ use clap::Args;
 use safetensors::{Dtype, View, serialize};
 use serde_json::Value;
 use ttft_models::{
-    Extent, KvPrediction, NamedTensor, Network, Precision, Predictor, Pruned, Pruning, RunSpec, System, memory, plan,
+    Extent, KvPrediction, NamedTensor, Network, Precision, Pruned, Pruning, RunSpec, System, cost::CostSystem,
+    kv_prediction::layout::OwnTokens, memory, plan,
 };
 
 use ttft_reports::{
@@ -19,7 +20,7 @@ use ttft_reports::{
     text::{stand_in, without_mark},
 };
 
-use crate::{console, knobs::EngineKnobs, machine, output::Pending, scenario::Named};
+use crate::{console, knobs::EngineKnobs, machine, output::Pending, scenario::Named, trace::Trace};
 
 /// Longest tokens file that is read.
 const MAX_TOKENS_BYTES: u64 = 256 << 20;
@@ -33,14 +34,20 @@ pub struct Logits {
     /// Folder of the base network (config.json, model.safetensors)
     #[arg(long, value_name = "DIR")]
     base: PathBuf,
-    /// Folder of the auxiliary network; without it the base runs alone
+    /// Folder of the auxiliary network; without it and without a predictor the base runs alone
     #[arg(long, value_name = "DIR", requires = "predictor")]
     aux: Option<PathBuf>,
-    /// Folder of the predictor
-    #[arg(long, value_name = "DIR", requires = "aux")]
+    /// Folder of the predictor; without an auxiliary it is one for shared layers of the base
+    #[arg(long, value_name = "DIR")]
     predictor: Option<PathBuf>,
+    /// Last tokens of each prompt that the base of a KV prediction reads itself
+    #[arg(long, value_name = "M", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    base_tokens: u32,
+    /// First tokens of each prompt that the base of a KV prediction reads itself
+    #[arg(long, value_name = "S", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1 << 24))]
+    sink_tokens: u32,
     /// Token pruning of the base, such as RP-0.50 (random), SP-0.25 (static) or L0.75-0.10 (LazyLLM)
-    #[arg(long, value_name = "PRUNING", conflicts_with = "aux")]
+    #[arg(long, value_name = "PRUNING", conflicts_with = "predictor")]
     prune: Option<Pruning>,
     /// JSON file with the prompts: an array of equal-length arrays of token ids
     #[arg(long, value_name = "FILE")]
@@ -54,6 +61,9 @@ pub struct Logits {
     /// File for the tensors: logits_last [B,V], greedy_ids [B,T], greedy_logits [B,T,V]
     #[arg(long, value_name = "FILE.safetensors")]
     out: PathBuf,
+    /// Also write what each step took, for chrome://tracing or ui.perfetto.dev
+    #[arg(long, value_name = "FILE.json")]
+    trace: Option<PathBuf>,
     /// Also write the caches after the first token
     #[arg(long)]
     dump_cache: bool,
@@ -69,36 +79,47 @@ impl Logits {
         for input in
             [Some(&self.tokens), Some(&self.base), self.aux.as_ref(), self.predictor.as_ref()].into_iter().flatten()
         {
-            let same = |a: &Path| matches!((a.canonicalize(), self.out.canonicalize()), (Ok(a), Ok(b)) if a == b);
-            let inside = ["model.safetensors", "predictor.safetensors", "config.json"].map(|name| input.join(name));
-            ensure!(
-                !inside.iter().map(PathBuf::as_path).chain([input.as_path()]).any(same) || !self.out.is_file(),
-                "{} is read, so it is not written: give another file for the output",
-                self.out.display()
-            );
+            for out in [Some(&self.out), self.trace.as_ref()].into_iter().flatten() {
+                let same = |a: &Path| matches!((a.canonicalize(), out.canonicalize()), (Ok(a), Ok(b)) if a == b);
+                let inside = ["model.safetensors", "predictor.safetensors", "config.json"].map(|name| input.join(name));
+                ensure!(
+                    !inside.iter().map(PathBuf::as_path).chain([input.as_path()]).any(same) || !out.is_file(),
+                    "{} is read, so it is not written: give another file for the output",
+                    out.display()
+                );
+            }
         }
         let out = Pending::claim(&self.out)?;
+        let trace_out = self.trace.as_deref().map(Pending::claim).transpose()?;
         let (ids, batch, prompt) = read_tokens(&self.tokens)?;
         let engine = self.engine.engine()?;
         let base = Arc::new(Network::load(&self.base)?);
         check_vocab(&ids, prompt, &base, &self.base, &self.tokens)?;
         let (vocab, weights) = (base.config().vocab, base.weight_dtype());
-        let system = match (&self.aux, &self.predictor) {
-            (Some(aux_dir), Some(predictor)) => {
-                let aux = Arc::new(Network::load(aux_dir)?);
-                check_vocab(&ids, prompt, &aux, aux_dir, &self.tokens)?;
-                let predictor = Arc::new(Predictor::load(predictor, &base, &aux)?);
-                System::KvPrediction(KvPrediction { base, aux, predictor })
+        let own = OwnTokens { last: self.base_tokens as usize, first: self.sink_tokens as usize };
+        ensure!(
+            self.predictor.is_some() || own == OwnTokens::PAPER,
+            "--base-tokens and --sink-tokens say what the base of a KV prediction reads itself: give its --predictor too"
+        );
+        let system = match &self.predictor {
+            Some(predictor) => {
+                let aux = match &self.aux {
+                    Some(dir) => {
+                        let aux = Network::load(dir)?;
+                        check_vocab(&ids, prompt, &aux, dir, &self.tokens)?;
+                        Some(Arc::new(aux))
+                    }
+                    None => None,
+                };
+                System::KvPrediction(KvPrediction::new(base, aux, predictor)?.reading(own))
             }
-            _ => match self.prune {
+            None => match self.prune {
                 Some(pruning) => System::Pruned(Pruned::new(base, pruning)),
                 None => System::Network(base),
             },
         };
         let copied = match &system {
-            System::KvPrediction(KvPrediction { base, aux, predictor }) => {
-                base.copied_bytes() + aux.copied_bytes() + predictor.copied_bytes()
-            }
+            System::KvPrediction(s) => s.networks().map(|n| n.copied_bytes()).sum::<u64>() + s.predictor.copied_bytes(),
             system => system.base().copied_bytes(),
         };
         if copied > 0 {
@@ -125,17 +146,20 @@ impl Logits {
 
         let mut inference = plan(&system, &spec)?;
         inference.record(self.dump_cache);
+        let mut trace = Trace::new(CostSystem::of(&system), spec);
         let mut tensors = Vec::new();
         let mut greedy_ids = vec![0i64; batch * generate];
         let mut greedy_logits = vec![0f32; batch * generate * vocab];
         for t in 0..generate {
             if t == 0 {
-                inference.first_token(&engine, &ids)?;
+                let times = inference.first_token(&engine, &ids)?;
+                trace.call("first token", times.total, &*inference);
                 if self.dump_cache {
                     tensors.extend(inference.cache_dump().into_iter().map(Tensor::from));
                 }
             } else {
-                inference.next_token(&engine)?;
+                let took = inference.next_token(&engine)?;
+                trace.call(&format!("token {}", t + 1), took, &*inference);
             }
             let logits = inference.logits();
             for b in 0..batch {
@@ -149,7 +173,21 @@ impl Logits {
         tensors.push(Tensor::f32("greedy_logits", vec![batch, generate, vocab], greedy_logits));
         let about = (copied > 0).then(|| HashMap::from([("ttft_copied_weight_bytes".to_owned(), copied.to_string())]));
         let contents = serialize(tensors.iter().map(|t| (&t.name, t)), about)?;
-        out.write(|w| Ok(w.write_all(&contents)?))
+        out.write(|w| Ok(w.write_all(&contents)?))?;
+        if let Some(out) = trace_out {
+            let about = serde_json::json!({
+                "program": concat!("ttft ", env!("CARGO_PKG_VERSION")),
+                "batch": batch,
+                "prompt": prompt,
+                "precision": precision.name(),
+                "extent": extent.name(),
+                "threads": engine.threads(),
+                "isa": engine.isa().name(),
+                "backend": engine.backend().name(),
+            });
+            out.write(|w| Ok(serde_json::to_writer(w, &trace.json(about))?))?;
+        }
+        Ok(())
     }
 }
 

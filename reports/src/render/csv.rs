@@ -9,7 +9,7 @@ use crate::{
     validate,
 };
 
-const HEADER: [&str; 60] = [
+const HEADER: [&str; 61] = [
     "run",
     "id",
     "kind",
@@ -52,6 +52,7 @@ const HEADER: [&str; 60] = [
     "prefill_s",
     "selection_s",
     "auxiliary_s",
+    "shared_layers_s",
     "prediction_s",
     "base_step_s",
     "unattributed_s",
@@ -95,7 +96,7 @@ fn no_formula(words: &str) -> String {
     if formula { format!("'{words}") } else { words }
 }
 
-fn fields(run: &str, row: &summary::Row, verdict: Option<String>) -> [String; 60] {
+fn fields(run: &str, row: &summary::Row, verdict: Option<String>) -> [String; 61] {
     fn text<T: ToString>(value: Option<T>) -> String {
         value.map(|v| v.to_string()).unwrap_or_default()
     }
@@ -153,6 +154,7 @@ fn fields(run: &str, row: &summary::Row, verdict: Option<String>) -> [String; 60
         phase("prefill"),
         phase("selection"),
         phase("auxiliary"),
+        phase("shared_layers"),
         phase("prediction"),
         phase("base_step"),
         rest,

@@ -165,8 +165,13 @@ pub(super) fn check_cell(cell: &Cell) -> Result<(), Fault> {
     if cell.kind == Kind::Base && cell.system != cell.base {
         return fault("cell.system", format!("expected the base `{}`, found `{}`", cell.base, cell.system));
     }
-    if (cell.kind == Kind::Kvp) != cell.aux.is_some() {
-        return fault("cell.aux", format!("expected a name for kvp and null for all others, kind is {:?}", cell.kind));
+    // Layers of the base may read the prompt instead; a cell without phases does not say so.
+    let alone = cell.phase("auxiliary").is_none() && !cell.phases.is_empty();
+    if (cell.kind == Kind::Kvp) != cell.aux.is_some() && !(cell.kind == Kind::Kvp && alone) {
+        return fault(
+            "cell.aux",
+            format!("expected a name for a kvp with an auxiliary and null for all others, kind is {:?}", cell.kind),
+        );
     }
     check_samples(&cell.samples_ns, None, || "cell.samples_ns".into())?;
     check_samples(&cell.warmup_ns, None, || "cell.warmup_ns".into())?;

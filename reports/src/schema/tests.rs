@@ -255,11 +255,16 @@ fn files_that_are_not_records_are_refused() {
 #[test]
 fn cells_that_contradict_themselves_are_refused() {
     type Change = fn(&mut Cell);
-    let cases: [(&str, Change); 14] = [
+    let cases: [(&str, Change); 15] = [
         ("`cell.attempt`", |c| c.attempt = 0),
         ("`cell.batch`", |c| c.batch = 0),
         ("`cell.scenario_hash`", |c| c.prompt = 257),
         ("`cell.aux`", |c| *c = Cell { kind: Kind::Kvp, ..Cell::new(Kind::Aux, "OE450M", "OE1.1B", None, 1, 2) }),
+        ("`cell.aux`", |c| {
+            // Its phase of an auxiliary is no one's.
+            c.aux = None;
+            c.scenario_hash = scenario_hash(c.kind, &c.system, &c.base, None, c.batch, c.prompt);
+        }),
         ("`cell.samples_ns[0]`", |c| c.samples_ns[0] = 0),
         ("`cell.rounds`: expected 2 entries", |c| c.rounds = Some(vec![1])),
         ("`cell.rounds`: expected increasing", |c| c.rounds = Some(vec![1, 1])),

@@ -320,7 +320,7 @@ pub struct Cell {
     pub system: String,
     /// The base network whose full prefill this system is compared with.
     pub base: String,
-    /// The auxiliary network of a KV prediction; null otherwise.
+    /// The auxiliary network of a KV prediction; null otherwise, and where layers of the base read the prompt in its place.
     pub aux: Option<String>,
     /// Sequences.
     pub batch: u32,
@@ -478,12 +478,15 @@ pub fn scenario_hash(kind: Kind, system: &str, base: &str, aux: Option<&str>, ba
     hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// The names of phases that a record of this program has.
+pub const PHASES: [&str; 6] = ["selection", "prefill", "auxiliary", "shared_layers", "prediction", "base_step"];
+
 /// One phase of a system: its time in every sample, and its work.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct PhaseRecord {
-    /// `selection`, `prefill`, `auxiliary`, `prediction` or `base_step`.
+    /// `selection`, `prefill`, `auxiliary`, `shared_layers`, `prediction` or `base_step`.
     pub name: String,
     /// Time of the phase in every sample of the cell, in the same order.
     pub samples_ns: Vec<u64>,
