@@ -76,7 +76,7 @@ impl Contender {
         let mut command = processes::command(&self.program);
         command.arg("bench");
         let rounds = rounds.to_string();
-        let all: [(&str, &OsStr); 6] = [
+        let all: [(&str, &OsStr); 7] = [
             ("--scenario", scenario.as_os_str()),
             ("--rounds", rounds.as_ref()),
             // What is asked for is measured, however long it takes.
@@ -84,6 +84,7 @@ impl Contender {
             ("--out", out.as_os_str()),
             ("--weights", trial.weights.as_os_str()),
             ("--processes", "1".as_ref()),
+            ("--energy", "off".as_ref()),
         ];
         for (flag, value) in all.iter().filter(|(flag, _)| self.flags.contains(*flag)) {
             command.arg(flag).arg(value);

@@ -11,7 +11,14 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use ttft_kernels::DType;
-use ttft_models::{Network, NetworkConfig, Predictor, kv_prediction::layer_map, zoo};
+use ttft_models::{
+    Network, NetworkConfig,
+    kv_prediction::{
+        layer_map,
+        layout::{Layout, OwnTokens},
+    },
+    zoo,
+};
 use ttft_reports::text::printable;
 
 use crate::{
@@ -36,7 +43,7 @@ pub struct Asked {
     pub base: String,
     /// The auxiliary, likewise.
     pub aux: Option<String>,
-    /// The folder of the predictor.
+    /// The folder of the predictor; without an auxiliary it is one for shared layers of the base.
     pub predictor: Option<PathBuf>,
 }
 
@@ -53,24 +60,28 @@ struct Own {
     tokenizer: Option<PathBuf>,
 }
 
-/// Base, auxiliary and layer map of a pair.
+/// A KV prediction.
 #[derive(Clone, Debug)]
-pub struct Pair {
+pub struct Prediction {
     /// The name of its base.
     pub base: String,
-    /// The name of its auxiliary.
-    pub aux: String,
-    /// For each base layer, the auxiliary layer that it is predicted from.
-    pub layer_map: Vec<usize>,
+    /// The name of its auxiliary; none where layers of the base read the prompt.
+    pub aux: Option<String>,
+    /// What is predicted from where.
+    pub layout: Layout,
+    /// Tokens that the base reads itself.
+    pub own: OwnTokens,
     /// The folder of its predictor; none for random values.
     pub predictor: Option<PathBuf>,
+    /// What these values are drawn from, and their folder is called by: names of the zoo, hashes of anything else.
+    pub key: String,
 }
 
 /// The networks and pairs that a run can name.
 #[derive(Clone, Debug, Default)]
 pub struct Catalog {
     networks: BTreeMap<String, Own>,
-    pairs: BTreeMap<String, Pair>,
+    pairs: BTreeMap<String, Prediction>,
 }
 
 impl Catalog {
@@ -83,16 +94,15 @@ impl Catalog {
         let mut names = Vec::new();
         for a in asked {
             let base = catalog.add(&a.base).context("base")?;
-            let Some(aux) = &a.aux else {
-                ensure!(a.predictor.is_none(), "predictor: only for a pair: give an auxiliary network too (aux)");
+            if a.aux.is_none() && a.predictor.is_none() {
                 ensure!(
                     a.name.is_none(),
                     "name: a network alone is called as its folder: give an auxiliary network too"
                 );
                 names.push(base);
                 continue;
-            };
-            let aux = catalog.add(aux).context("aux")?;
+            }
+            let aux = a.aux.as_ref().map(|aux| catalog.add(aux).context("aux")).transpose()?;
             names.push(catalog.pair_up(a, base, aux)?);
         }
         Ok((catalog, names))
@@ -122,8 +132,10 @@ impl Catalog {
         Ok(name)
     }
 
-    fn pair_up(&mut self, asked: &Asked, base: String, aux: String) -> Result<String> {
-        let name = asked.name.clone().unwrap_or_else(|| format!("{base}-KVP-{aux}"));
+    fn pair_up(&mut self, asked: &Asked, base: String, aux: Option<String>) -> Result<String> {
+        let dir = asked.predictor.as_deref().map(here);
+        let source = aux.clone().or_else(|| dir.as_deref().map(name_of)).unwrap_or_default();
+        let name = asked.name.clone().unwrap_or_else(|| format!("{base}-KVP-{source}"));
         ensure!(
             output::is_file_name(&name) && !name.contains(char::is_whitespace),
             "name: expected a word that can name a file (no '/', '\\' or ':', no '.' at its start), found '{}'",
@@ -133,23 +145,31 @@ impl Catalog {
             !Catalog::of_zoo(&name) && !self.pairs.contains_key(&name) && !self.networks.contains_key(&name),
             "name: '{name}' is the name of another system: choose one for this pair (name, or another folder's)"
         );
-        vocabulary::check(&self.vocabulary(&base)?, &self.vocabulary(&aux)?)?;
-        let (base_config, aux_config) = (self.network(&base)?, self.network(&aux)?);
-        let (layer_map, predictor) = match &asked.predictor {
-            None => (layer_map(base_config.layers.len(), aux_config.layers.len()), None),
+        if let Some(aux) = &aux {
+            vocabulary::check(&self.vocabulary(&base)?, &self.vocabulary(aux)?)?;
+        }
+        let base_config = self.network(&base)?;
+        let aux_config = aux.as_deref().map(|aux| self.network(aux)).transpose()?;
+        let layout = match &dir {
             Some(dir) => {
-                let dir = here(dir);
                 let file = dir.join("config.json");
                 let text = fs::read(&file).with_context(|| format!("{}: cannot read the predictor", file.display()))?;
-                (Predictor::parse_map(&file, &text, &base_config, &aux_config)?, Some(dir))
+                Layout::parse(&file, &text, &base_config, aux_config.as_ref())?
+            }
+            None => {
+                let layers = aux_config.as_ref().map_or(0, |aux| aux.layers.len());
+                Layout::auxiliary(&layer_map(base_config.layers.len(), layers))
             }
         };
-        self.pairs.insert(name.clone(), Pair { base, aux, layer_map, predictor });
+        let text = format!("{} {:?} {layout:?}", self.key(&base), aux.as_deref().map(|aux| self.key(aux)));
+        let key = format!("config-{}", &sha256(text.as_bytes())[..HASH]);
+        let own = OwnTokens::PAPER;
+        self.pairs.insert(name.clone(), Prediction { base, aux, layout, own, predictor: dir, key });
         Ok(name)
     }
 
     fn of_zoo(name: &str) -> bool {
-        zoo::network(name).is_ok() || zoo::pair(name).is_ok() || zoo::token_pruned(name).is_ok()
+        zoo::network(name).is_ok() || zoo::prediction(name).is_ok() || zoo::token_pruned(name).is_ok()
     }
 
     fn vocabulary(&self, name: &str) -> Result<Vocabulary> {
@@ -168,16 +188,21 @@ impl Catalog {
         })
     }
 
-    /// A pair.
+    /// A KV prediction: a pair, of which the name may end in the numbers of tokens that its base reads itself (`-m15-s1`), or
+    /// one of the zoo.
     ///
     /// # Errors
     /// No such pair.
-    pub fn pair(&self, name: &str) -> Result<Pair> {
+    pub fn prediction(&self, name: &str) -> Result<Prediction> {
+        let (plain, own) = OwnTokens::strip(name);
         if let Some(pair) = self.pairs.get(name) {
             return Ok(pair.clone());
         }
-        let zoo::Pair { base, aux, layer_map, .. } = zoo::pair(name)?;
-        Ok(Pair { base: base.into(), aux: aux.into(), layer_map, predictor: None })
+        if let Some(pair) = self.pairs.get(plain) {
+            return Ok(Prediction { own, ..pair.clone() });
+        }
+        let zoo::Prediction { base, aux, layout, own, predictor: key } = zoo::prediction(name)?;
+        Ok(Prediction { base: base.into(), aux: aux.map(str::to_owned), layout, own, predictor: None, key })
     }
 
     /// The folder of a network's own weights, if it has any.
@@ -192,19 +217,6 @@ impl Catalog {
             Some(own) => format!("config-{}", &own.hash[..HASH]),
             None => network.to_owned(),
         }
-    }
-
-    /// As [`Catalog::key`], of the synthetic predictor of a pair.
-    ///
-    /// # Errors
-    /// No such pair.
-    pub fn predictor_key(&self, name: &str) -> Result<String> {
-        if !self.pairs.contains_key(name) {
-            return Ok(name.to_owned());
-        }
-        let Pair { base, aux, layer_map, .. } = self.pair(name)?;
-        let text = format!("{} {} {layer_map:?}", self.key(&base), self.key(&aux));
-        Ok(format!("config-{}", &sha256(text.as_bytes())[..HASH]))
     }
 
     /// The type of the weights that lie in folders.
@@ -233,7 +245,7 @@ impl Catalog {
             let family = own.config.family.name;
             format!("{name}: {} ({family}), configuration sha256 {}, {weights}", own.from, own.hash)
         };
-        let pair = |(name, pair): (&String, &Pair)| match &pair.predictor {
+        let pair = |(name, pair): (&String, &Prediction)| match &pair.predictor {
             Some(dir) if real => format!("{name}: predictor {}", name_of(dir)),
             _ => format!("{name}: {NO_PREDICTOR}"),
         };
@@ -341,9 +353,11 @@ mod tests {
         let (catalog, names) = Catalog::new(&[asked(&b, Some(&a)), asked(&b, None)]).unwrap();
         assert_eq!(names[1], "model");
         assert!(names[0].starts_with("model-KVP-model-"), "{names:?}");
-        let pair = catalog.pair(&names[0]).unwrap();
-        assert_eq!((pair.base.as_str(), pair.layer_map.len()), ("model", 32));
-        assert_eq!(catalog.network(&pair.aux).unwrap(), zoo::network("SmolLM2-135M").unwrap());
+        let pair = catalog.prediction(&names[0]).unwrap();
+        assert_eq!((pair.base.as_str(), pair.layout.layers.len()), ("model", 32));
+        let reads = catalog.prediction(&format!("{}-m4-s1", names[0])).unwrap();
+        assert_eq!((reads.own, &reads.key), (OwnTokens { last: 4, first: 1 }, &pair.key));
+        assert_eq!(catalog.network(&pair.aux.unwrap()).unwrap(), zoo::network("SmolLM2-135M").unwrap());
         // A name of the zoo means the zoo's.
         let (_, names) = Catalog::new(&[asked(&folder(dir.path(), "OE270M", "SmolLM2-135M"), None)]).unwrap();
         assert!(names[0].starts_with("OE270M-") && names[0].len() == 7 + HASH, "{names:?}");
@@ -382,7 +396,10 @@ mod tests {
         says(error(asked(dir.path(), None)), &["config.json"]);
         says(error(Asked { name: Some("a b".into()), ..asked(&large, Some(&small)) }), &["name", "a b"]);
         says(error(Asked { name: Some("OE270M".into()), ..asked(&large, Some(&small)) }), &["name", "OE270M"]);
-        says(error(Asked { predictor: Some("x".into()), ..asked(&large, None) }), &["predictor", "aux"]);
+        says(
+            error(Asked { predictor: Some(small.clone()), ..asked(&large, None) }),
+            &["small/config.json", "auxiliary"],
+        );
         let nowhere = Asked { predictor: Some(dir.path().join("x")), ..asked(&large, Some(&small)) };
         says(error(nowhere), &["x/config.json", "predictor"]);
         // Half of a download is no configuration alone.

@@ -52,7 +52,7 @@ impl EngineKnobs {
 /// What to measure, and where things go.
 #[derive(Args, Clone, Debug)]
 pub struct RunKnobs {
-    /// Preset (quick, grid, table5, table5-3b, fig1, fig5b, controls, calibrate, llama, qwen, smollm, long) or path of a
+    /// Preset (quick, grid, table5, table5-3b, fig1, fig5b, shared, controls, calibrate, llama, qwen, smollm, long) or path of a
     /// scenario file (default: quick; `ttft calibrate` takes calibrate)
     #[arg(long, visible_alias = "preset", env = "TTFT_SCENARIO", value_name = "NAME|FILE")]
     pub scenario: Option<String>,
@@ -63,8 +63,9 @@ pub struct RunKnobs {
     /// The auxiliary network of --base, likewise
     #[arg(long, env = "TTFT_AUX", value_name = "DIR|NAME", requires = "base")]
     pub aux: Option<String>,
-    /// Folder of the pair's predictor (default: one of the right shape with random values, which predicts nothing)
-    #[arg(long, env = "TTFT_PREDICTOR", value_name = "DIR", requires = "aux")]
+    /// Folder of the predictor: of the pair, or without --aux one for shared layers of the base (default: for a pair one of the
+    /// right shape with random values, which predicts nothing)
+    #[arg(long, env = "TTFT_PREDICTOR", value_name = "DIR", requires = "base")]
     pub predictor: Option<PathBuf>,
     /// Type of activations and caches: f32 or bf16 (default: the scenario's)
     #[arg(long, env = "TTFT_PRECISION", value_name = "TYPE", value_parser = Precision::from_name)]
@@ -81,6 +82,10 @@ pub struct RunKnobs {
     /// File of the record to write (default: a new file in ttft-records in the target folder)
     #[arg(long, env = "TTFT_OUT", value_name = "FILE")]
     pub out: Option<PathBuf>,
+    /// Whether energy is measured after the samples, where the machine tells it: on or off; a few seconds for each system
+    /// (default: on)
+    #[arg(long, env = "TTFT_ENERGY", value_name = "on|off", value_parser = switch)]
+    pub energy: Option<bool>,
     /// Make every sample slower by this many percent, on purpose: a difference that a comparison must find
     #[arg(long, value_name = "PERCENT", hide = true, value_parser = percent)]
     pub slowdown: Option<f64>,
@@ -104,7 +109,10 @@ impl RunKnobs {
     /// The flags that ask another process of this program for the same, but for the record.
     pub fn flags(&self) -> Vec<OsString> {
         // As they were declared: what is added above must stand here.
-        let RunKnobs { scenario, base, aux, predictor, precision, extent, weights, slowdown, engine, .. } = self;
+        #[rustfmt::skip]
+        let RunKnobs {
+            scenario, base, aux, predictor, precision, extent, budget: _, weights, out: _, energy, slowdown, trial: _, engine,
+        } = self;
         let EngineKnobs { isa, threads, backend, kernel } = engine;
         let mut flags = Vec::new();
         let mut add = |name: &str, value: Option<OsString>| {
@@ -117,6 +125,7 @@ impl RunKnobs {
         add("--precision", precision.map(|p| p.name().into()));
         add("--extent", extent.map(|e| e.name().into()));
         add("--weights", weights.as_ref().map(Into::into));
+        add("--energy", energy.map(|on| if on { "on" } else { "off" }.into()));
         add("--slowdown", slowdown.map(|s| s.to_string().into()));
         add("--isa", isa.map(|i| i.name().into()));
         add("--threads", threads.map(|t| t.to_string().into()));
@@ -196,6 +205,15 @@ impl RunKnobs {
     }
 }
 
+/// `on` or `off`.
+fn switch(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("expected on or off".into()),
+    }
+}
+
 /// A positive number of seconds.
 pub(crate) fn seconds(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
@@ -240,7 +258,7 @@ mod tests {
         for (name, _) in RunKnobs::variables() {
             assert!(reference.contains(&format!("`{name}`")), "docs/reference.md does not mention {name}");
         }
-        assert_eq!(RunKnobs::variables().len(), 13);
+        assert_eq!(RunKnobs::variables().len(), 14);
     }
 
     #[test]

@@ -81,7 +81,8 @@ fn core_classes() -> Option<Vec<CoreClass>> {
     (!classes.is_empty()).then_some(classes)
 }
 
-fn virtualised() -> Option<bool> {
+/// Whether this is a virtual machine.
+pub(crate) fn virtualised() -> Option<bool> {
     // x86 only: the kernel lists the CPUID bit that hypervisors set.
     let info = read("/proc/cpuinfo")?;
     let flags = info.lines().find_map(|l| l.strip_prefix("flags")?.trim_start().strip_prefix(':'))?;

@@ -11,7 +11,7 @@ use ttft_reports::{
 };
 
 use crate::{
-    design::{self, Design},
+    design::{self, Costs, Design},
     machine,
     rig::Group,
     scenario::Arm,
@@ -111,10 +111,10 @@ impl Plan {
                 let design = designs.next().flatten();
                 if let Some(design) = design {
                     needed.extend(part.arms.iter().cloned());
-                    planned.seconds += match residence {
-                        Residence::Together => design.seconds(cost.start, cost.round),
-                        Residence::Alone => design.seconds(0.0, cost.round),
-                    };
+                    planned.seconds += design.seconds(&match residence {
+                        Residence::Together => cost,
+                        Residence::Alone => Costs { start: 0.0, ..cost },
+                    });
                 }
                 // Of parts that are sampled unlike, the least says what can be expected.
                 let samples = |d: Option<Design>| d.map_or(0, Design::samples);
@@ -260,7 +260,7 @@ fn one_after_another(session: &Session, groups: &[&Group], samples: u32) -> Resu
     let mut left = session.budget_left();
     let design = Design { processes: 1, rounds: samples };
     let fit = |group: &&Group| {
-        let need = design.seconds(0.0, session.costs(group)?.round);
+        let need = design.seconds(&Costs { start: 0.0, ..session.costs(group)? });
         let fits = need <= left;
         left -= if fits { need } else { 0.0 };
         Ok(fits.then_some(design))

@@ -13,13 +13,14 @@ use anyhow::{Context, Result, bail, ensure};
 use jiff::{Timestamp, Unit};
 use ttft_kernels::{DType, Engine};
 use ttft_models::{
-    Extent, Inference, KvPrediction, Network, PhaseTimes, Predictor, Pruned, RunSpec, System,
+    Extent, Inference, KvPrediction, Network, PhaseTimes, Pruned, RunSpec, System,
     cost::{CostSystem, Flops, PhaseCost},
     plan,
 };
 use ttft_reports::schema::{self, Cell, Decode, Memory, PhaseRecord, Probes};
 
 use crate::{
+    energy::Meter,
     knobs::RunKnobs,
     machine::{self, Probe, Rates},
     process,
@@ -42,6 +43,8 @@ pub struct Rig {
     pub compute: DType,
     /// Measures the machine's speed.
     pub probe: Probe,
+    /// Measures energy, or why it cannot; none if that is not asked for.
+    pub meter: Option<Result<Meter, String>>,
     networks: HashMap<String, Arc<Network>>,
     systems: HashMap<String, Arc<System>>,
     slowdown: f64,
@@ -105,6 +108,8 @@ impl Rig {
             weights,
             compute,
             probe,
+            // A trial leaves nothing behind that could tell it.
+            meter: (knobs.energy.unwrap_or(true) && !knobs.trial).then(Meter::find),
             networks: HashMap::new(),
             systems: HashMap::new(),
             slowdown: knobs.slowdown.unwrap_or(0.0) / 100.0,
@@ -126,18 +131,16 @@ impl Rig {
             return Ok(Arc::clone(system));
         }
         let networks = arm.networks().into_iter().map(|n| self.network(n)).collect::<Result<Vec<_>>>()?;
-        let system = match &networks[..] {
-            [base, aux] => {
+        let [base, aux @ ..] = &networks[..] else { bail!("{}: a system without a network", arm.system) };
+        let system = match (self.weights.prediction(arm)?, arm.pruning()) {
+            (Some(p), _) => {
                 let dir = self.weights.predictor_dir(&arm.system)?;
-                let predictor = Predictor::load(&dir, base, aux)?;
-                predictor.warm();
-                System::KvPrediction(KvPrediction { base: base.clone(), aux: aux.clone(), predictor: predictor.into() })
+                let kvp = KvPrediction::new(base.clone(), aux.first().cloned(), &dir)?.reading(p.own);
+                kvp.predictor.warm();
+                System::KvPrediction(kvp)
             }
-            [network, ..] => match arm.pruning() {
-                Some(pruning) => System::Pruned(Pruned::new(network.clone(), pruning)),
-                None => System::Network(network.clone()),
-            },
-            [] => bail!("{}: a system without a network", arm.system),
+            (None, Some(pruning)) => System::Pruned(Pruned::new(base.clone(), pruning)),
+            (None, None) => System::Network(base.clone()),
         };
         let system = Arc::new(system);
         self.systems.insert(arm.system.clone(), Arc::clone(&system));
@@ -158,7 +161,7 @@ impl Rig {
     pub fn prompt(&self, system: &System, n: usize) -> Vec<u32> {
         let vocab = match system {
             System::Network(_) | System::Pruned(_) => system.base().config().vocab,
-            System::KvPrediction(p) => p.base.config().vocab.min(p.aux.config().vocab),
+            System::KvPrediction(p) => p.networks().map(|n| n.config().vocab).fold(usize::MAX, usize::min),
         };
         let mut state = self.scenario.seed;
         (0..n).map(|_| (split_mix(&mut state) % vocab as u64) as u32).collect()
@@ -277,6 +280,16 @@ impl Running {
         Ok(total)
     }
 
+    /// Runs to the first token once more, without a sample: for what else there is to measure.
+    ///
+    /// # Errors
+    /// What the models say.
+    pub fn again(&mut self, engine: &Engine) -> Result<()> {
+        self.inference.first_token(engine, &self.ids)?;
+        engine.take_used();
+        Ok(())
+    }
+
     /// Minor page faults of the last call; none if the system does not tell.
     pub fn last_minor_faults(&self) -> Option<u64> {
         Some(self.calls.last()?.faults?.0)
@@ -371,5 +384,17 @@ pub(crate) fn extent(e: Extent) -> schema::Extent {
     match e {
         Extent::FirstToken => schema::Extent::FirstToken,
         Extent::FullNetwork => schema::Extent::FullNetwork,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ttft_models::Phase;
+
+    use super::*;
+
+    #[test]
+    fn phases_are_those_that_reports_know() {
+        assert_eq!(Phase::ALL.map(Phase::name), schema::PHASES);
     }
 }

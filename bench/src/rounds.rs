@@ -10,7 +10,7 @@ use ttft_reports::{
 
 use crate::{
     console,
-    design::{self, Design},
+    design::{self, Costs, Design},
     planner::{self, Plan, Residence},
     processes,
     rig::Group,
@@ -107,7 +107,7 @@ fn measure_again(session: &mut Session, groups: &[Group], limit: f64) -> Result<
 fn skip(session: &mut Session, group: &Group) -> Result<()> {
     let cost = session.costs(group)?;
     let ladder = design::ladder(session.rig.scenario.rounds, session.processes);
-    let [least, most] = [ladder.first(), ladder.last()].map(|d| d.map_or(0.0, |d| d.seconds(cost.start, cost.round)));
+    let [least, most] = [ladder.first(), ladder.last()].map(|d| d.map_or(0.0, |d| d.seconds(&cost)));
     let reason = session.over_budget(least).unwrap_or_else(|| "the budget is spent".into());
     for id in group.ids() {
         session.skip(Skipped { id, reason: reason.clone(), estimate_s: Some(most), ..Default::default() })?;
@@ -161,7 +161,7 @@ fn progress(session: &Session, group: &Group, design: Design) -> Result<Progress
     bar.set_prefix(label.clone());
     if bar.is_hidden() {
         let cost = session.costs(group)?;
-        let about = seconds(design.seconds(cost.start, cost.round));
+        let about = seconds(design.seconds(&cost));
         let processes = if processes > 1 { format!("{processes} processes of ") } else { String::new() };
         console::note(format_args!("{label}: {processes}{rounds} rounds of {n} systems, about {about}"));
     }
@@ -177,7 +177,7 @@ fn advance(bar: &ProgressBar, system: &str) {
 fn in_processes(session: &mut Session, group: &Group, design: Design, bar: &ProgressBar) -> Result<Vec<Outcome>> {
     let mut cells: Vec<Result<Vec<Cell>>> = group.arms.iter().map(|_| Ok(Vec::new())).collect();
     let cost = session.costs(group)?;
-    let one = Design { processes: 1, ..design }.seconds(cost.start, cost.round);
+    let one = Design { processes: 1, ..design }.seconds(&Costs { once: 0.0, ..cost });
     for process in 0..design.processes {
         if process >= design::FEWEST_PROCESSES && session.budget_left() < one {
             console::note(format_args!(

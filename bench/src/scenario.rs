@@ -31,6 +31,7 @@ pub const PRESETS: &[(&str, &str)] = &[
     ("table5-3b", include_str!("../scenarios/table5-3b.toml")),
     ("fig1", include_str!("../scenarios/fig1.toml")),
     ("fig5b", include_str!("../scenarios/fig5b.toml")),
+    ("shared", include_str!("../scenarios/shared.toml")),
     ("controls", include_str!("../scenarios/controls.toml")),
     ("calibrate", include_str!("../scenarios/calibrate.toml")),
     ("llama", include_str!("../scenarios/llama.toml")),
@@ -145,7 +146,7 @@ pub struct Arm {
     pub system: String,
     /// The base it is compared with.
     pub base: String,
-    /// The auxiliary of a KV prediction.
+    /// The auxiliary of a KV prediction; none where it shares layers of its base.
     pub aux: Option<String>,
     /// 1, or higher for one that is measured again beside itself.
     pub copy: u32,
@@ -162,7 +163,7 @@ impl Arm {
     pub fn networks(&self) -> Vec<&str> {
         match &self.aux {
             Some(aux) => vec![&self.base, aux],
-            None if self.pruning().is_some() => vec![&self.base],
+            None if self.pruning().is_some() || self.kind == Kind::Kvp => vec![&self.base],
             None => vec![&self.system],
         }
     }
@@ -209,9 +210,10 @@ fn arms_of(catalog: &Catalog, name: &str, base: Option<&str>) -> Result<Vec<Arm>
         aux: None,
         copy: 1,
     };
-    if let Ok(pair) = catalog.pair(name) {
-        let kvp = Arm { kind: Kind::Kvp, aux: Some(pair.aux.clone()), ..alone(name, &pair.base) };
-        return Ok(vec![alone(&pair.base, &pair.base), alone(&pair.aux, &pair.base), kvp]);
+    if let Ok(p) = catalog.prediction(name) {
+        let kvp = Arm { kind: Kind::Kvp, aux: p.aux.clone(), ..alone(name, &p.base) };
+        let networks = [&p.base].into_iter().chain(&p.aux);
+        return Ok(networks.map(|n| alone(n, &p.base)).chain([kvp]).collect());
     }
     if let Ok((network, pruning)) = zoo::token_pruned(name) {
         let kind = match pruning {
@@ -224,8 +226,9 @@ fn arms_of(catalog: &Catalog, name: &str, base: Option<&str>) -> Result<Vec<Arm>
     if catalog.network(name).is_err() {
         let [networks, pairs, prunings] = [&zoo::NETWORKS[..], &zoo::PAIRS, &zoo::PRUNINGS].map(|n| n.join(", "));
         bail!(
-            "'{name}' is neither a network ({networks}) nor a pair ({pairs}) nor a network with a token pruning \
-             ({prunings}) behind its name"
+            "'{name}' is neither a network ({networks}) nor a pair ({pairs}) nor a network that shares its first k layers with \
+             -KVP-Sk or -KVP-Skown behind its name, either of the two with -mM and -sS behind its name or without (M last and S \
+             first tokens that the base reads itself), nor a network with a token pruning ({prunings}) behind its name"
         );
     }
     let base = zoo::pruned_from(name).or(base).unwrap_or(name);
@@ -265,7 +268,7 @@ impl Scenario {
         parsed.with_context(|| format!("{what} {name}"))
     }
 
-    /// A scenario from the text of its file. Its own pairs are not looked at yet.
+    /// A scenario from the text of its file. If it has pairs of its own, these are not looked at yet, nor what names them.
     ///
     /// # Errors
     /// What is wrong, and where.
@@ -291,7 +294,9 @@ impl Scenario {
             "budget_s: expected a positive number, found {}",
             s.budget_s
         );
-        s.arms()?;
+        if s.pair.is_empty() {
+            s.arms()?;
+        }
         Ok(s)
     }
 
@@ -411,6 +416,20 @@ mod tests {
                 "ttft/OE270M/base/b1/p8 OE270M",
                 "ttft/OE270M-RP-0.33/random_pruned/b1/p8 OE270M",
                 "ttft/OE270M-L0.75-0.10/lazy_pruned/b1/p8 OE270M",
+            ]
+        );
+    }
+
+    #[test]
+    fn shared_layers_have_no_auxiliary_and_tokens_of_the_base_no_networks() {
+        assert_eq!(
+            ids(r#"systems = ["OE1.1B-KVP-S19own-m15-s1", "OE1.1B-KVP-C-450M-m16", "OE1.1B-KVP-C-450M"]"#),
+            [
+                "ttft/OE1.1B/base/b1/p8 OE1.1B",
+                "ttft/OE450M/aux/b1/p8 OE1.1B",
+                "ttft/OE1.1B-KVP-S19own-m15-s1/kvp/b1/p8 OE1.1B",
+                "ttft/OE1.1B-KVP-C-450M-m16/kvp/b1/p8 OE1.1B",
+                "ttft/OE1.1B-KVP-C-450M/kvp/b1/p8 OE1.1B",
             ]
         );
     }

@@ -14,11 +14,18 @@ use ttft_kernels::DType;
 use ttft_models::{
     NetworkConfig,
     cost::CostSystem,
+    kv_prediction::Shape,
     synth::{Made, Spec},
 };
-use ttft_reports::format::bytes;
+use ttft_reports::{format::bytes, schema::Kind};
 
-use crate::{catalog::Catalog, console, gate::Depth, output, scenario::Arm};
+use crate::{
+    catalog::{Catalog, Prediction},
+    console,
+    gate::Depth,
+    output,
+    scenario::Arm,
+};
 
 /// Whether the zoo's real networks are used, or tiny ones of the same structure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,14 +106,14 @@ impl Weights {
         })
     }
 
-    /// As [`Weights::network`], of a pair's predictor.
+    /// As [`Weights::network`], of the predictor of a KV prediction.
     fn predictor(&self, name: &str) -> Result<Folder> {
-        let (p, key) = (self.catalog.pair(name)?, self.catalog.predictor_key(name)?);
-        let (base, aux) = (self.config(&p.base)?, self.config(&p.aux)?);
-        let spec = Spec::custom_predictor(&key, base, aux, p.layer_map, self.dtype, self.seed);
+        let p = self.catalog.prediction(name)?;
+        let (base, aux) = (self.config(&p.base)?, p.aux.map(|aux| self.config(&aux)).transpose()?);
+        let spec = Spec::custom_predictor(&p.key, base, aux, p.layout, self.dtype, self.seed);
         Ok(match p.predictor.filter(|_| self.size == Size::Real) {
             Some(dir) => Folder { dir, spec, own: true },
-            None => Folder { dir: self.folder(&format!("{key}-predictor")), spec, own: false },
+            None => Folder { dir: self.folder(&format!("{}-predictor", p.key)), spec, own: false },
         })
     }
 
@@ -120,7 +127,7 @@ impl Weights {
         let mut out = BTreeMap::new();
         for arm in arms {
             let networks = arm.networks().into_iter().map(|network| self.network(network));
-            let predictor = arm.aux.iter().map(|_| self.predictor(&arm.system));
+            let predictor = (arm.kind == Kind::Kvp).then(|| self.predictor(&arm.system));
             for folder in networks.chain(predictor) {
                 let folder = folder?;
                 out.insert(folder.dir.clone(), folder);
@@ -196,17 +203,27 @@ impl Weights {
         Ok(folder.dir)
     }
 
+    /// The KV prediction that an arm is, if it is one.
+    ///
+    /// # Errors
+    /// A name that nobody knows.
+    pub fn prediction(&self, arm: &Arm) -> Result<Option<Prediction>> {
+        (arm.kind == Kind::Kvp).then(|| self.catalog.prediction(&arm.system)).transpose()
+    }
+
     /// The shapes of an arm, for counting.
     ///
     /// # Errors
     /// A name that is not in the zoo.
     pub fn cost(&self, arm: &Arm) -> Result<CostSystem> {
-        let pair = match &arm.aux {
-            Some(aux) => Some((self.config(aux)?, self.catalog.pair(&arm.system)?.layer_map)),
+        let prediction = match self.prediction(arm)? {
+            Some(Prediction { aux, layout, own, .. }) => {
+                Some(Shape { aux: aux.map(|aux| self.config(&aux)).transpose()?, layout, own })
+            }
             None => None,
         };
         let base = self.config(arm.networks()[0])?;
-        Ok(CostSystem { base, pair, pruning: arm.pruning(), weights: self.dtype })
+        Ok(CostSystem { base, prediction, pruning: arm.pruning(), weights: self.dtype })
     }
 
     /// How deep a prompt goes in an arm.
@@ -217,6 +234,7 @@ impl Weights {
         let networks = arm.networks().into_iter().map(|n| self.config(n)).collect::<Result<Vec<_>>>()?;
         let widest = |c: &NetworkConfig| c.layers.iter().map(|l| l.ffn).max().unwrap_or(0).max(c.dim);
         Ok(Depth {
+            // A prompt passes the layers of both networks of a pair, and those of a base once if some of them are shared.
             layers: networks.iter().map(|c| c.layers.len()).sum(),
             k: networks.iter().map(widest).max().unwrap_or(0),
         })
@@ -265,7 +283,6 @@ fn make(dir: &Path, spec: &Spec) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use ttft_models::zoo;
-    use ttft_reports::schema::Kind;
 
     use super::*;
 

@@ -30,6 +30,8 @@ fn ttft() -> Command {
     for (name, _) in ttft_bench::knobs::RunKnobs::variables() {
         c.env_remove(name);
     }
+    // Seconds for each system, on machines that have counters.
+    c.env("TTFT_ENERGY", "off");
     c
 }
 
@@ -141,6 +143,49 @@ fn logits_reproduces_the_fixtures() {
     }
 }
 
+/// Shared layers by the command: what was recorded, and a trace of it.
+#[test]
+fn logits_of_shared_layers_and_their_trace() {
+    let dir = TempDir::new().unwrap();
+    let [a, a2] = ["A", "A2"].map(fixture);
+    let (tokens, out, trace) = (tokens(dir.path(), &a2), dir.path().join("out.safetensors"), dir.path().join("t.json"));
+    let with = |own: &[&str]| {
+        let mut c = logits(&a, &tokens, false, &out);
+        c.arg("--predictor").arg(a2.join("predictor")).args(own);
+        c
+    };
+    let expected = fs::read(a2.join("expected.safetensors")).unwrap();
+    let expected = SafeTensors::deserialize(&expected).unwrap();
+    for (m, s) in [("1", "0"), ("3", "0"), ("3", "1")] {
+        let own = ["--base-tokens", m, "--sink-tokens", s, "--generate", "6"];
+        succeed(with(&own).arg("--trace").arg(&trace));
+        let found = fs::read(&out).unwrap();
+        let found = SafeTensors::deserialize(&found).unwrap();
+        let theirs = |name: &str| expected.tensor(&format!("kvp_m{m}_s{s}_{name}")).unwrap();
+        assert_eq!(found.tensor("greedy_ids").unwrap().data(), theirs("greedy_ids").data());
+        let pairs = f32s(&found.tensor("greedy_logits").unwrap()).into_iter().zip(f32s(&theirs("greedy_logits")));
+        assert!(pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) <= TOLERANCE);
+    }
+    let trace: serde_json::Value = serde_json::from_slice(&fs::read(&trace).unwrap()).unwrap();
+    let events = trace["traceEvents"].as_array().unwrap();
+    let row = |tid: u64| events.iter().filter(move |e| e["ph"] == "X" && e["tid"] == tid).collect::<Vec<_>>();
+    let names = |tid| row(tid).iter().map(|e| e["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>();
+    assert_eq!(names(1), ["first token", "token 2", "token 3", "token 4", "token 5", "token 6"]);
+    assert_eq!(names(2)[..4], ["shared_layers", "prediction", "base_step", "base_step"]);
+    assert_eq!(names(3)[..3], ["Base embeds 11 of Prompt", "Base layer 0 on 11 of 11", "Base layer 1 on 11 of 11"]);
+    // Steps follow one another within their call, and are as much as their phases.
+    let span = |e: &serde_json::Value| (e["ts"].as_f64().unwrap(), e["dur"].as_f64().unwrap());
+    let ends = row(3).windows(2).all(|w| span(w[0]).0 + span(w[0]).1 <= span(w[1]).0 + 1e-3);
+    let sum = |tid| row(tid).iter().map(|e| span(e).1).sum::<f64>();
+    assert!(ends && (sum(2) - sum(3)).abs() < 1e-2 && sum(1) >= sum(2), "{} {} {}", sum(1), sum(2), sum(3));
+    assert!(row(3)[1]["args"]["flops"].as_u64().unwrap() > 0);
+
+    // Tokens of the base without a prediction; an auxiliary that a predictor of shared layers has no use for.
+    fail(logits(&a, &tokens, false, &out).args(["--base-tokens", "2"]), &["--base-tokens", "--predictor"]);
+    fail(with(&[]).arg("--aux").arg(a.join("aux")), &["config.json", "source", "shared_layers"]);
+    fail(&mut with(&["--base-tokens", "0"]), &["--base-tokens", "0"]);
+}
+
 /// A pruning that drops nothing is what was recorded of the base; one that drops some is what the library computes, which
 /// is compared with its definition elsewhere.
 #[test]
@@ -191,7 +236,7 @@ fn logits_of_token_prunings() {
     }
     let (fixture, tokens) = (fixture("A"), dir.path().join("tokens.json"));
     fail(logits(&fixture, &tokens, false, &out).args(["--prune", "RP-2.00"]), &["RP-2.00", "RP-0.75"]);
-    fail(logits(&fixture, &tokens, true, &out).args(["--prune", "RP-0.50"]), &["--prune", "--aux"]);
+    fail(logits(&fixture, &tokens, true, &out).args(["--prune", "RP-0.50"]), &["--prune", "--predictor"]);
 }
 
 #[test]
@@ -253,7 +298,10 @@ fn bad_models_are_refused() {
     let mut c = logits(&fixture, &tokens, false, &out);
     c.arg("--aux").arg(fixture.join("aux")).arg("--predictor").arg(self::fixture("C").join("predictor"));
     fail(&mut c, &["predictor"]);
-    fail(logits(&fixture, &tokens, false, &out).arg("--predictor").arg(fixture.join("predictor")), &["--aux"]);
+    fail(
+        logits(&fixture, &tokens, false, &out).arg("--predictor").arg(fixture.join("predictor")),
+        &["shared_layers", "auxiliary"],
+    );
     fail(logits(&fixture, &tokens, false, &out).args(["--generate", "0"]), &["--generate"]);
 }
 
@@ -291,11 +339,11 @@ fn bench_runs_tiny_and_leaves_a_record() {
     let dir = TempDir::new().unwrap();
     let out = dir.path().join("run.jsonl");
     let scenario = dir.path().join("two-pairs.toml");
-    // Two groups of five systems, short enough for an emulator, with a budget that not even that exhausts.
+    // Two groups of six systems, short enough for an emulator, with a budget that not even that exhausts.
     let text = r#"
         name = "two-pairs"
-        description = "both pairs of OE1.1B"
-        systems = ["OE1.1B-KVP-C-450M", "OE1.1B-KVP-C-270M"]
+        description = "both pairs of OE1.1B, and shared layers"
+        systems = ["OE1.1B-KVP-C-450M", "OE1.1B-KVP-C-270M-m2", "OE1.1B-KVP-S14-m2-s1"]
         dtype = "bf16"
         lengths = [3, 5]
         batches = [1]
@@ -313,7 +361,7 @@ fn bench_runs_tiny_and_leaves_a_record() {
     let text = succeed(&mut c);
     assert!(text.contains("Planned") && text.contains("OE1.1B-KVP-C-450M") && text.contains("tiny"), "{text}");
     let record = ttft_reports::schema::Record::read(&out).unwrap();
-    assert_eq!(record.cells.len(), 2 * 5);
+    assert_eq!(record.cells.len(), 2 * 6);
     assert!(record.skipped.is_empty());
     // It can be shared: it does not say where things lie.
     let folder = dir.path().to_string_lossy().into_owned();
@@ -324,19 +372,27 @@ fn bench_runs_tiny_and_leaves_a_record() {
         assert_eq!(cell.rounds, Some(vec![0, 1, 2]));
         assert_eq!(cell.processes, Some(vec![0, 1, 2]), "three samples are three processes");
         assert_eq!(cell.probes.as_ref().map(|p| p.gflops.len()), Some(3));
-        assert!(cell.gate.as_ref().is_some_and(|g| g.passed) && !cell.kernels.is_empty(), "{}", cell.id);
+        let gate = cell.gate.as_ref().unwrap();
+        assert!(gate.passed && !cell.kernels.is_empty(), "{}", cell.id);
+        assert_eq!(gate.longest.as_ref().map(|l| l.prompt), Some(5), "{:?}", gate.longest_skipped);
         let phases: Vec<_> = cell.phases.iter().map(|p| p.name.as_str()).collect();
-        let expected: &[_] = if cell.aux.is_some() { &["auxiliary", "prediction", "base_step"] } else { &["prefill"] };
+        let expected: &[_] = match (cell.kind, &cell.aux) {
+            (ttft_reports::schema::Kind::Kvp, Some(_)) => &["auxiliary", "prediction", "base_step"],
+            // Its base reads three tokens itself: all of the short prompt.
+            (ttft_reports::schema::Kind::Kvp, None) if cell.prompt == 3 => &["base_step"],
+            (ttft_reports::schema::Kind::Kvp, None) => &["shared_layers", "prediction", "base_step"],
+            _ => &["prefill"],
+        };
         assert_eq!(phases, expected, "{}", cell.id);
         assert!(cell.phases.iter().all(|p| p.samples_ns.iter().all(|&ns| ns > 0)), "{}", cell.id);
         assert!(cell.phases.iter().all(|p| p.parallel_regions.is_some()), "{}", cell.id);
         assert!(cell.cost().unwrap().flops.total() > 0 && cell.paper_flops.unwrap() > 0, "{}", cell.id);
     }
     // Rotation: in every group each system was at every place once.
-    for cells in record.cells.chunks(5) {
+    for cells in record.cells.chunks(6) {
         let first =
             cells.iter().map(|c| c.round_positions.clone().unwrap()[0]).collect::<std::collections::BTreeSet<_>>();
-        assert_eq!(first.len(), 5);
+        assert_eq!(first.len(), 6);
     }
     // An existing record is not overwritten.
     fail(&mut c, &["run.jsonl", "exists"]);
@@ -466,10 +522,89 @@ fn bench_runs_the_systems_of_every_preset() {
         let ids: Vec<_> = scenario.arms().unwrap().iter().map(|a| a.id(2, 5)).collect();
         assert_eq!(record.cells.iter().map(|c| c.id.clone()).collect::<Vec<_>>(), ids, "{preset}");
         for cell in &record.cells {
-            assert!(cell.gate.as_ref().is_some_and(|g| g.passed), "{}", cell.id);
+            let gate = cell.gate.as_ref().unwrap();
+            assert!(gate.passed, "{}", cell.id);
+            // The f32 kernels are compared with nothing but themselves, and the record says so.
+            let f32 = cell.precision == Some(ttft_reports::schema::Dtype::F32);
+            assert_eq!((gate.longest.is_some(), gate.longest_skipped.is_some()), (!f32, f32), "{}", cell.id);
             assert_eq!(cell.decode.as_ref().map_or(0, |d| d.samples_ns.len()), scenario.decode as usize, "{}", cell.id);
         }
     }
+}
+
+/// Counters of energy that run while the program does: what it says was counted, and no more.
+#[test]
+fn bench_measures_energy_where_the_machine_tells_it() {
+    let dir = TempDir::new().unwrap();
+    let package = dir.path().join("powercap/intel-rapl:0");
+    fs::create_dir_all(&package).unwrap();
+    fs::write(package.join("name"), "package-0\n").unwrap();
+    // It begins anew every thousand readings.
+    const STEP: u64 = 1_000_000;
+    fs::write(package.join("max_energy_range_uj"), format!("{}\n", 1000 * STEP)).unwrap();
+    let set = |counter: u64| {
+        // Whole at any time, as the kernel's own file is.
+        fs::write(package.join("next"), format!("{}\n", counter % (1000 * STEP))).unwrap();
+        fs::rename(package.join("next"), package.join("energy_uj")).unwrap();
+    };
+    set(0);
+    let scenario = small(dir.path());
+    let bench = |out: &str, root: &Path, more: &[&str]| {
+        let mut c = ttft();
+        c.env("TTFT_TEST_POWERCAP", root).env("TTFT_ENERGY", "on").args([
+            "bench",
+            "--tiny",
+            "--threads",
+            "1",
+            "--processes",
+            "2",
+        ]);
+        c.arg("--scenario").arg(&scenario).arg("--weights").arg(dir.path().join("w")).args(more);
+        let out = dir.path().join(out);
+        let text = succeed(c.arg("--out").arg(&out));
+        (text, ttft_reports::schema::Record::read(&out).unwrap().cells)
+    };
+    let done = std::sync::atomic::AtomicBool::new(false);
+    struct Stop<'a>(&'a std::sync::atomic::AtomicBool);
+    impl Drop for Stop<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+    let (counted, (text, cells)) = std::thread::scope(|threads| {
+        let counting = threads.spawn(|| {
+            let mut counter = 0;
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                counter += STEP;
+                set(counter);
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            counter as f64 * 1e-6
+        });
+        let stop = Stop(&done);
+        let measured = bench("known.jsonl", &dir.path().join("powercap"), &[]);
+        drop(stop);
+        (counting.join().unwrap(), measured)
+    });
+    assert!(text.contains("Energy to the first token") && text.contains("powercap: package-0"), "{text}");
+    let mut all = 0.0;
+    for cell in &cells {
+        let energy = cell.energy.as_ref().unwrap();
+        assert!(energy.joules.unwrap() > 0.0 && energy.idle_watts.unwrap() > 0.0, "{energy:?}");
+        assert!(energy.repetitions > 0 && energy.seconds.unwrap() >= 2.0 && energy.missing.is_none(), "{energy:?}");
+        all += energy.joules.unwrap() * f64::from(energy.repetitions);
+    }
+    assert!(!cells.is_empty() && all <= counted, "{all} of {counted}");
+
+    let (text, cells) = bench("unknown.jsonl", &dir.path().join("none"), &["--rounds", "2"]);
+    let reason = cells[0].energy.as_ref().and_then(|e| e.missing.clone()).unwrap();
+    let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(
+        reason.contains("no package tells its energy") && words(&text).contains(&words(&reason)),
+        "{reason}\n{text}"
+    );
+    let (_, cells) = bench("off.jsonl", &dir.path().join("powercap"), &["--rounds", "2", "--energy", "off"]);
+    assert!(cells.iter().all(|c| c.energy.is_none()));
 }
 
 #[test]
@@ -604,6 +739,32 @@ fn zoo_lists_every_system() {
     let full = succeed(ttft().args(["zoo", "--extent", "full_network"]));
     assert!(has(&full, ["OE1.1B-KVP-C-450M", "2.36x", "2.28x"]), "{full}");
     fail(ttft().args(["zoo", "--batch", "0"]), &["--batch"]);
+}
+
+/// A predictor without maps is what a name says, and what `--init own` asks for.
+#[test]
+fn synth_writes_predictors_without_maps() {
+    let dir = TempDir::new().unwrap();
+    let config = fixture("A").join("base/config.json");
+    let (own, tokens) = (dir.path().join("own"), tokens(dir.path(), &fixture("A")));
+    let synth = |out: &Path, more: &[&str]| {
+        let mut c = ttft();
+        c.arg("synth").arg(&config).arg("--out").arg(out).args(more);
+        c
+    };
+    succeed(&mut synth(&own, &["--shared-layers", "3", "--init", "own"]));
+    let json: serde_json::Value = serde_json::from_slice(&fs::read(own.join("config.json")).unwrap()).unwrap();
+    assert_eq!((json["shared_layers"].as_u64(), &json["source"]), (Some(3), &"shared_layers".into()));
+    let file = fs::read(own.join("predictor.safetensors")).unwrap();
+    assert!(SafeTensors::deserialize(&file).unwrap().is_empty());
+    let out = dir.path().join("out.safetensors");
+    succeed(logits(&fixture("A"), &tokens, false, &out).arg("--predictor").arg(&own));
+
+    let x = dir.path().join("x");
+    fail(&mut synth(&x, &["--shared-layers", "5"]), &["--shared-layers", "1 to 4", "5"]);
+    fail(&mut synth(&x, &["--init", "own"]), &["--shared-layers"]);
+    fail(ttft().args(["synth", "OE1.1B-KVP-C-450M", "--init", "own", "--out"]).arg(&x), &["shared layers", "450M"]);
+    assert!(!x.exists());
 }
 
 #[test]
@@ -781,6 +942,25 @@ fn a_pair_of_folders_with_weights() {
     assert!(notes.contains("its own weights (f32)") && notes.contains("predictor predictor"), "{notes}");
     assert!(!notes.contains("synthetic") && !notes.contains("nothing"), "{notes}");
 
+    // A predictor without an auxiliary is for shared layers; and behind a pair's name stands what its base reads itself.
+    let h = fixture("H");
+    let file = dir.path().join("own.toml");
+    let [h_base, h_predictor] = ["base", "predictor"].map(|part| h.join(part));
+    let text = format!(
+        "name = \"own\"\ndescription = \"d\"\nsystems = [\"p-m4-s1\"]\ndtype = \"f32\"\nlengths = [9]\nbatches = [1]\nrounds = 1\n\
+         budget_s = 600\n[[pair]]\nname = \"p\"\nbase = {base:?}\naux = {aux:?}\n[[pair]]\nname = \"s\"\nbase = {h_base:?}\n\
+         predictor = {h_predictor:?}\n"
+    );
+    fs::write(&file, text).unwrap();
+    let mut c = ttft();
+    c.args(["bench", "--threads", "1", "--processes", "1", "--preset"]).arg(&file).arg("--weights").arg(&weights);
+    succeed(c.arg("--out").arg(dir.path().join("own.jsonl")));
+    let own = record(&dir.path().join("own.jsonl"));
+    let kvp: Vec<_> = own.cells.iter().filter(|c| c.kind == ttft_reports::schema::Kind::Kvp).collect();
+    assert_eq!(kvp.iter().map(|c| c.system.as_str()).collect::<Vec<_>>(), ["p", "s", "p-m4-s1"]);
+    assert!(kvp[1].aux.is_none() && kvp[2].phases[2].cost != kvp[0].phases[2].cost);
+    assert_eq!(fs::read_dir(&weights).unwrap().count(), 1, "the one predictor that was not given");
+
     // The logits are those recorded; without the predictor they are others, and a word says why.
     let tokens = tokens(dir.path(), &g);
     let logits = |name: &str, with: bool| {
@@ -839,4 +1019,18 @@ fn pairs_that_do_not_belong_together_are_refused() {
         fs::write(&scenario, format!("{text}[[pair]]\n{pair}\n")).unwrap();
         fail(ttft().args(["bench", "--plan", "--preset"]).arg(&scenario), &words);
     }
+}
+
+/// Warnings change the exit code only where that is asked for.
+#[test]
+fn the_doctor_answers_in_words_and_in_json() {
+    let words = succeed(ttft().arg("doctor"));
+    let answer: serde_json::Value = serde_json::from_str(&succeed(ttft().args(["doctor", "--json"]))).expect("JSON");
+    assert_eq!(answer["schema"], "ttft-doctor/1");
+    for check in answer["checks"].as_array().expect("a list") {
+        assert!(words.contains(check["name"].as_str().expect("a name")), "{words}");
+    }
+    let strict = ttft().args(["doctor", "--json", "--strict"]).output().expect("it starts");
+    let answer: serde_json::Value = serde_json::from_slice(&strict.stdout).expect("JSON");
+    assert_eq!(strict.status.code(), Some(if answer["warnings"] == 0 { 0 } else { 3 }));
 }

@@ -189,11 +189,11 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::Shape`].
-    pub fn project_heads<A: Element>(
+    pub fn project_heads<A: Element, X: Element>(
         &self,
         batch: usize,
         eps: f32,
-        products: &mut [HeadProjection<'_, A>],
+        products: &mut [HeadProjection<'_, A, X>],
     ) -> Result<()> {
         const OP: &str = "project_heads";
         if batch == 0 {

@@ -50,11 +50,11 @@ pub enum HeadsOut<'a, A> {
     Cache(&'a mut HeadCache<A>, usize),
 }
 
-/// One of the products of [`crate::Engine::project_heads`].
+/// One of the products of [`crate::Engine::project_heads`], of x in one type into a cache of another, or of the same.
 #[derive(Debug)]
-pub struct HeadProjection<'a, A> {
+pub struct HeadProjection<'a, A, X = A> {
     /// `[B*n, K]`.
-    pub x: Mat<'a, A>,
+    pub x: Mat<'a, X>,
     /// `[heads*d, K]`.
     pub w: Weight<'a>,
     /// `[heads*d]`.

@@ -115,9 +115,8 @@ impl Kernel for MulAdd {
     fn run<V: Vector>(self, v: V) -> u64 {
         // Enough chains to cover the latency of the multiply-add on two (x86) or four (AArch64) pipes, few enough to
         // leave registers for the two constants.
-        match (V::IS_SCALAR, V::REGISTER_COUNT) {
-            (true, _) => spin::<V, 32>(v, self.0),
-            (_, 32) => spin::<V, 24>(v, self.0),
+        match V::REGISTERS {
+            32 => spin::<V, 24>(v, self.0),
             _ => spin::<V, 12>(v, self.0),
         }
     }
@@ -130,11 +129,11 @@ fn spin<V: Vector, const CHAINS: usize>(v: V, steps: u64) -> u64 {
     let mut a = [v.splat_f32s(black_box(1.0)); CHAINS];
     for _ in 0..steps {
         for a in &mut a {
-            *a = v.mul_add_e_f32s(*a, m, c);
+            *a = v.mul_add(*a, m, c);
         }
     }
     black_box(a.iter().fold(0.0, |s, &a| s + v.reduce_sum_f32s(a)));
-    steps * (CHAINS * V::F32_LANES * 2) as u64
+    steps * (CHAINS * V::LANES * 2) as u64
 }
 
 /// Bytes ahead of the reading that are prefetched to the second-level cache: without, one core of Zen 4 does not keep memory
@@ -160,23 +159,18 @@ impl Kernel for Read<'_> {
     type Output = u64;
     #[inline(always)]
     fn run<V: Vector>(self, v: V) -> u64 {
-        let (head, words, tail) = bytemuck::pod_align_to::<u8, u64>(self.0);
-        let (vectors, words) = V::as_simd_u64s(words);
-        let mut acc = [v.splat_u64s(0); 8];
-        let (blocks, rest) = vectors.as_chunks::<8>();
+        let mut acc = [v.splat_u32s(0); 8];
+        let blocks = self.0.chunks_exact(8 * 4 * V::LANES);
+        let tail = blocks.remainder().iter().fold(0, |s, x| s | x);
         for b in blocks {
-            for line in (0..size_of_val(b)).step_by(64) {
-                prefetch(b.as_ptr().cast::<u8>().wrapping_add(AHEAD + line));
+            for line in (0..b.len()).step_by(64) {
+                prefetch(b.as_ptr().wrapping_add(AHEAD + line));
             }
-            for (a, &x) in acc.iter_mut().zip(b) {
-                *a = v.xor_u64s(*a, x);
+            for (a, x) in acc.iter_mut().zip(b.chunks_exact(4 * V::LANES)) {
+                *a = v.or_u32s(*a, bytemuck::pod_read_unaligned(x));
             }
         }
-        for &x in rest {
-            acc[0] = v.xor_u64s(acc[0], x);
-        }
-        let lanes = bytemuck::cast_slice::<V::u64s, u64>(&acc).iter().chain(words).fold(0, |s, x| s ^ x);
-        head.iter().chain(tail).fold(lanes, |s, &x| s ^ u64::from(x))
+        bytemuck::cast_slice::<V::U32s, u8>(&acc).iter().fold(tail, |s, x| s | x).into()
     }
 }
 

@@ -264,6 +264,12 @@ impl NetworkConfig {
         t
     }
 
+    /// Parameters of the embedding and of the first `layers` layers: of all, if there are no more.
+    pub fn layer_params(&self, layers: usize) -> u64 {
+        let layers = self.layers[..layers.min(self.layers.len())].to_vec();
+        NetworkConfig { layers, tied: true, ..self.clone() }.params() - self.dim as u64
+    }
+
     /// Parameters; a tied embedding counts once.
     pub fn params(&self) -> u64 {
         self.tensors().iter().map(TensorSpec::elements).sum()

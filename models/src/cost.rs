@@ -2,10 +2,12 @@
 //!
 //! A multiply-add is two FLOPs. Counted exactly: every projection (2 M N K), attention over the positions that a query
 //! sees (causal, 2 d for its product with a key and 2 d for the sum over values), the output head, the prediction. Not
-//! counted: norms, RoPE, softmax, SiLU, additions, look-ups; below 1% of the total for any network of the paper. Sums and
-//! products end at the largest number, which no run that fits a machine comes near.
+//! counted: norms, RoPE, softmax, SiLU, additions, look-ups; below 1% of the total for any network of the paper. What a u64
+//! does not hold, far beyond any machine, counts as the largest number.
 
 use crate::{
+    config::NetworkConfig,
+    kv_prediction::layout::Input,
     schedule::{Entries, Net, Op, Out, Schedule, Step, next, shapes},
     sizes::sum,
     spec::{Phase, RunSpec},
@@ -55,13 +57,19 @@ pub struct PhaseCost {
     /// Bytes of weights, each tensor that the phase uses streamed once; of an embedding table the rows looked up, or the
     /// whole where it is also the head.
     pub weight_bytes: u64,
-    /// Bytes of keys and values written, and read back, each entry once per layer that uses it.
+    /// Bytes of keys and values written, and read back, each entry once per layer that uses it; and of the outputs of layers that
+    /// maps read.
     pub cache_bytes: u64,
 }
 
-/// The product, or the largest number.
-fn product<const N: usize>(factors: [u64; N]) -> u64 {
-    factors.into_iter().fold(1, u64::saturating_mul)
+/// A number of rows or sequences, as far as products of two of them with any widths fit.
+fn count(n: usize) -> u128 {
+    (n as u128).min(1 << 31)
+}
+
+/// A sum that may have become too large.
+fn end(n: u128) -> u64 {
+    n.try_into().unwrap_or(u64::MAX)
 }
 
 impl CostSystem {
@@ -105,102 +113,126 @@ impl CostSystem {
 
     /// What one step costs.
     pub fn step(&self, spec: &RunSpec, step: &Step) -> PhaseCost {
-        let b = spec.batch as u64;
-        let [weight, cache] = [self.weights, spec.precision.dtype()].map(|t| t.size() as u64);
-        let (mut flops, mut weights, mut entries) = (Flops::default(), 0, Vec::new());
+        let b = count(spec.batch);
+        let [weight, cache] = [self.weights, spec.precision.dtype()].map(|t| t.size() as u128);
+        let [mut projections, mut attention, mut head, mut prediction, mut weights, mut entries] = [0; 6];
+        // Outputs of layers, in f32 whatever the precision.
+        let mut outputs = 0;
         match &step.op {
             Op::Embed { net, rows, .. } => {
                 let c = shapes(self, *net);
-                weights = b.saturating_mul(rows.count as u64).min(c.vocab as u64) * c.dim as u64;
+                weights = (b * count(rows.total())).min(c.vocab as u128) * c.dim as u128;
             }
             Op::Layer(l) => {
                 let (c, i) = (shapes(self, l.net), l.layer);
-                let [dim, q_dim, kv_dim, f] = [c.dim, c.q_dim(i), c.kv_dim(i), c.layers[i].ffn].map(|n| n as u64);
-                let n = l.rows.count as u64;
-                let bias = |has: bool, n: u64| if has { n } else { 0 };
-                let head_norms = if c.qk_norm { 2 * c.head_dim as u64 } else { 0 };
+                let [dim, q_dim, kv_dim, f] = [c.dim, c.q_dim(i), c.kv_dim(i), c.layers[i].ffn].map(|n| n as u128);
+                let n = count(l.rows.total());
+                let bias = |has: bool, n: u128| if has { n } else { 0 };
+                let head_norms = if c.qk_norm { 2 * c.head_dim as u128 } else { 0 };
                 // Keys and values of all rows.
-                flops.projections = product([2, b, n, dim, 2 * kv_dim]);
+                projections = 2 * b * n * dim * 2 * kv_dim;
                 weights = 2 * kv_dim * dim + dim + bias(c.biases.qkv, 2 * kv_dim);
                 if l.entries != Entries::None {
-                    entries.push(product([2, kv_dim, b, n]));
+                    entries += 2 * kv_dim * b * n;
                 }
-                if l.source {
-                    entries.push(product([2, kv_dim, b, n]));
-                }
+                entries += 2 * kv_dim * b * count(l.source.kv);
+                outputs = (count(l.source.hidden) + count(l.source.own)) * b * dim;
                 // Queries, and all that follows, of those that go on.
-                let q = match l.out {
-                    Out::Rows(q) => q as u64,
-                    Out::Query => 1,
-                };
+                let (first, last) = l.out.ends();
+                let rows = l.rows.ends(first, last);
+                let q = count(rows.total());
                 if q > 0 {
-                    flops.projections = sum([flops.projections, product([2, b, q, dim, q_dim])]);
+                    projections += 2 * b * q * dim * q_dim;
                     weights += q_dim * dim + head_norms + bias(c.biases.qkv, q_dim);
                 }
-                if let Out::Rows(q) = l.out
-                    && q > 0
-                {
-                    let rows = l.rows.last(q);
-                    let after = product([2, b, q as u64, q_dim * dim + dim * 2 * f + f * dim]);
-                    flops.projections = sum([flops.projections, after]);
-                    flops.attention = product([4, q_dim, b, rows.seen()]);
+                if l.out != Out::Query && q > 0 {
+                    projections += 2 * b * q * (q_dim * dim + dim * 2 * f + f * dim);
+                    attention = 4 * q_dim * b * u128::from(rows.seen());
                     weights += (q_dim + 3 * f) * dim + dim;
                     weights += bias(c.biases.out, dim) + bias(c.biases.ffn, 2 * f + dim);
-                    entries.push(product([2, kv_dim, b, rows.of as u64]));
+                    entries += 2 * kv_dim * b * count(rows.of);
                 }
             }
             Op::Map { rows, maps } => {
                 for m in maps {
-                    let [n, k] = [(Net::Base, m.layer), (m.net, m.source)]
-                        .map(|(net, layer)| shapes(self, net).kv_dim(layer) as u64);
-                    flops.prediction = sum([flops.prediction, product([2, 2, b, *rows as u64, n, k])]);
-                    weights += 2 * (n * k + n);
-                    entries.push(product([2, n + k, b, *rows as u64]));
+                    let (c, source, rows) = (&self.base, shapes(self, m.net), b * count(*rows));
+                    let [n, k] = [c.kv_dim(m.layer), m.input.width(source, m.source)].map(|n| n as u128);
+                    let arithmetic = 2 * 2 * rows * n * k;
+                    entries += 2 * n * rows;
+                    match m.input {
+                        Input::KeysAndValues => entries += 2 * k * rows,
+                        Input::Hidden | Input::Own => outputs += k * rows,
+                    }
+                    weights += 2 * n * k;
+                    if m.input == Input::Own {
+                        projections += arithmetic;
+                        weights += k + if c.biases.qkv { 2 * n } else { 0 };
+                    } else {
+                        prediction += arithmetic;
+                        weights += 2 * n;
+                    }
                 }
             }
             Op::Rank { layer: Some(i), of } => {
                 // A product of the last query with the keys, which are read again.
-                flops.attention = product([2, self.base.q_dim(*i) as u64, b, *of as u64]);
-                entries.push(product([self.base.kv_dim(*i) as u64, b, *of as u64]));
+                attention = 2 * self.base.q_dim(*i) as u128 * b * count(*of);
+                entries = self.base.kv_dim(*i) as u128 * b * count(*of);
             }
-            Op::Rank { layer: None, .. } | Op::Choose { .. } | Op::Narrow { .. } => {}
+            Op::Rank { layer: None, .. } | Op::Choose { .. } | Op::Narrow { .. } | Op::Ends { .. } => {}
             Op::Head { net, rows } => {
                 let c = shapes(self, *net);
-                let (v, dim) = (c.vocab as u64, c.dim as u64);
-                flops.head = product([2, b, *rows as u64, v, dim]);
+                let (v, dim) = (c.vocab as u128, c.dim as u128);
+                head = 2 * b * count(*rows) * v * dim;
                 weights = v * dim + dim;
             }
         }
-        let cache_bytes = sum(entries).saturating_mul(cache);
-        PhaseCost { phase: step.phase, flops, weight_bytes: weights * weight, cache_bytes }
-    }
-
-    /// The paper's approximation, 2 FLOPs per parameter and token: `t_base(N)`, or `t_aux(N-1) + t_predictor(N-1) +
-    /// t_base(1)`; parameters with the tied embedding once. Of token pruning [`Pruning::paper_share`] of `t_base(N)`.
-    ///
-    /// [`Pruning::paper_share`]: crate::Pruning::paper_share
-    pub fn paper_flops(&self, batch: usize, prompt: usize) -> u64 {
-        let (b, n) = (batch as u64, prompt as u64);
-        let base = self.base.params();
-        match &self.pair {
-            None => {
-                let all = product([2, b, n, base]);
-                self.pruning.map_or(all, |p| (all as f64 * p.paper_share()).round() as u64)
-            }
-            Some((aux, _)) => {
-                let read = n.saturating_sub(1).saturating_mul(aux.params() + self.predictor_params());
-                product([2, b, read.saturating_add(base)])
-            }
+        let [projections, attention, head, prediction] = [projections, attention, head, prediction].map(end);
+        PhaseCost {
+            phase: step.phase,
+            flops: Flops { projections, attention, head, prediction },
+            weight_bytes: end(weights * weight),
+            cache_bytes: end(entries * cache + outputs * 4),
         }
     }
 
-    /// The paper's headline figure: `params(base) / params(auxiliary)`, the inverse of
+    /// The paper's approximation, 2 FLOPs per parameter and token: `t_base(N)`, or `t_aux(N-m) + t_predictor(N-m) +
+    /// t_base(m + s)`; parameters with the tied embedding once. With shared layers these stand in for the auxiliary, on all N
+    /// tokens, and the base step is the layers above them. Of token pruning [`Pruning::paper_share`] of `t_base(N)`.
+    ///
+    /// [`Pruning::paper_share`]: crate::Pruning::paper_share
+    pub fn paper_flops(&self, batch: usize, prompt: usize) -> u64 {
+        let (b, n) = (count(batch), count(prompt));
+        let base = u128::from(self.base.params());
+        let Some(p) = &self.prediction else {
+            let all = end(2 * b * n * base);
+            return self.pruning.map_or(all, |p| (all as f64 * p.paper_share()).round() as u64);
+        };
+        let (m, s) = (count(p.own.last), count(p.own.first));
+        if m + s >= n {
+            return end(2 * b * n * base);
+        }
+        let maps = (n - m) * u128::from(self.predictor_params());
+        let each = match (p.layout.shared, &p.aux) {
+            (None, Some(aux)) => (n - m) * u128::from(aux.params()) + maps + (m + s) * base,
+            (k, _) => {
+                let lower = u128::from(self.base.layer_params(k.unwrap_or(0)));
+                n * lower + maps + (m + s) * (base - lower)
+            }
+        };
+        end(2 * b * each)
+    }
+
+    /// The paper's headline figure: `params(base) / params(auxiliary)`, with shared layers their parameters; the inverse of
     /// [`Pruning::paper_share`], or 1.
     ///
     /// [`Pruning::paper_share`]: crate::Pruning::paper_share
     pub fn paper_reduction(&self) -> f64 {
-        match (&self.pair, self.pruning) {
-            (Some((aux, _)), _) => self.base.params() as f64 / aux.params() as f64,
+        match (&self.prediction, self.pruning) {
+            (Some(p), _) => {
+                let k = p.layout.shared.unwrap_or(0);
+                let source = p.aux.as_ref().map_or_else(|| self.base.layer_params(k), NetworkConfig::params);
+                self.base.params() as f64 / source as f64
+            }
             (None, Some(pruning)) => 1.0 / pruning.paper_share(),
             (None, None) => 1.0,
         }

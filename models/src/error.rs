@@ -128,6 +128,12 @@ pub enum Error {
         /// The name given.
         name: String,
     },
+    /// Text is to be scored by a KV prediction without an auxiliary.
+    #[error(
+        "text is scored by KV predictions that have an auxiliary, and this one shares layers of its base: score it with the \
+         base alone"
+    )]
+    NoAuxiliary,
     /// A prompt without tokens.
     #[error("prompt {row} is empty; give at least one token")]
     EmptyPrompt {

@@ -32,7 +32,7 @@ use crate::{
     config::{NetworkConfig, Role, TensorSpec},
     error::{Error, Result},
     json,
-    kv_prediction::predictor::Predictor,
+    kv_prediction::layout,
     zoo,
 };
 
@@ -74,7 +74,7 @@ pub struct Spec {
 #[derive(Clone, Debug)]
 enum Kind {
     Network(NetworkConfig),
-    Predictor { base: NetworkConfig, aux: NetworkConfig, layer_map: Vec<usize> },
+    Predictor { base: NetworkConfig, source: NetworkConfig, layout: layout::Layout },
 }
 
 /// `synth.json`: what a folder claims to be.
@@ -106,45 +106,47 @@ impl Spec {
         Spec { name: name.to_owned(), dtype, seed, kind: Kind::Network(config) }
     }
 
-    /// The predictor of a pair of the zoo.
+    /// The predictor of a KV prediction of the zoo.
     ///
     /// # Errors
     /// [`Error::UnknownName`].
-    pub fn predictor(pair: &str, dtype: DType, seed: u64) -> Result<Spec> {
-        let p = zoo::pair(pair)?;
-        let (base, aux) = (zoo::network(p.base)?, zoo::network(p.aux)?);
-        Ok(Spec::custom_predictor(pair, base, aux, p.layer_map, dtype, seed))
+    pub fn predictor(name: &str, dtype: DType, seed: u64) -> Result<Spec> {
+        let p = zoo::prediction(name)?;
+        let aux = p.aux.map(zoo::network).transpose()?;
+        Ok(Spec::custom_predictor(&p.predictor, zoo::network(p.base)?, aux, p.layout, dtype, seed))
     }
 
-    /// The predictor of any pair. The name is part of what its values are drawn from.
+    /// The predictor of any base, and of its auxiliary if there is one. The name is part of what its values are drawn from.
     pub fn custom_predictor(
         name: &str,
         base: NetworkConfig,
-        aux: NetworkConfig,
-        layer_map: Vec<usize>,
+        aux: Option<NetworkConfig>,
+        layout: layout::Layout,
         dtype: DType,
         seed: u64,
     ) -> Spec {
-        Spec { name: name.to_owned(), dtype, seed, kind: Kind::Predictor { base, aux, layer_map } }
+        let source = aux.unwrap_or_else(|| base.clone());
+        Spec { name: name.to_owned(), dtype, seed, kind: Kind::Predictor { base, source, layout } }
     }
 
-    /// The three parts of a pair of the zoo, by the name of their folder.
+    /// The parts of a KV prediction of the zoo, by the name of their folder: three, or two where layers are shared.
     ///
     /// # Errors
     /// [`Error::UnknownName`].
-    pub fn pair(pair: &str, dtype: DType, seed: u64) -> Result<[(&'static str, Spec); 3]> {
-        let p = zoo::pair(pair)?;
-        Ok([
-            ("base", Spec::network(p.base, dtype, seed)?),
-            ("aux", Spec::network(p.aux, dtype, seed)?),
-            ("predictor", Spec::predictor(pair, dtype, seed)?),
-        ])
+    pub fn pair(name: &str, dtype: DType, seed: u64) -> Result<Vec<(&'static str, Spec)>> {
+        let p = zoo::prediction(name)?;
+        let mut parts = vec![("base", Spec::network(p.base, dtype, seed)?)];
+        if let Some(aux) = p.aux {
+            parts.push(("aux", Spec::network(aux, dtype, seed)?));
+        }
+        parts.push(("predictor", Spec::predictor(name, dtype, seed)?));
+        Ok(parts)
     }
 
     fn tensors(&self) -> Vec<TensorSpec> {
         match &self.kind {
             Kind::Network(c) => c.tensors(),
-            Kind::Predictor { base, aux, layer_map } => Predictor::tensors(base, aux, layer_map),
+            Kind::Predictor { base, source, layout } => layout.tensors(base, source),
         }
     }
 
@@ -162,11 +164,7 @@ impl Spec {
                 DType::F16 => "float16",
                 DType::BF16 => "bfloat16",
             }),
-            Kind::Predictor { base, aux, layer_map } => serde_json::json!({
-                "aux_layer_for_base_layer": layer_map,
-                "base_num_layers": base.layers.len(),
-                "aux_num_layers": aux.layers.len(),
-            }),
+            Kind::Predictor { base, source, layout } => layout.to_json(base, source),
         }
     }
 
@@ -281,7 +279,8 @@ impl Spec {
     }
 }
 
-/// Makes `dir` the folders base/, aux/ and predictor/ of a pair of the zoo: verifies what is there, or writes it.
+/// Makes `dir` the folders base/, aux/ (if there is an auxiliary) and predictor/ of a KV prediction of the zoo: verifies what is
+/// there, or writes it.
 ///
 /// # Errors
 /// [`Error::UnknownName`], [`Error::DiskSpace`], [`Error::Occupied`]: something else is at `dir`; [`Error::Io`].
@@ -294,7 +293,7 @@ pub fn pair(name: &str, dtype: DType, seed: u64, dir: &Path, progress: Progress<
 /// # Errors
 /// As [`pair`]; [`Error::UnknownName`] lists the names of both.
 pub fn named(name: &str, dtype: DType, seed: u64, dir: &Path, progress: Progress<'_>) -> Result<Made> {
-    if zoo::PAIRS.contains(&name) {
+    if zoo::prediction(name).is_ok() {
         return pair(name, dtype, seed, dir, progress);
     }
     if !zoo::NETWORKS.contains(&name) {

@@ -5,7 +5,10 @@ use crate::{
     arch::{llama, openelm, qwen2, qwen3},
     config::{Biases, Family, LayerShape, NetworkConfig, Rope, RopeScaling, make_divisible},
     error::{Error, Result},
-    kv_prediction,
+    kv_prediction::{
+        self,
+        layout::{Input, Layout, OwnTokens},
+    },
     pruning::Pruning,
 };
 
@@ -333,4 +336,58 @@ pub fn token_pruned(name: &str) -> Result<(&'static str, Pruning)> {
         .max_by_key(|(n, _)| n.len())
         .ok_or_else(|| Error::UnknownName { what: "network", name: name.to_owned(), known: NETWORKS.to_vec() })?;
     Ok((base, rest.parse()?))
+}
+
+/// Examples of names of KV predictions that have no row of their own.
+pub const SHARED: [&str; 3] = ["OE1.1B-KVP-S10-m15-s1", "OE1.1B-KVP-S14-m15-s1", "OE1.1B-KVP-S19-m15-s1"];
+
+/// A KV prediction.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Prediction {
+    /// Name of the base network.
+    pub base: &'static str,
+    /// Name of the auxiliary network; none where layers of the base read the prompt.
+    pub aux: Option<&'static str>,
+    /// What is predicted from where.
+    pub layout: Layout,
+    /// Tokens that the base reads itself, which are no matter of weights.
+    pub own: OwnTokens,
+    /// The name without these.
+    pub predictor: String,
+}
+
+/// A pair of [`PAIRS`] or [`CONTROLS`], or shared layers: `OE1.1B-KVP-S19` is a network whose first 19 layers read the prompt,
+/// the others predicted from the hidden state behind them by maps, but for the first of them, which projects it itself;
+/// `OE1.1B-KVP-S19own` has no maps: all layers project it themselves. Behind either, `-m15` and `-s1`: the base reads the last 15
+/// tokens and the first one itself.
+///
+/// # Errors
+/// [`Error::UnknownName`].
+pub fn prediction(name: &str) -> Result<Prediction> {
+    let (plain, own) = OwnTokens::strip(name);
+    let predictor = plain.to_owned();
+    if let Some((base, k, input)) = shared(plain) {
+        let layout = Layout::shared(network(base)?.layers.len(), k, input);
+        return Ok(Prediction { base, aux: None, layout, own, predictor });
+    }
+    let unknown = |_| Error::UnknownName {
+        what: "KV prediction",
+        name: name.to_owned(),
+        known: PAIRS.into_iter().chain(SHARED).collect(),
+    };
+    let p = pair(plain).map_err(unknown)?;
+    Ok(Prediction { base: p.base, aux: Some(p.aux), layout: Layout::auxiliary(&p.layer_map), own, predictor })
+}
+
+/// The base, the number of layers and what the others are predicted from, of a name such as `OE1.1B-KVP-S19`.
+fn shared(name: &str) -> Option<(&'static str, usize, Input)> {
+    let (base, rest) = name.split_once("-KVP-S")?;
+    let base = NETWORKS.into_iter().find(|n| *n == base)?;
+    let (digits, input) = match rest.strip_suffix("own") {
+        Some(digits) => (digits, Input::Own),
+        None => (rest, Input::Hidden),
+    };
+    let plain = digits.bytes().all(|b| b.is_ascii_digit()) && !digits.starts_with('0');
+    let k: usize = digits.parse().ok().filter(|_| plain)?;
+    (1..network(base).ok()?.layers.len()).contains(&k).then_some((base, k, input))
 }

@@ -79,7 +79,7 @@ pub fn cell(system: &str, batch: u32, prompt: u32, samples: u32) -> Cell {
             minor_faults: Some(120),
             major_faults: Some(0),
         }),
-        gate: Some(Gate { max_abs_err: 0.011, tolerance: 0.06, passed: true }),
+        gate: Some(Gate { max_abs_err: 0.011, tolerance: 0.06, passed: true, longest: None, longest_skipped: None }),
         load_before: Some(1.9),
         load_after: Some(2.0),
         ..Cell::new(kind, system, "OE1.1B", aux.as_deref(), batch, prompt)

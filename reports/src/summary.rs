@@ -50,6 +50,8 @@ pub struct Row<'a> {
     pub step_ratio: Option<Estimate>,
     /// TTFT over `step`: how many generation steps the first token takes.
     pub ttft_steps: Option<Estimate>,
+    /// Energy of the base over that of this cell, see [`joules`].
+    pub energy_reduction: Option<f64>,
     /// Processes behind the figures, see [`processes`].
     pub processes: usize,
     /// Two modes of its times, if there are two.
@@ -197,6 +199,11 @@ fn steps(cell: &Cell) -> Vec<f64> {
     let Some(decode) = cell.decode.as_ref().filter(|d| d.steps > 0) else { return Vec::new() };
     let mean = |steps: &[u64]| seconds(steps).iter().sum::<f64>() / steps.len() as f64;
     decode.samples_ns.chunks(decode.steps as usize).map(mean).collect()
+}
+
+/// Energy to the first token.
+pub fn joules(cell: &Cell) -> Option<f64> {
+    cell.energy.as_ref()?.joules
 }
 
 /// TTFT over the time for each token after the first: the median of the samples' own ratios.
@@ -370,6 +377,7 @@ pub fn row<'a>(record: &'a Record, cell: &'a Cell) -> Row<'a> {
         step: step(cell),
         step_ratio: base.and_then(|base| step_ratio(cell, base)),
         ttft_steps: ttft_steps(cell),
+        energy_reduction: base.and_then(|base| Some(joules(base)? / joules(cell)?)),
         processes: processes(cell),
         modes: modes::of(cell),
         doubts,

@@ -8,7 +8,7 @@ use crate::{
     facts,
     format::{self, or_unknown},
     pairs::Judgement,
-    render::{self, Block, content, verdict},
+    render::{self, Block, content, energy, verdict},
     schema::Record,
     summary::{self, Doubt, Pairing, Row},
     validate,
@@ -28,6 +28,10 @@ pub fn render(record: &Record, width: Option<u16>) -> String {
         let generation = content::generation(&rows);
         if !generation.rows.is_empty() {
             text.push_str(&format!("\n{}", words(&[Block::Table(generation)], width)));
+        }
+        let energy = energy::blocks(&rows);
+        if !energy.is_empty() {
+            text.push_str(&format!("\n{}", words(&energy, width)));
         }
     }
     let doubted: Vec<&Row> = rows.iter().filter(|r| !r.doubts.is_empty()).collect();
@@ -58,6 +62,16 @@ pub fn validation(record: &Record, width: Option<u16>) -> String {
     let blocks = verdict::verdict(&validation);
     let answer = if blocks.is_empty() { String::new() } else { words(&blocks, width) };
     format!("{}\n{nothing}{answer}", head(record))
+}
+
+/// Whether the reduction of operations was a reduction of time in this run, and what stood in the way, in a few sentences;
+/// `None` if no system was measured beside its base. `command` decides, where one process took all samples.
+pub fn answer(record: &Record, command: &str) -> Option<String> {
+    let mut validation = validate::validate(record);
+    let one_process = record.cells.iter().all(|c| c.processes.is_none());
+    validation.command = one_process.then(|| command.to_owned());
+    let blocks = verdict::verdict(&validation);
+    (!validation.claims.is_empty()).then(|| words(&blocks[..verdict::ANSWER], None))
 }
 
 /// Runs side by side: `ttft compare`.
@@ -255,6 +269,18 @@ mod tests {
         assert!(validation(&record, None).ends_with("Nothing to validate: no system was measured beside its base.\n"));
         record.cells = vec![samples::cell("OE1.1B", 1, 64, 12)];
         assert!(validation(&record, None).contains("A/A: odd against even samples of ttft/OE1.1B/base/b1/p64"));
+    }
+
+    #[test]
+    fn the_answer_in_a_few_sentences() {
+        let mut record = samples::run();
+        let text = answer(&record, "ttft bench --preset quick").unwrap();
+        insta::assert_snapshot!(text);
+        assert!(text.replace('\n', " ").contains("The following command decides: ttft bench --preset quick."));
+        let decided = samples::occasions(1, 5, 5, [0.0, 0.01, 0.01], 4).remove(0);
+        assert!(!answer(&decided, "ttft bench").unwrap().contains("ttft bench"));
+        record.cells.truncate(1);
+        assert_eq!(answer(&record, "ttft bench"), None);
     }
 
     #[test]

@@ -13,7 +13,8 @@ use std::{
 use stats_alloc::INSTRUMENTED_SYSTEM;
 use ttft_bench::{capacity, scenario::Scenario};
 use ttft_models::{
-    DType, Extent, NetworkConfig, Precision, Predictor, RunSpec, cost::CostSystem, memory_of, weights, zoo,
+    DType, Extent, NetworkConfig, Precision, RunSpec, cost::CostSystem, kv_prediction::layout::Layout, memory_of,
+    weights, zoo,
 };
 use ttft_reports::{
     render,
@@ -85,14 +86,26 @@ pub const TARGETS: [Target; 5] = [
     },
     Target {
         name: "predictor",
-        seeds: || vec![PREDICTOR.to_vec()],
-        words: &["NaN", "\u{feff}", "\"aux_layer_for_base_layer\"", "\"base_num_layers\"", "\"aux_num_layers\""],
+        seeds: || vec![PREDICTOR.to_vec(), SHARED.to_vec()],
+        words: &[
+            "NaN",
+            "\u{feff}",
+            "\"aux_layer_for_base_layer\"",
+            "\"source_layer_for_base_layer\"",
+            "\"base_num_layers\"",
+            "\"aux_num_layers\"",
+            "\"shared_layers\"",
+            "\"hidden\"",
+        ],
         wrap: |text, _| text.to_vec(),
         read: |text, _| {
             static NETWORKS: LazyLock<[NetworkConfig; 2]> = LazyLock::new(|| {
                 [CONFIG, AUX].map(|c| NetworkConfig::parse(Path::new("config.json"), c).expect("the fixture is good"))
             });
-            Predictor::parse_map(Path::new("config.json"), text, &NETWORKS[0], &NETWORKS[1]).is_ok()
+            let [base, aux] = &*NETWORKS;
+            let read = |aux| Layout::parse(Path::new("config.json"), text, base, aux).is_ok();
+            // Both readers see every input.
+            read(Some(aux)) | read(None)
         },
     },
     Target {
@@ -136,6 +149,7 @@ pub const TARGETS: [Target; 5] = [
 const CONFIG: &[u8] = include_bytes!("../fixtures/A/base/config.json");
 const AUX: &[u8] = include_bytes!("../fixtures/A/aux/config.json");
 const PREDICTOR: &[u8] = include_bytes!("../fixtures/A/predictor/config.json");
+const SHARED: &[u8] = include_bytes!("../fixtures/A2/predictor/config.json");
 const RECORD: &str = include_str!("../../reports/data/amd-epyc-zen5-2c/quick.jsonl");
 const PAPER: &str = include_str!("../../reports/data/apple-m2-pro/table5.jsonl");
 
@@ -196,7 +210,7 @@ fn read_config(text: &[u8], _: &mut Random) -> bool {
     let again = NetworkConfig::parse(Path::new("config.json"), config.to_json("float32").to_string().as_bytes());
     assert_eq!(again.as_ref().ok(), Some(&config), "what is written is read back");
     if config.layers.len() <= 64 {
-        let system = CostSystem { base: config, pair: None, pruning: None, weights: DType::F32 };
+        let system = CostSystem { base: config, prediction: None, pruning: None, weights: DType::F32 };
         let (precision, extent) = (Precision::F32, Extent::FirstToken);
         let spec = |batch, prompt| RunSpec { batch, prompt, generate: 1, precision, extent };
         // Operations are counted for runs that somebody can wait for, memory for whatever is asked.
@@ -221,7 +235,9 @@ fn read_record(text: &[u8], random: &mut Random) -> bool {
 }
 
 fn read_scenario(text: &[u8], _: &mut Random) -> bool {
-    let Some(scenario) = std::str::from_utf8(text).ok().and_then(|text| Scenario::parse(text).ok()) else {
+    let parsed = std::str::from_utf8(text).ok().and_then(|text| Scenario::parse(text).ok());
+    // Pairs of its own are files, which are read where it is loaded.
+    let Some(scenario) = parsed.filter(|s| s.pair.is_empty()) else {
         return false;
     };
     let (arms, groups) = (scenario.arms().expect("checked"), scenario.groups());

@@ -6,6 +6,10 @@ use ttft_models::{
     arch::openelm,
     config::{Biases, LayerShape, Rope, TensorSpec},
     cost::{CostSystem, Flops, PhaseCost},
+    kv_prediction::{
+        Shape,
+        layout::{Input, Layout, Origin, OwnTokens},
+    },
     zoo,
 };
 use ttft_tests::models::{FIXTURES, load, systems};
@@ -125,9 +129,9 @@ fn headline_reductions_of_the_paper() {
 fn at_the_papers_point(name: &str, extent: Extent) -> Vec<u64> {
     let s = CostSystem::named(name, DType::F32).unwrap();
     let head = |c: &NetworkConfig| 2 * 64 * (c.vocab * c.dim) as u64;
-    let flops = |p: &PhaseCost| match (extent, p.phase, &s.pair) {
+    let flops = |p: &PhaseCost| match (extent, p.phase, &s.prediction) {
         (Extent::FirstToken, ..) | (_, Phase::Prediction, _) => p.flops.total(),
-        (_, Phase::Auxiliary, Some((aux, _))) => p.flops.total() - p.flops.head + head(aux),
+        (_, Phase::Auxiliary, Some(Shape { aux: Some(aux), .. })) => p.flops.total() - p.flops.head + head(aux),
         _ => p.flops.total() - p.flops.head + head(&s.base),
     };
     s.first_token(&spec(64, 59, extent)).iter().map(flops).collect()
@@ -220,9 +224,103 @@ fn a_small_prefill_by_hand() {
     assert_eq!(s.next_token(&spec(3, 5, Extent::FirstToken), 5).flops.attention, 2 * (3 * 4 * 6 * 8));
 }
 
+fn with(aux: Option<NetworkConfig>, layout: Layout, own: OwnTokens, base: NetworkConfig) -> CostSystem {
+    let prediction = Some(Shape { aux, layout, own });
+    CostSystem { prediction, ..CostSystem::network(base, DType::F32) }
+}
+
+/// Two last tokens and a first of six are the base's own; its two layers are predicted from layer 1 of the auxiliary's three.
+#[test]
+fn more_tokens_of_the_base_by_hand() {
+    let own = OwnTokens { last: 2, first: 1 };
+    let s = with(Some(tiny(3)), Layout::auxiliary(&[1, 1]), own, tiny(2));
+    let [aux, prediction, step]: [_; 3] = s.first_token(&spec(1, 6, Extent::FirstToken)).try_into().unwrap();
+    // The auxiliary and the maps on four tokens, as with one token of the base and five in all.
+    let paper = with(Some(tiny(3)), Layout::auxiliary(&[1, 1]), OwnTokens::PAPER, tiny(2));
+    assert_eq!([aux, prediction], paper.first_token(&spec(1, 5, Extent::FirstToken))[..2]);
+    // Layer 0 on three rows, which see 1, 5 and 6 entries; of layer 1 keys and values [8, 8] for all, the other 272 weights
+    // for the last.
+    assert_eq!(step.flops.projections, 2 * 3 * 336 + 2 * 3 * 64 + 2 * 272);
+    assert_eq!(step.flops.attention, 4 * 8 * (1 + 5 + 6) + 4 * 8 * 6);
+    assert_eq!(step.flops.head, 2 * 80);
+    // Each layer streams once, however many rows there are: the table, which is the head, and all norms.
+    assert_eq!(step.weight_bytes, 4 * (2 * 356 + 80 + 8));
+    assert_eq!(step.cache_bytes, 4 * 2 * 8 * (3 + 6));
+    assert_eq!(s.paper_flops(1, 6), 2 * (4 * (tiny(3).params() + 80) + 3 * tiny(2).params()));
+    // All of them: full prefill.
+    let all = OwnTokens { last: 5, first: 1 };
+    let [whole]: [_; 1] = with(Some(tiny(3)), Layout::auxiliary(&[1, 1]), all, tiny(2))
+        .first_token(&spec(1, 6, Extent::FirstToken))
+        .try_into()
+        .unwrap();
+    let [alone]: [_; 1] =
+        CostSystem::network(tiny(2), DType::F32).first_token(&spec(1, 6, Extent::FirstToken)).try_into().unwrap();
+    assert_eq!(
+        (whole.flops, whole.weight_bytes, whole.cache_bytes),
+        (alone.flops, alone.weight_bytes, alone.cache_bytes)
+    );
+}
+
+/// The first two of four layers read six tokens, of which the base reads two last and one first; layer 2 projects the state
+/// behind layer 1 itself, layer 3 has maps from it.
+#[test]
+fn small_shared_layers_by_hand() {
+    let own = OwnTokens { last: 2, first: 1 };
+    let s = with(None, Layout::shared(4, 2, Input::Hidden), own, tiny(4));
+    let [shared, prediction, step]: [_; 3] = s.first_token(&spec(1, 6, Extent::FirstToken)).try_into().unwrap();
+    assert_eq!([shared.phase, prediction.phase, step.phase], [Phase::SharedLayers, Phase::Prediction, Phase::BaseStep]);
+    let seen = 1 + 2 + 3 + 4 + 5 + 6;
+    assert_eq!(
+        shared.flops,
+        Flops { projections: 2 * 2 * 6 * 336, attention: 2 * 4 * 8 * seen, head: 0, prediction: 0 }
+    );
+    // The state of four tokens, [4, 8], is kept for the maps.
+    assert_eq!(shared.cache_bytes, 4 * (2 * 2 * 8 * 6 + 4 * 8));
+    assert_eq!(shared.weight_bytes, 4 * (2 * 356 + 6 * 8));
+    // Keys and values of one layer: two maps [4, 8] with a bias, for four tokens.
+    assert_eq!(prediction.flops.total(), 2 * 2 * 4 * 4 * 8);
+    assert_eq!(prediction.weight_bytes, 4 * 2 * (4 * 8 + 4));
+    assert_eq!(prediction.cache_bytes, 4 * 4 * (2 * 4 + 8));
+    assert_eq!(s.predictor_params(), 2 * (4 * 8 + 4));
+    // Keys and values of layer 2 for all tokens, the rest of it for three; layer 3 as in a pair.
+    assert_eq!(step.flops.projections, 2 * 6 * 64 + 2 * 3 * 272 + 2 * 3 * 64 + 2 * 272);
+    assert_eq!(step.flops.attention, 4 * 8 * (1 + 5 + 6) + 4 * 8 * 6);
+    assert_eq!(step.weight_bytes, 4 * (2 * 356 + 80 + 8));
+    assert_eq!(step.cache_bytes, 4 * 8 * (6 + 6 + 3 + 6));
+    // By the paper's formula, the table counts with the lower layers.
+    let (all, lower) = (tiny(4).params(), 2 * 356 + 80);
+    assert_eq!(s.paper_flops(1, 6), 2 * (6 * lower + 4 * 72 + 3 * (all - lower)));
+
+    // Without maps, layer 3 projects the state itself: its own norm and key and value projections.
+    let s = with(None, Layout::shared(4, 2, Input::Own), own, tiny(4));
+    let [_, prediction, _]: [_; 3] = s.first_token(&spec(1, 6, Extent::FirstToken)).try_into().unwrap();
+    assert_eq!(prediction.flops, Flops { projections: 2 * 4 * 64, ..Flops::default() });
+    assert_eq!((prediction.weight_bytes, s.predictor_params()), (4 * (64 + 8), 0));
+
+    // Maps from keys and values: of layer 1 nothing else is made but for the three rows that go on.
+    let kv = |i: usize| (i >= 2).then(|| Origin { layer: i - 2, input: Input::KeysAndValues });
+    let s = with(None, Layout { shared: Some(2), layers: (0..4).map(kv).collect() }, own, tiny(4));
+    let [shared, _, step]: [_; 3] = s.first_token(&spec(1, 6, Extent::FirstToken)).try_into().unwrap();
+    assert_eq!(shared.flops.projections, 2 * 6 * 336 + 2 * 6 * 64 + 2 * 3 * 272);
+    assert_eq!(shared.flops.attention, 4 * 8 * (seen + 1 + 5 + 6));
+    assert_eq!(step.flops.projections, 2 * 3 * 336 + 2 * 3 * 64 + 2 * 272);
+}
+
+/// The shares of the base's bytes that the maps of shared layers add, which bound what they may cost where memory does.
+#[test]
+fn the_preset_of_shared_layers_adds_little() {
+    for (name, share) in zoo::SHARED.into_iter().zip([2.8, 2.2, 1.5]) {
+        let s = CostSystem::named(name, DType::BF16).unwrap();
+        let found = 100.0 * s.predictor_params() as f64 / s.base.params() as f64;
+        assert!((found - share).abs() < 0.06, "{name}: {found}");
+        let own = CostSystem::named(&name.replace("-m15", "own-m15"), DType::BF16).unwrap();
+        assert_eq!(own.predictor_params(), 0);
+    }
+}
+
 #[test]
 fn a_small_prediction_by_hand() {
-    let s = CostSystem { pair: Some((tiny(3), vec![1, 1])), ..CostSystem::network(tiny(2), DType::F32) };
+    let s = with(Some(tiny(3)), Layout::auxiliary(&[1, 1]), OwnTokens::PAPER, tiny(2));
     let [aux, prediction, step]: [_; 3] = s.first_token(&spec(1, 4, Extent::FirstToken)).try_into().unwrap();
     assert_eq!([aux.phase, prediction.phase, step.phase], [Phase::Auxiliary, Phase::Prediction, Phase::BaseStep]);
     // Three tokens; layer 0 whole, of layer 1 keys and values alone, layer 2 is read by nobody.

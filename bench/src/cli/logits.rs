@@ -12,7 +12,8 @@ use safetensors::{Dtype, View, serialize};
 use serde_json::Value;
 use ttft_kernels::DType;
 use ttft_models::{
-    Extent, KvPrediction, NamedTensor, Network, Precision, Predictor, Pruned, Pruning, RunSpec, System, memory, plan,
+    Extent, KvPrediction, NamedTensor, Network, Precision, Pruned, Pruning, RunSpec, System, cost::CostSystem,
+    kv_prediction::layout::OwnTokens, memory, plan,
 };
 
 use ttft_reports::{
@@ -27,6 +28,7 @@ use crate::{
     machine,
     output::Pending,
     scenario::Named,
+    trace::Trace,
     weights::{Size, Weights},
 };
 
@@ -43,17 +45,24 @@ pub struct Logits {
     /// config.json (weights of its shape are then made), or a network of the zoo
     #[arg(long, value_name = "DIR|NAME")]
     base: String,
-    /// The auxiliary network, likewise; without it the base runs alone
+    /// The auxiliary network, likewise; without it and without a predictor the base runs alone
     #[arg(long, value_name = "DIR|NAME")]
     aux: Option<String>,
-    /// Folder of the predictor (default: one of the right shape with random values, which predicts nothing)
-    #[arg(long, value_name = "DIR", requires = "aux")]
+    /// Folder of the predictor; without an auxiliary it is one for shared layers of the base (default: for a pair one of the
+    /// right shape with random values, which predicts nothing)
+    #[arg(long, value_name = "DIR")]
     predictor: Option<PathBuf>,
     /// Folder in which synthetic weights are kept (default: ttft-weights in the target folder)
     #[arg(long, env = "TTFT_WEIGHTS", value_name = "DIR")]
     weights: Option<PathBuf>,
+    /// Last tokens of each prompt that the base of a KV prediction reads itself
+    #[arg(long, value_name = "M", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    base_tokens: u32,
+    /// First tokens of each prompt that the base of a KV prediction reads itself
+    #[arg(long, value_name = "S", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1 << 24))]
+    sink_tokens: u32,
     /// Token pruning of the base, such as RP-0.50 (random), SP-0.25 (static) or L0.75-0.10 (LazyLLM)
-    #[arg(long, value_name = "PRUNING", conflicts_with = "aux")]
+    #[arg(long, value_name = "PRUNING", conflicts_with_all = ["aux", "predictor"])]
     prune: Option<Pruning>,
     /// JSON file with the prompts: an array of equal-length arrays of token ids
     #[arg(long, value_name = "FILE")]
@@ -67,6 +76,9 @@ pub struct Logits {
     /// File for the tensors: logits_last [B,V], greedy_ids [B,T], greedy_logits [B,T,V]
     #[arg(long, value_name = "FILE.safetensors")]
     out: PathBuf,
+    /// Also write what each step took, for chrome://tracing or ui.perfetto.dev
+    #[arg(long, value_name = "FILE.json")]
+    trace: Option<PathBuf>,
     /// Also write the caches after the first token
     #[arg(long)]
     dump_cache: bool,
@@ -82,15 +94,18 @@ impl Logits {
         let (base_path, aux_path) = (Path::new(&self.base), self.aux.as_ref().map(Path::new));
         let inputs = [Some(self.tokens.as_path()), Some(base_path), aux_path, self.predictor.as_deref()];
         for input in inputs.into_iter().flatten() {
-            let same = |a: &Path| matches!((a.canonicalize(), self.out.canonicalize()), (Ok(a), Ok(b)) if a == b);
-            let inside = ["model.safetensors", "predictor.safetensors", "config.json"].map(|name| input.join(name));
-            ensure!(
-                !inside.iter().map(PathBuf::as_path).chain([input]).any(same) || !self.out.is_file(),
-                "{} is read, so it is not written: give another file for the output",
-                self.out.display()
-            );
+            for out in [Some(&self.out), self.trace.as_ref()].into_iter().flatten() {
+                let same = |a: &Path| matches!((a.canonicalize(), out.canonicalize()), (Ok(a), Ok(b)) if a == b);
+                let inside = ["model.safetensors", "predictor.safetensors", "config.json"].map(|name| input.join(name));
+                ensure!(
+                    !inside.iter().map(PathBuf::as_path).chain([input]).any(same) || !out.is_file(),
+                    "{} is read, so it is not written: give another file for the output",
+                    out.display()
+                );
+            }
         }
         let out = Pending::claim(&self.out)?;
+        let trace_out = self.trace.as_deref().map(Pending::claim).transpose()?;
         let (ids, batch, prompt) = read_tokens(&self.tokens)?;
         let engine = self.engine.engine()?;
         let asked =
@@ -98,30 +113,33 @@ impl Logits {
         let (catalog, names) = Catalog::new(&[asked])?;
         catalog.stand_ins().iter().for_each(console::note);
         let dtype = catalog.dtype().ok().flatten().unwrap_or(DType::BF16);
-        let pair = self.aux.as_ref().map(|_| catalog.pair(&names[0])).transpose()?;
+        let prediction = catalog.prediction(&names[0]).ok();
         let made = Weights::new(self.weights.clone(), dtype, 0, Size::Real)?.of(catalog);
         let load = |name: &str, given: &str| -> Result<Arc<Network>> {
             let network = Arc::new(Network::load(&made.network_dir(name)?)?);
             check_vocab(&ids, prompt, &network, Path::new(given), &self.tokens)?;
             Ok(network)
         };
-        let base = load(pair.as_ref().map_or(&names[0], |p| &p.base), &self.base)?;
+        let base = load(prediction.as_ref().map_or(&names[0], |p| &p.base), &self.base)?;
         let (vocab, weights) = (base.config().vocab, base.weight_dtype());
-        let system = match (&pair, &self.aux) {
-            (Some(p), Some(given)) => {
-                let aux = load(&p.aux, given)?;
-                let predictor = Arc::new(Predictor::load(&made.predictor_dir(&names[0])?, &base, &aux)?);
-                System::KvPrediction(KvPrediction { base, aux, predictor })
+        let own = OwnTokens { last: self.base_tokens as usize, first: self.sink_tokens as usize };
+        ensure!(
+            prediction.is_some() || own == OwnTokens::PAPER,
+            "--base-tokens and --sink-tokens say what the base of a KV prediction reads itself: give --aux or --predictor too"
+        );
+        let system = match &prediction {
+            Some(p) => {
+                let aux = p.aux.as_ref().zip(self.aux.as_ref()).map(|(name, given)| load(name, given)).transpose()?;
+                let predictor = made.predictor_dir(&names[0])?;
+                System::KvPrediction(KvPrediction::new(base, aux, &predictor)?.reading(own))
             }
-            _ => match self.prune {
+            None => match self.prune {
                 Some(pruning) => System::Pruned(Pruned::new(base, pruning)),
                 None => System::Network(base),
             },
         };
         let copied = match &system {
-            System::KvPrediction(KvPrediction { base, aux, predictor }) => {
-                base.copied_bytes() + aux.copied_bytes() + predictor.copied_bytes()
-            }
+            System::KvPrediction(s) => s.networks().map(|n| n.copied_bytes()).sum::<u64>() + s.predictor.copied_bytes(),
             system => system.base().copied_bytes(),
         };
         if copied > 0 {
@@ -148,17 +166,20 @@ impl Logits {
 
         let mut inference = plan(&system, &spec)?;
         inference.record(self.dump_cache);
+        let mut trace = Trace::new(CostSystem::of(&system), spec);
         let mut tensors = Vec::new();
         let mut greedy_ids = vec![0i64; batch * generate];
         let mut greedy_logits = vec![0f32; batch * generate * vocab];
         for t in 0..generate {
             if t == 0 {
-                inference.first_token(&engine, &ids)?;
+                let times = inference.first_token(&engine, &ids)?;
+                trace.call("first token", times.total, &*inference);
                 if self.dump_cache {
                     tensors.extend(inference.cache_dump().into_iter().map(Tensor::from));
                 }
             } else {
-                inference.next_token(&engine)?;
+                let took = inference.next_token(&engine)?;
+                trace.call(&format!("token {}", t + 1), took, &*inference);
             }
             let logits = inference.logits();
             for b in 0..batch {
@@ -172,7 +193,21 @@ impl Logits {
         tensors.push(Tensor::f32("greedy_logits", vec![batch, generate, vocab], greedy_logits));
         let about = (copied > 0).then(|| HashMap::from([("ttft_copied_weight_bytes".to_owned(), copied.to_string())]));
         let contents = serialize(tensors.iter().map(|t| (&t.name, t)), about)?;
-        out.write(|w| Ok(w.write_all(&contents)?))
+        out.write(|w| Ok(w.write_all(&contents)?))?;
+        if let Some(out) = trace_out {
+            let about = serde_json::json!({
+                "program": concat!("ttft ", env!("CARGO_PKG_VERSION")),
+                "batch": batch,
+                "prompt": prompt,
+                "precision": precision.name(),
+                "extent": extent.name(),
+                "threads": engine.threads(),
+                "isa": engine.isa().name(),
+                "backend": engine.backend().name(),
+            });
+            out.write(|w| Ok(serde_json::to_writer(w, &trace.json(about))?))?;
+        }
+        Ok(())
     }
 }
 

@@ -49,14 +49,20 @@ fn or_unknown(value: Option<impl ToString>) -> String {
     value.map_or("unknown".into(), |v| v.to_string())
 }
 
-fn table(report: &Report, isa: &str) -> Table {
-    let Report { machine: m, limits } = report;
+/// A table without lines, as wide as the terminal.
+pub(super) fn columns() -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     // Some terminals say that they are 0 columns wide, which is to say nothing.
     if table.width().is_some_and(|columns| columns >= NARROWEST) {
         table.set_content_arrangement(comfy_table::ContentArrangement::Dynamic);
     }
+    table
+}
+
+fn table(report: &Report, isa: &str) -> Table {
+    let Report { machine: m, limits } = report;
+    let mut table = columns();
     let mut row = |name: &str, value: String| {
         table.add_row([name.to_owned(), value]);
     };

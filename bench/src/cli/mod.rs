@@ -3,6 +3,7 @@
 mod bench;
 mod calibrate;
 mod compare;
+mod doctor;
 mod logits;
 mod machine;
 mod report;
@@ -21,6 +22,7 @@ use crate::{
 };
 
 const AFTER: &str = "From nothing to a report:
+  ttft doctor                                 says what would spoil a measurement here
   ttft bench --preset quick --plan            prints the time, memory and disk that a run takes
   ttft bench --preset quick --out run.jsonl   measures for some minutes
   ttft validate run.jsonl                     says whether the FLOPs saved were time saved
@@ -45,6 +47,7 @@ enum Command {
     Report(report::Report),
     Logits(logits::Logits),
     Machine(machine::Machine),
+    Doctor(doctor::Doctor),
     Synth(synth::Synth),
     Zoo(zoo::Zoo),
     /// Measure one group, for `ttft bench` itself
@@ -58,7 +61,8 @@ enum Command {
 impl Command {
     /// Whether temporary files of it may have to be removed.
     fn writes(&self) -> bool {
-        !matches!(self, Command::Validate(_) | Command::Compare(_) | Command::Machine(_) | Command::Zoo(_))
+        use Command::{Compare, Doctor, Machine, Validate, Zoo};
+        !matches!(self, Validate(_) | Compare(_) | Machine(_) | Doctor(_) | Zoo(_))
     }
 }
 
@@ -83,6 +87,7 @@ impl Cli {
         }
         let done = match self.command {
             Command::Compare(c) => return c.run(),
+            Command::Doctor(c) => return c.run(),
             Command::Bench(c) => c.run(),
             Command::Calibrate(c) => c.run(),
             Command::Validate(c) => c.run(),

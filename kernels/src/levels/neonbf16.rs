@@ -11,7 +11,9 @@ use std::{
 };
 
 pub(crate) use super::neon::vectors;
-use super::neon::{self, MR, NR, V, dot::dot, prefetch};
+use pulp::aarch64::Neon;
+
+use super::neon::{self, MR, NR, dot::dot, prefetch};
 use crate::{
     contract::{Ahead, DotKernel, ForWeight, GemmKernel, Mul},
     isa::Isa,
@@ -186,22 +188,19 @@ const KERNEL: GemmKernel = GemmKernel {
 
 /// BFDOT.
 struct MacBf16;
-impl Mac<V> for MacBf16 {
+impl Mac<Neon> for MacBf16 {
     #[inline(always)]
-    unsafe fn mac(acc: V, x: V, w: V) -> V {
-        let dot = |mut c: float32x4_t, a: float32x4_t, b: float32x4_t| {
-            // SAFETY: only called in functions with the bf16 feature; the instruction touches registers alone.
-            unsafe {
-                asm!(
-                    ".arch_extension bf16",
-                    "bfdot {c:v}.4s, {a:v}.8h, {b:v}.8h",
-                    c = inout(vreg) c, a = in(vreg) a, b = in(vreg) b,
-                    options(pure, nomem, nostack, preserves_flags),
-                );
-            }
-            c
-        };
-        V([dot(acc.0[0], x.0[0], w.0[0]), dot(acc.0[1], x.0[1], w.0[1])])
+    unsafe fn mac(_: Neon, mut acc: float32x4_t, x: float32x4_t, w: float32x4_t) -> float32x4_t {
+        // SAFETY: only called in functions with the bf16 feature; the instruction touches registers alone.
+        unsafe {
+            asm!(
+                ".arch_extension bf16",
+                "bfdot {c:v}.4s, {a:v}.8h, {b:v}.8h",
+                c = inout(vreg) acc, a = in(vreg) x, b = in(vreg) w,
+                options(pure, nomem, nostack, preserves_flags),
+            );
+        }
+        acc
     }
 }
 

@@ -45,11 +45,11 @@ impl Engine {
         self.engine.linear(x, w, out)
     }
 
-    pub fn project_heads<A: Element>(
+    pub fn project_heads<A: Element, X: Element>(
         &self,
         batch: usize,
         eps: f32,
-        products: &mut [HeadProjection<'_, A>],
+        products: &mut [HeadProjection<'_, A, X>],
     ) -> Result<()> {
         self.count(3, products.iter().map(|p| 2 * p.x.rows() * p.w.n() * p.w.k()).sum());
         self.engine.project_heads(batch, eps, products)

@@ -116,6 +116,11 @@ impl Tensors {
         &self.origin
     }
 
+    /// Whether there is a tensor of this name.
+    pub fn has(&self, tensor: &str) -> bool {
+        self.entries.contains_key(tensor)
+    }
+
     /// A matrix `[n, k]`. It stays in its file, unless it lies there at an odd place: then it is copied.
     ///
     /// # Errors

@@ -1,12 +1,12 @@
 //! What a report says: titles, paragraphs, tables and charts, before any format.
 
-use super::{RenderError, Run, blocks::*, charts, method, side_by_side, verdict::*};
+use super::{RenderError, Run, blocks::*, charts, energy, method, side_by_side, verdict::*};
 use crate::{
     compare::{self, Side},
     facts,
     format::{self, UNKNOWN, or_unknown},
     paper,
-    schema::{Cell, Kind, Record},
+    schema::{Cell, Gate, Kind, Record},
     stats,
     summary::{self, Row},
     validate,
@@ -18,7 +18,7 @@ pub const PARTS: [(&str, &str); 9] = [
     ("verdict", "does the FLOPs reduction become a TTFT reduction, where not, and why"),
     ("charts", "all other charts"),
     ("cells", "the figures of every cell"),
-    ("phases", "time and work of every phase, generation after the first token"),
+    ("phases", "time and work of every phase, generation after the first token, energy"),
     ("paper", "beside the paper's machine: its Table 5 and Figures 1 and 5b"),
     ("validity", "drift, load, memory, noise: which cells not to trust"),
     ("run", "command, settings, revision, machine"),
@@ -238,6 +238,7 @@ fn phases(rows: &[Row]) -> Vec<Block> {
         blocks.push(text(format!("What phases leave of TTFT is unattributed, and listed from {least} on.")));
     }
     push_table(&mut blocks, generation(rows));
+    blocks.extend(energy::blocks(rows));
     blocks
 }
 
@@ -507,7 +508,7 @@ fn validity(record: &Record, rows: &[Row]) -> Vec<Block> {
             or_unknown(memory.and_then(|m| m.minor_faults).map(|n| n.to_string())),
             or_unknown(memory.and_then(|m| m.peak_rss_bytes).map(format::bytes)),
             or_unknown(memory.and_then(|m| m.rss_anon_bytes).map(format::bytes)),
-            or_unknown(cell.gate.as_ref().map(|g| format!("{:.1e} of {:.1e}", g.max_abs_err, g.tolerance))),
+            or_unknown(cell.gate.as_ref().map(gate)),
             cell.attempt.to_string(),
         ]
     };
@@ -532,6 +533,16 @@ fn validity(record: &Record, rows: &[Row]) -> Vec<Block> {
     let skipped = record.skipped.iter().map(|s| vec![s.id.clone(), s.reason.clone()]).collect();
     push_table(&mut blocks, table("Skipped", &["cell", "reason"], &[0, 1], skipped));
     blocks
+}
+
+/// The errors of the correctness gate, each beside what rounding may do.
+fn gate(g: &Gate) -> String {
+    let short = format!("{:.1e} of {:.1e}", g.max_abs_err, g.tolerance);
+    match (&g.longest, &g.longest_skipped) {
+        (Some(l), _) => format!("{short}, {:.1e} of {:.1e} at {} tokens", l.max_abs_err, l.tolerance, l.prompt),
+        (None, Some(_)) => format!("{short}, longest prompt skipped"),
+        (None, None) => short,
+    }
 }
 
 fn run(record: &Record) -> Vec<Block> {

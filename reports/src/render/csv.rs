@@ -9,7 +9,7 @@ use crate::{
     validate,
 };
 
-const HEADER: [&str; 57] = [
+const HEADER: [&str; 61] = [
     "run",
     "id",
     "kind",
@@ -52,6 +52,7 @@ const HEADER: [&str; 57] = [
     "prefill_s",
     "selection_s",
     "auxiliary_s",
+    "shared_layers_s",
     "prediction_s",
     "base_step_s",
     "unattributed_s",
@@ -63,6 +64,9 @@ const HEADER: [&str; 57] = [
     "minor_faults",
     "peak_rss_bytes",
     "rss_anon_bytes",
+    "joules",
+    "idle_watts",
+    "energy_reduction",
     "gate_error",
     "attempt",
     "published",
@@ -92,7 +96,7 @@ fn no_formula(words: &str) -> String {
     if formula { format!("'{words}") } else { words }
 }
 
-fn fields(run: &str, row: &summary::Row, verdict: Option<String>) -> [String; 57] {
+fn fields(run: &str, row: &summary::Row, verdict: Option<String>) -> [String; 61] {
     fn text<T: ToString>(value: Option<T>) -> String {
         value.map(|v| v.to_string()).unwrap_or_default()
     }
@@ -150,6 +154,7 @@ fn fields(run: &str, row: &summary::Row, verdict: Option<String>) -> [String; 57
         phase("prefill"),
         phase("selection"),
         phase("auxiliary"),
+        phase("shared_layers"),
         phase("prediction"),
         phase("base_step"),
         rest,
@@ -161,6 +166,9 @@ fn fields(run: &str, row: &summary::Row, verdict: Option<String>) -> [String; 57
         text(memory.and_then(|m| m.minor_faults)),
         text(memory.and_then(|m| m.peak_rss_bytes)),
         text(memory.and_then(|m| m.rss_anon_bytes)),
+        text(summary::joules(cell)),
+        text(cell.energy.as_ref().and_then(|e| e.idle_watts)),
+        text(row.energy_reduction),
         text(cell.gate.as_ref().map(|g| g.max_abs_err)),
         cell.attempt.to_string(),
         cell.published.is_some().to_string(),

@@ -1,13 +1,13 @@
 //! Sides beside one another: means, figures, and what limits them.
 
 use super::{
-    blocks::{Block, Table, lead, size, text, with_interval},
+    blocks::{Block, Table, lead, push_table, size, table, text, with_interval},
     verdict::headline,
 };
 use crate::{
     compare::{self, Side, Verdict, Versus},
     format::{self, or_unknown},
-    summary::Row,
+    summary::{self, Row},
     validate,
 };
 
@@ -91,6 +91,7 @@ pub(crate) fn blocks(comparison: &compare::Comparison) -> Vec<Block> {
         comparison.lines.len(),
         format::percent(comparison.family_rate),
     )));
+    push_table(&mut blocks, energy(comparison));
     let explained = explained(comparison);
     if !explained.is_empty() {
         blocks.push(text("How much of the difference the machine's speed beside the cells explains:"));
@@ -148,6 +149,29 @@ fn word(versus: &Versus) -> String {
     format!("{}{star}{family}", versus.verdict)
 }
 
+/// Energy to the first token, of the workloads of which the first side and another one know it.
+fn energy(comparison: &compare::Comparison) -> Table {
+    let fields = |line: &compare::Line| {
+        let joules: Vec<Option<f64>> =
+            line.rows.iter().map(|row| row.as_ref().and_then(|row| summary::joules(row.cell))).collect();
+        let (first, others) = joules.split_first()?;
+        let first = first.filter(|_| others.iter().any(Option::is_some))?;
+        let shown = joules.iter().map(|j| or_unknown(j.map(format::joules)));
+        let ratios = others.iter().map(|other| or_unknown(other.map(|other| format::ratio(first / other))));
+        Some([line.cell().system.clone(), size(line.cell())].into_iter().chain(shown).chain(ratios).collect())
+    };
+    let names = || comparison.sides.iter().map(|side| side.name);
+    let ratios = names().skip(1).map(|name| format!("{} / {name}", comparison.sides[0].name));
+    let head: Vec<String> = ["system".into(), "b x p".into()]
+        .into_iter()
+        .chain(names().map(|name| format!("energy, {name}")))
+        .chain(ratios)
+        .collect();
+    let head: Vec<&str> = head.iter().map(String::as_str).collect();
+    let rows = comparison.lines.iter().filter_map(fields).collect();
+    table("Energy of the packages to the first token, of each side's first record that has it", &head, &[0], rows)
+}
+
 /// For each side on the same machine, the mean ratio and what the probes alone would give.
 fn explained(comparison: &compare::Comparison) -> Vec<String> {
     let others = comparison.sides.iter().skip(1).enumerate();
@@ -172,4 +196,39 @@ fn explained(comparison: &compare::Comparison) -> Vec<String> {
         })
     };
     others.filter_map(of).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        compare::compare,
+        json, samples,
+        schema::{Energy, Record},
+        terminal,
+    };
+
+    fn with_energy(joules: f64) -> Record {
+        let mut record = samples::run();
+        record.cells[1].energy = Some(Energy { joules: Some(joules), repetitions: 3, ..Energy::default() });
+        record
+    }
+
+    #[test]
+    fn energy_is_compared_where_both_sides_know_it() {
+        let (a, b) = (with_energy(6.0), with_energy(4.0));
+        let mut without = samples::run();
+        without.cells[0].energy = b.cells[1].energy.clone();
+        let side = |name, record| Side { name, records: vec![record] };
+        let comparison = compare(&[side("a", &a), side("b", &b)], &[]).unwrap();
+        let text = terminal::comparison(&comparison, None);
+        let lines: Vec<_> = text.lines().filter(|l| l.contains(" J")).collect();
+        assert_eq!(lines.len(), 1, "{text}");
+        let fields: Vec<_> = lines[0].split_whitespace().collect();
+        assert_eq!(fields, ["OE450M", "1", "x", "64", "6.00", "J", "4.00", "J", "1.50x"]);
+        let answer = json::comparison(&comparison);
+        assert_eq!(answer["rows"][1]["joules"], serde_json::json!([6.0, 4.0]));
+        let comparison = compare(&[side("a", &a), side("b", &without)], &[]).unwrap();
+        assert!(!terminal::comparison(&comparison, None).contains("Energy of the packages"));
+    }
 }

@@ -43,6 +43,34 @@ fn page_of_a_small_run_without_its_style() {
     insta::assert_snapshot!(format!("{head}{rest}"));
 }
 
+/// The picture of the README is the one that the program draws of its record.
+#[test]
+fn the_picture_in_docs_is_up_to_date() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let record = Record::read(&root.join("reports/data/amd-epyc-zen5-2c/quick.jsonl")).unwrap();
+    let (drawn, path) = (render("svg", &[("quick", &record)]), root.join("docs/ttft.svg"));
+    if std::env::var_os("UPDATE_PICTURE").is_some() {
+        std::fs::write(&path, &drawn).unwrap();
+    }
+    assert!(std::fs::read_to_string(&path).unwrap_or_default() == drawn, "docs/ttft.svg: run with UPDATE_PICTURE=1");
+    assert!(drawn.len() < 8000, "{}", drawn.len());
+}
+
+#[test]
+fn a_picture_is_well_formed_and_shows_the_base_first() {
+    let (run, paper) = (samples::run(), paper::table5());
+    let picture = render("svg", &[("here", &run), ("<paper>", &paper)]);
+    let tree = roxmltree::Document::parse(&picture).unwrap();
+    let texts: Vec<&str> = tree.descendants().filter(|n| n.has_tag_name("text")).filter_map(|n| n.text()).collect();
+    let at =
+        |words: &str| texts.iter().position(|t| t.starts_with(words)).unwrap_or_else(|| panic!("{words}: {texts:?}"));
+    assert!(at("OE1.1B, alone") < at("OE1.1B-KVP-C-450M") && texts[at("OE1.1B-KVP-C-450M") + 1].ends_with("as fast"));
+    assert!(at("<paper>: no KV prediction") > at("if all operations"), "published figures have no phases");
+    for other in ["<script", "url(", "href", "var("] {
+        assert!(!picture.contains(other), "{other}");
+    }
+}
+
 /// All `<svg>` elements of a page.
 fn svgs(page: &str) -> Vec<&str> {
     let ends = page.match_indices("</svg>").map(|(i, _)| i + 6);
@@ -93,8 +121,8 @@ fn the_answer_and_its_reason_come_before_charts_and_tables() {
     let page = render("html", &[("sample", &samples::run())]);
     let at = |text: &str| page.find(text).unwrap_or_else(|| panic!("{text}"));
     let order = [
-        at("KV prediction cuts TTFT as much as FLOPs in "),
-        at("Where it falls short, the largest loss is: "),
+        at("With KV prediction, TTFT falls as much as FLOPs in "),
+        at("Where TTFT falls less, most of the missing time went into "),
         at("id=\"r0-headline\""),
         at("id=\"r0-phases\""),
         at("<table"),
@@ -130,7 +158,7 @@ fn a_run_says_what_its_controls_are_worth() {
     record.cells[2].decode = None;
     assert!(render("md", &[("sample", &record)]).contains("Controls: none in this run"));
     let paper = render("md", &[("paper", &paper::table5())]);
-    assert!(paper.contains("the record has no phases") && !paper.contains("Controls"), "{paper}");
+    assert!(paper.contains("The record has no phases") && !paper.contains("Controls"), "{paper}");
 }
 
 #[test]

@@ -128,6 +128,21 @@ pub(super) fn check_samples(list: &[u64], expected: Option<usize>, field: impl F
     }
 }
 
+fn check_energy(energy: &Energy) -> Result<(), Fault> {
+    check_positive(energy.joules, || "cell.energy.joules".into())?;
+    check_positive(energy.seconds, || "cell.energy.seconds".into())?;
+    if energy.idle_watts.is_some_and(|w| !(w >= 0.0 && w.is_finite())) {
+        return fault("cell.energy.idle_watts", "expected 0 or more");
+    }
+    if energy.joules.is_some() == energy.missing.is_some() {
+        return fault("cell.energy.missing", "expected a reason if joules is null, and null otherwise");
+    }
+    if energy.joules.is_some() && energy.repetitions == 0 {
+        return fault("cell.energy.repetitions", "expected 1 or more, found 0");
+    }
+    Ok(())
+}
+
 pub(super) fn check_cell(cell: &Cell) -> Result<(), Fault> {
     let samples = cell.samples_ns.len();
     check_id(&cell.id, "cell.id")?;
@@ -150,8 +165,13 @@ pub(super) fn check_cell(cell: &Cell) -> Result<(), Fault> {
     if cell.kind == Kind::Base && cell.system != cell.base {
         return fault("cell.system", format!("expected the base `{}`, found `{}`", cell.base, cell.system));
     }
-    if (cell.kind == Kind::Kvp) != cell.aux.is_some() {
-        return fault("cell.aux", format!("expected a name for kvp and null for all others, kind is {:?}", cell.kind));
+    // Layers of the base may read the prompt instead; a cell without phases does not say so.
+    let alone = cell.phase("auxiliary").is_none() && !cell.phases.is_empty();
+    if (cell.kind == Kind::Kvp) != cell.aux.is_some() && !(cell.kind == Kind::Kvp && alone) {
+        return fault(
+            "cell.aux",
+            format!("expected a name for a kvp with an auxiliary and null for all others, kind is {:?}", cell.kind),
+        );
     }
     check_samples(&cell.samples_ns, None, || "cell.samples_ns".into())?;
     check_samples(&cell.warmup_ns, None, || "cell.warmup_ns".into())?;
@@ -207,9 +227,15 @@ pub(super) fn check_cell(cell: &Cell) -> Result<(), Fault> {
             "cell.decode.samples_ns".into()
         })?;
     }
+    if let Some(energy) = &cell.energy {
+        check_energy(energy)?;
+    }
     if let Some(gate) = &cell.gate {
-        if gate.passed != (gate.max_abs_err <= gate.tolerance) {
-            let (err, tolerance, passed) = (gate.max_abs_err, gate.tolerance, gate.passed);
+        let differences =
+            [Some((gate.max_abs_err, gate.tolerance)), gate.longest.as_ref().map(|l| (l.max_abs_err, l.tolerance))];
+        let wrong = differences.into_iter().flatten().find(|(err, tolerance)| err > tolerance);
+        if gate.passed != wrong.is_none() {
+            let ((err, tolerance), passed) = (wrong.unwrap_or((gate.max_abs_err, gate.tolerance)), gate.passed);
             return fault("cell.gate.passed", format!("{passed}, but error {err} and tolerance {tolerance}"));
         }
         if !gate.passed && samples > 0 {

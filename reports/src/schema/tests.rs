@@ -42,7 +42,7 @@ fn cell() -> Cell {
                 parallel_regions: None,
             },
         ],
-        gate: Some(Gate { max_abs_err: 1e-5, tolerance: 1e-4, passed: true }),
+        gate: Some(Gate { max_abs_err: 1e-5, tolerance: 1e-4, passed: true, longest: None, longest_skipped: None }),
         drift: Some(Drift { before_gflops: Some(100.0), after_gflops: Some(95.0), ..Drift::default() }),
         ..Cell::new(Kind::Kvp, "OE1.1B-KVP-C-450M", "OE1.1B", Some("OE450M"), 4, 256)
     }
@@ -255,11 +255,16 @@ fn files_that_are_not_records_are_refused() {
 #[test]
 fn cells_that_contradict_themselves_are_refused() {
     type Change = fn(&mut Cell);
-    let cases: [(&str, Change); 14] = [
+    let cases: [(&str, Change); 15] = [
         ("`cell.attempt`", |c| c.attempt = 0),
         ("`cell.batch`", |c| c.batch = 0),
         ("`cell.scenario_hash`", |c| c.prompt = 257),
         ("`cell.aux`", |c| *c = Cell { kind: Kind::Kvp, ..Cell::new(Kind::Aux, "OE450M", "OE1.1B", None, 1, 2) }),
+        ("`cell.aux`", |c| {
+            // Its phase of an auxiliary is no one's.
+            c.aux = None;
+            c.scenario_hash = scenario_hash(c.kind, &c.system, &c.base, None, c.batch, c.prompt);
+        }),
         ("`cell.samples_ns[0]`", |c| c.samples_ns[0] = 0),
         ("`cell.rounds`: expected 2 entries", |c| c.rounds = Some(vec![1])),
         ("`cell.rounds`: expected increasing", |c| c.rounds = Some(vec![1, 1])),
@@ -269,7 +274,8 @@ fn cells_that_contradict_themselves_are_refused() {
         ("`cell.decode.samples_ns`", |c| c.decode = Some(Decode { steps: 3, samples_ns: vec![1; 5] })),
         ("`cell.gate.passed`", |c| c.gate.as_mut().unwrap().passed = false),
         ("the correctness gate failed", |c| {
-            c.gate = Some(Gate { max_abs_err: 2.0, tolerance: 1.0, passed: false });
+            c.gate =
+                Some(Gate { max_abs_err: 2.0, tolerance: 1.0, passed: false, longest: None, longest_skipped: None });
         }),
         ("`cell.published`", |c| c.published = Some(Published { ttft_s: 1.0, ..Published::default() })),
     ];
@@ -292,7 +298,7 @@ fn a_value_json_cannot_carry_is_not_written() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("run.jsonl");
     let mut writer = Writer::create(&path, header()).unwrap();
-    let gate = Gate { max_abs_err: f64::NAN, tolerance: 1.0, passed: false };
+    let gate = Gate { max_abs_err: f64::NAN, tolerance: 1.0, passed: false, longest: None, longest_skipped: None };
     let error = writer.cell(&Cell { gate: Some(gate), ..cell() }).unwrap_err().to_string();
     assert!(error.contains("field `cell.gate.max_abs_err`"), "{error}");
     assert_eq!(Record::read(&path).unwrap().cells.len(), 0);
@@ -389,6 +395,19 @@ fn processes_and_probes_have_one_entry_for_each_sample() {
     assert!(refused(|c| c.probes.as_mut().unwrap().gflops.truncate(1)).contains("cell.probes.gflops"));
     assert!(refused(|c| c.probes.as_mut().unwrap().read_gb_per_s[1] = 0.0).contains("cell.probes.read_gb_per_s[1]"));
     assert!(refused(|c| c.limits.as_mut().unwrap().read_gb_per_s = Some(-1.0)).contains("cell.limits.read_gb_per_s"));
+}
+
+#[test]
+fn energy_has_joules_or_a_reason() {
+    let known = Energy { joules: Some(3.5), idle_watts: Some(0.0), repetitions: 4, ..Energy::default() };
+    let good = Cell { energy: Some(known.clone()), ..cell() };
+    assert_eq!(read(&record_of(&good)).unwrap().cells, [good]);
+    let refused = |energy: Energy| refusal(|c| c.energy = Some(energy));
+    assert!(refused(Energy { joules: Some(0.0), ..known.clone() }).contains("cell.energy.joules"));
+    assert!(refused(Energy { idle_watts: Some(-1.0), ..known.clone() }).contains("cell.energy.idle_watts"));
+    assert!(refused(Energy { repetitions: 0, ..known.clone() }).contains("cell.energy.repetitions"));
+    assert!(refused(Energy { missing: Some("m".into()), ..known }).contains("cell.energy.missing"));
+    assert!(refused(Energy::default()).contains("cell.energy.missing"));
 }
 
 #[test]

@@ -320,7 +320,7 @@ pub struct Cell {
     pub system: String,
     /// The base network whose full prefill this system is compared with.
     pub base: String,
-    /// The auxiliary network of a KV prediction; null otherwise.
+    /// The auxiliary network of a KV prediction; null otherwise, and where layers of the base read the prompt in its place.
     pub aux: Option<String>,
     /// Sequences.
     pub batch: u32,
@@ -366,6 +366,8 @@ pub struct Cell {
     pub drift: Option<Drift>,
     /// Memory of the process.
     pub memory: Option<Memory>,
+    /// Energy to the first token; null if it was not asked for.
+    pub energy: Option<Energy>,
     /// Correctness gate passed before the cell was timed.
     pub gate: Option<Gate>,
     /// One-minute load average before the cell.
@@ -413,6 +415,7 @@ impl Cell {
             decode: None,
             drift: None,
             memory: None,
+            energy: None,
             gate: None,
             load_before: None,
             load_after: None,
@@ -475,12 +478,15 @@ pub fn scenario_hash(kind: Kind, system: &str, base: &str, aux: Option<&str>, ba
     hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// The names of phases that a record of this program has.
+pub const PHASES: [&str; 6] = ["selection", "prefill", "auxiliary", "shared_layers", "prediction", "base_step"];
+
 /// One phase of a system: its time in every sample, and its work.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct PhaseRecord {
-    /// `selection`, `prefill`, `auxiliary`, `prediction` or `base_step`.
+    /// `selection`, `prefill`, `auxiliary`, `shared_layers`, `prediction` or `base_step`.
     pub name: String,
     /// Time of the phase in every sample of the cell, in the same order.
     pub samples_ns: Vec<u64>,
@@ -606,6 +612,33 @@ pub struct Memory {
     pub major_faults: Option<u64>,
 }
 
+/// Energy of the machine's packages to the first token, measured once, by repetitions after the samples. It is that of
+/// everything that ran meanwhile.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct Energy {
+    /// Joules of one repetition, idle power included; null if the machine does not tell.
+    pub joules: Option<f64>,
+    /// Power of the packages just before, when nothing was asked of them.
+    pub idle_watts: Option<f64>,
+    /// Repetitions that were measured together.
+    pub repetitions: u32,
+    /// Seconds that all of them took.
+    pub seconds: Option<f64>,
+    /// The counters, in words.
+    pub source: Option<String>,
+    /// Why `joules` is null, and what to do about it.
+    pub missing: Option<String>,
+}
+
+impl Energy {
+    /// Power of the packages during the repetitions.
+    pub fn watts(&self) -> Option<f64> {
+        Some(self.joules? * f64::from(self.repetitions) / self.seconds?)
+    }
+}
+
 /// Comparison with a slow reference on a short prompt of the same networks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -615,8 +648,25 @@ pub struct Gate {
     pub max_abs_err: f64,
     /// Largest difference allowed.
     pub tolerance: f64,
-    /// Whether it was within the tolerance. A wrong result is never timed.
+    /// Whether all differences were within their tolerances. A wrong result is never timed.
     pub passed: bool,
+    /// The longest prompt of the run, where the large kernels were compared with the same instruction set's f32 kernels.
+    pub longest: Option<LongestGate>,
+    /// Why the longest prompt was not compared.
+    pub longest_skipped: Option<String>,
+}
+
+/// Comparison of a long prompt's logits with those of the f32 kernels of the same instruction set.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct LongestGate {
+    /// Tokens of the prompt.
+    pub prompt: u32,
+    /// Largest absolute difference of a logit.
+    pub max_abs_err: f64,
+    /// Largest difference allowed.
+    pub tolerance: f64,
 }
 
 /// Figures as printed in a publication.
