@@ -6,7 +6,7 @@
     VENV/bin/python bench/peers/peers.py model              PyTorch: base, auxiliary and KV prediction of OpenELM
     VENV/bin/python bench/peers/peers.py model --base DIR --aux DIR [--predictor DIR]
                                                             transformers' own Llama, Qwen2 or Qwen3 of two Hub folders
-    VENV/bin/pip install llama-cpp-python==0.3.36           (builds llama.cpp: a C++ compiler, half an hour on two cores)
+    VENV/bin/pip install llama-cpp-python==0.3.36           (builds llama.cpp: a C++ compiler, minutes to half an hour)
     VENV/bin/python bench/peers/peers.py model --llama      llama.cpp beside it: base and auxiliary, batch 1
 
 Run it from anywhere in the repository; it builds `ttft` by cargo, or takes --ttft. Rounds alternate between `ttft` and its
@@ -301,7 +301,7 @@ def check(args):
     torch.set_grad_enabled(False)
 
     def close(folder, name, logits, expected):
-        error = (torch.as_tensor(logits) - expected).abs().max().item()
+        error = (logits - expected).abs().max().item()
         print(f"{folder.name} {name}: at most {error:.1e} away")
         assert error < 1e-4
 
@@ -322,24 +322,25 @@ def check(args):
         else:
             from hub import KvPrediction
 
+            # The base as its own auxiliary, with maps that change nothing.
+            same = KvPrediction(base, base, None, torch.float32)
+            for maps in same.maps:
+                for weight, _ in maps:
+                    weight.copy_(torch.eye(len(weight)))
+            close(folder, "base", same.base.first_logits(ids), base_logits)
+            close(folder, "KV prediction by identity", same.first_logits(ids), base_logits)
+            pair = same
             if aux.exists():
                 pair = KvPrediction(base, aux, predictor, torch.float32)
                 close(folder, "KV prediction", pair.first_logits(ids), kvp_logits)
-            # The base as its own auxiliary, with maps that change nothing.
-            pair = KvPrediction(base, base, None, torch.float32)
-            close(folder, "base", pair.base.first_logits(ids), base_logits)
-            for maps in pair.maps:
-                for weight, _ in maps:
-                    weight.copy_(torch.eye(len(weight)))
-            close(folder, "KV prediction by identity", pair.first_logits(ids), base_logits)
         if args.llama:
             from llama import network
 
             for part, of in [(base, pair.base), (aux, pair.aux)]:
                 if part.exists():
-                    first_logits = network(part, args.weights, args.threads, cache_f32=True)
-                    for row in ids:
-                        close(folder, f"{part.name}, llama.cpp", first_logits(row[None]), of.first_logits(row[None]))
+                    first_logits = network(part, args.weights, args.threads, exact=True)
+                    logits = torch.cat([torch.from_numpy(first_logits(row[None])) for row in ids])
+                    close(folder, f"{part.name}, llama.cpp", logits, of.first_logits(ids))
 
 
 def torch_type(dtype):
