@@ -160,20 +160,12 @@ KINDS = {"base": "base", "aux": "auxiliary", "kvp": "KV prediction"}
 
 
 class Pair(NamedTuple):
-    """What is timed: folders with weights, and how `ttft bench` is told of them."""
+    """The folders of what is timed, and the type of their weights."""
 
     base: Path
     aux: Path
     predictor: Path | None
     dtype: str
-    name: str | None = None
-
-    def scenario(self):
-        """Lines of a scenario file, and flags."""
-        if self.name:
-            return f'systems = ["{self.name}"]\n', []
-        flags = ["--base", self.base, "--aux", self.aux]
-        return "", flags + (["--predictor", self.predictor] if self.predictor else [])
 
 
 def family(folder):
@@ -205,15 +197,17 @@ def model_cell(dtype, what, batch, prompt):
 
 def model_ttft(ttft, args, pair, batch, prompt, flops):
     """Samples of `ttft bench` by network; their FLOPs go to `flops`."""
-    systems, flags = pair.scenario()
+    folders = {"base": pair.base, "aux": pair.aux, "predictor": pair.predictor}
+    folders = "".join(f"{key} = {json.dumps(str(folder))}\n" for key, folder in folders.items() if folder)
     out = {}
     with tempfile.TemporaryDirectory() as folder:
         scenario, record = Path(folder) / "peers.toml", Path(folder) / "peers.jsonl"
         scenario.write_text(
-            f'name = "peers"\ndescription = "one cell"\n{systems}dtype = "{pair.dtype}"\n'
-            f"lengths = [{prompt}]\nbatches = [{batch}]\nrounds = {args.samples}\nbudget_s = 3600\n")
-        subprocess.run([ttft, "bench", "--scenario", scenario, *flags, "--out", record, "--processes", "1",
-                        "--threads", str(args.threads)], check=True, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
+            f'name = "peers"\ndescription = "one cell"\ndtype = "{pair.dtype}"\n'
+            f"lengths = [{prompt}]\nbatches = [{batch}]\nrounds = {args.samples}\nbudget_s = 3600\n"
+            f"[[pair]]\n{folders}")
+        subprocess.run([ttft, "bench", "--scenario", scenario, "--out", record, "--processes", "1", "--threads",
+                        str(args.threads)], check=True, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
         for line in record.read_text().splitlines():
             if cell := json.loads(line).get("cell"):
                 name = model_cell(pair.dtype, KINDS[cell["kind"]], batch, prompt)
@@ -266,12 +260,13 @@ PEERS = {
 
 def pairs(ttft, args):
     if args.base:
-        yield Pair(args.base.resolve(), args.aux.resolve(), args.predictor and args.predictor.resolve(), stored(args.base))
+        base, aux, predictor = (folder and folder.resolve() for folder in (args.base, args.aux, args.predictor))
+        yield Pair(base, aux, predictor, stored(base))
         return
     for dtype in args.dtype:
-        folder = args.weights / f"{args.pair}-{dtype}"
+        folder = args.weights.resolve() / f"{args.pair}-{dtype}"
         subprocess.run([ttft, "synth", args.pair, "--dtype", dtype, "--out", folder], check=True, stdout=subprocess.DEVNULL)
-        yield Pair(folder / "base", folder / "aux", folder / "predictor", dtype, args.pair)
+        yield Pair(folder / "base", folder / "aux", folder / "predictor", dtype)
 
 
 def model(args):
