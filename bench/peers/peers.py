@@ -261,6 +261,8 @@ PEERS = {
 def pairs(ttft, args):
     if args.base:
         base, aux, predictor = (folder and folder.resolve() for folder in (args.base, args.aux, args.predictor))
+        if family(base) == "openelm" and not predictor:
+            raise SystemExit(f"{base}: OpenELM is timed with a predictor's folder: add --predictor")
         yield Pair(base, aux, predictor, stored(base))
         return
     for dtype in args.dtype:
@@ -284,7 +286,10 @@ def model(args):
             for ours, *theirs in in_turn(args.rounds, *turns):
                 for who, samples in zip(taking, theirs):
                     for cell in samples:
-                        results.turn(cell, who, ours[cell], samples[cell])
+                        if cell in ours:
+                            results.turn(cell, who, ours[cell], samples[cell])
+                        else:
+                            print(f"{cell}: ttft did not measure it, so {who} is left out", file=sys.stderr)
     return results
 
 
@@ -378,7 +383,7 @@ def main():
         parser.add_argument(f"--{part}", type=Path, help="folder, in place of --pair; its weights are taken as they are")
     parser.add_argument("--weights", type=Path, default=REPOSITORY / "target" / "peers", help="where weights are kept")
     parser.add_argument("--fixtures", type=Path, default=REPOSITORY / "tests" / "fixtures", help="for check")
-    parser.add_argument("--ttft", type=Path, help="the program, if not what cargo builds")
+    parser.add_argument("--ttft", type=lambda s: Path(s).resolve(), help="the program, if not what cargo builds")
     parser.add_argument("--llama", action="store_true", help="llama.cpp too")
     parser.add_argument("--out", type=Path, help="JSON with every sample")
     args = parser.parse_args()
