@@ -6,6 +6,7 @@
 pub mod ab;
 pub mod calibrate;
 pub mod capacity;
+pub mod catalog;
 pub mod cleanup;
 pub mod cli;
 pub mod console;
@@ -33,5 +34,6 @@ pub mod sampling;
 pub mod scenario;
 pub mod session;
 mod trace;
+pub mod vocabulary;
 pub mod weights;
 pub mod worker;

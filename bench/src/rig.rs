@@ -17,7 +17,7 @@ use ttft_models::{
     cost::{CostSystem, Flops, PhaseCost},
     plan,
 };
-use ttft_reports::schema::{self, Cell, Decode, Memory, PhaseRecord, Probes};
+use ttft_reports::schema::{self, Cell, Decode, Kind, Memory, PhaseRecord, Probes};
 
 use crate::{
     energy::Meter,
@@ -94,6 +94,7 @@ impl Rig {
     pub fn new(knobs: &RunKnobs, size: Size) -> Result<Rig> {
         let scenario = knobs.scenario()?;
         let weights = Weights::new(knobs.weights.clone(), scenario.dtype, scenario.seed, size)?;
+        let weights = weights.of(scenario.catalog.clone());
         let engine = knobs.engine.engine()?;
         let compute = machine::compute_dtype(&engine, scenario.precision().dtype(), scenario.dtype);
         let probe = match size {
@@ -131,15 +132,16 @@ impl Rig {
         }
         let networks = arm.networks().into_iter().map(|n| self.network(n)).collect::<Result<Vec<_>>>()?;
         let [base, aux @ ..] = &networks[..] else { bail!("{}: a system without a network", arm.system) };
-        let system = match (arm.prediction()?, arm.pruning()) {
-            (Some(p), _) => {
+        let system = match (arm.kind, arm.pruning()) {
+            (Kind::Kvp, _) => {
+                let own = self.scenario.catalog.pair(&arm.system)?.own;
                 let dir = self.weights.predictor_dir(&arm.system)?;
-                let kvp = KvPrediction::new(base.clone(), aux.first().cloned(), &dir)?.reading(p.own);
+                let kvp = KvPrediction::new(base.clone(), aux.first().cloned(), &dir)?.reading(own);
                 kvp.predictor.warm();
                 System::KvPrediction(kvp)
             }
-            (None, Some(pruning)) => System::Pruned(Pruned::new(base.clone(), pruning)),
-            (None, None) => System::Network(base.clone()),
+            (_, Some(pruning)) => System::Pruned(Pruned::new(base.clone(), pruning)),
+            (_, None) => System::Network(base.clone()),
         };
         let system = Arc::new(system);
         self.systems.insert(arm.system.clone(), Arc::clone(&system));

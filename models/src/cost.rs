@@ -2,12 +2,14 @@
 //!
 //! A multiply-add is two FLOPs. Counted exactly: every projection (2 M N K), attention over the positions that a query
 //! sees (causal, 2 d for its product with a key and 2 d for the sum over values), the output head, the prediction. Not
-//! counted: norms, RoPE, softmax, SiLU, additions, look-ups; below 1% of the total for any network of the paper.
+//! counted: norms, RoPE, softmax, SiLU, additions, look-ups; below 1% of the total for any network of the paper. Sums and
+//! products end at the largest number, which no run that fits a machine comes near.
 
 use crate::{
     config::NetworkConfig,
     kv_prediction::layout::Input,
     schedule::{Entries, Net, Op, Out, Schedule, Step, next, shapes},
+    sizes::sum,
     spec::{Phase, RunSpec},
 };
 
@@ -29,7 +31,7 @@ pub struct Flops {
 impl Flops {
     /// All of them.
     pub fn total(&self) -> u64 {
-        self.projections + self.attention + self.head + self.prediction
+        sum([self.projections, self.attention, self.head, self.prediction])
     }
 }
 
@@ -37,10 +39,10 @@ impl std::ops::Add for Flops {
     type Output = Flops;
     fn add(self, o: Flops) -> Flops {
         Flops {
-            projections: self.projections + o.projections,
-            attention: self.attention + o.attention,
-            head: self.head + o.head,
-            prediction: self.prediction + o.prediction,
+            projections: self.projections.saturating_add(o.projections),
+            attention: self.attention.saturating_add(o.attention),
+            head: self.head.saturating_add(o.head),
+            prediction: self.prediction.saturating_add(o.prediction),
         }
     }
 }
@@ -58,6 +60,11 @@ pub struct PhaseCost {
     /// Bytes of keys and values written, and read back, each entry once per layer that uses it; and of the outputs of layers that
     /// maps read.
     pub cache_bytes: u64,
+}
+
+/// The product, or the largest number.
+fn product<const N: usize>(factors: [u64; N]) -> u64 {
+    factors.into_iter().fold(1, u64::saturating_mul)
 }
 
 impl CostSystem {
@@ -90,8 +97,8 @@ impl CostSystem {
             match out.iter_mut().find(|sum| sum.phase == step.phase) {
                 Some(sum) => {
                     sum.flops = sum.flops + cost.flops;
-                    sum.weight_bytes += cost.weight_bytes;
-                    sum.cache_bytes += cost.cache_bytes;
+                    sum.weight_bytes = sum.weight_bytes.saturating_add(cost.weight_bytes);
+                    sum.cache_bytes = sum.cache_bytes.saturating_add(cost.cache_bytes);
                 }
                 None => out.push(cost),
             }
@@ -103,13 +110,13 @@ impl CostSystem {
     pub fn step(&self, spec: &RunSpec, step: &Step) -> PhaseCost {
         let b = spec.batch as u64;
         let [weight, cache] = [self.weights, spec.precision.dtype()].map(|t| t.size() as u64);
-        let (mut flops, mut weights, mut entries) = (Flops::default(), 0, 0);
+        let (mut flops, mut weights, mut entries) = (Flops::default(), 0, Vec::new());
         // Outputs of layers, in f32 whatever the precision.
-        let mut outputs = 0;
+        let mut outputs = Vec::new();
         match &step.op {
             Op::Embed { net, rows, .. } => {
                 let c = shapes(self, *net);
-                weights = (b * rows.total() as u64).min(c.vocab as u64) * c.dim as u64;
+                weights = b.saturating_mul(rows.total() as u64).min(c.vocab as u64) * c.dim as u64;
             }
             Op::Layer(l) => {
                 let (c, i) = (shapes(self, l.net), l.layer);
@@ -118,68 +125,65 @@ impl CostSystem {
                 let bias = |has: bool, n: u64| if has { n } else { 0 };
                 let head_norms = if c.qk_norm { 2 * c.head_dim as u64 } else { 0 };
                 // Keys and values of all rows.
-                flops.projections = 2 * b * n * dim * 2 * kv_dim;
+                flops.projections = product([2, b, n, dim, 2 * kv_dim]);
                 weights = 2 * kv_dim * dim + dim + bias(c.biases.qkv, 2 * kv_dim);
                 if l.entries != Entries::None {
-                    entries += 2 * kv_dim * b * n;
+                    entries.push(product([2, kv_dim, b, n]));
                 }
-                entries += 2 * kv_dim * b * l.source.kv as u64;
-                outputs = (l.source.hidden + l.source.own) as u64 * b * dim;
+                entries.push(product([2, kv_dim, b, l.source.kv as u64]));
+                outputs.push(product([(l.source.hidden + l.source.own) as u64, b, dim]));
                 // Queries, and all that follows, of those that go on.
                 let (first, last) = l.out.ends();
                 let rows = l.rows.ends(first, last);
                 let q = rows.total() as u64;
                 if q > 0 {
-                    flops.projections += 2 * b * q * dim * q_dim;
+                    flops.projections = sum([flops.projections, product([2, b, q, dim, q_dim])]);
                     weights += q_dim * dim + head_norms + bias(c.biases.qkv, q_dim);
                 }
                 if l.out != Out::Query && q > 0 {
-                    flops.projections += 2 * b * q * (q_dim * dim + dim * 2 * f + f * dim);
-                    flops.attention = 4 * q_dim * b * rows.seen();
+                    let after = product([2, b, q, q_dim * dim + dim * 2 * f + f * dim]);
+                    flops.projections = sum([flops.projections, after]);
+                    flops.attention = product([4, q_dim, b, rows.seen()]);
                     weights += (q_dim + 3 * f) * dim + dim;
                     weights += bias(c.biases.out, dim) + bias(c.biases.ffn, 2 * f + dim);
-                    entries += 2 * kv_dim * b * rows.of as u64;
+                    entries.push(product([2, kv_dim, b, rows.of as u64]));
                 }
             }
             Op::Map { rows, maps } => {
                 for m in maps {
-                    let (c, source, rows) = (&self.base, shapes(self, m.net), b * *rows as u64);
+                    let (c, source, rows) = (&self.base, shapes(self, m.net), product([b, *rows as u64]));
                     let [n, k] = [c.kv_dim(m.layer), m.input.width(source, m.source)].map(|n| n as u64);
-                    let arithmetic = 2 * 2 * rows * n * k;
-                    entries += 2 * n * rows;
+                    let arithmetic = product([2, 2, rows, n, k]);
+                    entries.push(product([2, n, rows]));
                     match m.input {
-                        Input::KeysAndValues => entries += 2 * k * rows,
-                        Input::Hidden | Input::Own => outputs += k * rows,
+                        Input::KeysAndValues => entries.push(product([2, k, rows])),
+                        Input::Hidden | Input::Own => outputs.push(product([k, rows])),
                     }
                     weights += 2 * n * k;
                     if m.input == Input::Own {
-                        flops.projections += arithmetic;
+                        flops.projections = sum([flops.projections, arithmetic]);
                         weights += k + if c.biases.qkv { 2 * n } else { 0 };
                     } else {
-                        flops.prediction += arithmetic;
+                        flops.prediction = sum([flops.prediction, arithmetic]);
                         weights += 2 * n;
                     }
                 }
             }
             Op::Rank { layer: Some(i), of } => {
                 // A product of the last query with the keys, which are read again.
-                flops.attention = 2 * self.base.q_dim(*i) as u64 * b * *of as u64;
-                entries = self.base.kv_dim(*i) as u64 * b * *of as u64;
+                flops.attention = product([2, self.base.q_dim(*i) as u64, b, *of as u64]);
+                entries.push(product([self.base.kv_dim(*i) as u64, b, *of as u64]));
             }
             Op::Rank { layer: None, .. } | Op::Choose { .. } | Op::Narrow { .. } | Op::Ends { .. } => {}
             Op::Head { net, rows } => {
                 let c = shapes(self, *net);
                 let (v, dim) = (c.vocab as u64, c.dim as u64);
-                flops.head = 2 * b * *rows as u64 * v * dim;
+                flops.head = product([2, b, *rows as u64, v, dim]);
                 weights = v * dim + dim;
             }
         }
-        PhaseCost {
-            phase: step.phase,
-            flops,
-            weight_bytes: weights * weight,
-            cache_bytes: entries * cache + outputs * 4,
-        }
+        let cache_bytes = sum([sum(entries).saturating_mul(cache), sum(outputs).saturating_mul(4)]);
+        PhaseCost { phase: step.phase, flops, weight_bytes: weights * weight, cache_bytes }
     }
 
     /// The paper's approximation, 2 FLOPs per parameter and token: `t_base(N)`, or `t_aux(N-m) + t_predictor(N-m) +
@@ -191,22 +195,23 @@ impl CostSystem {
         let (b, n) = (batch as u64, prompt as u64);
         let base = self.base.params();
         let Some(p) = &self.prediction else {
-            let all = 2 * b * n * base;
+            let all = product([2, b, n, base]);
             return self.pruning.map_or(all, |p| (all as f64 * p.paper_share()).round() as u64);
         };
-        let (m, s) = (p.own.last as u64, p.own.first as u64);
-        if m.saturating_add(s) >= n {
-            return 2 * b * n * base;
+        let own = sum([p.own.last as u64, p.own.first as u64]);
+        if own >= n {
+            return product([2, b, n, base]);
         }
-        let maps = (n - m) * self.predictor_params();
-        2 * b
-            * match (p.layout.shared, &p.aux) {
-                (None, Some(aux)) => (n - m) * aux.params() + maps + (m + s) * base,
-                (k, _) => {
-                    let lower = self.base.layer_params(k.unwrap_or(0));
-                    n * lower + maps + (m + s) * (base - lower)
-                }
+        let read = n - p.own.last as u64;
+        let maps = product([read, self.predictor_params()]);
+        let networks = match (p.layout.shared, &p.aux) {
+            (None, Some(aux)) => sum([product([read, aux.params()]), product([own, base])]),
+            (k, _) => {
+                let lower = self.base.layer_params(k.unwrap_or(0));
+                sum([product([n, lower]), product([own, base - lower])])
             }
+        };
+        product([2, b, sum([maps, networks])])
     }
 
     /// The paper's headline figure: `params(base) / params(auxiliary)`, with shared layers their parameters; the inverse of

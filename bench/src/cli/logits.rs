@@ -10,9 +10,10 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use safetensors::{Dtype, View, serialize};
 use serde_json::Value;
+use ttft_kernels::DType;
 use ttft_models::{
-    Extent, KvPrediction, NamedTensor, Network, Precision, Pruned, Pruning, RunSpec, System, cost::CostSystem,
-    kv_prediction::layout::OwnTokens, memory, plan,
+    Extent, KvPrediction, NamedTensor, Network, Precision, Pruned, Pruning, RunSpec, System, cost::CostSystem, memory,
+    plan,
 };
 
 use ttft_reports::{
@@ -20,7 +21,16 @@ use ttft_reports::{
     text::{stand_in, without_mark},
 };
 
-use crate::{console, knobs::EngineKnobs, machine, output::Pending, scenario::Named, trace::Trace};
+use crate::{
+    catalog::{Asked, Catalog},
+    console,
+    knobs::EngineKnobs,
+    machine,
+    output::Pending,
+    scenario::Named,
+    trace::Trace,
+    weights::{Size, Weights},
+};
 
 /// Longest tokens file that is read.
 const MAX_TOKENS_BYTES: u64 = 256 << 20;
@@ -31,23 +41,27 @@ const MAX_TOKENS_BYTES: u64 = 256 << 20;
                         ttft logits --base pair/base --aux pair/aux --predictor pair/predictor --tokens tokens.json \
                         --out logits.safetensors")]
 pub struct Logits {
-    /// Folder of the base network (config.json, model.safetensors)
-    #[arg(long, value_name = "DIR")]
-    base: PathBuf,
-    /// Folder of the auxiliary network; without it and without a predictor the base runs alone
-    #[arg(long, value_name = "DIR", requires = "predictor")]
-    aux: Option<PathBuf>,
-    /// Folder of the predictor; without an auxiliary it is one for shared layers of the base
+    /// The base network: a folder as the Hub has it (config.json, model.safetensors or shards), a folder or file with only a
+    /// config.json (weights of its shape are then made), or a network of the zoo
+    #[arg(long, value_name = "DIR|NAME")]
+    base: String,
+    /// The auxiliary network, likewise; without it the base runs alone, or with a predictor its first layers read the prompt
+    #[arg(long, value_name = "DIR|NAME")]
+    aux: Option<String>,
+    /// Folder of the predictor (default with an auxiliary: one of the right shape with random values, which predicts nothing)
     #[arg(long, value_name = "DIR")]
     predictor: Option<PathBuf>,
-    /// Last tokens of each prompt that the base of a KV prediction reads itself
-    #[arg(long, value_name = "M", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
-    base_tokens: u32,
-    /// First tokens of each prompt that the base of a KV prediction reads itself
-    #[arg(long, value_name = "S", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1 << 24))]
-    sink_tokens: u32,
+    /// Last tokens of each prompt that the base of a KV prediction reads itself [default: 1]
+    #[arg(long, value_name = "M", value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    base_tokens: Option<u32>,
+    /// First tokens of each prompt that the base of a KV prediction reads itself [default: 0]
+    #[arg(long, value_name = "S", value_parser = clap::value_parser!(u32).range(0..=1 << 24))]
+    sink_tokens: Option<u32>,
+    /// Folder in which synthetic weights are kept (default: ttft-weights in the target folder)
+    #[arg(long, env = "TTFT_WEIGHTS", value_name = "DIR")]
+    weights: Option<PathBuf>,
     /// Token pruning of the base, such as RP-0.50 (random), SP-0.25 (static) or L0.75-0.10 (LazyLLM)
-    #[arg(long, value_name = "PRUNING", conflicts_with = "predictor")]
+    #[arg(long, value_name = "PRUNING", conflicts_with_all = ["aux", "predictor"])]
     prune: Option<Pruning>,
     /// JSON file with the prompts: an array of equal-length arrays of token ids
     #[arg(long, value_name = "FILE")]
@@ -76,14 +90,14 @@ pub struct Logits {
 
 impl Logits {
     pub fn run(self) -> Result<()> {
-        for input in
-            [Some(&self.tokens), Some(&self.base), self.aux.as_ref(), self.predictor.as_ref()].into_iter().flatten()
-        {
+        let (base_path, aux_path) = (Path::new(&self.base), self.aux.as_ref().map(Path::new));
+        let inputs = [Some(self.tokens.as_path()), Some(base_path), aux_path, self.predictor.as_deref()];
+        for input in inputs.into_iter().flatten() {
             for out in [Some(&self.out), self.trace.as_ref()].into_iter().flatten() {
                 let same = |a: &Path| matches!((a.canonicalize(), out.canonicalize()), (Ok(a), Ok(b)) if a == b);
                 let inside = ["model.safetensors", "predictor.safetensors", "config.json"].map(|name| input.join(name));
                 ensure!(
-                    !inside.iter().map(PathBuf::as_path).chain([input.as_path()]).any(same) || !out.is_file(),
+                    !inside.iter().map(PathBuf::as_path).chain([input]).any(same) || !out.is_file(),
                     "{} is read, so it is not written: give another file for the output",
                     out.display()
                 );
@@ -93,25 +107,38 @@ impl Logits {
         let trace_out = self.trace.as_deref().map(Pending::claim).transpose()?;
         let (ids, batch, prompt) = read_tokens(&self.tokens)?;
         let engine = self.engine.engine()?;
-        let base = Arc::new(Network::load(&self.base)?);
-        check_vocab(&ids, prompt, &base, &self.base, &self.tokens)?;
-        let (vocab, weights) = (base.config().vocab, base.weight_dtype());
-        let own = OwnTokens { last: self.base_tokens as usize, first: self.sink_tokens as usize };
+        let prediction = self.aux.is_some() || self.predictor.is_some();
         ensure!(
-            self.predictor.is_some() || own == OwnTokens::PAPER,
-            "--base-tokens and --sink-tokens say what the base of a KV prediction reads itself: give its --predictor too"
+            prediction || (self.base_tokens.is_none() && self.sink_tokens.is_none()),
+            "--base-tokens and --sink-tokens say what the base of a KV prediction reads itself: give its --predictor, or an \
+             --aux, too"
         );
-        let system = match &self.predictor {
-            Some(predictor) => {
-                let aux = match &self.aux {
-                    Some(dir) => {
-                        let aux = Network::load(dir)?;
-                        check_vocab(&ids, prompt, &aux, dir, &self.tokens)?;
-                        Some(Arc::new(aux))
-                    }
-                    None => None,
-                };
-                System::KvPrediction(KvPrediction::new(base, aux, predictor)?.reading(own))
+        let count = |n: Option<u32>| n.map(|n| n as usize);
+        let asked = Asked {
+            name: None,
+            base: self.base.clone(),
+            aux: self.aux.clone(),
+            predictor: self.predictor.clone(),
+            base_tokens: count(self.base_tokens),
+            sink_tokens: count(self.sink_tokens),
+        };
+        let (catalog, names) = Catalog::new(&[asked])?;
+        catalog.stand_ins().iter().for_each(console::note);
+        let dtype = catalog.dtype().ok().flatten().unwrap_or(DType::BF16);
+        let pair = prediction.then(|| catalog.pair(&names[0])).transpose()?;
+        let made = Weights::new(self.weights.clone(), dtype, 0, Size::Real)?.of(catalog);
+        let load = |name: &str, given: &str| -> Result<Arc<Network>> {
+            let network = Arc::new(Network::load(&made.network_dir(name)?)?);
+            check_vocab(&ids, prompt, &network, Path::new(given), &self.tokens)?;
+            Ok(network)
+        };
+        let base = load(pair.as_ref().map_or(&names[0], |p| &p.base), &self.base)?;
+        let (vocab, weights) = (base.config().vocab, base.weight_dtype());
+        let system = match &pair {
+            Some(p) => {
+                let aux = p.aux.as_ref().zip(self.aux.as_ref()).map(|(aux, given)| load(aux, given)).transpose()?;
+                let predictor = made.predictor_dir(&names[0])?;
+                System::KvPrediction(KvPrediction::new(base, aux, &predictor)?.reading(p.own))
             }
             None => match self.prune {
                 Some(pruning) => System::Pruned(Pruned::new(base, pruning)),
