@@ -1,6 +1,6 @@
 //! What a report says: titles, paragraphs, tables and charts, before any format.
 
-use super::{RenderError, Run, blocks::*, charts, method, side_by_side, verdict::*};
+use super::{RenderError, Run, blocks::*, charts, machines, method, side_by_side, verdict::*};
 use crate::{
     compare::{self, Side},
     facts,
@@ -12,8 +12,9 @@ use crate::{
     validate,
 };
 
-/// The parts of a report, in order, with what they say. All but the first and the last stand there once for each run.
-pub const PARTS: [(&str, &str); 9] = [
+/// The parts of a report, in order, with what they say. All but the first two and the last stand there once for each run.
+pub const PARTS: [(&str, &str); 10] = [
+    ("machines", "several runs by peak, bandwidth, TTFT and what KV prediction gains"),
     ("comparison", "the runs side by side, on equal work"),
     ("verdict", "does the FLOPs reduction become a TTFT reduction, where not, and why"),
     ("charts", "all other charts"),
@@ -36,6 +37,14 @@ pub fn document(runs: &[Run], with_charts: bool, parts: &[&str]) -> Result<Docum
     }
     let wanted = |part: &str| parts.is_empty() || parts.contains(&part);
     let mut sections = Vec::new();
+    if runs.len() > 1 && wanted("machines") {
+        let blocks = machines::blocks(runs, with_charts)?;
+        if !blocks.is_empty() {
+            let title = "The machines".to_string();
+            let (id, short, run) = ("machines".into(), "Machines".into(), String::new());
+            sections.push(Section { id, short, title, run, blocks });
+        }
+    }
     if runs.len() > 1 && wanted("comparison") {
         sections.push(comparison(runs));
     }

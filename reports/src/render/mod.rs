@@ -10,6 +10,7 @@ pub(crate) mod content;
 mod csv;
 mod html;
 pub(crate) mod judgement;
+mod machines;
 mod markdown;
 mod method;
 mod picture;
