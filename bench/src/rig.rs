@@ -20,6 +20,7 @@ use ttft_models::{
 use ttft_reports::schema::{self, Cell, Decode, Memory, PhaseRecord, Probes};
 
 use crate::{
+    clock::{self, Meter, Reading},
     knobs::RunKnobs,
     machine::{self, Probe, Rates},
     process,
@@ -45,6 +46,7 @@ pub struct Rig {
     networks: HashMap<String, Arc<Network>>,
     systems: HashMap<String, Arc<System>>,
     slowdown: f64,
+    meter: Meter,
 }
 
 /// Systems that are measured next to one another, at one batch and prompt length.
@@ -107,6 +109,7 @@ impl Rig {
             networks: HashMap::new(),
             systems: HashMap::new(),
             slowdown: knobs.slowdown.unwrap_or(0.0) / 100.0,
+            meter: Meter::of_this_machine(),
         })
     }
 
@@ -205,6 +208,7 @@ impl Rig {
             cell,
             calls: Vec::new(),
             kernels: BTreeSet::new(),
+            meter: self.meter.clone(),
         })
     }
 }
@@ -216,6 +220,8 @@ struct Call {
     /// Tokens after the first, sample after sample.
     steps: Vec<Duration>,
     faults: Option<(u64, u64)>,
+    /// Before and after.
+    clocks: (Reading, Reading),
 }
 
 /// An open cell.
@@ -227,6 +233,7 @@ pub struct Running {
     cell: Cell,
     calls: Vec<Call>,
     kernels: BTreeSet<&'static str>,
+    meter: Meter,
 }
 
 /// Where and when the samples of a cell were taken.
@@ -256,7 +263,8 @@ impl Running {
     /// What the models say.
     pub fn call(&mut self, engine: &Engine, n: u64) -> Result<Duration> {
         engine.take_used();
-        let mut call = Call { times: Vec::new(), steps: Vec::new(), faults: Some((0, 0)) };
+        let clocks = (self.meter.read(), Reading::default());
+        let mut call = Call { times: Vec::new(), steps: Vec::new(), faults: Some((0, 0)), clocks };
         for _ in 0..n {
             let before = process::faults();
             let mut times = self.inference.first_token(engine, &self.ids)?;
@@ -271,6 +279,7 @@ impl Running {
             // Kernels of generation are no part of the time to first token.
             engine.take_used();
         }
+        call.clocks.1 = self.meter.read();
         let total = call.times.iter().map(|t| t.total).sum();
         self.calls.push(call);
         Ok(total)
@@ -314,6 +323,9 @@ impl Running {
                 Probes { gflops, read_gb_per_s }
             });
         }
+        // Of several samples in one call, each has what the call has.
+        let readings = taken.iter().flat_map(|c| c.times.iter().map(|_| c.clocks));
+        cell.clocks = Some(clock::record(&readings.collect::<Vec<_>>()));
         cell.kernels = self.kernels.iter().map(|k| (*k).into()).collect();
         let faults = |f: fn(&(u64, u64)) -> u64| taken.iter().map(|c| c.faults.as_ref().map(f)).sum::<Option<u64>>();
         cell.memory = Some(Memory {

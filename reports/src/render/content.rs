@@ -6,7 +6,7 @@ use crate::{
     facts,
     format::{self, UNKNOWN, or_unknown},
     paper,
-    schema::{Cell, Kind, Record},
+    schema::{Cell, Kind, Percentiles, Record},
     stats,
     summary::{self, Row},
     validate,
@@ -482,8 +482,8 @@ fn validity(record: &Record, rows: &[Row]) -> Vec<Block> {
         blocks.push(text(format!(
             "Governor {}, frequency {}, load average at the start {}, {}. A cell is doubted if the speed probe moved by \
              more than {} over it, if the interval of its TTFT is wider than {}, if later samples are more than {} slower \
-             beyond chance, if weights were read from disk, if more was running than there are cores, or if no \
-             correctness gate was passed.",
+             beyond chance, if weights were read from disk, if more was running than there are cores, if heat slowed the \
+             clock, or if no correctness gate was passed.",
             m.governor.as_deref().unwrap_or("unknown"),
             m.frequency_mhz.map_or("unknown".into(), |f| format!("{f:.0} MHz")),
             m.load_1m.map_or("unknown".into(), |l| format!("{l:.2}")),
@@ -538,6 +538,15 @@ fn validity(record: &Record, rows: &[Row]) -> Vec<Block> {
     ];
     let cells = table("", &head, &[0, 1], measured.iter().map(fields).collect());
     push_table(&mut blocks, cells.mark(marked(measured.iter().copied())));
+    let percentiles = |row: &&Row| {
+        let p = Percentiles::of(&row.cell.samples_ns).filter(|p| p.p90_ns.is_some())?;
+        let shown = |ns: Option<u64>| or_unknown(ns.map(|ns| format::seconds(ns as f64 * 1e-9)));
+        let names = [row.cell.system.clone(), size(row.cell), row.cell.samples_ns.len().to_string()];
+        Some(names.into_iter().chain([p.p50_ns, p.p90_ns, p.p99_ns].map(shown)).collect())
+    };
+    let rows = measured.iter().filter_map(percentiles).collect();
+    let title = "Percentiles of the samples (p90 takes 10 of them, p99 takes 100)";
+    push_table(&mut blocks, table(title, &["system", "b x p", "samples", "p50", "p90", "p99"], &[0], rows));
     let skipped = record.skipped.iter().map(|s| vec![s.id.clone(), s.reason.clone()]).collect();
     push_table(&mut blocks, table("Skipped", &["cell", "reason"], &[0, 1], skipped));
     blocks
