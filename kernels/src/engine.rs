@@ -84,20 +84,22 @@ impl Engine {
     pub fn linear<A: Element>(&self, x: Mat<'_, A>, w: Weight<'_>, out: Output<'_, A>) -> Result<()> {
         const OP: &str = "linear";
         expect(OP, "columns of x (K)", w.k(), x.cols())?;
-        let (rows, cols, n) = match &out {
-            Output::Store(y) | Output::Add(y) => (y.rows(), y.cols(), w.n()),
+        let (rows, cols) = match &out {
+            Output::Store(y) | Output::Add(y) => (y.rows(), y.cols()),
             Output::Bias(y, b) => {
                 expect(OP, "length of the bias (N)", w.n(), b.len())?;
-                (y.rows(), y.cols(), w.n())
+                (y.rows(), y.cols())
             }
-            Output::SwiGlu(y) => {
-                expect(OP, "rows of W modulo 2 (SwiGLU)", 0, w.n() % 2)?;
-                (y.rows(), y.cols(), w.n() / 2)
+            Output::SwiGlu(y, v) => {
+                expect(OP, "rows of the second matrix (SwiGLU)", w.n(), v.n())?;
+                expect(OP, "columns of the second matrix (SwiGLU)", w.k(), v.k())?;
+                expect(OP, "row stride of the second matrix (SwiGLU)", w.stride(), v.stride())?;
+                (y.rows(), y.cols())
             }
         };
         expect(OP, "rows of y (M)", x.rows(), rows)?;
-        expect(OP, "columns of y (N)", n, cols)?;
-        if x.rows() > 0 && n > 0 {
+        expect(OP, "columns of y (N)", w.n(), cols)?;
+        if x.rows() > 0 && w.n() > 0 {
             driver::linear::linear(&self.0, x, w, out);
         }
         Ok(())

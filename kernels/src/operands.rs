@@ -14,8 +14,8 @@ pub enum Output<'a, A> {
     Bias(MatMut<'a, f32>, &'a [f32]),
     /// `y += x W^T`.
     Add(MatMut<'a, f32>),
-    /// W stacks `[Wa; Wb]`, N = 2F; `y[M, F] = silu(x Wa^T) * (x Wb^T)`.
-    SwiGlu(MatMut<'a, A>),
+    /// `y = silu(x W^T) * (x V^T)`: a second matrix V of W's shape and row stride.
+    SwiGlu(MatMut<'a, A>, Weight<'a>),
 }
 
 /// Per-head RMSNorm (weight `[head_dim]`, eps) of [`crate::Engine::heads`].

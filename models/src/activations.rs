@@ -35,7 +35,7 @@ pub struct Activations<A> {
     pub(crate) q: Buffer<A>,
     /// Attention's output, `[rows, H d]`.
     pub(crate) o: Buffer<A>,
-    /// Gate and up projections of a chunk, `[CHUNK, 2 F]`, where the file has them apart.
+    /// Gate and up projections of a chunk, `[CHUNK, 2 F]`, where they have biases.
     pub(crate) u: Buffer<f32>,
     /// Gated chunk, `[CHUNK, F]`.
     pub(crate) g: Buffer<A>,
@@ -196,7 +196,7 @@ impl Sizes {
             h: chunk * c.dim as u64,
             y: rows.saturating_mul(max(&|i| c.q_dim(i) + 2 * c.kv_dim(i))),
             q: rows.saturating_mul(max(&|i| c.q_dim(i))),
-            u: if c.fused_ffn() { 0 } else { 2 * chunk * ffn },
+            u: if c.biases.ffn { 2 * chunk * ffn } else { 0 },
             g: chunk * ffn,
         }
     }

@@ -10,6 +10,7 @@ pub mod arch;
 pub mod cache;
 pub mod config;
 pub mod cost;
+mod decoder;
 mod engine;
 mod error;
 pub mod gguf;

@@ -69,9 +69,16 @@ impl Stack {
         Ok(())
     }
 
-    /// The only tensor of all, if there is no bias either.
-    fn single(&self) -> Option<Weight<'_>> {
-        (self.matrices.len() == 1 && self.bias.is_none()).then(|| self.matrices[0].view())
+    /// The upper and the lower half, in a tensor each or in one, if there is no bias.
+    fn halves(&self) -> Option<(Weight<'_>, Weight<'_>)> {
+        match (&self.bias, &self.matrices[..]) {
+            (None, [both]) => {
+                let (both, half) = (both.view(), both.view().n() / 2);
+                Some((both.rows_at(0, half), both.rows_at(half, half)))
+            }
+            (None, [upper, lower]) => Some((upper.view(), lower.view())),
+            _ => None,
+        }
     }
 }
 
@@ -185,7 +192,7 @@ impl Network {
 
     /// cos/sin for `positions` positions.
     pub fn rope(&self, positions: usize) -> RopeTable {
-        RopeTable::new(self.config.head_dim, self.config.rope.theta, positions)
+        RopeTable::of(&self.config.rope.frequencies(self.config.head_dim), positions)
     }
 
     /// Starts a pass: the embeddings of `ids` (`[batch * n]`), which stand at positions `past..past + n`.
@@ -384,8 +391,8 @@ impl Network {
             let x = &mut act.x[r * dim..][..m * dim];
             let h = self.normed(e, &l.ffn_norm, x, &mut act.h)?;
             let g = &mut act.g[..m * f];
-            match l.gate_up.single() {
-                Some(w) => e.linear(h, w, Output::SwiGlu(MatMut::new(g, m, f)))?,
+            match l.gate_up.halves() {
+                Some((gate, up)) => e.linear(h, gate, Output::SwiGlu(MatMut::new(g, m, f), up))?,
                 None => {
                     let u = &mut act.u[..m * 2 * f];
                     l.gate_up.apply(e, h, 0..2 * f, &mut MatMut::new(u, m, 2 * f))?;

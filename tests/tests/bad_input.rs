@@ -219,7 +219,7 @@ fn pointers_and_pipes_are_no_weights() {
 #[test]
 fn unknown_architectures() {
     for (architectures, model_type, named) in [
-        (json!(["LlamaForCausalLM"]), json!("llama"), "LlamaForCausalLM (llama)"),
+        (json!(["GemmaForCausalLM"]), json!("gemma"), "GemmaForCausalLM (gemma)"),
         (json!(["OpenELMForCausalLM"]), json!("llama"), "llama"),
         (json!(["LlamaForCausalLM"]), json!("openelm"), "LlamaForCausalLM"),
         (Value::Null, Value::Null, "none"),

@@ -40,7 +40,8 @@ impl Engine {
     }
 
     pub fn linear<A: Element>(&self, x: Mat<'_, A>, w: Weight<'_>, out: Output<'_, A>) -> Result<()> {
-        self.count(if w.n() == self.vocab { 2 } else { 0 }, 2 * x.rows() * w.n() * w.k());
+        let matrices = if let Output::SwiGlu(..) = out { 2 } else { 1 };
+        self.count(if w.n() == self.vocab { 2 } else { 0 }, matrices * 2 * x.rows() * w.n() * w.k());
         self.engine.linear(x, w, out)
     }
 

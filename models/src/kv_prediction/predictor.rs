@@ -38,7 +38,8 @@ struct Linear {
 }
 
 impl Predictor {
-    /// A folder with `predictor.safetensors` and `config.json`, whose `aux_layer_for_base_layer` is the layer map.
+    /// A folder with `predictor.safetensors` and `config.json`, whose `aux_layer_for_base_layer`, or
+    /// `source_layer_for_base_layer`, is the layer map.
     ///
     /// # Errors
     /// [`Error::Json`], [`Error::Pair`]: the map does not fit the networks; and those of [`Predictor::from_tensors`].
@@ -61,11 +62,24 @@ impl Predictor {
     fn map_of(path: &Path, value: serde_json::Value, base: &NetworkConfig, aux: &NetworkConfig) -> Result<Vec<usize>> {
         #[derive(serde::Deserialize)]
         struct Config {
+            #[serde(alias = "source_layer_for_base_layer")]
             aux_layer_for_base_layer: Vec<usize>,
+            source: Option<String>,
+            input: Option<String>,
             base_num_layers: Option<usize>,
             aux_num_layers: Option<usize>,
         }
         let c: Config = json::fields(path, value)?;
+        for (what, found, expected) in [("source", c.source, "auxiliary"), ("input", c.input, "kv")] {
+            if let Some(found) = found.filter(|found| found != expected) {
+                return Err(Error::Pair {
+                    path: path.to_owned(),
+                    what: what.into(),
+                    expected: format!("'{expected}'"),
+                    found: format!("'{found}'"),
+                });
+            }
+        }
         for (what, stated, network) in [
             ("base_num_layers", c.base_num_layers, base.layers.len()),
             ("aux_num_layers", c.aux_num_layers, aux.layers.len()),
