@@ -28,5 +28,6 @@ pub mod rounds;
 pub mod sampling;
 pub mod scenario;
 pub mod session;
+pub mod text;
 pub mod weights;
 pub mod worker;

@@ -3,6 +3,8 @@
 mod bench;
 mod calibrate;
 mod compare;
+mod convert;
+mod generate;
 mod logits;
 mod machine;
 mod report;
@@ -44,6 +46,8 @@ enum Command {
     Compare(Box<compare::Compare>),
     Report(report::Report),
     Logits(logits::Logits),
+    Generate(generate::Generate),
+    Convert(convert::Convert),
     Machine(machine::Machine),
     Synth(synth::Synth),
     Zoo(zoo::Zoo),
@@ -58,7 +62,10 @@ enum Command {
 impl Command {
     /// Whether temporary files of it may have to be removed.
     fn writes(&self) -> bool {
-        !matches!(self, Command::Validate(_) | Command::Compare(_) | Command::Machine(_) | Command::Zoo(_))
+        !matches!(
+            self,
+            Command::Validate(_) | Command::Compare(_) | Command::Generate(_) | Command::Machine(_) | Command::Zoo(_)
+        )
     }
 }
 
@@ -88,6 +95,8 @@ impl Cli {
             Command::Validate(c) => c.run(),
             Command::Report(c) => c.run(),
             Command::Logits(c) => c.run(),
+            Command::Generate(c) => c.run(),
+            Command::Convert(c) => c.run(),
             Command::Machine(c) => c.run(),
             Command::Synth(c) => c.run(),
             Command::Zoo(c) => c.run(),
