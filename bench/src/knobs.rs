@@ -12,6 +12,7 @@ use ttft_kernels::{Backend, Engine, Isa, Options};
 use ttft_models::{Extent, Precision};
 
 use crate::{
+    catalog::Asked,
     output,
     scenario::{Named, PRESETS, Scenario},
 };
@@ -51,10 +52,20 @@ impl EngineKnobs {
 /// What to measure, and where things go.
 #[derive(Args, Clone, Debug)]
 pub struct RunKnobs {
-    /// Preset (quick, grid, table5, table5-3b, fig1, fig5b, controls, calibrate) or path of a scenario file (default: quick;
-    /// `ttft calibrate` takes calibrate)
+    /// Preset (quick, grid, table5, table5-3b, fig1, fig5b, controls, calibrate, llama, qwen, smollm, long) or path of a
+    /// scenario file (default: quick; `ttft calibrate` takes calibrate)
     #[arg(long, visible_alias = "preset", env = "TTFT_SCENARIO", value_name = "NAME|FILE")]
     pub scenario: Option<String>,
+    /// Measure this network, or with --aux this pair, on the scenario's grid, in place of the scenario's systems: a folder as
+    /// the Hub has it, a folder or file with only a config.json (weights of its shape are then made), or a network of the zoo
+    #[arg(long, env = "TTFT_BASE", value_name = "DIR|NAME")]
+    pub base: Option<String>,
+    /// The auxiliary network of --base, likewise
+    #[arg(long, env = "TTFT_AUX", value_name = "DIR|NAME", requires = "base")]
+    pub aux: Option<String>,
+    /// Folder of the pair's predictor (default: one of the right shape with random values, which predicts nothing)
+    #[arg(long, env = "TTFT_PREDICTOR", value_name = "DIR", requires = "aux")]
+    pub predictor: Option<PathBuf>,
     /// Type of activations and caches: f32 or bf16 (default: the scenario's)
     #[arg(long, env = "TTFT_PRECISION", value_name = "TYPE", value_parser = Precision::from_name)]
     pub precision: Option<Precision>,
@@ -93,13 +104,16 @@ impl RunKnobs {
     /// The flags that ask another process of this program for the same, but for the record.
     pub fn flags(&self) -> Vec<OsString> {
         // As they were declared: what is added above must stand here.
-        let RunKnobs { scenario, precision, extent, budget: _, weights, out: _, slowdown, trial: _, engine } = self;
+        let RunKnobs { scenario, base, aux, predictor, precision, extent, weights, slowdown, engine, .. } = self;
         let EngineKnobs { isa, threads, backend, kernel } = engine;
         let mut flags = Vec::new();
         let mut add = |name: &str, value: Option<OsString>| {
             flags.extend(value.into_iter().flat_map(|v| [OsString::from(name), v]));
         };
         add("--scenario", scenario.as_ref().map(Into::into));
+        add("--base", base.as_ref().map(Into::into));
+        add("--aux", aux.as_ref().map(Into::into));
+        add("--predictor", predictor.as_ref().map(Into::into));
         add("--precision", precision.map(|p| p.name().into()));
         add("--extent", extent.map(|e| e.name().into()));
         add("--weights", weights.as_ref().map(Into::into));
@@ -133,8 +147,14 @@ impl RunKnobs {
 
     /// Makes relative paths start at `from`.
     fn resolve(&mut self, from: &Path) {
-        for path in [&mut self.weights, &mut self.out].into_iter().flatten() {
+        for path in [&mut self.weights, &mut self.out, &mut self.predictor].into_iter().flatten() {
             *path = from.join(&*path);
+        }
+        for name in [&mut self.base, &mut self.aux].into_iter().flatten() {
+            let path = from.join(&*name);
+            if let Some(path) = path.to_str().filter(|_| path.exists()) {
+                *name = path.to_owned();
+            }
         }
         if let Some(name) = self.scenario.as_mut().filter(|name| !PRESETS.iter().any(|(preset, _)| preset == name)) {
             let path = from.join(&*name);
@@ -159,7 +179,8 @@ impl RunKnobs {
         s.precision = self.precision.or(s.precision);
         s.extent = self.extent.or(s.extent);
         s.budget_s = self.budget.unwrap_or(s.budget_s);
-        Ok(s)
+        let Some(base) = self.base.clone() else { return Ok(s) };
+        s.of(Asked { name: None, base, aux: self.aux.clone(), predictor: self.predictor.clone() })
     }
 
     /// Environment variables with their help, in the order declared.
@@ -219,7 +240,7 @@ mod tests {
         for (name, _) in RunKnobs::variables() {
             assert!(reference.contains(&format!("`{name}`")), "docs/reference.md does not mention {name}");
         }
-        assert_eq!(RunKnobs::variables().len(), 10);
+        assert_eq!(RunKnobs::variables().len(), 13);
     }
 
     #[test]

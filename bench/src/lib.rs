@@ -6,6 +6,7 @@
 pub mod ab;
 pub mod calibrate;
 pub mod capacity;
+pub mod catalog;
 pub mod cleanup;
 pub mod cli;
 pub mod console;
@@ -29,5 +30,6 @@ pub mod sampling;
 pub mod scenario;
 pub mod session;
 pub mod text;
+pub mod vocabulary;
 pub mod weights;
 pub mod worker;

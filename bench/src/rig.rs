@@ -91,6 +91,7 @@ impl Rig {
     pub fn new(knobs: &RunKnobs, size: Size) -> Result<Rig> {
         let scenario = knobs.scenario()?;
         let weights = Weights::new(knobs.weights.clone(), scenario.dtype, scenario.seed, size)?;
+        let weights = weights.of(scenario.catalog.clone());
         let engine = knobs.engine.engine()?;
         let compute = machine::compute_dtype(&engine, scenario.precision().dtype(), scenario.dtype);
         let probe = match size {

@@ -15,7 +15,10 @@ use ttft_reports::{
     text::{printable, stand_in},
 };
 
-use crate::output;
+use crate::{
+    catalog::{Asked, Catalog},
+    output,
+};
 
 /// Longest scenario file that is read.
 const MAX_BYTES: u64 = 1 << 20;
@@ -30,6 +33,10 @@ pub const PRESETS: &[(&str, &str)] = &[
     ("fig5b", include_str!("../scenarios/fig5b.toml")),
     ("controls", include_str!("../scenarios/controls.toml")),
     ("calibrate", include_str!("../scenarios/calibrate.toml")),
+    ("llama", include_str!("../scenarios/llama.toml")),
+    ("qwen", include_str!("../scenarios/qwen.toml")),
+    ("smollm", include_str!("../scenarios/smollm.toml")),
+    ("long", include_str!("../scenarios/long.toml")),
 ];
 
 /// A scenario file.
@@ -42,8 +49,13 @@ pub struct Scenario {
     pub description: String,
     /// Pairs (each stands for its base alone, its auxiliary alone and the KV prediction) and single networks: a
     /// layer-pruned one is compared with the network it was made from, any other with `base`; and networks on part of their
-    /// tokens (`OE1.1B-RP-0.50`). What stands here twice is measured twice, as a control.
+    /// tokens (`OE1.1B-RP-0.50`). What stands here twice is measured twice, as a control. It may be missing where there are
+    /// pairs of one's own.
+    #[serde(default)]
     pub systems: Vec<String>,
+    /// The user's own pairs, measured before the others.
+    #[serde(default)]
+    pub pair: Vec<Asked>,
     /// The network that single canonical networks are compared with; by default each stands for itself.
     pub base: Option<String>,
     /// Type of the synthetic weights: `f32`, `f16` or `bf16`.
@@ -72,6 +84,9 @@ pub struct Scenario {
     /// SHA-256 of the file's bytes, lower-case hexadecimal.
     #[serde(skip)]
     pub sha256: String,
+    /// What the names of its systems mean.
+    #[serde(skip)]
+    pub catalog: Catalog,
 }
 
 /// A value of this crate's neighbours that scenarios and the command line give by name.
@@ -163,14 +178,14 @@ impl Arm {
 ///
 /// # Errors
 /// A name that is not in the zoo.
-pub fn arms(base: Option<&str>, systems: &[impl AsRef<str>]) -> Result<Vec<Arm>> {
+pub fn arms(catalog: &Catalog, base: Option<&str>, systems: &[impl AsRef<str>]) -> Result<Vec<Arm>> {
     if let Some(base) = base {
         zoo::network(base).context("base")?;
     }
     let names: Vec<&str> = systems.iter().map(AsRef::as_ref).collect();
     let mut arms: Vec<Arm> = Vec::new();
     for name in base.iter().chain(&names) {
-        for arm in arms_of(name, base).context("systems")? {
+        for arm in arms_of(catalog, name, base).context("systems")? {
             if !arms.iter().any(|a| (&a.system, &a.aux) == (&arm.system, &arm.aux)) {
                 arms.push(arm);
             }
@@ -186,7 +201,7 @@ pub fn arms(base: Option<&str>, systems: &[impl AsRef<str>]) -> Result<Vec<Arm>>
 }
 
 /// What one name of the list stands for.
-fn arms_of(name: &str, base: Option<&str>) -> Result<Vec<Arm>> {
+fn arms_of(catalog: &Catalog, name: &str, base: Option<&str>) -> Result<Vec<Arm>> {
     let alone = |system: &str, base: &str| Arm {
         kind: if system == base { Kind::Base } else { Kind::Aux },
         system: system.into(),
@@ -194,9 +209,9 @@ fn arms_of(name: &str, base: Option<&str>) -> Result<Vec<Arm>> {
         aux: None,
         copy: 1,
     };
-    if let Ok(pair) = zoo::pair(name) {
-        let kvp = Arm { kind: Kind::Kvp, aux: Some(pair.aux.into()), ..alone(name, pair.base) };
-        return Ok(vec![alone(pair.base, pair.base), alone(pair.aux, pair.base), kvp]);
+    if let Ok(pair) = catalog.pair(name) {
+        let kvp = Arm { kind: Kind::Kvp, aux: Some(pair.aux.clone()), ..alone(name, &pair.base) };
+        return Ok(vec![alone(&pair.base, &pair.base), alone(&pair.aux, &pair.base), kvp]);
     }
     if let Ok((network, pruning)) = zoo::token_pruned(name) {
         let kind = match pruning {
@@ -206,7 +221,7 @@ fn arms_of(name: &str, base: Option<&str>) -> Result<Vec<Arm>> {
         };
         return Ok(vec![alone(network, network), Arm { kind, ..alone(name, network) }]);
     }
-    if zoo::network(name).is_err() {
+    if catalog.network(name).is_err() {
         let [networks, pairs, prunings] = [&zoo::NETWORKS[..], &zoo::PAIRS, &zoo::PRUNINGS].map(|n| n.join(", "));
         bail!(
             "'{name}' is neither a network ({networks}) nor a pair ({pairs}) nor a network with a token pruning \
@@ -246,10 +261,11 @@ impl Scenario {
     /// No such preset or file; what is wrong in the file, and where.
     pub fn load(name: &str) -> Result<Scenario> {
         let what = if PRESETS.iter().any(|(n, _)| *n == name) { "preset" } else { "scenario" };
-        Self::parse(&text(name)?).with_context(|| format!("{what} {name}"))
+        let parsed = Self::parse(&text(name)?).and_then(Scenario::resolved);
+        parsed.with_context(|| format!("{what} {name}"))
     }
 
-    /// A scenario from the text of its file.
+    /// A scenario from the text of its file. Its own pairs are not looked at yet.
     ///
     /// # Errors
     /// What is wrong, and where.
@@ -261,7 +277,7 @@ impl Scenario {
             "name: expected a word that can name a file (no '/', '\\' or ':', no '.' at its start), found '{}'",
             printable(&s.name)
         );
-        ensure!(!s.systems.is_empty(), "systems: the list is empty");
+        ensure!(!s.systems.is_empty() || !s.pair.is_empty(), "systems: the list is empty, and there is no [[pair]]");
         for (what, list, most) in [("lengths", &s.lengths, 1 << 17), ("batches", &s.batches, 1 << 12)] {
             ensure!(!list.is_empty(), "{what}: the list is empty");
             for &n in list {
@@ -279,12 +295,38 @@ impl Scenario {
         Ok(s)
     }
 
+    /// Looks up its own pairs, which become the first of its systems.
+    fn resolved(mut self) -> Result<Scenario> {
+        if self.pair.is_empty() {
+            return Ok(self);
+        }
+        let (catalog, names) = Catalog::new(&self.pair).context("pair")?;
+        if let Some(dtype) = catalog.dtype()? {
+            ensure!(dtype == self.dtype, "dtype: the weights of its pairs are {dtype}: write dtype = \"{dtype}\"");
+        }
+        self.catalog = catalog;
+        self.systems.splice(..0, names);
+        self.arms()?;
+        Ok(self)
+    }
+
+    /// The same grid for one pair, or one network, instead of its systems. Weights that lie in folders decide the type.
+    ///
+    /// # Errors
+    /// As [`Catalog::new`].
+    pub fn of(mut self, asked: Asked) -> Result<Scenario> {
+        let (catalog, names) = Catalog::new(&[asked])?;
+        self.dtype = catalog.dtype()?.unwrap_or(self.dtype);
+        (self.catalog, self.systems, self.base) = (catalog, names, None);
+        Ok(self)
+    }
+
     /// What is timed in every group.
     ///
     /// # Errors
     /// A name that is not in the zoo.
     pub fn arms(&self) -> Result<Vec<Arm>> {
-        arms(self.base.as_deref(), &self.systems)
+        arms(&self.catalog, self.base.as_deref(), &self.systems)
     }
 
     /// The (batch, prompt) groups, cheapest first.

@@ -171,7 +171,7 @@ fn header(rig: &Rig, knobs: &RunKnobs, sampler: Sampler, asked: Asked) -> RunHea
             seed: Some(scenario.seed),
         },
         machine: machine::fingerprint(),
-        notes: tiny.into_iter().chain(slower).collect(),
+        notes: tiny.into_iter().chain(slower).chain(scenario.catalog.notes(rig.weights.size() == Size::Real)).collect(),
         ..RunHeader::default()
     }
 }
@@ -185,6 +185,9 @@ impl Session {
         let mut rig = Rig::new(knobs, size)?;
         rig.scenario.rounds = asked.rounds.unwrap_or(rig.scenario.rounds);
         let scenario = &rig.scenario;
+        if size == Size::Real {
+            scenario.catalog.stand_ins().iter().for_each(console::note);
+        }
         capacity::check(scenario.rounds, scenario.decode, scenario.groups().len() * rig.arms.len())?;
         let mut header = header(&rig, knobs, sampler, asked);
         header.limits = rig.probe.limits(&rig.engine);

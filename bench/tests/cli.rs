@@ -253,7 +253,7 @@ fn bad_models_are_refused() {
     let mut c = logits(&fixture, &tokens, false, &out);
     c.arg("--aux").arg(fixture.join("aux")).arg("--predictor").arg(self::fixture("C").join("predictor"));
     fail(&mut c, &["predictor"]);
-    fail(logits(&fixture, &tokens, false, &out).arg("--aux").arg(fixture.join("aux")), &["--predictor"]);
+    fail(logits(&fixture, &tokens, false, &out).arg("--predictor").arg(fixture.join("predictor")), &["--aux"]);
     fail(logits(&fixture, &tokens, false, &out).args(["--generate", "0"]), &["--generate"]);
 }
 
@@ -668,4 +668,175 @@ fn records_are_judged_compared_and_reported() {
     fail(ttft().arg("report").arg(&record), &["--html"]);
     fail(ttft().args(["compare", "paper", "none.jsonl"]), &["none.jsonl", "a record", "`paper`"]);
     fail(ttft().arg("validate").arg(fixture("A").join("meta.json")), &["error"]);
+}
+
+/// A folder with the configuration of part of fixture G alone.
+fn shape(dir: &Path, name: &str, part: &str) -> PathBuf {
+    let folder = dir.join(name);
+    fs::create_dir_all(&folder).unwrap();
+    fs::copy(fixture("G").join(part).join("config.json"), folder.join("config.json")).unwrap();
+    folder
+}
+
+fn record(path: &Path) -> ttft_reports::schema::Record {
+    ttft_reports::schema::Record::read(path).unwrap()
+}
+
+/// Two config.json files: weights of their shapes are made and kept, the pair is measured in processes and judged; the record
+/// says what ran.
+#[test]
+fn a_pair_of_two_configurations_alone() {
+    let dir = TempDir::new().unwrap();
+    let (scenario, weights) = (small(dir.path()), dir.path().join("w"));
+    let base = shape(dir.path(), "My Base", "base");
+    let aux = shape(dir.path(), "sub/aux", "aux").join("config.json");
+    let bench = |out: &str| {
+        let mut c = ttft();
+        c.current_dir(dir.path()).args(["bench", "--threads", "1", "--processes", "2", "--rounds", "4"]);
+        c.args(["--base", "My Base", "--aux", "sub/aux/config.json"]).arg("--scenario").arg(&scenario);
+        c.arg("--weights").arg(&weights).arg("--out").arg(dir.path().join(out));
+        c
+    };
+    let plan = succeed(bench("none.jsonl").arg("--plan"));
+    for word in ["My-Base base", "aux aux", "My-Base-KVP-aux kvp", "to be made"] {
+        assert!(plan.contains(word), "no '{word}' in: {plan}");
+    }
+    assert!(!weights.exists());
+    let done = bench("r.jsonl").output().unwrap();
+    assert!(done.status.success(), "{}", stderr(&done));
+    for word in ["My-Base", "has no weights", "predicts nothing"] {
+        assert!(stderr(&done).contains(word), "no '{word}' in: {}", stderr(&done));
+    }
+    let run = record(&dir.path().join("r.jsonl"));
+    let ids: Vec<&str> = run.cells.iter().map(|c| c.id.as_str()).collect();
+    let expected = ["My-Base/base", "aux/aux", "My-Base-KVP-aux/kvp"].map(|s| format!("ttft/{s}/b1/p4"));
+    assert_eq!(ids[..3], expected, "{ids:?}");
+    assert!(run.cells.iter().all(|c| c.gate.as_ref().is_some_and(|g| g.passed) && c.samples_ns.len() == 4));
+    let notes = run.run.notes.join("\n");
+    for word in ["My-Base: My-Base (llama), configuration sha256", "synthetic weights", "predicts nothing"] {
+        assert!(notes.contains(word), "no '{word}' in: {notes}");
+    }
+    // Nothing of where the folders lie.
+    let text = fs::read_to_string(dir.path().join("r.jsonl")).unwrap();
+    assert!(!text.contains(dir.path().to_str().unwrap()));
+    // Kept by what they are: the same configurations elsewhere need nothing new.
+    assert_eq!(fs::read_dir(&weights).unwrap().count(), 3);
+    let (base, aux) = (base.to_str().unwrap(), aux.to_str().unwrap());
+    let elsewhere = shape(dir.path(), "elsewhere", "base");
+    let again = format!(
+        "name = \"mine\"\ndescription = \"d\"\ndtype = \"f32\"\nlengths = [5]\nbatches = [2]\nrounds = 1\nbudget_s = 600\n\
+         [[pair]]\nname = \"twins\"\nbase = {:?}\naux = {aux:?}\n[[pair]]\nbase = {base:?}\naux = \"sub/aux\"\n",
+        elsewhere.to_str().unwrap()
+    );
+    fs::write(dir.path().join("mine.toml"), again).unwrap();
+    let mut c = ttft();
+    c.current_dir(dir.path()).args([
+        "bench",
+        "--threads",
+        "1",
+        "--processes",
+        "1",
+        "--preset",
+        "mine.toml",
+        "--weights",
+    ]);
+    succeed(c.arg(&weights).args(["--out", "mine.jsonl"]));
+    let systems: Vec<String> = record(&dir.path().join("mine.jsonl")).cells.iter().map(|c| c.system.clone()).collect();
+    assert_eq!(systems, ["elsewhere", "My-Base", "aux", "twins", "My-Base-KVP-aux"]);
+    assert_eq!(fs::read_dir(&weights).unwrap().count(), 3);
+    // The answer in words, a page, and a run that is gone on with; another base is another run.
+    let mut validate = ttft();
+    let answer = validate.arg("validate").arg(dir.path().join("r.jsonl")).output().unwrap();
+    assert!(String::from_utf8_lossy(&answer.stdout).contains("My-Base-KVP-aux"), "{}", stderr(&answer));
+    let page = dir.path().join("r.html");
+    succeed(ttft().arg("report").arg(dir.path().join("r.jsonl")).arg("--html").arg(&page));
+    assert!(fs::read_to_string(&page).unwrap().contains("predicts nothing"));
+    let resume = |base: &str| {
+        let mut c = bench("unused");
+        c.args(["--resume"]).arg(dir.path().join("r.jsonl"));
+        let args: Vec<_> = c.get_args().map(|a| if a == "My Base" { base.into() } else { a.to_owned() }).collect();
+        let mut again = ttft();
+        again.current_dir(dir.path()).args(&args);
+        again
+    };
+    succeed(&mut resume("My Base"));
+    fail(&mut resume("sub/aux"), &["not the same run", "notes"]);
+}
+
+/// Weights that lie in folders are used where they lie, and a given predictor too.
+#[test]
+fn a_pair_of_folders_with_weights() {
+    let dir = TempDir::new().unwrap();
+    let g = fixture("G");
+    let [base, aux, predictor] = ["base", "aux", "predictor"].map(|part| g.join(part));
+    let (weights, out) = (dir.path().join("w"), dir.path().join("r.jsonl"));
+    let mut c = ttft();
+    c.args(["bench", "--threads", "1", "--processes", "1", "--rounds", "2", "--scenario"]).arg(small(dir.path()));
+    c.arg("--base").arg(&base).arg("--aux").arg(&aux).arg("--predictor").arg(&predictor);
+    succeed(c.arg("--weights").arg(&weights).arg("--out").arg(&out));
+    assert!(!weights.exists(), "nothing is made");
+    let run = record(&out);
+    assert_eq!(run.cells.iter().map(|c| c.system.as_str()).collect::<Vec<_>>()[..3], ["base", "aux", "base-KVP-aux"]);
+    let notes = run.run.notes.join("\n");
+    assert!(notes.contains("its own weights (f32)") && notes.contains("predictor predictor"), "{notes}");
+    assert!(!notes.contains("synthetic") && !notes.contains("nothing"), "{notes}");
+
+    // The logits are those recorded; without the predictor they are others, and a word says why.
+    let tokens = tokens(dir.path(), &g);
+    let logits = |name: &str, with: bool| {
+        let mut c = ttft();
+        c.arg("logits").arg("--base").arg(&base).arg("--aux").arg(&aux).arg("--tokens").arg(&tokens);
+        if with {
+            c.arg("--predictor").arg(&predictor);
+        }
+        c.arg("--weights").arg(&weights).arg("--out").arg(dir.path().join(name));
+        c
+    };
+    succeed(&mut logits("with", true));
+    let said = logits("without", false).output().unwrap();
+    assert!(said.status.success() && stderr(&said).contains("predicts nothing"), "{}", stderr(&said));
+    let last = |path: &Path, name: &str| {
+        let bytes = fs::read(path).unwrap();
+        f32s(&SafeTensors::deserialize(&bytes).unwrap().tensor(name).unwrap())
+    };
+    let expected = last(&g.join("expected.safetensors"), "kvp_m1_s0_logits_last");
+    let differ = |name| {
+        let found = last(&dir.path().join(name), "logits_last");
+        expected.iter().zip(&found).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    };
+    assert!(differ("with") <= TOLERANCE && differ("without") > 0.1);
+}
+
+#[test]
+fn pairs_that_do_not_belong_together_are_refused() {
+    let dir = TempDir::new().unwrap();
+    let tokenizer = |folder: &Path, vocab: &str| {
+        fs::write(folder.join("tokenizer.json"), format!("{{\"model\": {{\"vocab\": {vocab}}}}}")).unwrap();
+    };
+    let (base, aux) = (shape(dir.path(), "b", "base"), shape(dir.path(), "a", "aux"));
+    let bench = |base: &Path, aux: &Path| {
+        let mut c = ttft();
+        c.args(["bench", "--plan", "--base"]).arg(base).arg("--aux").arg(aux);
+        c
+    };
+    tokenizer(&base, "{\"x\": 0, \"y\": 1}");
+    tokenizer(&aux, "{\"y\": 0, \"x\": 1}");
+    fail(&mut bench(&base, &aux), &["vocabularies differ", "'x' as 0", "a has it as 1"]);
+    fs::remove_file(aux.join("tokenizer.json")).unwrap();
+    succeed(&mut bench(&base, &aux));
+    fail(&mut bench(&base, Path::new("OE270M")), &["vocabularies differ", "b has 320", "OE270M has 32000"]);
+    fail(&mut bench(Path::new("nowhere"), &aux), &["base", "'nowhere' is no folder", "Llama-3.2-1B"]);
+    fail(ttft().args(["bench", "--plan", "--aux", "OE270M"]), &["--base"]);
+    let wrong = fixture("A").join("predictor");
+    fail(bench(&base, &aux).arg("--predictor").arg(wrong), &["predictor", "config.json", "base_num_layers"]);
+    let scenario = dir.path().join("s.toml");
+    let text = "name = \"s\"\ndescription = \"d\"\ndtype = \"bf16\"\nlengths = [5]\nbatches = [2]\nrounds = 1\nbudget_s = 600\n";
+    for (pair, words) in [
+        (format!("base = {:?}", fixture("G").join("base")), ["dtype", "f32"]),
+        ("base = \"OE1.1B\"\naux = \"OE270M\"\nname = \"a/b\"".into(), ["name", "a/b"]),
+        ("base = \"OE1.1B\"\nauxiliary = \"OE270M\"".into(), ["auxiliary", "unknown field"]),
+    ] {
+        fs::write(&scenario, format!("{text}[[pair]]\n{pair}\n")).unwrap();
+        fail(ttft().args(["bench", "--plan", "--preset"]).arg(&scenario), &words);
+    }
 }

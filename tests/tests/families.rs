@@ -7,9 +7,10 @@ use std::{
 };
 
 use half::{bf16, f16};
+use proptest::prelude::*;
 use safetensors::{Dtype, tensor::TensorView};
 use serde_json::{Value, json};
-use ttft_kernels::Engine;
+use ttft_kernels::{Engine, Mat, MatMut, Output, Weight};
 use ttft_models::{DType, Extent, KvPrediction, Network, NetworkConfig, Precision, RunSpec, System, arch, plan};
 use ttft_tests::models::{Tensor, assert_close, describe, engines, fixture, load, read};
 
@@ -430,5 +431,143 @@ fn predictors_of_another_kind_are_refused() {
         fs::write(dir.path().join("config.json"), v.to_string()).unwrap();
         let error = KvPrediction::load(&pair.join("base"), &pair.join("aux"), dir.path()).unwrap_err().to_string();
         assert!(error.contains(key) && error.contains(value), "{error}");
+    }
+}
+
+/// The head of the largest vocabularies, one row at a time and a few, against a sum in f64.
+#[test]
+fn heads_of_large_vocabularies() {
+    const N: usize = 151_936;
+    for (m, k, dtype) in [(1, 72, DType::BF16), (3, 40, DType::F32)] {
+        let (x, w) = (ttft_tests::values(1, m * k, DType::BF16), ttft_tests::values(2, N * k, dtype));
+        let narrow: Vec<bf16> = w.iter().map(|x| bf16::from_f32(*x)).collect();
+        for e in engines() {
+            let mut y = vec![f32::NAN; m * N];
+            let w16 = match dtype {
+                DType::BF16 => Weight::BF16(Mat::new(&narrow, N, k)),
+                _ => Weight::F32(Mat::new(&w, N, k)),
+            };
+            e.linear(Mat::new(&x, m, k), w16, Output::Store(MatMut::new(&mut y, m, N))).unwrap();
+            for (at, found) in y.iter().enumerate() {
+                let (x, w) = (&x[at / N * k..][..k], &w[at % N * k..][..k]);
+                let products = x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w));
+                let (sum, size) = products.fold((0.0, 0.0), |(s, a), p| (s + p, a + p.abs()));
+                let bound = ttft_tests::dot_bound(k, size);
+                assert!((f64::from(*found) - sum).abs() <= bound, "{} {dtype} [{at}]: {found} {sum}", describe(&e));
+            }
+        }
+    }
+}
+
+/// Bytes of a file that this process has in memory through its mappings.
+#[cfg(target_os = "linux")]
+fn resident(file: &Path) -> u64 {
+    let maps = fs::read_to_string("/proc/self/smaps").unwrap();
+    let (mut inside, mut sum) = (false, 0);
+    for line in maps.lines() {
+        match line.split_once("Rss:") {
+            Some((_, kb)) if inside => sum += kb.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10,
+            Some(_) => {}
+            // The line of a mapping ends in its file; those of its numbers have a colon after one word.
+            None if !line.split(' ').next().unwrap().ends_with(':') => inside = line.ends_with(file.to_str().unwrap()),
+            None => {}
+        }
+    }
+    sum
+}
+
+/// A network in a file of holes: every tensor of its configuration, and a head that it does not use. The bytes of the head.
+#[cfg(target_os = "linux")]
+fn hollow(dir: &Path, config: &NetworkConfig) -> u64 {
+    let mut at = 0;
+    let mut header = serde_json::Map::new();
+    let mut add = |name: &str, shape: &[usize]| {
+        let end = at + 2 * shape.iter().product::<usize>();
+        header.insert(name.to_owned(), json!({"dtype": "BF16", "shape": shape, "data_offsets": [at, end]}));
+        at = end;
+    };
+    // In the middle of the others, so that reading on from one of them would reach it.
+    let head = [config.vocab, config.dim];
+    let tensors = config.tensors();
+    for (i, t) in tensors.iter().enumerate() {
+        add(&t.name, &t.shape);
+        if i == tensors.len() / 2 {
+            add("lm_head.weight", &head);
+        }
+    }
+    let mut text = Value::Object(header).to_string().into_bytes();
+    text.resize(text.len().next_multiple_of(64) - 8, b' ');
+    let bytes = [&(text.len() as u64).to_le_bytes()[..], &text].concat();
+    let path = dir.join("model.safetensors");
+    fs::write(&path, &bytes).unwrap();
+    fs::File::options().write(true).open(&path).unwrap().set_len((bytes.len() + at) as u64).unwrap();
+    fs::write(dir.join("config.json"), config.to_json("bfloat16").to_string()).unwrap();
+    2 * head.iter().product::<usize>() as u64
+}
+
+/// Opening 7 GB reads the header and the vectors; warming reads what is used, and not the head that is stored all the same.
+#[cfg(target_os = "linux")]
+#[test]
+fn what_is_not_needed_is_not_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("model.safetensors");
+    let large = config("Llama-3.2-3B");
+    let head = hollow(dir.path(), &large);
+    let net = Network::load(dir.path()).unwrap();
+    assert!(fs::metadata(&file).unwrap().len() > 7_000_000_000);
+    assert_eq!(fs::metadata(&file).unwrap().len() - net.mapped_bytes() >> 20, head >> 20);
+    // A fault brings in up to 64 KiB around it; there are two norms in a layer.
+    let most = (2 * large.layers.len() as u64 + 4) * (128 << 10);
+    let read = resident(&file);
+    assert!(read > 0 && read <= most, "{read} bytes were read, at most {most}");
+    drop(net);
+
+    let small =
+        NetworkConfig { vocab: 60_000, layers: vec![base("G").config().layers[0]; 3], ..base("G").config().clone() };
+    let small = NetworkConfig { tied: true, ..small };
+    let head = hollow(dir.path(), &small);
+    let net = Network::load(dir.path()).unwrap();
+    net.warm();
+    let (read, used) = (resident(&file), net.mapped_bytes());
+    assert!(read >= used && read < used + head / 4, "{read} bytes were read of {used} used and {head} unused");
+}
+
+proptest! {
+    /// The first `base mod aux` auxiliary layers serve one base layer more than the others; of a deeper auxiliary those at the
+    /// same height are used.
+    #[test]
+    fn layers_are_mapped_by_the_papers_rule(base in 1usize..200, aux in 1usize..200) {
+        let map = ttft_models::kv_prediction::layer_map(base, aux);
+        prop_assert_eq!(map.len(), base);
+        prop_assert!(map.is_sorted() && map.iter().all(|j| *j < aux));
+        prop_assert_eq!(map[base - 1], aux - 1);
+        if aux <= base {
+            for j in 0..aux {
+                let serves = map.iter().filter(|m| **m == j).count();
+                prop_assert_eq!(serves, base / aux + usize::from(j < base % aux));
+            }
+        } else {
+            for (i, j) in map.iter().enumerate() {
+                prop_assert_eq!(*j, ((i + 1) as f64 * aux as f64 / base as f64).ceil() as usize - 1);
+            }
+        }
+    }
+}
+
+/// The zoo's networks of the Hub are those of the Hub's configurations.
+#[test]
+fn the_zoo_has_the_networks_of_the_hub() {
+    for (name, ..) in CHECKPOINTS {
+        if let Ok(of_zoo) = ttft_models::zoo::network(name) {
+            assert_eq!(of_zoo, config(name), "{name}");
+        }
+    }
+    let of_hub = ttft_models::zoo::NETWORKS.iter().filter(|n| !n.starts_with("OE"));
+    assert_eq!(of_hub.filter(|n| CHECKPOINTS.iter().any(|c| c.0 == **n)).count(), 11);
+    // Canonical pairs of the paper follow the rule too.
+    for name in ttft_models::zoo::PAIRS.iter().filter(|n| !n.contains("-LP-0.75")) {
+        let p = ttft_models::zoo::pair(name).unwrap();
+        let layers = |n| ttft_models::zoo::network(n).unwrap().layers.len();
+        assert_eq!(p.layer_map, ttft_models::kv_prediction::layer_map(layers(p.base), layers(p.aux)), "{name}");
     }
 }

@@ -43,8 +43,11 @@ impl Convert {
         let container = Container::parse(&self.file, file.bytes())?;
         let conversion = Conversion::new(&container, self.dtype, !self.no_tokenizer)?;
         let out = output::shown(&self.dir);
+        let there = std::path::absolute(&self.dir)?;
+        let free = there.ancestors().find(|dir| dir.exists()).and_then(|dir| fs4::available_space(dir).ok());
+        let free = free.map(|free| format!("; {} are free there", bytes(free))).unwrap_or_default();
         console::note(format_args!(
-            "{}: {} tensors, {:.1} million parameters, {}; {out} will hold {} of weights in {}",
+            "{}: {} tensors, {:.1} million parameters, {}; {out} will hold {} of weights in {}{free}",
             output::shown(&self.file),
             container.tensors().count(),
             conversion.params() as f64 / 1e6,

@@ -16,6 +16,7 @@ use crate::{
     machine,
     scenario::Named,
     text::{self, Text},
+    vocabulary::{self, Vocabulary},
 };
 
 /// Continue a text with a network or a KV prediction, and print the time to the first token and for each later one
@@ -160,7 +161,13 @@ impl Generate {
     fn system(&self) -> Result<System> {
         let base = Arc::new(Network::load(&self.base)?);
         let (Some(aux), Some(predictor)) = (&self.aux, &self.predictor) else { return Ok(System::Network(base)) };
-        let aux = Arc::new(Network::load(aux)?);
+        let of = |dir: &Path, network: &Network| Vocabulary {
+            of: dir.display().to_string(),
+            size: network.config().vocab,
+            tokenizer: Some(dir.join("tokenizer.json")).filter(|file| file.exists()),
+        };
+        let (aux_dir, aux) = (aux, Arc::new(Network::load(aux)?));
+        vocabulary::check(&of(&self.base, &base), &of(aux_dir, &aux))?;
         let predictor = Arc::new(Predictor::load(predictor, &base, &aux)?);
         Ok(System::KvPrediction(KvPrediction { base, aux, predictor }))
     }

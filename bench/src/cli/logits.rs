@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use safetensors::{Dtype, View, serialize};
 use serde_json::Value;
+use ttft_kernels::DType;
 use ttft_models::{
     Extent, KvPrediction, NamedTensor, Network, Precision, Predictor, Pruned, Pruning, RunSpec, System, memory, plan,
 };
@@ -19,7 +20,15 @@ use ttft_reports::{
     text::{stand_in, without_mark},
 };
 
-use crate::{console, knobs::EngineKnobs, machine, output::Pending, scenario::Named};
+use crate::{
+    catalog::{Asked, Catalog},
+    console,
+    knobs::EngineKnobs,
+    machine,
+    output::Pending,
+    scenario::Named,
+    weights::{Size, Weights},
+};
 
 /// Longest tokens file that is read.
 const MAX_TOKENS_BYTES: u64 = 256 << 20;
@@ -30,15 +39,19 @@ const MAX_TOKENS_BYTES: u64 = 256 << 20;
                         ttft logits --base pair/base --aux pair/aux --predictor pair/predictor --tokens tokens.json \
                         --out logits.safetensors")]
 pub struct Logits {
-    /// Folder of the base network (config.json, model.safetensors)
-    #[arg(long, value_name = "DIR")]
-    base: PathBuf,
-    /// Folder of the auxiliary network; without it the base runs alone
-    #[arg(long, value_name = "DIR", requires = "predictor")]
-    aux: Option<PathBuf>,
-    /// Folder of the predictor
+    /// The base network: a folder as the Hub has it (config.json, model.safetensors or shards), a folder or file with only a
+    /// config.json (weights of its shape are then made), or a network of the zoo
+    #[arg(long, value_name = "DIR|NAME")]
+    base: String,
+    /// The auxiliary network, likewise; without it the base runs alone
+    #[arg(long, value_name = "DIR|NAME")]
+    aux: Option<String>,
+    /// Folder of the predictor (default: one of the right shape with random values, which predicts nothing)
     #[arg(long, value_name = "DIR", requires = "aux")]
     predictor: Option<PathBuf>,
+    /// Folder in which synthetic weights are kept (default: ttft-weights in the target folder)
+    #[arg(long, env = "TTFT_WEIGHTS", value_name = "DIR")]
+    weights: Option<PathBuf>,
     /// Token pruning of the base, such as RP-0.50 (random), SP-0.25 (static) or L0.75-0.10 (LazyLLM)
     #[arg(long, value_name = "PRUNING", conflicts_with = "aux")]
     prune: Option<Pruning>,
@@ -66,13 +79,13 @@ pub struct Logits {
 
 impl Logits {
     pub fn run(self) -> Result<()> {
-        for input in
-            [Some(&self.tokens), Some(&self.base), self.aux.as_ref(), self.predictor.as_ref()].into_iter().flatten()
-        {
+        let (base_path, aux_path) = (Path::new(&self.base), self.aux.as_ref().map(Path::new));
+        let inputs = [Some(self.tokens.as_path()), Some(base_path), aux_path, self.predictor.as_deref()];
+        for input in inputs.into_iter().flatten() {
             let same = |a: &Path| matches!((a.canonicalize(), self.out.canonicalize()), (Ok(a), Ok(b)) if a == b);
             let inside = ["model.safetensors", "predictor.safetensors", "config.json"].map(|name| input.join(name));
             ensure!(
-                !inside.iter().map(PathBuf::as_path).chain([input.as_path()]).any(same) || !self.out.is_file(),
+                !inside.iter().map(PathBuf::as_path).chain([input]).any(same) || !self.out.is_file(),
                 "{} is read, so it is not written: give another file for the output",
                 self.out.display()
             );
@@ -80,14 +93,24 @@ impl Logits {
         let out = Pending::claim(&self.out)?;
         let (ids, batch, prompt) = read_tokens(&self.tokens)?;
         let engine = self.engine.engine()?;
-        let base = Arc::new(Network::load(&self.base)?);
-        check_vocab(&ids, prompt, &base, &self.base, &self.tokens)?;
+        let asked =
+            Asked { name: None, base: self.base.clone(), aux: self.aux.clone(), predictor: self.predictor.clone() };
+        let (catalog, names) = Catalog::new(&[asked])?;
+        catalog.stand_ins().iter().for_each(console::note);
+        let dtype = catalog.dtype().ok().flatten().unwrap_or(DType::BF16);
+        let pair = self.aux.as_ref().map(|_| catalog.pair(&names[0])).transpose()?;
+        let made = Weights::new(self.weights.clone(), dtype, 0, Size::Real)?.of(catalog);
+        let load = |name: &str, given: &str| -> Result<Arc<Network>> {
+            let network = Arc::new(Network::load(&made.network_dir(name)?)?);
+            check_vocab(&ids, prompt, &network, Path::new(given), &self.tokens)?;
+            Ok(network)
+        };
+        let base = load(pair.as_ref().map_or(&names[0], |p| &p.base), &self.base)?;
         let (vocab, weights) = (base.config().vocab, base.weight_dtype());
-        let system = match (&self.aux, &self.predictor) {
-            (Some(aux_dir), Some(predictor)) => {
-                let aux = Arc::new(Network::load(aux_dir)?);
-                check_vocab(&ids, prompt, &aux, aux_dir, &self.tokens)?;
-                let predictor = Arc::new(Predictor::load(predictor, &base, &aux)?);
+        let system = match (&pair, &self.aux) {
+            (Some(p), Some(given)) => {
+                let aux = load(&p.aux, given)?;
+                let predictor = Arc::new(Predictor::load(&made.predictor_dir(&names[0])?, &base, &aux)?);
                 System::KvPrediction(KvPrediction { base, aux, predictor })
             }
             _ => match self.prune {

@@ -6,6 +6,7 @@ use ttft_models::{Extent, Precision, RunSpec, cost::CostSystem, memory_of, zoo};
 use ttft_reports::format::{bytes, flops, ratio};
 
 use crate::{
+    catalog::Catalog,
     console,
     scenario::{self, Arm, Named},
     weights::{Size, Weights},
@@ -96,7 +97,7 @@ fn arms() -> Result<Vec<Arm>> {
         let pairs = zoo::PAIRS.into_iter().filter(|p| zoo::pair(p).is_ok_and(|p| p.base == base)).map(str::to_owned);
         // The paper prunes tokens of one base alone.
         let pruned = zoo::PRUNINGS.iter().filter(|_| base == "OE1.1B").map(|p| format!("{base}-{p}"));
-        scenario::arms(Some(base), &pairs.chain(pruned).collect::<Vec<_>>())
+        scenario::arms(&Catalog::default(), Some(base), &pairs.chain(pruned).collect::<Vec<_>>())
     };
     Ok(bases.into_iter().map(of).collect::<Result<Vec<_>>>()?.concat())
 }

@@ -27,6 +27,16 @@ pub struct KvPrediction {
     pub predictor: Arc<Predictor>,
 }
 
+/// For each of `base` layers the one of `aux` that it is predicted from, by the rule of the paper's pairs: in order, each
+/// auxiliary layer serves as many base layers as the others, the first `base mod aux` of them one more. Of a deeper auxiliary
+/// the layers that are as far up as the base's.
+pub fn layer_map(base: usize, aux: usize) -> Vec<usize> {
+    if aux > base {
+        return (1..=base).map(|i| (i * aux).div_ceil(base) - 1).collect();
+    }
+    (0..aux).flat_map(|j| std::iter::repeat_n(j, base / aux + usize::from(j < base % aux))).collect()
+}
+
 impl KvPrediction {
     /// Three folders.
     ///
