@@ -35,6 +35,7 @@ pub mod rounds;
 pub mod sampling;
 pub mod scenario;
 pub mod session;
+pub mod text;
 mod trace;
 pub mod vocabulary;
 pub mod weights;
