@@ -133,7 +133,7 @@ def write(folder, path):
     out.close()
 
 
-def network(folder, kept, threads, cache_f32=False):
+def network(folder, kept, threads, exact=False):
     """A function of ids [1, prompt] that computes the logits [1, V] of the first token from an empty cache. The GGUF file is
     kept in the folder `kept`."""
     from llama_cpp import Llama, llama_get_logits_ith
@@ -145,16 +145,16 @@ def network(folder, kept, threads, cache_f32=False):
         partial = path.with_suffix(".partial")
         write(folder, partial)
         partial.rename(path)
-    # Caches are F16 by llama.cpp's own default.
-    kind = {"type_k": 0, "type_v": 0} if cache_f32 else {}
+    # The fast way holds keys and values in F16, even where its cache is F32.
+    how = {"type_k": 0, "type_v": 0, "flash_attn": False} if exact else {"flash_attn": True}
     llama = Llama(str(path), n_ctx=2048, n_batch=2048, n_ubatch=512, n_threads=threads, n_threads_batch=threads,
-                  flash_attn=True, verbose=False, **kind)
+                  verbose=False, **how)
 
     def first_logits(ids):
         # From position 0 on, which drops the cache of the call before; logits of the last token alone.
         llama.reset()
         llama.eval(ids[0].tolist())
         logits = llama_get_logits_ith(llama.ctx, -1)
-        return np.ctypeslib.as_array(logits, shape=(1, llama.n_vocab()))
+        return np.ctypeslib.as_array(logits, shape=(1, llama.n_vocab())).copy()
 
     return first_logits

@@ -6,7 +6,7 @@
     VENV/bin/python bench/peers/peers.py model              PyTorch: base, auxiliary and KV prediction of OpenELM
     VENV/bin/python bench/peers/peers.py model --base DIR --aux DIR [--predictor DIR]
                                                             transformers' own Llama, Qwen2 or Qwen3 of two Hub folders
-    VENV/bin/pip install llama-cpp-python==0.3.36           (builds llama.cpp: a C++ compiler, half an hour on two cores)
+    VENV/bin/pip install llama-cpp-python==0.3.36           (builds llama.cpp: a C++ compiler, minutes to half an hour)
     VENV/bin/python bench/peers/peers.py model --llama      llama.cpp beside it: base and auxiliary, batch 1
 
 Run it from anywhere in the repository; it builds `ttft` by cargo, or takes --ttft. Rounds alternate between `ttft` and its
@@ -160,20 +160,12 @@ KINDS = {"base": "base", "aux": "auxiliary", "kvp": "KV prediction"}
 
 
 class Pair(NamedTuple):
-    """What is timed: folders with weights, and how `ttft bench` is told of them."""
+    """The folders of what is timed, and the type of their weights."""
 
     base: Path
     aux: Path
     predictor: Path | None
     dtype: str
-    name: str | None = None
-
-    def scenario(self):
-        """Lines of a scenario file, and flags."""
-        if self.name:
-            return f'systems = ["{self.name}"]\n', []
-        flags = ["--base", self.base, "--aux", self.aux]
-        return "", flags + (["--predictor", self.predictor] if self.predictor else [])
 
 
 def family(folder):
@@ -205,15 +197,17 @@ def model_cell(dtype, what, batch, prompt):
 
 def model_ttft(ttft, args, pair, batch, prompt, flops):
     """Samples of `ttft bench` by network; their FLOPs go to `flops`."""
-    systems, flags = pair.scenario()
+    folders = {"base": pair.base, "aux": pair.aux, "predictor": pair.predictor}
+    folders = "".join(f"{key} = {json.dumps(str(folder))}\n" for key, folder in folders.items() if folder)
     out = {}
     with tempfile.TemporaryDirectory() as folder:
         scenario, record = Path(folder) / "peers.toml", Path(folder) / "peers.jsonl"
         scenario.write_text(
-            f'name = "peers"\ndescription = "one cell"\n{systems}dtype = "{pair.dtype}"\n'
-            f"lengths = [{prompt}]\nbatches = [{batch}]\nrounds = {args.samples}\nbudget_s = 3600\n")
-        subprocess.run([ttft, "bench", "--scenario", scenario, *flags, "--out", record, "--processes", "1",
-                        "--threads", str(args.threads)], check=True, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
+            f'name = "peers"\ndescription = "one cell"\ndtype = "{pair.dtype}"\n'
+            f"lengths = [{prompt}]\nbatches = [{batch}]\nrounds = {args.samples}\nbudget_s = 3600\n"
+            f"[[pair]]\n{folders}")
+        subprocess.run([ttft, "bench", "--scenario", scenario, "--out", record, "--processes", "1", "--threads",
+                        str(args.threads)], check=True, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
         for line in record.read_text().splitlines():
             if cell := json.loads(line).get("cell"):
                 name = model_cell(pair.dtype, KINDS[cell["kind"]], batch, prompt)
@@ -266,12 +260,15 @@ PEERS = {
 
 def pairs(ttft, args):
     if args.base:
-        yield Pair(args.base.resolve(), args.aux.resolve(), args.predictor and args.predictor.resolve(), stored(args.base))
+        base, aux, predictor = (folder and folder.resolve() for folder in (args.base, args.aux, args.predictor))
+        if family(base) == "openelm" and not predictor:
+            raise SystemExit(f"{base}: OpenELM is timed with a predictor's folder: add --predictor")
+        yield Pair(base, aux, predictor, stored(base))
         return
     for dtype in args.dtype:
-        folder = args.weights / f"{args.pair}-{dtype}"
+        folder = args.weights.resolve() / f"{args.pair}-{dtype}"
         subprocess.run([ttft, "synth", args.pair, "--dtype", dtype, "--out", folder], check=True, stdout=subprocess.DEVNULL)
-        yield Pair(folder / "base", folder / "aux", folder / "predictor", dtype, args.pair)
+        yield Pair(folder / "base", folder / "aux", folder / "predictor", dtype)
 
 
 def model(args):
@@ -289,7 +286,10 @@ def model(args):
             for ours, *theirs in in_turn(args.rounds, *turns):
                 for who, samples in zip(taking, theirs):
                     for cell in samples:
-                        results.turn(cell, who, ours[cell], samples[cell])
+                        if cell in ours:
+                            results.turn(cell, who, ours[cell], samples[cell])
+                        else:
+                            print(f"{cell}: ttft did not measure it, so {who} is left out", file=sys.stderr)
     return results
 
 
@@ -301,7 +301,7 @@ def check(args):
     torch.set_grad_enabled(False)
 
     def close(folder, name, logits, expected):
-        error = (torch.as_tensor(logits) - expected).abs().max().item()
+        error = (logits - expected).abs().max().item()
         print(f"{folder.name} {name}: at most {error:.1e} away")
         assert error < 1e-4
 
@@ -322,24 +322,25 @@ def check(args):
         else:
             from hub import KvPrediction
 
+            # The base as its own auxiliary, with maps that change nothing.
+            same = KvPrediction(base, base, None, torch.float32)
+            for maps in same.maps:
+                for weight, _ in maps:
+                    weight.copy_(torch.eye(len(weight)))
+            close(folder, "base", same.base.first_logits(ids), base_logits)
+            close(folder, "KV prediction by identity", same.first_logits(ids), base_logits)
+            pair = same
             if aux.exists():
                 pair = KvPrediction(base, aux, predictor, torch.float32)
                 close(folder, "KV prediction", pair.first_logits(ids), kvp_logits)
-            # The base as its own auxiliary, with maps that change nothing.
-            pair = KvPrediction(base, base, None, torch.float32)
-            close(folder, "base", pair.base.first_logits(ids), base_logits)
-            for maps in pair.maps:
-                for weight, _ in maps:
-                    weight.copy_(torch.eye(len(weight)))
-            close(folder, "KV prediction by identity", pair.first_logits(ids), base_logits)
         if args.llama:
             from llama import network
 
             for part, of in [(base, pair.base), (aux, pair.aux)]:
                 if part.exists():
-                    first_logits = network(part, args.weights, args.threads, cache_f32=True)
-                    for row in ids:
-                        close(folder, f"{part.name}, llama.cpp", first_logits(row[None]), of.first_logits(row[None]))
+                    first_logits = network(part, args.weights, args.threads, exact=True)
+                    logits = torch.cat([torch.from_numpy(first_logits(row[None])) for row in ids])
+                    close(folder, f"{part.name}, llama.cpp", logits, of.first_logits(ids))
 
 
 def torch_type(dtype):
@@ -382,7 +383,7 @@ def main():
         parser.add_argument(f"--{part}", type=Path, help="folder, in place of --pair; its weights are taken as they are")
     parser.add_argument("--weights", type=Path, default=REPOSITORY / "target" / "peers", help="where weights are kept")
     parser.add_argument("--fixtures", type=Path, default=REPOSITORY / "tests" / "fixtures", help="for check")
-    parser.add_argument("--ttft", type=Path, help="the program, if not what cargo builds")
+    parser.add_argument("--ttft", type=lambda s: Path(s).resolve(), help="the program, if not what cargo builds")
     parser.add_argument("--llama", action="store_true", help="llama.cpp too")
     parser.add_argument("--out", type=Path, help="JSON with every sample")
     args = parser.parse_args()

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use ttft_kernels::DType;
 use ttft_models::{
-    Network, NetworkConfig,
+    Network, NetworkConfig, Predictor,
     kv_prediction::{
         layer_map,
         layout::{Layout, OwnTokens},
@@ -43,8 +43,12 @@ pub struct Asked {
     pub base: String,
     /// The auxiliary, likewise.
     pub aux: Option<String>,
-    /// The folder of the predictor; without an auxiliary it is one for shared layers of the base.
+    /// The folder of the predictor; without an auxiliary, one of shared layers of the base.
     pub predictor: Option<PathBuf>,
+    /// Last tokens of a prompt that the base reads itself; 1 if it is not said.
+    pub base_tokens: Option<usize>,
+    /// First tokens that it reads itself; none if it is not said.
+    pub sink_tokens: Option<usize>,
 }
 
 /// A network that is not of the zoo.
@@ -60,28 +64,26 @@ struct Own {
     tokenizer: Option<PathBuf>,
 }
 
-/// A KV prediction.
+/// A KV prediction: a base, what reads the prompt in its place, and what is predicted from that.
 #[derive(Clone, Debug)]
-pub struct Prediction {
+pub struct Pair {
     /// The name of its base.
     pub base: String,
     /// The name of its auxiliary; none where layers of the base read the prompt.
     pub aux: Option<String>,
     /// What is predicted from where.
     pub layout: Layout,
-    /// Tokens that the base reads itself.
+    /// What the base reads itself.
     pub own: OwnTokens,
     /// The folder of its predictor; none for random values.
     pub predictor: Option<PathBuf>,
-    /// What these values are drawn from, and their folder is called by: names of the zoo, hashes of anything else.
-    pub key: String,
 }
 
 /// The networks and pairs that a run can name.
 #[derive(Clone, Debug, Default)]
 pub struct Catalog {
     networks: BTreeMap<String, Own>,
-    pairs: BTreeMap<String, Prediction>,
+    pairs: BTreeMap<String, Pair>,
 }
 
 impl Catalog {
@@ -97,7 +99,11 @@ impl Catalog {
             if a.aux.is_none() && a.predictor.is_none() {
                 ensure!(
                     a.name.is_none(),
-                    "name: a network alone is called as its folder: give an auxiliary network too"
+                    "name: a network alone is called as its folder: give an auxiliary network or a predictor too"
+                );
+                ensure!(
+                    a.base_tokens.is_none() && a.sink_tokens.is_none(),
+                    "base_tokens, sink_tokens: a network alone reads every token: give an auxiliary network or a predictor too"
                 );
                 names.push(base);
                 continue;
@@ -133,9 +139,10 @@ impl Catalog {
     }
 
     fn pair_up(&mut self, asked: &Asked, base: String, aux: Option<String>) -> Result<String> {
-        let dir = asked.predictor.as_deref().map(here);
-        let source = aux.clone().or_else(|| dir.as_deref().map(name_of)).unwrap_or_default();
-        let name = asked.name.clone().unwrap_or_else(|| format!("{base}-KVP-{source}"));
+        let own = OwnTokens { last: asked.base_tokens.unwrap_or(1), first: asked.sink_tokens.unwrap_or(0) };
+        ensure!(own.last > 0, "base_tokens: expected 1 or more, found 0");
+        let by_default = || format!("{base}-KVP-{}{}", aux.as_deref().unwrap_or("shared"), own.suffix());
+        let name = asked.name.clone().unwrap_or_else(by_default);
         ensure!(
             output::is_file_name(&name) && !name.contains(char::is_whitespace),
             "name: expected a word that can name a file (no '/', '\\' or ':', no '.' at its start), found '{}'",
@@ -149,22 +156,17 @@ impl Catalog {
             vocabulary::check(&self.vocabulary(&base)?, &self.vocabulary(aux)?)?;
         }
         let base_config = self.network(&base)?;
-        let aux_config = aux.as_deref().map(|aux| self.network(aux)).transpose()?;
-        let layout = match &dir {
-            Some(dir) => {
-                let file = dir.join("config.json");
-                let text = fs::read(&file).with_context(|| format!("{}: cannot read the predictor", file.display()))?;
-                Layout::parse(&file, &text, &base_config, aux_config.as_ref())?
+        let aux_config = aux.as_ref().map(|aux| self.network(aux)).transpose()?;
+        let (layout, predictor) = match (&asked.predictor, &aux_config) {
+            (Some(dir), aux_config) => {
+                let dir = here(dir);
+                let predictor = Predictor::open(&dir, &base_config, aux_config.as_ref());
+                (predictor.context("predictor")?.layout().clone(), Some(dir))
             }
-            None => {
-                let layers = aux_config.as_ref().map_or(0, |aux| aux.layers.len());
-                Layout::auxiliary(&layer_map(base_config.layers.len(), layers))
-            }
+            (None, Some(aux)) => (Layout::auxiliary(&layer_map(base_config.layers.len(), aux.layers.len())), None),
+            (None, None) => unreachable!("a network alone is no pair"),
         };
-        let text = format!("{} {:?} {layout:?}", self.key(&base), aux.as_deref().map(|aux| self.key(aux)));
-        let key = format!("config-{}", &sha256(text.as_bytes())[..HASH]);
-        let own = OwnTokens::PAPER;
-        self.pairs.insert(name.clone(), Prediction { base, aux, layout, own, predictor: dir, key });
+        self.pairs.insert(name.clone(), Pair { base, aux, layout, own, predictor });
         Ok(name)
     }
 
@@ -188,21 +190,27 @@ impl Catalog {
         })
     }
 
-    /// A KV prediction: a pair, of which the name may end in the numbers of tokens that its base reads itself (`-m15-s1`), or
-    /// one of the zoo.
+    /// A pair, or shared layers: the user's own, with other tokens of the base behind its name (`-m16-s1`) or without; of any
+    /// network `NAME-KVP-S19`; or the zoo's.
     ///
     /// # Errors
     /// No such pair.
-    pub fn prediction(&self, name: &str) -> Result<Prediction> {
-        let (plain, own) = OwnTokens::strip(name);
+    pub fn pair(&self, name: &str) -> Result<Pair> {
         if let Some(pair) = self.pairs.get(name) {
             return Ok(pair.clone());
         }
+        let (plain, own) = OwnTokens::strip(name);
         if let Some(pair) = self.pairs.get(plain) {
-            return Ok(Prediction { own, ..pair.clone() });
+            return Ok(Pair { own, ..pair.clone() });
         }
-        let zoo::Prediction { base, aux, layout, own, predictor: key } = zoo::prediction(name)?;
-        Ok(Prediction { base: base.into(), aux: aux.map(str::to_owned), layout, own, predictor: None, key })
+        if let Some((base, ..)) = zoo::shared_layers(plain)
+            && let Some(network) = self.networks.get(base)
+            && let Some(layout) = zoo::shared(plain, &network.config)
+        {
+            return Ok(Pair { base: base.into(), aux: None, layout, own, predictor: None });
+        }
+        let zoo::Prediction { base, aux, layout, own, .. } = zoo::prediction(name)?;
+        Ok(Pair { base: base.into(), aux: aux.map(str::to_owned), layout, own, predictor: None })
     }
 
     /// The folder of a network's own weights, if it has any.
@@ -217,6 +225,22 @@ impl Catalog {
             Some(own) => format!("config-{}", &own.hash[..HASH]),
             None => network.to_owned(),
         }
+    }
+
+    /// As [`Catalog::key`], of the synthetic predictor of a pair.
+    ///
+    /// # Errors
+    /// No such pair.
+    pub fn predictor_key(&self, name: &str) -> Result<String> {
+        let plain = OwnTokens::strip(name).0;
+        let Pair { base, aux, layout, .. } = self.pair(name)?;
+        let of_zoo = |name: &String| !self.networks.contains_key(name);
+        if !self.pairs.contains_key(name) && !self.pairs.contains_key(plain) && of_zoo(&base) {
+            return Ok(plain.to_owned());
+        }
+        let aux = aux.map(|aux| self.key(&aux));
+        let text = format!("{} {aux:?} {layout:?}", self.key(&base));
+        Ok(format!("config-{}", &sha256(text.as_bytes())[..HASH]))
     }
 
     /// The type of the weights that lie in folders.
@@ -245,7 +269,7 @@ impl Catalog {
             let family = own.config.family.name;
             format!("{name}: {} ({family}), configuration sha256 {}, {weights}", own.from, own.hash)
         };
-        let pair = |(name, pair): (&String, &Prediction)| match &pair.predictor {
+        let pair = |(name, pair): (&String, &Pair)| match &pair.predictor {
             Some(dir) if real => format!("{name}: predictor {}", name_of(dir)),
             _ => format!("{name}: {NO_PREDICTOR}"),
         };
@@ -313,6 +337,8 @@ fn name_of(path: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
+    use ttft_models::{kv_prediction::layout::Input, synth::Spec};
+
     use super::*;
 
     fn asked(base: &Path, aux: Option<&Path>) -> Asked {
@@ -353,10 +379,8 @@ mod tests {
         let (catalog, names) = Catalog::new(&[asked(&b, Some(&a)), asked(&b, None)]).unwrap();
         assert_eq!(names[1], "model");
         assert!(names[0].starts_with("model-KVP-model-"), "{names:?}");
-        let pair = catalog.prediction(&names[0]).unwrap();
+        let pair = catalog.pair(&names[0]).unwrap();
         assert_eq!((pair.base.as_str(), pair.layout.layers.len()), ("model", 32));
-        let reads = catalog.prediction(&format!("{}-m4-s1", names[0])).unwrap();
-        assert_eq!((reads.own, &reads.key), (OwnTokens { last: 4, first: 1 }, &pair.key));
         assert_eq!(catalog.network(&pair.aux.unwrap()).unwrap(), zoo::network("SmolLM2-135M").unwrap());
         // A name of the zoo means the zoo's.
         let (_, names) = Catalog::new(&[asked(&folder(dir.path(), "OE270M", "SmolLM2-135M"), None)]).unwrap();
@@ -368,6 +392,39 @@ mod tests {
             assert!(notes[0].contains("configuration sha256") && notes[0].contains("synthetic weights"), "{notes:?}");
             assert!(notes[2].contains("predicts nothing"), "{notes:?}");
         }
+    }
+
+    /// Shared layers of any network, by a name or by a predictor; tokens of the base behind any name.
+    #[test]
+    fn variants_of_ones_own_networks() {
+        let dir = tempfile::tempdir().unwrap();
+        let (large, small) = (folder(dir.path(), "large", "SmolLM2-1.7B"), folder(dir.path(), "small", "SmolLM2-360M"));
+        let with = Asked { base_tokens: Some(4), sink_tokens: Some(1), ..asked(&large, Some(&small)) };
+        let (catalog, names) = Catalog::new(&[with]).unwrap();
+        assert_eq!(names, ["large-KVP-small-m4-s1"]);
+        let own = |name: &str| catalog.pair(name).unwrap().own;
+        assert_eq!(own(&names[0]), OwnTokens { last: 4, first: 1 });
+        let shared = catalog.pair("large-KVP-S9-m7").unwrap();
+        assert_eq!((shared.base.as_str(), shared.aux, shared.layout.shared), ("large", None, Some(9)));
+        assert_eq!(shared.own, OwnTokens { last: 7, first: 0 });
+        // Of one network and one depth, whatever the base reads itself, there is one predictor; others have others.
+        let key = |name: &str| catalog.predictor_key(name).unwrap();
+        assert_eq!(key("large-KVP-S9-m7"), key("large-KVP-S9-s1"));
+        assert_ne!(key("large-KVP-S9"), key("large-KVP-S8"));
+        assert_ne!(key("large-KVP-S9"), key("large-KVP-S9own"));
+        assert_eq!(key("OE1.1B-KVP-S19own-m15-s1"), "OE1.1B-KVP-S19own");
+        assert!(catalog.pair("large-KVP-S24").is_err() && catalog.pair("other-KVP-S2").is_err());
+
+        // A predictor without an auxiliary, as `ttft synth --init own` writes it.
+        let to = dir.path().join("predictor");
+        let config = catalog.network("large").unwrap();
+        let layout = Layout::shared(config.layers.len(), 5, Input::Own);
+        let spec = Spec::custom_predictor("p", config, None, layout.clone(), DType::F32, 0);
+        spec.make(&to, &|_, _| ()).unwrap();
+        let (catalog, names) = Catalog::new(&[Asked { predictor: Some(to), ..asked(&large, None) }]).unwrap();
+        assert_eq!(names, ["large-KVP-shared"]);
+        assert_eq!(catalog.pair(&names[0]).unwrap().layout, layout);
+        assert_eq!(catalog.pair("large-KVP-shared-m3").unwrap().own.last, 3);
     }
 
     #[test]
@@ -396,10 +453,9 @@ mod tests {
         says(error(asked(dir.path(), None)), &["config.json"]);
         says(error(Asked { name: Some("a b".into()), ..asked(&large, Some(&small)) }), &["name", "a b"]);
         says(error(Asked { name: Some("OE270M".into()), ..asked(&large, Some(&small)) }), &["name", "OE270M"]);
-        says(
-            error(Asked { predictor: Some(small.clone()), ..asked(&large, None) }),
-            &["small/config.json", "auxiliary"],
-        );
+        says(error(Asked { predictor: Some("x".into()), ..asked(&large, None) }), &["predictor", "x/config.json"]);
+        says(error(Asked { base_tokens: Some(2), ..asked(&large, None) }), &["base_tokens", "a network alone"]);
+        says(error(Asked { base_tokens: Some(0), ..asked(&large, Some(&small)) }), &["base_tokens", "1 or more"]);
         let nowhere = Asked { predictor: Some(dir.path().join("x")), ..asked(&large, Some(&small)) };
         says(error(nowhere), &["x/config.json", "predictor"]);
         // Half of a download is no configuration alone.

@@ -63,8 +63,8 @@ pub struct RunKnobs {
     /// The auxiliary network of --base, likewise
     #[arg(long, env = "TTFT_AUX", value_name = "DIR|NAME", requires = "base")]
     pub aux: Option<String>,
-    /// Folder of the predictor: of the pair, or without --aux one for shared layers of the base (default: for a pair one of the
-    /// right shape with random values, which predicts nothing)
+    /// Folder of the pair's predictor, or without --aux of one of shared layers of --base (default: one of the pair's shape
+    /// with random values, which predicts nothing)
     #[arg(long, env = "TTFT_PREDICTOR", value_name = "DIR", requires = "base")]
     pub predictor: Option<PathBuf>,
     /// Type of activations and caches: f32 or bf16 (default: the scenario's)
@@ -109,9 +109,20 @@ impl RunKnobs {
     /// The flags that ask another process of this program for the same, but for the record.
     pub fn flags(&self) -> Vec<OsString> {
         // As they were declared: what is added above must stand here.
-        #[rustfmt::skip]
         let RunKnobs {
-            scenario, base, aux, predictor, precision, extent, budget: _, weights, out: _, energy, slowdown, trial: _, engine,
+            scenario,
+            base,
+            aux,
+            predictor,
+            precision,
+            extent,
+            budget: _,
+            weights,
+            out: _,
+            energy,
+            slowdown,
+            trial: _,
+            engine,
         } = self;
         let EngineKnobs { isa, threads, backend, kernel } = engine;
         let mut flags = Vec::new();
@@ -189,7 +200,7 @@ impl RunKnobs {
         s.extent = self.extent.or(s.extent);
         s.budget_s = self.budget.unwrap_or(s.budget_s);
         let Some(base) = self.base.clone() else { return Ok(s) };
-        s.of(Asked { name: None, base, aux: self.aux.clone(), predictor: self.predictor.clone() })
+        s.of(Asked { base, aux: self.aux.clone(), predictor: self.predictor.clone(), ..Asked::default() })
     }
 
     /// Environment variables with their help, in the order declared.

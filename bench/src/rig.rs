@@ -17,9 +17,10 @@ use ttft_models::{
     cost::{CostSystem, Flops, PhaseCost},
     plan,
 };
-use ttft_reports::schema::{self, Cell, Decode, Memory, PhaseRecord, Probes};
+use ttft_reports::schema::{self, Cell, Decode, Kind, Memory, PhaseRecord, Probes};
 
 use crate::{
+    clock::{self, Clock, Reading},
     energy::Meter,
     knobs::RunKnobs,
     machine::{self, Probe, Rates},
@@ -48,6 +49,7 @@ pub struct Rig {
     networks: HashMap<String, Arc<Network>>,
     systems: HashMap<String, Arc<System>>,
     slowdown: f64,
+    clock: Clock,
 }
 
 /// Systems that are measured next to one another, at one batch and prompt length.
@@ -113,6 +115,7 @@ impl Rig {
             networks: HashMap::new(),
             systems: HashMap::new(),
             slowdown: knobs.slowdown.unwrap_or(0.0) / 100.0,
+            clock: Clock::of_this_machine(),
         })
     }
 
@@ -132,15 +135,16 @@ impl Rig {
         }
         let networks = arm.networks().into_iter().map(|n| self.network(n)).collect::<Result<Vec<_>>>()?;
         let [base, aux @ ..] = &networks[..] else { bail!("{}: a system without a network", arm.system) };
-        let system = match (self.weights.prediction(arm)?, arm.pruning()) {
-            (Some(p), _) => {
+        let system = match (arm.kind, arm.pruning()) {
+            (Kind::Kvp, _) => {
+                let own = self.scenario.catalog.pair(&arm.system)?.own;
                 let dir = self.weights.predictor_dir(&arm.system)?;
-                let kvp = KvPrediction::new(base.clone(), aux.first().cloned(), &dir)?.reading(p.own);
+                let kvp = KvPrediction::new(base.clone(), aux.first().cloned(), &dir)?.reading(own);
                 kvp.predictor.warm();
                 System::KvPrediction(kvp)
             }
-            (None, Some(pruning)) => System::Pruned(Pruned::new(base.clone(), pruning)),
-            (None, None) => System::Network(base.clone()),
+            (_, Some(pruning)) => System::Pruned(Pruned::new(base.clone(), pruning)),
+            (_, None) => System::Network(base.clone()),
         };
         let system = Arc::new(system);
         self.systems.insert(arm.system.clone(), Arc::clone(&system));
@@ -209,6 +213,7 @@ impl Rig {
             cell,
             calls: Vec::new(),
             kernels: BTreeSet::new(),
+            clock: self.clock.clone(),
         })
     }
 }
@@ -220,6 +225,8 @@ struct Call {
     /// Tokens after the first, sample after sample.
     steps: Vec<Duration>,
     faults: Option<(u64, u64)>,
+    /// Before and after.
+    clocks: (Reading, Reading),
 }
 
 /// An open cell.
@@ -231,6 +238,7 @@ pub struct Running {
     cell: Cell,
     calls: Vec<Call>,
     kernels: BTreeSet<&'static str>,
+    clock: Clock,
 }
 
 /// Where and when the samples of a cell were taken.
@@ -260,7 +268,8 @@ impl Running {
     /// What the models say.
     pub fn call(&mut self, engine: &Engine, n: u64) -> Result<Duration> {
         engine.take_used();
-        let mut call = Call { times: Vec::new(), steps: Vec::new(), faults: Some((0, 0)) };
+        let clocks = (self.clock.read(), Reading::default());
+        let mut call = Call { times: Vec::new(), steps: Vec::new(), faults: Some((0, 0)), clocks };
         for _ in 0..n {
             let before = process::faults();
             let mut times = self.inference.first_token(engine, &self.ids)?;
@@ -275,6 +284,7 @@ impl Running {
             // Kernels of generation are no part of the time to first token.
             engine.take_used();
         }
+        call.clocks.1 = self.clock.read();
         let total = call.times.iter().map(|t| t.total).sum();
         self.calls.push(call);
         Ok(total)
@@ -328,6 +338,9 @@ impl Running {
                 Probes { gflops, read_gb_per_s }
             });
         }
+        // Of several samples in one call, each has what the call has.
+        let readings = taken.iter().flat_map(|c| c.times.iter().map(|_| c.clocks));
+        cell.clocks = Some(clock::record(&readings.collect::<Vec<_>>()));
         cell.kernels = self.kernels.iter().map(|k| (*k).into()).collect();
         let faults = |f: fn(&(u64, u64)) -> u64| taken.iter().map(|c| c.faults.as_ref().map(f)).sum::<Option<u64>>();
         cell.memory = Some(Memory {

@@ -210,10 +210,9 @@ fn arms_of(catalog: &Catalog, name: &str, base: Option<&str>) -> Result<Vec<Arm>
         aux: None,
         copy: 1,
     };
-    if let Ok(p) = catalog.prediction(name) {
+    if let Ok(p) = catalog.pair(name) {
         let kvp = Arm { kind: Kind::Kvp, aux: p.aux.clone(), ..alone(name, &p.base) };
-        let networks = [&p.base].into_iter().chain(&p.aux);
-        return Ok(networks.map(|n| alone(n, &p.base)).chain([kvp]).collect());
+        return Ok([&p.base].into_iter().chain(&p.aux).map(|n| alone(n, &p.base)).chain([kvp]).collect());
     }
     if let Ok((network, pruning)) = zoo::token_pruned(name) {
         let kind = match pruning {

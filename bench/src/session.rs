@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Result, bail, ensure};
 use ttft_models::{Precision, RunSpec, System};
 use ttft_reports::schema::{
-    self, Cell, Gate, Limits, LongestGate, Record, RunHeader, Sampler, Settings, Skipped, Writer,
+    self, Cell, Gate, Limits, LongestGate, Percentiles, Record, RunHeader, Sampler, Settings, Skipped, Writer,
 };
 use ttft_reports::{
     format::{bytes, seconds},
@@ -472,6 +472,7 @@ impl Session {
     pub fn keep(&mut self, mut cell: Cell) -> Result<()> {
         cell.attempt = self.measured.get(&cell.id).map_or(1, |m| m.attempt + 1);
         cell.gate = self.gates.get(&cell.system).cloned();
+        cell.percentiles = Percentiles::of(&cell.samples_ns);
         if summary::peak_share(&self.limits, &cell).is_some_and(|share| share > 1.0) {
             console::note(format_args!("{}: above the measured peak, so the peak is measured again", cell.id));
             self.limits = best(&self.limits, self.rig.probe.limits(&self.rig.engine));

@@ -19,13 +19,7 @@ use ttft_models::{
 };
 use ttft_reports::{format::bytes, schema::Kind};
 
-use crate::{
-    catalog::{Catalog, Prediction},
-    console,
-    gate::Depth,
-    output,
-    scenario::Arm,
-};
+use crate::{catalog::Catalog, console, gate::Depth, output, scenario::Arm};
 
 /// Whether the zoo's real networks are used, or tiny ones of the same structure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,14 +100,14 @@ impl Weights {
         })
     }
 
-    /// As [`Weights::network`], of the predictor of a KV prediction.
+    /// As [`Weights::network`], of a predictor.
     fn predictor(&self, name: &str) -> Result<Folder> {
-        let p = self.catalog.prediction(name)?;
+        let (p, key) = (self.catalog.pair(name)?, self.catalog.predictor_key(name)?);
         let (base, aux) = (self.config(&p.base)?, p.aux.map(|aux| self.config(&aux)).transpose()?);
-        let spec = Spec::custom_predictor(&p.key, base, aux, p.layout, self.dtype, self.seed);
+        let spec = Spec::custom_predictor(&key, base, aux, p.layout, self.dtype, self.seed);
         Ok(match p.predictor.filter(|_| self.size == Size::Real) {
             Some(dir) => Folder { dir, spec, own: true },
-            None => Folder { dir: self.folder(&format!("{}-predictor", p.key)), spec, own: false },
+            None => Folder { dir: self.folder(&format!("{key}-predictor")), spec, own: false },
         })
     }
 
@@ -203,24 +197,18 @@ impl Weights {
         Ok(folder.dir)
     }
 
-    /// The KV prediction that an arm is, if it is one.
-    ///
-    /// # Errors
-    /// A name that nobody knows.
-    pub fn prediction(&self, arm: &Arm) -> Result<Option<Prediction>> {
-        (arm.kind == Kind::Kvp).then(|| self.catalog.prediction(&arm.system)).transpose()
-    }
-
     /// The shapes of an arm, for counting.
     ///
     /// # Errors
     /// A name that is not in the zoo.
     pub fn cost(&self, arm: &Arm) -> Result<CostSystem> {
-        let prediction = match self.prediction(arm)? {
-            Some(Prediction { aux, layout, own, .. }) => {
-                Some(Shape { aux: aux.map(|aux| self.config(&aux)).transpose()?, layout, own })
+        let prediction = match arm.kind {
+            Kind::Kvp => {
+                let p = self.catalog.pair(&arm.system)?;
+                let aux = p.aux.map(|aux| self.config(&aux)).transpose()?;
+                Some(Shape { aux, layout: p.layout, own: p.own })
             }
-            None => None,
+            _ => None,
         };
         let base = self.config(arm.networks()[0])?;
         Ok(CostSystem { base, prediction, pruning: arm.pruning(), weights: self.dtype })

@@ -236,7 +236,7 @@ fn logits_of_token_prunings() {
     }
     let (fixture, tokens) = (fixture("A"), dir.path().join("tokens.json"));
     fail(logits(&fixture, &tokens, false, &out).args(["--prune", "RP-2.00"]), &["RP-2.00", "RP-0.75"]);
-    fail(logits(&fixture, &tokens, true, &out).args(["--prune", "RP-0.50"]), &["--prune", "--predictor"]);
+    fail(logits(&fixture, &tokens, true, &out).args(["--prune", "RP-0.50"]), &["--prune", "cannot be used"]);
 }
 
 #[test]
@@ -300,7 +300,7 @@ fn bad_models_are_refused() {
     fail(&mut c, &["predictor"]);
     fail(
         logits(&fixture, &tokens, false, &out).arg("--predictor").arg(fixture.join("predictor")),
-        &["shared_layers", "auxiliary"],
+        &["source", "no auxiliary"],
     );
     fail(logits(&fixture, &tokens, false, &out).args(["--generate", "0"]), &["--generate"]);
 }
@@ -831,6 +831,20 @@ fn records_are_judged_compared_and_reported() {
     fail(ttft().arg("validate").arg(fixture("A").join("meta.json")), &["error"]);
 }
 
+/// Warnings change the exit code only where that is asked for.
+#[test]
+fn the_doctor_answers_in_words_and_in_json() {
+    let words = succeed(ttft().arg("doctor"));
+    let answer: serde_json::Value = serde_json::from_str(&succeed(ttft().args(["doctor", "--json"]))).expect("JSON");
+    assert_eq!(answer["schema"], "ttft-doctor/1");
+    for check in answer["checks"].as_array().expect("a list") {
+        assert!(words.contains(check["name"].as_str().expect("a name")), "{words}");
+    }
+    let strict = ttft().args(["doctor", "--json", "--strict"]).output().expect("it starts");
+    let answer: serde_json::Value = serde_json::from_slice(&strict.stdout).expect("JSON");
+    assert_eq!(strict.status.code(), Some(if answer["warnings"] == 0 { 0 } else { 3 }));
+}
+
 /// A folder with the configuration of part of fixture G alone.
 fn shape(dir: &Path, name: &str, part: &str) -> PathBuf {
     let folder = dir.join(name);
@@ -1019,18 +1033,4 @@ fn pairs_that_do_not_belong_together_are_refused() {
         fs::write(&scenario, format!("{text}[[pair]]\n{pair}\n")).unwrap();
         fail(ttft().args(["bench", "--plan", "--preset"]).arg(&scenario), &words);
     }
-}
-
-/// Warnings change the exit code only where that is asked for.
-#[test]
-fn the_doctor_answers_in_words_and_in_json() {
-    let words = succeed(ttft().arg("doctor"));
-    let answer: serde_json::Value = serde_json::from_str(&succeed(ttft().args(["doctor", "--json"]))).expect("JSON");
-    assert_eq!(answer["schema"], "ttft-doctor/1");
-    for check in answer["checks"].as_array().expect("a list") {
-        assert!(words.contains(check["name"].as_str().expect("a name")), "{words}");
-    }
-    let strict = ttft().args(["doctor", "--json", "--strict"]).output().expect("it starts");
-    let answer: serde_json::Value = serde_json::from_slice(&strict.stdout).expect("JSON");
-    assert_eq!(strict.status.code(), Some(if answer["warnings"] == 0 { 0 } else { 3 }));
 }

@@ -51,8 +51,8 @@ impl Rows {
 
     /// Entries that they see in all, each those up to itself.
     pub fn seen(self) -> u64 {
-        // The most of which a u64 counts the pairs.
-        let [first, n, past] = [self.first, self.count, self.past()].map(|n| (n as u64).min(1 << 31));
+        // The most positions that a u64 counts the pairs of.
+        let [first, n, past] = [self.first, self.count, self.past()].map(|n| (n as u64).min(1 << 30));
         first * (first + 1) / 2 + n * past + n * (n + 1) / 2
     }
 

@@ -2,8 +2,8 @@
 //!
 //! A multiply-add is two FLOPs. Counted exactly: every projection (2 M N K), attention over the positions that a query
 //! sees (causal, 2 d for its product with a key and 2 d for the sum over values), the output head, the prediction. Not
-//! counted: norms, RoPE, softmax, SiLU, additions, look-ups; below 1% of the total for any network of the paper. What a u64
-//! does not hold, far beyond any machine, counts as the largest number.
+//! counted: norms, RoPE, softmax, SiLU, additions, look-ups; below 1% of the total for any network of the paper. Sums and
+//! products end at the largest number, which no run that fits a machine comes near.
 
 use crate::{
     config::NetworkConfig,
@@ -62,14 +62,9 @@ pub struct PhaseCost {
     pub cache_bytes: u64,
 }
 
-/// A number of rows or sequences, as far as products of two of them with any widths fit.
-fn count(n: usize) -> u128 {
-    (n as u128).min(1 << 31)
-}
-
-/// A sum that may have become too large.
-fn end(n: u128) -> u64 {
-    n.try_into().unwrap_or(u64::MAX)
+/// The product, or the largest number.
+fn product<const N: usize>(factors: [u64; N]) -> u64 {
+    factors.into_iter().fold(1, u64::saturating_mul)
 }
 
 impl CostSystem {
@@ -113,86 +108,82 @@ impl CostSystem {
 
     /// What one step costs.
     pub fn step(&self, spec: &RunSpec, step: &Step) -> PhaseCost {
-        let b = count(spec.batch);
-        let [weight, cache] = [self.weights, spec.precision.dtype()].map(|t| t.size() as u128);
-        let [mut projections, mut attention, mut head, mut prediction, mut weights, mut entries] = [0; 6];
+        let b = spec.batch as u64;
+        let [weight, cache] = [self.weights, spec.precision.dtype()].map(|t| t.size() as u64);
+        let (mut flops, mut weights, mut entries) = (Flops::default(), 0, Vec::new());
         // Outputs of layers, in f32 whatever the precision.
-        let mut outputs = 0;
+        let mut outputs = Vec::new();
         match &step.op {
             Op::Embed { net, rows, .. } => {
                 let c = shapes(self, *net);
-                weights = (b * count(rows.total())).min(c.vocab as u128) * c.dim as u128;
+                weights = b.saturating_mul(rows.total() as u64).min(c.vocab as u64) * c.dim as u64;
             }
             Op::Layer(l) => {
                 let (c, i) = (shapes(self, l.net), l.layer);
-                let [dim, q_dim, kv_dim, f] = [c.dim, c.q_dim(i), c.kv_dim(i), c.layers[i].ffn].map(|n| n as u128);
-                let n = count(l.rows.total());
-                let bias = |has: bool, n: u128| if has { n } else { 0 };
-                let head_norms = if c.qk_norm { 2 * c.head_dim as u128 } else { 0 };
+                let [dim, q_dim, kv_dim, f] = [c.dim, c.q_dim(i), c.kv_dim(i), c.layers[i].ffn].map(|n| n as u64);
+                let n = l.rows.total() as u64;
+                let bias = |has: bool, n: u64| if has { n } else { 0 };
+                let head_norms = if c.qk_norm { 2 * c.head_dim as u64 } else { 0 };
                 // Keys and values of all rows.
-                projections = 2 * b * n * dim * 2 * kv_dim;
+                flops.projections = product([2, b, n, dim, 2 * kv_dim]);
                 weights = 2 * kv_dim * dim + dim + bias(c.biases.qkv, 2 * kv_dim);
                 if l.entries != Entries::None {
-                    entries += 2 * kv_dim * b * n;
+                    entries.push(product([2, kv_dim, b, n]));
                 }
-                entries += 2 * kv_dim * b * count(l.source.kv);
-                outputs = (count(l.source.hidden) + count(l.source.own)) * b * dim;
+                entries.push(product([2, kv_dim, b, l.source.kv as u64]));
+                outputs.push(product([(l.source.hidden + l.source.own) as u64, b, dim]));
                 // Queries, and all that follows, of those that go on.
                 let (first, last) = l.out.ends();
                 let rows = l.rows.ends(first, last);
-                let q = count(rows.total());
+                let q = rows.total() as u64;
                 if q > 0 {
-                    projections += 2 * b * q * dim * q_dim;
+                    flops.projections = sum([flops.projections, product([2, b, q, dim, q_dim])]);
                     weights += q_dim * dim + head_norms + bias(c.biases.qkv, q_dim);
                 }
                 if l.out != Out::Query && q > 0 {
-                    projections += 2 * b * q * (q_dim * dim + dim * 2 * f + f * dim);
-                    attention = 4 * q_dim * b * u128::from(rows.seen());
+                    let after = product([2, b, q, q_dim * dim + dim * 2 * f + f * dim]);
+                    flops.projections = sum([flops.projections, after]);
+                    flops.attention = product([4, q_dim, b, rows.seen()]);
                     weights += (q_dim + 3 * f) * dim + dim;
                     weights += bias(c.biases.out, dim) + bias(c.biases.ffn, 2 * f + dim);
-                    entries += 2 * kv_dim * b * count(rows.of);
+                    entries.push(product([2, kv_dim, b, rows.of as u64]));
                 }
             }
             Op::Map { rows, maps } => {
                 for m in maps {
-                    let (c, source, rows) = (&self.base, shapes(self, m.net), b * count(*rows));
-                    let [n, k] = [c.kv_dim(m.layer), m.input.width(source, m.source)].map(|n| n as u128);
-                    let arithmetic = 2 * 2 * rows * n * k;
-                    entries += 2 * n * rows;
+                    let (c, source, rows) = (&self.base, shapes(self, m.net), product([b, *rows as u64]));
+                    let [n, k] = [c.kv_dim(m.layer), m.input.width(source, m.source)].map(|n| n as u64);
+                    let arithmetic = product([2, 2, rows, n, k]);
+                    entries.push(product([2, n, rows]));
                     match m.input {
-                        Input::KeysAndValues => entries += 2 * k * rows,
-                        Input::Hidden | Input::Own => outputs += k * rows,
+                        Input::KeysAndValues => entries.push(product([2, k, rows])),
+                        Input::Hidden | Input::Own => outputs.push(product([k, rows])),
                     }
                     weights += 2 * n * k;
                     if m.input == Input::Own {
-                        projections += arithmetic;
+                        flops.projections = sum([flops.projections, arithmetic]);
                         weights += k + if c.biases.qkv { 2 * n } else { 0 };
                     } else {
-                        prediction += arithmetic;
+                        flops.prediction = sum([flops.prediction, arithmetic]);
                         weights += 2 * n;
                     }
                 }
             }
             Op::Rank { layer: Some(i), of } => {
                 // A product of the last query with the keys, which are read again.
-                attention = 2 * self.base.q_dim(*i) as u128 * b * count(*of);
-                entries = self.base.kv_dim(*i) as u128 * b * count(*of);
+                flops.attention = product([2, self.base.q_dim(*i) as u64, b, *of as u64]);
+                entries.push(product([self.base.kv_dim(*i) as u64, b, *of as u64]));
             }
             Op::Rank { layer: None, .. } | Op::Choose { .. } | Op::Narrow { .. } | Op::Ends { .. } => {}
             Op::Head { net, rows } => {
                 let c = shapes(self, *net);
-                let (v, dim) = (c.vocab as u128, c.dim as u128);
-                head = 2 * b * count(*rows) * v * dim;
+                let (v, dim) = (c.vocab as u64, c.dim as u64);
+                flops.head = product([2, b, *rows as u64, v, dim]);
                 weights = v * dim + dim;
             }
         }
-        let [projections, attention, head, prediction] = [projections, attention, head, prediction].map(end);
-        PhaseCost {
-            phase: step.phase,
-            flops: Flops { projections, attention, head, prediction },
-            weight_bytes: end(weights * weight),
-            cache_bytes: end(entries * cache + outputs * 4),
-        }
+        let cache_bytes = sum([sum(entries).saturating_mul(cache), sum(outputs).saturating_mul(4)]);
+        PhaseCost { phase: step.phase, flops, weight_bytes: weights * weight, cache_bytes }
     }
 
     /// The paper's approximation, 2 FLOPs per parameter and token: `t_base(N)`, or `t_aux(N-m) + t_predictor(N-m) +
@@ -201,25 +192,26 @@ impl CostSystem {
     ///
     /// [`Pruning::paper_share`]: crate::Pruning::paper_share
     pub fn paper_flops(&self, batch: usize, prompt: usize) -> u64 {
-        let (b, n) = (count(batch), count(prompt));
-        let base = u128::from(self.base.params());
+        let (b, n) = (batch as u64, prompt as u64);
+        let base = self.base.params();
         let Some(p) = &self.prediction else {
-            let all = end(2 * b * n * base);
+            let all = product([2, b, n, base]);
             return self.pruning.map_or(all, |p| (all as f64 * p.paper_share()).round() as u64);
         };
-        let (m, s) = (count(p.own.last), count(p.own.first));
-        if m + s >= n {
-            return end(2 * b * n * base);
+        let own = sum([p.own.last as u64, p.own.first as u64]);
+        if own >= n {
+            return product([2, b, n, base]);
         }
-        let maps = (n - m) * u128::from(self.predictor_params());
-        let each = match (p.layout.shared, &p.aux) {
-            (None, Some(aux)) => (n - m) * u128::from(aux.params()) + maps + (m + s) * base,
+        let read = n - p.own.last as u64;
+        let maps = product([read, self.predictor_params()]);
+        let networks = match (p.layout.shared, &p.aux) {
+            (None, Some(aux)) => sum([product([read, aux.params()]), product([own, base])]),
             (k, _) => {
-                let lower = u128::from(self.base.layer_params(k.unwrap_or(0)));
-                n * lower + maps + (m + s) * (base - lower)
+                let lower = self.base.layer_params(k.unwrap_or(0));
+                sum([product([n, lower]), product([own, base - lower])])
             }
         };
-        end(2 * b * each)
+        product([2, b, sum([maps, networks])])
     }
 
     /// The paper's headline figure: `params(base) / params(auxiliary)`, with shared layers their parameters; the inverse of

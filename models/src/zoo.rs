@@ -366,8 +366,10 @@ pub struct Prediction {
 pub fn prediction(name: &str) -> Result<Prediction> {
     let (plain, own) = OwnTokens::strip(name);
     let predictor = plain.to_owned();
-    if let Some((base, k, input)) = shared(plain) {
-        let layout = Layout::shared(network(base)?.layers.len(), k, input);
+    let base = shared_layers(plain).and_then(|(base, ..)| NETWORKS.into_iter().find(|n| *n == base));
+    if let Some(base) = base
+        && let Some(layout) = shared(plain, &network(base)?)
+    {
         return Ok(Prediction { base, aux: None, layout, own, predictor });
     }
     let unknown = |_| Error::UnknownName {
@@ -379,15 +381,20 @@ pub fn prediction(name: &str) -> Result<Prediction> {
     Ok(Prediction { base: p.base, aux: Some(p.aux), layout: Layout::auxiliary(&p.layer_map), own, predictor })
 }
 
+/// What is predicted from where by a name such as `OE1.1B-KVP-S19`, of this base; none of any other name, or if the base has no
+/// more layers than that.
+pub fn shared(name: &str, base: &NetworkConfig) -> Option<Layout> {
+    let (_, k, input) = shared_layers(name)?;
+    (1..base.layers.len()).contains(&k).then(|| Layout::shared(base.layers.len(), k, input))
+}
+
 /// The base, the number of layers and what the others are predicted from, of a name such as `OE1.1B-KVP-S19`.
-fn shared(name: &str) -> Option<(&'static str, usize, Input)> {
-    let (base, rest) = name.split_once("-KVP-S")?;
-    let base = NETWORKS.into_iter().find(|n| *n == base)?;
+pub fn shared_layers(name: &str) -> Option<(&str, usize, Input)> {
+    let (base, rest) = name.rsplit_once("-KVP-S")?;
     let (digits, input) = match rest.strip_suffix("own") {
         Some(digits) => (digits, Input::Own),
         None => (rest, Input::Hidden),
     };
-    let plain = digits.bytes().all(|b| b.is_ascii_digit()) && !digits.starts_with('0');
-    let k: usize = digits.parse().ok().filter(|_| plain)?;
-    (1..network(base).ok()?.layers.len()).contains(&k).then_some((base, k, input))
+    let plain = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) && !digits.starts_with('0');
+    Some((base, digits.parse().ok().filter(|_| plain)?, input))
 }

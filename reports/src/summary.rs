@@ -104,6 +104,8 @@ pub enum Doubt {
     MajorFaults(u64),
     /// More was running than there are cores: load average, cores.
     Load(f64, u32),
+    /// Heat slowed the clock so many times while the samples were taken.
+    Throttled(u64),
     /// Timed without a correctness gate.
     NoGate,
     /// Faster than its measured peak: share of the peak.
@@ -123,6 +125,7 @@ impl fmt::Display for Doubt {
             }
             Doubt::MajorFaults(n) => write!(f, "{n} page faults read from disk"),
             Doubt::Load(load, cores) => write!(f, "load {load:.1} on {cores} cores"),
+            Doubt::Throttled(n) => write!(f, "heat slowed the clock {n} times"),
             Doubt::NoGate => write!(f, "no correctness gate"),
             Doubt::AbovePeak(share) => {
                 write!(f, "{} of its peak: the peak was measured too low", format::percent(*share))
@@ -315,6 +318,7 @@ pub fn doubts(cell: &Cell, cores: Option<u32>) -> Vec<Doubt> {
     {
         doubts.push(Doubt::Load(load, cores));
     }
+    doubts.extend(cell.throttled().filter(|n| *n > 0).map(Doubt::Throttled));
     if cell.gate.is_none() {
         doubts.push(Doubt::NoGate);
     }

@@ -374,7 +374,7 @@ fn projections<A: Element, X: Element>(e: &Engine, (batch, n, d): (usize, usize,
         x: of(i + 1, rows * k),
         w: values(i as u64 + 100, heads * d * k, DType::F32),
         bias: values(i as u64 + 200, heads * d, DType::F32),
-        cache: HeadCache::new(batch, heads, n + 2, d),
+        cache: HeadCache::<A>::new(batch, heads, n + 2, d),
         keep: vec![f32::NAN; rows * heads * d],
     };
     let mut all: Vec<_> = sizes.iter().flat_map(|&s| [s, s]).enumerate().map(|(i, s)| operands(i, s)).collect();

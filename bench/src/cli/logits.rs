@@ -12,8 +12,8 @@ use safetensors::{Dtype, View, serialize};
 use serde_json::Value;
 use ttft_kernels::DType;
 use ttft_models::{
-    Extent, KvPrediction, NamedTensor, Network, Precision, Pruned, Pruning, RunSpec, System, cost::CostSystem,
-    kv_prediction::layout::OwnTokens, memory, plan,
+    Extent, KvPrediction, NamedTensor, Network, Precision, Pruned, Pruning, RunSpec, System, cost::CostSystem, memory,
+    plan,
 };
 
 use ttft_reports::{
@@ -45,22 +45,21 @@ pub struct Logits {
     /// config.json (weights of its shape are then made), or a network of the zoo
     #[arg(long, value_name = "DIR|NAME")]
     base: String,
-    /// The auxiliary network, likewise; without it and without a predictor the base runs alone
+    /// The auxiliary network, likewise; without it the base runs alone, or with a predictor its first layers read the prompt
     #[arg(long, value_name = "DIR|NAME")]
     aux: Option<String>,
-    /// Folder of the predictor; without an auxiliary it is one for shared layers of the base (default: for a pair one of the
-    /// right shape with random values, which predicts nothing)
+    /// Folder of the predictor (default with an auxiliary: one of the right shape with random values, which predicts nothing)
     #[arg(long, value_name = "DIR")]
     predictor: Option<PathBuf>,
+    /// Last tokens of each prompt that the base of a KV prediction reads itself [default: 1]
+    #[arg(long, value_name = "M", value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    base_tokens: Option<u32>,
+    /// First tokens of each prompt that the base of a KV prediction reads itself [default: 0]
+    #[arg(long, value_name = "S", value_parser = clap::value_parser!(u32).range(0..=1 << 24))]
+    sink_tokens: Option<u32>,
     /// Folder in which synthetic weights are kept (default: ttft-weights in the target folder)
     #[arg(long, env = "TTFT_WEIGHTS", value_name = "DIR")]
     weights: Option<PathBuf>,
-    /// Last tokens of each prompt that the base of a KV prediction reads itself
-    #[arg(long, value_name = "M", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
-    base_tokens: u32,
-    /// First tokens of each prompt that the base of a KV prediction reads itself
-    #[arg(long, value_name = "S", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1 << 24))]
-    sink_tokens: u32,
     /// Token pruning of the base, such as RP-0.50 (random), SP-0.25 (static) or L0.75-0.10 (LazyLLM)
     #[arg(long, value_name = "PRUNING", conflicts_with_all = ["aux", "predictor"])]
     prune: Option<Pruning>,
@@ -108,30 +107,38 @@ impl Logits {
         let trace_out = self.trace.as_deref().map(Pending::claim).transpose()?;
         let (ids, batch, prompt) = read_tokens(&self.tokens)?;
         let engine = self.engine.engine()?;
-        let asked =
-            Asked { name: None, base: self.base.clone(), aux: self.aux.clone(), predictor: self.predictor.clone() };
+        let prediction = self.aux.is_some() || self.predictor.is_some();
+        ensure!(
+            prediction || (self.base_tokens.is_none() && self.sink_tokens.is_none()),
+            "--base-tokens and --sink-tokens say what the base of a KV prediction reads itself: give its --predictor, or an \
+             --aux, too"
+        );
+        let count = |n: Option<u32>| n.map(|n| n as usize);
+        let asked = Asked {
+            name: None,
+            base: self.base.clone(),
+            aux: self.aux.clone(),
+            predictor: self.predictor.clone(),
+            base_tokens: count(self.base_tokens),
+            sink_tokens: count(self.sink_tokens),
+        };
         let (catalog, names) = Catalog::new(&[asked])?;
         catalog.stand_ins().iter().for_each(console::note);
         let dtype = catalog.dtype().ok().flatten().unwrap_or(DType::BF16);
-        let prediction = catalog.prediction(&names[0]).ok();
+        let pair = prediction.then(|| catalog.pair(&names[0])).transpose()?;
         let made = Weights::new(self.weights.clone(), dtype, 0, Size::Real)?.of(catalog);
         let load = |name: &str, given: &str| -> Result<Arc<Network>> {
             let network = Arc::new(Network::load(&made.network_dir(name)?)?);
             check_vocab(&ids, prompt, &network, Path::new(given), &self.tokens)?;
             Ok(network)
         };
-        let base = load(prediction.as_ref().map_or(&names[0], |p| &p.base), &self.base)?;
+        let base = load(pair.as_ref().map_or(&names[0], |p| &p.base), &self.base)?;
         let (vocab, weights) = (base.config().vocab, base.weight_dtype());
-        let own = OwnTokens { last: self.base_tokens as usize, first: self.sink_tokens as usize };
-        ensure!(
-            prediction.is_some() || own == OwnTokens::PAPER,
-            "--base-tokens and --sink-tokens say what the base of a KV prediction reads itself: give --aux or --predictor too"
-        );
-        let system = match &prediction {
+        let system = match &pair {
             Some(p) => {
-                let aux = p.aux.as_ref().zip(self.aux.as_ref()).map(|(name, given)| load(name, given)).transpose()?;
+                let aux = p.aux.as_ref().zip(self.aux.as_ref()).map(|(aux, given)| load(aux, given)).transpose()?;
                 let predictor = made.predictor_dir(&names[0])?;
-                System::KvPrediction(KvPrediction::new(base, aux, &predictor)?.reading(own))
+                System::KvPrediction(KvPrediction::new(base, aux, &predictor)?.reading(p.own))
             }
             None => match self.prune {
                 Some(pruning) => System::Pruned(Pruned::new(base, pruning)),

@@ -3,7 +3,9 @@
 mod bench;
 mod calibrate;
 mod compare;
+mod convert;
 mod doctor;
+mod generate;
 mod logits;
 mod machine;
 mod report;
@@ -46,6 +48,8 @@ enum Command {
     Compare(Box<compare::Compare>),
     Report(report::Report),
     Logits(logits::Logits),
+    Generate(generate::Generate),
+    Convert(convert::Convert),
     Machine(machine::Machine),
     Doctor(doctor::Doctor),
     Synth(synth::Synth),
@@ -61,8 +65,8 @@ enum Command {
 impl Command {
     /// Whether temporary files of it may have to be removed.
     fn writes(&self) -> bool {
-        use Command::{Compare, Doctor, Machine, Validate, Zoo};
-        !matches!(self, Validate(_) | Compare(_) | Machine(_) | Doctor(_) | Zoo(_))
+        use Command::{Compare, Doctor, Generate, Machine, Validate, Zoo};
+        !matches!(self, Validate(_) | Compare(_) | Generate(_) | Machine(_) | Doctor(_) | Zoo(_))
     }
 }
 
@@ -93,6 +97,8 @@ impl Cli {
             Command::Validate(c) => c.run(),
             Command::Report(c) => c.run(),
             Command::Logits(c) => c.run(),
+            Command::Generate(c) => c.run(),
+            Command::Convert(c) => c.run(),
             Command::Machine(c) => c.run(),
             Command::Synth(c) => c.run(),
             Command::Zoo(c) => c.run(),

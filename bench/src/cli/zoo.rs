@@ -98,7 +98,8 @@ fn arms() -> Result<Vec<Arm>> {
         // The paper prunes tokens of one base alone.
         let pruned = zoo::PRUNINGS.iter().filter(|_| base == "OE1.1B").map(|p| format!("{base}-{p}"));
         let shared = zoo::SHARED.into_iter().filter(|_| base == "OE1.1B").map(str::to_owned);
-        scenario::arms(&Catalog::default(), Some(base), &pairs.chain(shared).chain(pruned).collect::<Vec<_>>())
+        let systems: Vec<String> = pairs.chain(shared).chain(pruned).collect();
+        scenario::arms(&Catalog::default(), Some(base), &systems)
     };
     Ok(bases.into_iter().map(of).collect::<Result<Vec<_>>>()?.concat())
 }

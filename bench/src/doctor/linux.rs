@@ -11,9 +11,10 @@ use std::{
 use ttft_kernels::cpu::topology;
 
 use super::{Check, counted};
-use crate::groups;
-
-const CPUS: &str = "sys/devices/system/cpu";
+use crate::{
+    cpus::{self, FOLDER as CPUS},
+    groups,
+};
 
 /// CPUs that other programs keep busy, beyond which a measurement is disturbed: more than a quiet system needs for itself.
 const BUSY: f64 = 0.1;
@@ -70,21 +71,11 @@ impl Tree {
     }
 
     fn online(&self) -> Option<Vec<usize>> {
-        topology::parse_list(&self.read(format!("{CPUS}/online"))?)
+        cpus::online(&self.root)
     }
 
-    fn allowed(&self) -> Option<Vec<usize>> {
-        let status = self.read("proc/self/status")?;
-        topology::parse_list(status.lines().find_map(|l| l.strip_prefix("Cpus_allowed_list:"))?)
-    }
-
-    /// The CPUs that this process may use; none if the system does not tell.
     fn usable(&self) -> Vec<usize> {
-        let online = self.online().unwrap_or_default();
-        match self.allowed() {
-            Some(allowed) => online.into_iter().filter(|cpu| allowed.contains(cpu)).collect(),
-            None => online,
-        }
+        cpus::usable(&self.root)
     }
 
     fn processors(&self) -> Check {

@@ -252,6 +252,12 @@ impl OwnTokens {
     /// The paper's: the last one.
     pub const PAPER: OwnTokens = OwnTokens { last: 1, first: 0 };
 
+    /// What [`OwnTokens::strip`] takes off a name; nothing of the paper's.
+    pub fn suffix(self) -> String {
+        let part = |mark: &str, n: usize, usual: usize| if n == usual { String::new() } else { format!("-{mark}{n}") };
+        part("m", self.last, 1) + &part("s", self.first, 0)
+    }
+
     /// Takes the numbers off a name: `-m16-s1`, or one of the two.
     pub fn strip(name: &str) -> (&str, OwnTokens) {
         let number = |name: &'_ str, mark: &str| -> Option<(usize, usize)> {
@@ -300,6 +306,9 @@ mod tests {
             ("x-m99999999999999999999", "x-m99999999999999999999", own(1, 0)),
         ] {
             assert_eq!(OwnTokens::strip(name), (rest, expected), "{name}");
+            if rest != name {
+                assert_eq!(format!("{rest}{}", expected.suffix()), name);
+            }
         }
     }
 }

@@ -45,8 +45,15 @@ impl Predictor {
     /// # Errors
     /// Those of [`Layout::parse`] and [`Predictor::from_tensors`].
     pub fn load(dir: &Path, base: &Network, aux: Option<&Network>) -> Result<Predictor> {
+        Predictor::open(dir, base.config(), aux.map(Network::config))
+    }
+
+    /// The same, for networks that are not loaded.
+    ///
+    /// # Errors
+    /// As [`Predictor::load`].
+    pub fn open(dir: &Path, base: &NetworkConfig, aux: Option<&NetworkConfig>) -> Result<Predictor> {
         let path = dir.join("config.json");
-        let (base, aux) = (base.config(), aux.map(Network::config));
         let layout = Layout::of(&path, json::load(&path)?, base, aux)?;
         Predictor::from_tensors(&Tensors::file(&dir.join("predictor.safetensors"))?, "", base, aux, layout)
     }

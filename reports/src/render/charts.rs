@@ -120,7 +120,7 @@ fn plain(value: f64) -> String {
     text.trim_end_matches('0').trim_end_matches('.').to_string()
 }
 
-fn chart(plot: Plot, caption: &str, legend: Vec<Entry>) -> Result<Chart, RenderError> {
+pub(super) fn chart(plot: Plot, caption: &str, legend: Vec<Entry>) -> Result<Chart, RenderError> {
     let svg = plot.svg()?;
     Ok(Chart { title: plot.title, svg, caption: caption.into(), legend })
 }
@@ -489,7 +489,7 @@ fn excess_rows(points: &[Excess]) -> Vec<Mark> {
 }
 
 /// Height of a plot of `n` rows with headings.
-fn rows_height(n: usize) -> u32 {
+pub(super) fn rows_height(n: usize) -> u32 {
     56 + 36 * n as u32
 }
 

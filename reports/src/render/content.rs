@@ -1,19 +1,20 @@
 //! What a report says: titles, paragraphs, tables and charts, before any format.
 
-use super::{RenderError, Run, blocks::*, charts, energy, method, side_by_side, verdict::*};
+use super::{RenderError, Run, blocks::*, charts, energy, machines, method, side_by_side, verdict::*};
 use crate::{
     compare::{self, Side},
     facts,
     format::{self, UNKNOWN, or_unknown},
     paper,
-    schema::{Cell, Gate, Kind, Record},
+    schema::{Cell, Gate, Kind, Percentiles, Record},
     stats,
     summary::{self, Row},
     validate,
 };
 
-/// The parts of a report, in order, with what they say. All but the first and the last stand there once for each run.
-pub const PARTS: [(&str, &str); 9] = [
+/// The parts of a report, in order, with what they say. All but the first two and the last stand there once for each run.
+pub const PARTS: [(&str, &str); 10] = [
+    ("machines", "several runs by peak, bandwidth, TTFT and what KV prediction gains"),
     ("comparison", "the runs side by side, on equal work"),
     ("verdict", "does the FLOPs reduction become a TTFT reduction, where not, and why"),
     ("charts", "all other charts"),
@@ -36,6 +37,14 @@ pub fn document(runs: &[Run], with_charts: bool, parts: &[&str]) -> Result<Docum
     }
     let wanted = |part: &str| parts.is_empty() || parts.contains(&part);
     let mut sections = Vec::new();
+    if runs.len() > 1 && wanted("machines") {
+        let blocks = machines::blocks(runs, with_charts)?;
+        if !blocks.is_empty() {
+            let title = "The machines".to_string();
+            let (id, short, run) = ("machines".into(), "Machines".into(), String::new());
+            sections.push(Section { id, short, title, run, blocks });
+        }
+    }
     if runs.len() > 1 && wanted("comparison") {
         sections.push(comparison(runs));
     }
@@ -474,8 +483,8 @@ fn validity(record: &Record, rows: &[Row]) -> Vec<Block> {
         blocks.push(text(format!(
             "Governor {}, frequency {}, load average at the start {}, {}. A cell is doubted if the speed probe moved by \
              more than {} over it, if the interval of its TTFT is wider than {}, if later samples are more than {} slower \
-             beyond chance, if weights were read from disk, if more was running than there are cores, or if no \
-             correctness gate was passed.",
+             beyond chance, if weights were read from disk, if more was running than there are cores, if heat slowed the \
+             clock, or if no correctness gate was passed.",
             m.governor.as_deref().unwrap_or("unknown"),
             m.frequency_mhz.map_or("unknown".into(), |f| format!("{f:.0} MHz")),
             m.load_1m.map_or("unknown".into(), |l| format!("{l:.2}")),
@@ -530,6 +539,15 @@ fn validity(record: &Record, rows: &[Row]) -> Vec<Block> {
     ];
     let cells = table("", &head, &[0, 1], measured.iter().map(fields).collect());
     push_table(&mut blocks, cells.mark(marked(measured.iter().copied())));
+    let percentiles = |row: &&Row| {
+        let p = Percentiles::of(&row.cell.samples_ns).filter(|p| p.p90_ns.is_some())?;
+        let shown = |ns: Option<u64>| or_unknown(ns.map(|ns| format::seconds(ns as f64 * 1e-9)));
+        let names = [row.cell.system.clone(), size(row.cell), row.cell.samples_ns.len().to_string()];
+        Some(names.into_iter().chain([p.p50_ns, p.p90_ns, p.p99_ns].map(shown)).collect())
+    };
+    let rows = measured.iter().filter_map(percentiles).collect();
+    let title = "Percentiles of the samples (p90 takes 10 of them, p99 takes 100)";
+    push_table(&mut blocks, table(title, &["system", "b x p", "samples", "p50", "p90", "p99"], &[0], rows));
     let skipped = record.skipped.iter().map(|s| vec![s.id.clone(), s.reason.clone()]).collect();
     push_table(&mut blocks, table("Skipped", &["cell", "reason"], &[0, 1], skipped));
     blocks

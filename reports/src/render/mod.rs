@@ -11,6 +11,7 @@ mod csv;
 pub(crate) mod energy;
 mod html;
 pub(crate) mod judgement;
+mod machines;
 mod markdown;
 mod method;
 mod picture;

@@ -219,6 +219,28 @@ fn a_run_of_one_network_says_how_long_it_takes_and_in_how_many_steps() {
 }
 
 #[test]
+fn a_set_of_machines_is_drawn_with_the_fastest_first() {
+    let (slow, paper) = (samples::run(), paper::table5());
+    let mut fast = samples::run();
+    fast.cells.iter_mut().flat_map(|c| &mut c.samples_ns).for_each(|ns| *ns = *ns / 2 + 1);
+    fast.cells.iter_mut().flat_map(|c| &mut c.phases).flat_map(|p| &mut p.samples_ns).for_each(|ns| *ns /= 2);
+    let sides: Vec<Run> =
+        [("slow", &slow), ("paper", &paper), ("fast", &fast)].map(|(name, record)| Run { name, record }).into();
+    let page = html::render(&sides, &["machines"]).unwrap();
+    for chart in ["gain", "ttft", "peak", "read"] {
+        let id = format!("id=\"machines-{chart}\"");
+        let svg = svgs(&page).into_iter().find(|s| s.contains(&id)).unwrap_or_else(|| panic!("{chart}"));
+        roxmltree::Document::parse(svg).unwrap();
+        assert!(svg.find("fast").unwrap() < svg.find("slow").unwrap(), "{chart}");
+    }
+    assert!(page.contains("2 of 3 runs measured OE1.1B with 4 x 256 prompt tokens"), "{page}");
+    let words = markdown::render(&sides, &["machines"]).unwrap();
+    assert!(words.find("| fast |").unwrap() < words.find("| slow |").unwrap());
+    let alone = document(&sides[..1], true, &["machines"]).unwrap_err().to_string();
+    assert_eq!(alone, "these runs have nothing to say in: machines");
+}
+
+#[test]
 fn parts_of_a_report_can_be_had_alone() {
     let record = samples::run();
     let sides = [Run { name: "sample", record: &record }];
@@ -227,7 +249,8 @@ fn parts_of_a_report_can_be_had_alone() {
         document.sections.into_iter().map(|s| s.id).collect::<Vec<_>>()
     };
     assert_eq!(titles(&["run", "paper"]), ["paper-0", "run-0"], "in the order of a report");
-    let all: Vec<&str> = PARTS.iter().map(|p| p.0).filter(|p| *p != "comparison").collect();
+    let of_several = ["machines", "comparison"];
+    let all: Vec<&str> = PARTS.iter().map(|p| p.0).filter(|p| !of_several.contains(p)).collect();
     let whole: Vec<String> = titles(&[]).iter().map(|id| id.trim_end_matches("-0").to_string()).collect();
     assert_eq!(whole, all, "every part has its name in the list");
     let nothing = document(&sides, true, &["comparison"]).unwrap_err().to_string();

@@ -207,6 +207,28 @@ pub(super) fn check_cell(cell: &Cell) -> Result<(), Fault> {
             }
         }
     }
+    if let Some(found) = cell.percentiles {
+        let expected = Percentiles::of(&cell.samples_ns);
+        if expected != Some(found) {
+            return fault("cell.percentiles", format!("expected those of the samples, {expected:?}, found {found:?}"));
+        }
+    }
+    if let Some(clocks) = &cell.clocks {
+        for (i, &mhz) in clocks.mhz.iter().flatten().enumerate() {
+            check_positive(Some(mhz), || format!("cell.clocks.mhz[{i}]"))?;
+        }
+        let lists =
+            [("mhz", clocks.mhz.as_ref().map(Vec::len)), ("throttled", clocks.throttled.as_ref().map(Vec::len))];
+        for (name, found) in lists {
+            if let Some(found) = found.filter(|n| *n != samples) {
+                let message = format!("expected {samples} entries, one for each sample, found {found}");
+                return fault(format!("cell.clocks.{name}"), message);
+            }
+        }
+        if clocks.unknown.is_none() && (clocks.mhz.is_none() || clocks.throttled.is_none()) {
+            return fault("cell.clocks.unknown", "expected why mhz or throttled is null, found null");
+        }
+    }
     if let Some(limits) = &cell.limits {
         check_limits(limits, "cell.limits")?;
     }

@@ -9,9 +9,10 @@ use sha2::{Digest, Sha256};
 use schemars::JsonSchema;
 
 /// Name and version of the format, as it stands in [`RunHeader::schema`].
-pub const SCHEMA: &str = "ttft-record/2";
-/// Every version that is read. The second added processes, the probes of each round and a cell's own limits.
-pub const READABLE: [&str; 2] = ["ttft-record/1", SCHEMA];
+pub const SCHEMA: &str = "ttft-record/3";
+/// Every version that is read. The second added processes, the probes of each round and a cell's own limits; the third
+/// percentiles and clocks.
+pub const READABLE: [&str; 3] = ["ttft-record/1", "ttft-record/2", SCHEMA];
 /// Longest line that is read, in bytes.
 pub const MAX_LINE_BYTES: u64 = 32 << 20;
 /// Most lines that are read from one record.
@@ -346,6 +347,8 @@ pub struct Cell {
     pub warmup_ns: Vec<u64>,
     /// TTFT of every sample, in the order taken.
     pub samples_ns: Vec<u64>,
+    /// Percentiles of the samples; null if there are fewer than 2.
+    pub percentiles: Option<Percentiles>,
     /// Round of every sample, increasing; null if the samples were not taken in rounds.
     pub rounds: Option<Vec<u32>>,
     /// Place of every sample within its round, from 0; null if not taken in rounds.
@@ -354,6 +357,8 @@ pub struct Cell {
     pub processes: Option<Vec<u32>>,
     /// Speed of the machine just before the round of every sample; null if it was not measured.
     pub probes: Option<Probes>,
+    /// Clock of the CPUs and throttling by heat at every sample; null if the writer did not look.
+    pub clocks: Option<Clocks>,
     /// What the machine reached when it was measured again beside this cell; null if the run's own limits hold.
     pub limits: Option<Limits>,
     /// Phases in the order they run. What they leave of a sample is unattributed.
@@ -405,10 +410,12 @@ impl Cell {
             kernels: Vec::new(),
             warmup_ns: Vec::new(),
             samples_ns: Vec::new(),
+            percentiles: None,
             rounds: None,
             round_positions: None,
             processes: None,
             probes: None,
+            clocks: None,
             limits: None,
             phases: Vec::new(),
             paper_flops: None,
@@ -444,6 +451,12 @@ impl Cell {
                 ranges.collect()
             }
         }
+    }
+
+    /// How often heat slowed a CPU over all samples; `None` if that is unknown.
+    pub fn throttled(&self) -> Option<u64> {
+        let counts = self.clocks.as_ref()?.throttled.as_ref()?;
+        Some(counts.iter().fold(0, |sum, n| sum.saturating_add(*n)))
     }
 
     /// Whether its figures are published ones with known faults.
@@ -572,6 +585,47 @@ pub struct Probes {
     pub gflops: Vec<f64>,
     /// Read bandwidth, 1e9 bytes per second.
     pub read_gb_per_s: Vec<f64>,
+}
+
+/// Percentiles of a cell's samples, each the smallest sample that so many percent of all samples do not exceed. One is null
+/// if there are too few samples for it: it takes 2, 10 and 100 of them, so that one of them may be expected above it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct Percentiles {
+    /// Half of the samples are no longer. It takes 2 samples.
+    pub p50_ns: Option<u64>,
+    /// 90% of the samples are no longer. It takes 10 samples.
+    pub p90_ns: Option<u64>,
+    /// 99% of the samples are no longer. It takes 100 samples.
+    pub p99_ns: Option<u64>,
+}
+
+impl Percentiles {
+    /// The percentiles of these samples; `None` if there are too few for any.
+    pub fn of(samples_ns: &[u64]) -> Option<Percentiles> {
+        let mut sorted = samples_ns.to_vec();
+        sorted.sort_unstable();
+        let n = sorted.len();
+        let of = |percent: usize| {
+            let enough = n * (100 - percent) >= 100;
+            enough.then(|| sorted[(n * percent).div_ceil(100) - 1])
+        };
+        of(50).map(|p50| Percentiles { p50_ns: Some(p50), p90_ns: of(90), p99_ns: of(99) })
+    }
+}
+
+/// What the CPUs that the process may use did at every sample: one entry for each sample.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct Clocks {
+    /// Highest clock of these CPUs just after the sample, in MHz; null if the machine does not tell.
+    pub mhz: Option<Vec<f64>>,
+    /// How often heat slowed one of these CPUs while the sample was taken; null if the machine does not count.
+    pub throttled: Option<Vec<u64>>,
+    /// Why one of the two is null.
+    pub unknown: Option<String>,
 }
 
 /// Speed of a fixed probe before and after a cell: a machine that keeps still shows the same twice.
