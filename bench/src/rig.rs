@@ -40,7 +40,7 @@ pub struct Rig {
     pub engine: Engine,
     /// Where the weights are.
     pub weights: Weights,
-    /// Type of the factors in the matrix products.
+    /// Type of the factors in the matrix products, whatever the kernels make of them.
     pub compute: DType,
     /// Measures the machine's speed.
     pub probe: Probe,
@@ -98,7 +98,7 @@ impl Rig {
         let weights = Weights::new(knobs.weights.clone(), scenario.dtype, scenario.seed, size)?;
         let weights = weights.of(scenario.catalog.clone());
         let engine = knobs.engine.engine()?;
-        let compute = machine::compute_dtype(&engine, scenario.precision().dtype(), scenario.dtype);
+        let compute = machine::compute_dtype(scenario.precision().dtype(), scenario.dtype);
         let probe = match size {
             Size::Real => Probe::for_machine(compute),
             Size::Tiny => Probe::new(1 << 20, compute),

@@ -23,7 +23,7 @@ pub type Outcome = Result<Cell>;
 /// other.
 pub fn sample(rig: &mut Rig, group: &Group, rounds: u32, turn: u32, mut tick: impl FnMut(&str)) -> Vec<Outcome> {
     let mut slots: Vec<Slot> = group.arms.iter().map(|arm| Slot::new(rig.open(arm, group))).collect();
-    let probe = rig.probe.hold();
+    let probe = rig.probe.hold(&rig.engine);
     let engine = &rig.engine;
     for warmup in 1..=MOST_WARMUPS {
         each(&mut slots, turn, |slot, _| {

@@ -148,6 +148,7 @@ pub fn head(record: &Record) -> String {
         ("run", facts::settings(&record.run)),
         ("drift", drift),
     ];
+    lines.extend(facts::units(record).into_iter().map(|said| ("peak", said)));
     lines.extend(record.run.notes.iter().map(|note| ("note", note.clone())));
     lines.into_iter().map(|(name, text)| format!("{name:<8} {text}\n")).collect()
 }

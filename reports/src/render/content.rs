@@ -85,7 +85,12 @@ pub fn document(runs: &[Run], with_charts: bool, parts: &[&str]) -> Result<Docum
             let charts = (!charts.is_empty()).then_some(Block::Charts { charts });
             add("charts", "Charts", "Charts", charts.into_iter().collect());
         }
-        add("cells", "Cells", "All cells", cells(&rows));
+        let mut all = cells(&rows);
+        if !all.is_empty() {
+            let said = facts::units(side.record).into_iter().map(|said| text(format!("Of the peak: {said}.")));
+            all.splice(..0, said);
+        }
+        add("cells", "Cells", "All cells", all);
         add("phases", "Phases", "Phases", phases(&rows));
         add("paper", "Paper", "Beside the paper's machine", beside_the_paper(side.record, &rows));
         add("validity", "Trust", "Can the figures be trusted?", validity(side.record, &rows));

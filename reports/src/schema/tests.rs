@@ -11,9 +11,10 @@ fn header() -> RunHeader {
         started_at: Some("2026-11-23T05:27:00Z".into()),
         command: vec!["ttft".into(), "bench".into()],
         limits: Limits {
-            peaks: vec![Peak { dtype: Dtype::Bf16, isa: Some("avx512".into()), gflops: 468.0 }],
+            peaks: vec![Peak { dtype: Dtype::Bf16, isa: Some("avx512".into()), gflops: 468.0, in_use: None }],
             read_gb_per_s: Some(41.5),
             threads: Some(2),
+            out_of_reach: None,
         },
         ..RunHeader::default()
     }
@@ -417,7 +418,7 @@ fn processes_and_probes_have_one_entry_for_each_sample() {
     let change = |c: &mut Cell| {
         c.processes = Some(vec![0, 1]);
         c.probes = Some(Probes { gflops: vec![900.0, 910.0], read_gb_per_s: vec![41.0, 40.0] });
-        c.limits = Some(Limits { peaks: Vec::new(), read_gb_per_s: Some(42.0), threads: Some(2) });
+        c.limits = Some(Limits { peaks: Vec::new(), read_gb_per_s: Some(42.0), ..Limits::default() });
     };
     let mut good = cell();
     assert_eq!((good.process_ranges().len(), good.process_ranges()[0].clone()), (1, 0..2));

@@ -239,32 +239,52 @@ pub struct Cache {
 #[serde(deny_unknown_fields)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct Limits {
-    /// Multiply-add peaks.
+    /// Multiply-add peaks, of each unit of the machine for each type.
     pub peaks: Vec<Peak>,
     /// Read bandwidth from memory, 1e9 bytes per second.
     pub read_gb_per_s: Option<f64>,
     /// Threads of these measurements.
     pub threads: Option<u32>,
+    /// A unit of the machine that the program did not reach, so that the peaks are those of the others; null if there is none.
+    pub out_of_reach: Option<String>,
 }
 
 impl Limits {
+    /// The fastest unit for factors of exactly this type.
+    pub fn fastest(&self, dtype: Dtype) -> Option<&Peak> {
+        self.peaks.iter().filter(|p| p.dtype == dtype).max_by(|a, b| a.gflops.total_cmp(&b.gflops))
+    }
+
+    /// The fastest unit for products of this type: also one of F32, to which 16-bit factors can be widened.
+    pub fn peak(&self, dtype: Dtype) -> Option<&Peak> {
+        let wider = if matches!(dtype, Dtype::Bf16 | Dtype::F16) { self.fastest(Dtype::F32) } else { None };
+        self.fastest(dtype).into_iter().chain(wider).max_by(|a, b| a.gflops.total_cmp(&b.gflops))
+    }
+
     /// Highest measured peak for products of this type, in GFLOP/s.
     pub fn peak_gflops(&self, dtype: Dtype) -> Option<f64> {
-        self.peaks.iter().filter(|p| p.dtype == dtype).map(|p| p.gflops).reduce(f64::max)
+        self.peak(dtype).map(|p| p.gflops)
+    }
+
+    /// The unit that the run's kernels use, if the record says so.
+    pub fn in_use(&self) -> Option<&Peak> {
+        self.peaks.iter().find(|p| p.in_use == Some(true))
     }
 }
 
-/// Peak rate of multiply-adds in registers, two operations each.
+/// Peak rate of one unit's multiply-adds, two operations each.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct Peak {
     /// Type of the factors.
     pub dtype: Dtype,
-    /// Instruction set that reached it.
+    /// The unit, or the instruction set, that reached it.
     pub isa: Option<String>,
     /// 1e9 operations per second.
     pub gflops: f64,
+    /// Whether the kernels that ran use this unit for the products of the run; null if that is unknown.
+    pub in_use: Option<bool>,
 }
 
 /// What kind of inference a cell times.
@@ -331,7 +351,8 @@ pub struct Cell {
     pub weight_dtype: Option<Dtype>,
     /// Type of activations and caches.
     pub precision: Option<Dtype>,
-    /// Type of the factors in the matrix products: the row of [`Limits::peaks`] that bounds this cell.
+    /// Type of the factors in the matrix products, whatever kernel multiplied them: the fastest row of [`Limits::peaks`] for it bounds
+    /// this cell.
     pub compute_dtype: Option<Dtype>,
     /// How much of the network is computed.
     pub extent: Option<Extent>,
