@@ -683,3 +683,16 @@ fn the_doctor_answers_in_words_and_in_json() {
     let answer: serde_json::Value = serde_json::from_slice(&strict.stdout).expect("JSON");
     assert_eq!(strict.status.code(), Some(if answer["warnings"] == 0 { 0 } else { 3 }));
 }
+
+#[test]
+fn man_pages_and_completions_name_every_command() {
+    let dir = tempfile::tempdir().expect("a folder");
+    succeed(ttft().arg("shell-files").arg(dir.path().join("new")));
+    let text =
+        |path: &str| fs::read_to_string(dir.path().join("new").join(path)).unwrap_or_else(|e| panic!("{path}: {e}"));
+    for command in ["bench", "doctor", "report"] {
+        assert!(text("completions/ttft.bash").contains(command) && text("completions/_ttft").contains(command));
+        assert!(text(&format!("man/man1/ttft-{command}.1")).starts_with(".ie"));
+    }
+    assert!(text("man/man1/ttft-report.1").contains("svg"));
+}

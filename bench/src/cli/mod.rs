@@ -7,6 +7,7 @@ mod doctor;
 mod logits;
 mod machine;
 mod report;
+mod shell_files;
 mod synth;
 mod zoo;
 
@@ -50,6 +51,8 @@ enum Command {
     Doctor(doctor::Doctor),
     Synth(synth::Synth),
     Zoo(zoo::Zoo),
+    #[command(hide = true)]
+    ShellFiles(shell_files::ShellFiles),
     /// Measure one group, for `ttft bench` itself
     #[command(name = processes::WORKER, hide = true)]
     Worker {
@@ -95,6 +98,7 @@ impl Cli {
             Command::Logits(c) => c.run(),
             Command::Machine(c) => c.run(),
             Command::Synth(c) => c.run(),
+            Command::ShellFiles(c) => c.run(),
             Command::Zoo(c) => c.run(),
             Command::Worker { knobs } => worker::work(&knobs),
         };
