@@ -249,7 +249,7 @@ pub fn text(name: &str) -> Result<String> {
     let cannot = || format!("{name}: cannot read the scenario");
     let mut text = Vec::new();
     File::open(name).and_then(|f| f.take(MAX_BYTES + 1).read_to_end(&mut text)).with_context(cannot)?;
-    ensure!(text.len() as u64 <= MAX_BYTES, "{name}: longer than {MAX_BYTES} bytes: this is no scenario");
+    ensure!(text.len() as u64 <= MAX_BYTES, "{name}: it is longer than {MAX_BYTES} bytes, so it is no scenario");
     if let Some(what) = stand_in(&text) {
         bail!("scenario {name}: {what}");
     }

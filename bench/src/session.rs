@@ -223,7 +223,7 @@ impl Session {
         let differences = differences(&record.run, &header)?;
         ensure!(
             differences.is_empty(),
-            "{}: not the same run, so it is not resumed ({}): give the settings it was started with, or start a new run",
+            "{}: this is another run, so it is not resumed ({}): give the settings it was started with, or start a new run",
             path.display(),
             differences.join("; ")
         );

@@ -1015,3 +1015,16 @@ fn pairs_that_do_not_belong_together_are_refused() {
         fail(ttft().args(["bench", "--plan", "--preset"]).arg(&scenario), &words);
     }
 }
+
+#[test]
+fn man_pages_and_completions_name_every_command() {
+    let dir = tempfile::tempdir().expect("a folder");
+    succeed(ttft().arg("shell-files").arg(dir.path().join("new")));
+    let text =
+        |path: &str| fs::read_to_string(dir.path().join("new").join(path)).unwrap_or_else(|e| panic!("{path}: {e}"));
+    for command in ["bench", "doctor", "report"] {
+        assert!(text("completions/ttft.bash").contains(command) && text("completions/_ttft").contains(command));
+        assert!(text(&format!("man/man1/ttft-{command}.1")).starts_with(".ie"));
+    }
+    assert!(text("man/man1/ttft-report.1").contains("svg"));
+}

@@ -410,7 +410,10 @@ pub fn largest_drift(record: &Record) -> Option<(f64, &Cell)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{samples, schema::Drift};
+    use crate::{
+        samples,
+        schema::{Clocks, Drift},
+    };
 
     fn find<'a>(rows: &'a [Row<'a>], id: &str) -> &'a Row<'a> {
         rows.iter().find(|r| r.cell.id == id).unwrap()
@@ -510,7 +513,9 @@ mod tests {
             "{:?}",
             row.doubts
         );
-        assert!(crate::terminal::render(&record, None).contains("no speedup: the machine's speed differed"));
+        assert!(
+            crate::terminal::render(&record, None).contains("A speedup is missing where the machine's speed differed")
+        );
         // In common rounds the machine's speed cancels.
         let (mut paired, mut with) = (base, at("OE450M", 260.0, 262.0));
         paired.rounds = Some((0..10).collect());
@@ -556,6 +561,8 @@ mod tests {
         assert!(matches!(doubts(&Cell { drift: Some(moved), ..good.clone() }, None)[..], [Doubt::Drift(_)]));
         assert_eq!(doubts(&Cell { gate: None, ..good.clone() }, None), [Doubt::NoGate]);
         assert_eq!(doubts(&Cell { load_after: Some(5.0), ..good.clone() }, Some(2)), [Doubt::Load(5.0, 2)]);
+        let clocks = Clocks { throttled: Some(vec![0, 2, 1]), ..Clocks::default() };
+        assert_eq!(doubts(&Cell { clocks: Some(clocks), ..good.clone() }, None), [Doubt::Throttled(3)]);
         let mut cold = good.clone();
         cold.memory.as_mut().unwrap().major_faults = Some(3);
         assert_eq!(doubts(&cold, None), [Doubt::MajorFaults(3)]);

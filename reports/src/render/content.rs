@@ -192,8 +192,8 @@ fn cells(rows: &[Row]) -> Vec<Block> {
     }
     if rows.iter().any(|r| r.roofline.is_some()) {
         blocks.push(text(
-            "roofline: the TTFT if every phase took the longer of its FLOPs at the measured peak and its bytes at the \
-             measured bandwidth, and nothing else took time.",
+            "The roofline is the TTFT that a system would have if every phase took the longer of two times, its FLOPs at the \
+             measured peak or its bytes at the measured bandwidth, and nothing else took time.",
         ));
     }
     blocks
@@ -249,7 +249,9 @@ fn phases(rows: &[Row]) -> Vec<Block> {
     if !lines.is_empty() {
         blocks.push(Block::Table(table("", &head, &[0, 1], lines)));
         let least = format::percent(LEAST_REST);
-        blocks.push(text(format!("What phases leave of TTFT is unattributed, and listed from {least} on.")));
+        blocks.push(text(format!(
+            "The part of TTFT that no phase accounts for is unattributed; it is listed where it is {least} or more."
+        )));
     }
     push_table(&mut blocks, generation(rows));
     blocks.extend(energy::blocks(rows));
@@ -339,8 +341,8 @@ fn beside_the_paper(record: &Record, rows: &[Row]) -> Vec<Block> {
         "b x p here",
     ];
     blocks.push(text(
-        "The paper timed batch 64 with prompts of 59 tokens with PyTorch on the CPU of an Apple M2 Pro. ratio: TTFT \
-         reduction over FLOPs reduction, by the paper's own FLOPs or by the exact count of this run, which leaves out what \
+        "The paper timed batch 64 with prompts of 59 tokens with PyTorch on the CPU of an Apple M2 Pro. The ratio is the \
+         TTFT reduction over the FLOPs reduction, by the paper's own FLOPs or by the exact count of this run, which leaves out what \
          the first token does not need if the extent is first_token.",
     ));
     if elsewhere {
@@ -481,12 +483,12 @@ fn validity(record: &Record, rows: &[Row]) -> Vec<Block> {
     if !measured.is_empty() {
         let doubted = measured.iter().filter(|r| !r.doubts.is_empty()).count();
         blocks.push(lead(match doubted {
-            0 => format!("No reason to distrust any of the {} cells.", measured.len()),
+            0 => format!("There is no reason to distrust any of the {} cells.", measured.len()),
             n => format!("{n} of {} cells are not to be trusted; they are marked.", measured.len()),
         }));
         let m = &record.run.machine;
         blocks.push(text(format!(
-            "Governor {}, frequency {}, load average at the start {}, {}. A cell is doubted if the speed probe moved by \
+            "The governor was {}, the frequency {}, the load average at the start {}, and {}. A cell is doubted if the speed probe moved by \
              more than {} over it, if the interval of its TTFT is wider than {}, if later samples are more than {} slower \
              beyond chance, if weights were read from disk, if more was running than there are cores, if heat slowed the \
              clock, or if no correctness gate was passed.",
@@ -494,9 +496,9 @@ fn validity(record: &Record, rows: &[Row]) -> Vec<Block> {
             m.frequency_mhz.map_or("unknown".into(), |f| format!("{f:.0} MHz")),
             m.load_1m.map_or("unknown".into(), |l| format!("{l:.2}")),
             match m.virtualised {
-                Some(true) => "virtual machine",
-                Some(false) => "not virtualised",
-                None => "virtualisation unknown",
+                Some(true) => "the system a virtual machine",
+                Some(false) => "the system not virtualised",
+                None => "whether the system is virtual is unknown",
             },
             format::percent(summary::MAX_DRIFT),
             format::percent(summary::MAX_SPREAD),
