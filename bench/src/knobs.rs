@@ -10,6 +10,7 @@ use anyhow::Result;
 use clap::{Args, Command, CommandFactory, FromArgMatches, Parser};
 use ttft_kernels::{Backend, Engine, Isa, Options};
 use ttft_models::{Extent, Precision};
+use ttft_reports::schema::Start;
 
 use crate::{
     output,
@@ -51,7 +52,7 @@ impl EngineKnobs {
 /// What to measure, and where things go.
 #[derive(Args, Clone, Debug)]
 pub struct RunKnobs {
-    /// Preset (quick, grid, table5, table5-3b, fig1, fig5b, controls, calibrate) or path of a scenario file (default: quick;
+    /// Preset (quick, grid, table5, table5-3b, fig1, fig5b, controls, cold, calibrate) or path of a scenario file (default: quick;
     /// `ttft calibrate` takes calibrate)
     #[arg(long, visible_alias = "preset", env = "TTFT_SCENARIO", value_name = "NAME|FILE")]
     pub scenario: Option<String>,
@@ -61,6 +62,10 @@ pub struct RunKnobs {
     /// What is computed: first_token or full_network (default: the scenario's)
     #[arg(long, env = "TTFT_EXTENT", value_name = "EXTENT", value_parser = Extent::from_name)]
     pub extent: Option<Extent>,
+    /// What is in memory when the clock starts: warm (the weights, mapped) or cold (nothing of them: every sample reads them
+    /// from disk) (default: the scenario's)
+    #[arg(long, env = "TTFT_START", value_name = "START", value_parser = Start::from_name)]
+    pub start: Option<Start>,
     /// Seconds that the whole run may take; what does not fit is skipped (default: the scenario's)
     #[arg(long, env = "TTFT_BUDGET", value_name = "SECONDS", value_parser = seconds)]
     pub budget: Option<f64>,
@@ -97,8 +102,19 @@ impl RunKnobs {
     /// The flags that ask another process of this program for the same, but for the record.
     pub fn flags(&self) -> Vec<OsString> {
         // As they were declared: what is added above must stand here.
-        let RunKnobs { scenario, precision, extent, budget: _, weights, out: _, energy, slowdown, trial: _, engine } =
-            self;
+        let RunKnobs {
+            scenario,
+            precision,
+            extent,
+            start,
+            budget: _,
+            weights,
+            out: _,
+            energy,
+            slowdown,
+            trial: _,
+            engine,
+        } = self;
         let EngineKnobs { isa, threads, backend, kernel } = engine;
         let mut flags = Vec::new();
         let mut add = |name: &str, value: Option<OsString>| {
@@ -107,6 +123,7 @@ impl RunKnobs {
         add("--scenario", scenario.as_ref().map(Into::into));
         add("--precision", precision.map(|p| p.name().into()));
         add("--extent", extent.map(|e| e.name().into()));
+        add("--start", start.map(|s| s.name().into()));
         add("--weights", weights.as_ref().map(Into::into));
         add("--energy", energy.map(|on| if on { "on" } else { "off" }.into()));
         add("--slowdown", slowdown.map(|s| s.to_string().into()));
@@ -164,6 +181,7 @@ impl RunKnobs {
         let mut s = Scenario::load(self.scenario_name())?;
         s.precision = self.precision.or(s.precision);
         s.extent = self.extent.or(s.extent);
+        s.start = self.start.or(s.start);
         s.budget_s = self.budget.unwrap_or(s.budget_s);
         Ok(s)
     }
@@ -234,7 +252,7 @@ mod tests {
         for (name, _) in RunKnobs::variables() {
             assert!(reference.contains(&format!("`{name}`")), "docs/reference.md does not mention {name}");
         }
-        assert_eq!(RunKnobs::variables().len(), 11);
+        assert_eq!(RunKnobs::variables().len(), 12);
     }
 
     #[test]

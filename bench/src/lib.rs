@@ -8,6 +8,7 @@ pub mod calibrate;
 pub mod capacity;
 pub mod cleanup;
 pub mod cli;
+pub mod cold;
 pub mod console;
 pub mod criterion_args;
 pub mod design;

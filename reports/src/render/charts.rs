@@ -493,8 +493,15 @@ fn rows_height(n: usize) -> u32 {
     56 + 36 * n as u32
 }
 
-const PHASES: [(&str, usize); 6] =
-    [("prefill", 0), ("selection", 7), ("auxiliary", 5), ("prediction", 1), ("base_step", 2), ("unattributed", 4)];
+const PHASES: [(&str, usize); 7] = [
+    ("open", 6),
+    ("prefill", 0),
+    ("selection", 7),
+    ("auxiliary", 5),
+    ("prediction", 1),
+    ("base_step", 2),
+    ("unattributed", 4),
+];
 
 fn phase_series(name: &str) -> usize {
     PHASES.iter().find(|p| p.0 == name).map_or(3, |p| p.1)

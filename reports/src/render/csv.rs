@@ -9,7 +9,7 @@ use crate::{
     validate,
 };
 
-const HEADER: [&str; 60] = [
+const HEADER: [&str; 64] = [
     "run",
     "id",
     "kind",
@@ -49,6 +49,10 @@ const HEADER: [&str; 60] = [
     "step_s",
     "step_ratio",
     "ttft_steps",
+    "start",
+    "open_s",
+    "warm_ttft_s",
+    "read_bytes",
     "prefill_s",
     "selection_s",
     "auxiliary_s",
@@ -95,7 +99,7 @@ fn no_formula(words: &str) -> String {
     if formula { format!("'{words}") } else { words }
 }
 
-fn fields(run: &str, row: &summary::Row, verdict: Option<String>) -> [String; 60] {
+fn fields(run: &str, row: &summary::Row, verdict: Option<String>) -> [String; 64] {
     fn text<T: ToString>(value: Option<T>) -> String {
         value.map(|v| v.to_string()).unwrap_or_default()
     }
@@ -150,6 +154,10 @@ fn fields(run: &str, row: &summary::Row, verdict: Option<String>) -> [String; 60
         text(row.step.map(|s| s.value)),
         text(row.step_ratio.map(|s| s.value)),
         text(row.ttft_steps.map(|s| s.value)),
+        if cell.cold.is_some() { "cold" } else { "warm" }.into(),
+        phase("open"),
+        cell.cold.as_ref().map(|cold| seconds(&cold.warm_ns)).unwrap_or_default(),
+        text(super::cold::read_bytes(cell)),
         phase("prefill"),
         phase("selection"),
         phase("auxiliary"),

@@ -14,6 +14,10 @@ pub(crate) fn blocks() -> Vec<Block> {
          the batch, weights mapped and warm, buffers allocated. Tokenization is excluded; the time is never divided by \
          the batch."
             .to_string(),
+        "Cold starts (ids that end in /cold): the clock runs from opening the folders of the weights, none of whose pages are \
+         in memory, to the first token id. Right after every one, the same work runs again with the weights in memory: what it \
+         takes less is the time of opening and reading. Cold and warm cells are never compared with each other."
+            .to_string(),
         "Three levels vary: rounds within a process, processes within an occasion, and occasions (minutes, hours or reboots \
          apart) on a machine. No resampling of the rounds of one process sees the other two."
             .to_string(),
@@ -38,7 +42,7 @@ pub(crate) fn blocks() -> Vec<Block> {
              outside, and is undecided if it straddles. Words on one process are indicative.",
             format::percent(word::BAND)
         ),
-        "Bias: weights are warm and read in place, so the first request after loading is not what is shown. Prompts have \
+        "Bias: but for cold starts, weights are warm and read in place, so the first request after loading is not what is shown. Prompts have \
          equal lengths. Synthetic weights have real shapes; values do not change the work of the systems timed here. A \
          system's time includes the thread pool, not the tokenizer, sampling or network. The machine's peak and bandwidth \
          are measured in the same process and drift with it: shares of peak are of what was there, not of a data sheet."
