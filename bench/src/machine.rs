@@ -136,12 +136,12 @@ pub fn available_memory() -> Option<u64> {
 }
 
 #[cfg(unix)]
-fn page_bytes() -> Option<u64> {
+pub(crate) fn page_bytes() -> Option<u64> {
     nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten().and_then(|n| n.try_into().ok())
 }
 
 #[cfg(not(unix))]
-fn page_bytes() -> Option<u64> {
+pub(crate) fn page_bytes() -> Option<u64> {
     None
 }
 

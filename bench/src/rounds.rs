@@ -38,7 +38,7 @@ pub fn run(session: &mut Session, until_stable: Option<f64>) -> Result<()> {
     let arms = session.rig.arms.clone();
     let plan = plan(session)?;
     console::print(format_args!("{plan}\n"))?;
-    session.rig.weights.make(plan.needed())?;
+    session.rig.make(plan.needed())?;
     let mut groups = Vec::new();
     for (batch, prompt) in session.rig.scenario.groups() {
         groups.extend(fitting(session, &arms, batch, prompt)?);
@@ -126,6 +126,8 @@ pub(crate) fn measure(session: &mut Session, group: &Group, design: Design) -> R
             Err(e) => session.fail(&arm.id(group.batch, group.prompt), &e)?,
         }
     }
+    // What was checked is not to stay in memory when starts are cold.
+    session.rig.release();
     if checked.arms.is_empty() {
         return Ok(());
     }

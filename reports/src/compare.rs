@@ -282,7 +282,16 @@ pub fn group(runs: &[(String, Record)]) -> Vec<(String, Vec<usize>)> {
     let alike = |a: &Record, b: &Record| {
         let settings = |r: &Record| {
             let s = &r.run.settings;
-            (s.isa.clone(), s.backend.clone(), s.threads, s.precision, s.extent, s.seed, s.sampler)
+            (
+                s.isa.clone(),
+                s.backend.clone(),
+                s.threads,
+                s.precision,
+                s.extent,
+                s.seed,
+                s.sampler,
+                s.start.unwrap_or_default(),
+            )
         };
         same_machine(&a.run.machine, &b.run.machine) && a.run.git == b.run.git && settings(a) == settings(b)
     };
@@ -335,6 +344,12 @@ fn mate<'a>(cell: &Cell, record: &'a Record, refused: &mut BTreeSet<String>) -> 
         None => true,
     });
     if candidates.is_empty() {
+        let place = |c: &Cell| (c.kind, c.system.clone(), c.base.clone(), c.aux.clone(), c.batch, c.prompt);
+        let other = |c: &&Cell| c.cold.is_some() != cell.cold.is_some() && place(c) == place(cell);
+        reasons.extend(record.cells.iter().find(other).map(|there| {
+            let start = |c: &Cell| if c.cold.is_some() { "a cold start" } else { "a warm one" };
+            format!("{} against {}, which are never compared", start(cell), start(there))
+        }));
         refused.extend(reasons);
     }
     // The same threads, backend and instruction set if there are such.

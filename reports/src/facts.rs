@@ -2,7 +2,7 @@
 
 use crate::{
     format,
-    schema::{Dtype, Peak, Record, RunHeader, Sampler},
+    schema::{Dtype, Peak, Record, RunHeader, Sampler, Start},
 };
 
 /// The machine in one line.
@@ -86,6 +86,7 @@ pub fn settings(run: &RunHeader) -> String {
         sampler,
         s.precision.map(|p| p.name().into()),
         s.extent.map(|e| e.name().into()),
+        s.start.filter(|start| *start == Start::Cold).map(|_| "cold starts".into()),
         s.threads.map(|n| format!("{n} threads")),
         s.isa.as_ref().map(|isa| format!("isa {isa}")),
         s.backend.as_ref().map(|b| format!("backend {b}")),

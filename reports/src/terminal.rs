@@ -8,7 +8,7 @@ use crate::{
     facts,
     format::{self, or_unknown},
     pairs::Judgement,
-    render::{self, Block, content, energy, verdict},
+    render::{self, Block, cold, content, energy, verdict},
     schema::Record,
     summary::{self, Doubt, Pairing, Row},
     validate,
@@ -28,6 +28,10 @@ pub fn render(record: &Record, width: Option<u16>) -> String {
         let generation = content::generation(&rows);
         if !generation.rows.is_empty() {
             text.push_str(&format!("\n{}", words(&[Block::Table(generation)], width)));
+        }
+        let cold = cold::blocks(&rows);
+        if !cold.is_empty() {
+            text.push_str(&format!("\n{}", words(&cold, width)));
         }
         let energy = energy::blocks(&rows);
         if !energy.is_empty() {
@@ -59,7 +63,8 @@ pub fn validation(record: &Record, width: Option<u16>) -> String {
     let validation = validate::validate(record);
     let nothing = "Nothing to validate: no system was measured beside its base.\n";
     let nothing = if validation.claims.is_empty() { nothing } else { "" };
-    let blocks = verdict::verdict(&validation);
+    let mut blocks = verdict::verdict(&validation);
+    blocks.extend(cold::blocks(&summary::rows(record)));
     let answer = if blocks.is_empty() { String::new() } else { words(&blocks, width) };
     format!("{}\n{nothing}{answer}", head(record))
 }
@@ -208,10 +213,14 @@ fn footnotes(rows: &[Row]) -> String {
         0 | 1 => "median of one process".to_string(),
         n => format!("geometric mean of the medians of {n} processes"),
     };
-    let mut notes = vec![format!(
-        "TTFT is the {centre}, from token ids in memory to the first token of the whole batch, with warm weights. \
-         The ratio is the speedup over the FLOPs reduction."
-    )];
+    let from = match rows.iter().any(|r| r.cell.cold.is_some()) {
+        true => {
+            "from opening the folders of the weights, of which nothing is in memory, to the first token of the whole batch"
+        }
+        false => "from token ids in memory to the first token of the whole batch, with warm weights",
+    };
+    let mut notes =
+        vec![format!("TTFT is the {centre}, {from}. The ratio is the speedup over the FLOPs reduction.")];
     let low = rows.iter().filter_map(|r| r.ttft?.interval).map(|i| i.level).reduce(f64::min);
     if let Some(level) = low {
         let exception = if level < crate::stats::LEVEL { ", or less where it says so (few samples)" } else { "" };

@@ -494,6 +494,7 @@ pub(super) fn rows_height(n: usize) -> u32 {
 }
 
 const PHASES: [(&str, usize); 7] = [
+    ("open", 3),
     ("prefill", 0),
     ("selection", 7),
     ("auxiliary", 5),

@@ -1,6 +1,6 @@
 //! What a report says: titles, paragraphs, tables and charts, before any format.
 
-use super::{RenderError, Run, blocks::*, charts, energy, machines, method, side_by_side, verdict::*};
+use super::{RenderError, Run, blocks::*, charts, cold, energy, machines, method, side_by_side, verdict::*};
 use crate::{
     compare::{self, Side},
     facts,
@@ -65,6 +65,7 @@ pub fn document(runs: &[Run], with_charts: bool, parts: &[&str]) -> Result<Docum
         let rows = summary::rows(side.record);
         let validation = validate::validate(side.record);
         let mut answer = verdict(&validation);
+        answer.extend(cold::blocks(&rows));
         let id = format!("r{i}");
         if with_charts && !validation.claims.is_empty() {
             let charts = charts::first(&id, &rows)?;
@@ -280,6 +281,10 @@ fn beside_the_paper(record: &Record, rows: &[Row]) -> Vec<Block> {
         let notes = record.run.notes.clone();
         return if notes.is_empty() { Vec::new() } else { vec![Block::List { items: notes }] };
     }
+    // The paper's starts are warm.
+    if rows.iter().any(|r| r.cell.cold.is_some()) {
+        return Vec::new();
+    }
     let mut blocks = figure_1(rows);
     blocks.extend(figure_5b(rows));
     let paper = paper::table5();
@@ -490,8 +495,8 @@ fn validity(record: &Record, rows: &[Row]) -> Vec<Block> {
         blocks.push(text(format!(
             "The governor was {}, the frequency {}, the load average at the start {}, and {}. A cell is doubted if the speed probe moved by \
              more than {} over it, if the interval of its TTFT is wider than {}, if later samples are more than {} slower \
-             beyond chance, if weights were read from disk, if more was running than there are cores, if heat slowed the \
-             clock, or if no correctness gate was passed.",
+             beyond chance, if a warm start read weights from disk or a cold one did not, if more was running than there are \
+             cores, if heat slowed the clock, or if no correctness gate was passed.",
             m.governor.as_deref().unwrap_or("unknown"),
             m.frequency_mhz.map_or("unknown".into(), |f| format!("{f:.0} MHz")),
             m.load_1m.map_or("unknown".into(), |l| format!("{l:.2}")),

@@ -14,6 +14,10 @@ pub(crate) fn blocks() -> Vec<Block> {
          batch. The weights are mapped and warm, and the buffers are allocated. Tokenization is excluded, and the time is never \
          divided by the batch."
             .to_string(),
+        "Cold starts have ids that end in /cold. Their clock runs from opening the folders of the weights, none of whose pages are \
+         in memory, to the first token id. Right after every one, the same work runs again with the weights in memory; what it \
+         takes less is the time of opening and reading. Cold and warm cells are never compared with each other."
+            .to_string(),
         "Times vary on three levels: between the rounds of a process, between the processes of an occasion, and between the \
          occasions of a machine, which lie minutes, hours or reboots apart. The rounds of one process show nothing of the other \
          two."
@@ -39,7 +43,7 @@ pub(crate) fn blocks() -> Vec<Block> {
              lies outside, and is undecided if a part lies inside and a part outside. Words on one process are indicative.",
             format::percent(word::BAND)
         ),
-        "The method has a bias. The weights are warm and read in place, so these times are not those of the first request after \
+        "The method has a bias. Except in cold starts, the weights are warm and read in place, so these times are not those of the first request after \
          loading. All prompts of a batch have the same length. Synthetic weights have real shapes, and their values do not change \
          the work of the systems timed here. A system's time includes its threads, but no tokenizer, sampling or network. The \
          machine's peak and bandwidth are measured in the same process and drift with it, so a share of the peak is a share of \

@@ -439,6 +439,29 @@ fn processes_and_probes_have_one_entry_for_each_sample() {
 }
 
 #[test]
+fn a_cold_cell_has_a_hash_of_its_own_and_a_warm_run_for_each_sample() {
+    let cold = |c: &mut Cell| {
+        c.scenario_hash = cold_hash(&c.scenario_hash);
+        let warm_phases = vec![WarmPhase { name: "auxiliary".into(), samples_ns: vec![1, 2] }];
+        c.cold = Some(Cold { warm_ns: vec![5, 6], warm_phases, read_bytes: Some(vec![7, 8]), ..Cold::default() });
+    };
+    let mut good = cell();
+    cold(&mut good);
+    assert_eq!(read(&record_of(&good)).unwrap().cells, [good]);
+    let refused = |spoil: fn(&mut Cold)| {
+        refusal(|c| {
+            cold(c);
+            spoil(c.cold.as_mut().unwrap());
+        })
+    };
+    assert!(refused(|c| c.warm_ns.truncate(1)).contains("cell.cold.warm_ns"));
+    assert!(refused(|c| c.warm_phases[0].samples_ns.truncate(1)).contains("cell.cold.warm_phases[0].samples_ns"));
+    assert!(refused(|c| c.read_bytes = Some(vec![1])).contains("cell.cold.read_bytes"));
+    assert!(refused(|c| c.disk_gb_per_s = Some(0.0)).contains("cell.cold.disk_gb_per_s"));
+    assert!(refusal(|c| c.cold = Some(Cold::default())).contains("cell.scenario_hash"));
+}
+
+#[test]
 fn energy_has_joules_or_a_reason() {
     let known = Energy { joules: Some(3.5), idle_watts: Some(0.0), repetitions: 4, ..Energy::default() };
     let good = Cell { energy: Some(known.clone()), ..cell() };

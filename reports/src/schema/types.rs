@@ -115,6 +115,30 @@ pub struct Settings {
     pub extent: Option<Extent>,
     /// Seed of synthetic weights and prompts.
     pub seed: Option<u64>,
+    /// What is in memory when the clock starts; null is warm.
+    pub start: Option<Start>,
+}
+
+/// What is in memory when the clock starts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(test, derive(JsonSchema))]
+pub enum Start {
+    /// Weights are mapped and warm, buffers allocated; the clock starts at token ids in memory.
+    #[default]
+    Warm,
+    /// Nothing of the weights is in memory; the clock starts before their folders are opened.
+    Cold,
+}
+
+impl Start {
+    /// The name in scenarios and tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Start::Warm => "warm",
+            Start::Cold => "cold",
+        }
+    }
 }
 
 /// Numeric type.
@@ -325,7 +349,7 @@ impl Kind {
 #[serde(deny_unknown_fields)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct Cell {
-    /// Such as `ttft/OE1.1B-KVP-C-450M/kvp/b4/p256`; unique in the run but for repeated attempts.
+    /// Such as `ttft/OE1.1B-KVP-C-450M/kvp/b4/p256`, of a cold start with `/cold` behind; unique in the run but for repeated attempts.
     pub id: String,
     /// 1 for the first measurement of this id; a later line with a higher number replaces it.
     pub attempt: u32,
@@ -333,7 +357,7 @@ pub struct Cell {
     pub started_at: Option<String>,
     /// Cells of one group were measured next to one another; where `rounds` is set, samples of one round are paired.
     pub group: String,
-    /// [`scenario_hash`] of the cell: equal hashes ask for the same work, on whatever machine.
+    /// [`scenario_hash`] of the cell ([`cold_hash`] of a cold start): equal hashes ask for the same work, on whatever machine.
     pub scenario_hash: String,
     /// What kind of inference this is.
     pub kind: Kind,
@@ -386,6 +410,8 @@ pub struct Cell {
     pub phases: Vec<PhaseRecord>,
     /// Floating-point operations by the paper's approximation, 2 x parameters x tokens, for the whole batch.
     pub paper_flops: Option<u64>,
+    /// What a cold start adds; null for a warm one.
+    pub cold: Option<Cold>,
     /// Generation after the first token.
     pub decode: Option<Decode>,
     /// Speed probe around the cell.
@@ -440,6 +466,7 @@ impl Cell {
             limits: None,
             phases: Vec::new(),
             paper_flops: None,
+            cold: None,
             decode: None,
             drift: None,
             memory: None,
@@ -448,6 +475,14 @@ impl Cell {
             load_before: None,
             load_after: None,
             published: None,
+        }
+    }
+
+    /// The times of a phase with the weights in memory: of a warm cell its samples, of a cold one those right after.
+    pub fn warm_phase_ns(&self, name: &str) -> Option<&[u64]> {
+        match &self.cold {
+            None => self.phase(name).map(|p| &p.samples_ns[..]),
+            Some(cold) => cold.warm_phases.iter().find(|p| p.name == name).map(|p| &p.samples_ns[..]),
         }
     }
 
@@ -513,14 +548,54 @@ pub fn scenario_hash(kind: Kind, system: &str, base: &str, aux: Option<&str>, ba
 }
 
 /// The names of phases that a record of this program has.
-pub const PHASES: [&str; 6] = ["selection", "prefill", "auxiliary", "shared_layers", "prediction", "base_step"];
+pub const PHASES: [&str; 7] = ["open", "selection", "prefill", "auxiliary", "shared_layers", "prediction", "base_step"];
+
+/// [`scenario_hash`] of the same workload from a cold start, which is compared with cold starts alone.
+pub fn cold_hash(warm: &str) -> String {
+    Sha256::digest(format!("cold {warm}")).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A start with nothing of the weights in memory, beside the samples: what was read, and the same work with the weights in
+/// memory.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct Cold {
+    /// Bytes of all files in the folders that a start opens.
+    pub file_bytes: u64,
+    /// Which caches were empty, in words.
+    pub cache: String,
+    /// Bytes that the process had read from storage during every sample; null if the system does not tell.
+    pub read_bytes: Option<Vec<u64>>,
+    /// What counted `read_bytes`, or why nothing did.
+    pub read_source: String,
+    /// Time of the same work again right after every sample, when the weights were in memory.
+    pub warm_ns: Vec<u64>,
+    /// The phases of `warm_ns`.
+    pub warm_phases: Vec<WarmPhase>,
+    /// Rate at which the same processes could read the largest of the files from storage, several threads together; 1e9 bytes
+    /// per second. Null if it is too small for that.
+    pub disk_gb_per_s: Option<f64>,
+}
+
+/// A phase with the weights in memory.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct WarmPhase {
+    /// As in [`PhaseRecord::name`].
+    pub name: String,
+    /// Its time right after every sample of the cell.
+    pub samples_ns: Vec<u64>,
+}
 
 /// One phase of a system: its time in every sample, and its work.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct PhaseRecord {
-    /// `selection`, `prefill`, `auxiliary`, `shared_layers`, `prediction` or `base_step`.
+    /// `open` (of a cold start: the folders opened, the run planned), `selection`, `prefill`, `auxiliary`, `shared_layers`,
+    /// `prediction` or `base_step`.
     pub name: String,
     /// Time of the phase in every sample of the cell, in the same order.
     pub samples_ns: Vec<u64>,
