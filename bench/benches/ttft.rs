@@ -70,7 +70,7 @@ fn run(criterion: &mut Criterion, args: &CriterionArgs, mut knobs: RunKnobs) -> 
     if !args.test() {
         console::print(format_args!("{plan}\n"))?;
     }
-    session.rig.weights.make(plan.needed())?;
+    session.rig.make(plan.needed())?;
     let mut group = criterion.benchmark_group("ttft");
     group.sampling_mode(SamplingMode::Flat);
     for (batch, prompt) in groups {

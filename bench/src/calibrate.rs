@@ -68,7 +68,7 @@ pub fn take(knobs: &RunKnobs, asked: Asked, size: Size, folder: &Path, time: Dur
     let processes = asked.processes.unwrap_or(PROCESSES);
     let design = Design { processes, rounds: session.rig.scenario.rounds.div_ceil(processes) };
     console::print(plan(&session, &groups, design, time, &disk)?)?;
-    session.rig.weights.make(&arms)?;
+    session.rig.make(&arms)?;
     let bar = ProgressBar::new(time.as_secs());
     bar.set_style(ProgressStyle::with_template("{msg} [{bar:30}] {percent}% (left: {eta})")?.progress_chars("=> "));
     loop {

@@ -26,7 +26,7 @@ impl Design {
 
     /// Estimated seconds.
     pub fn seconds(self, cost: &Costs) -> f64 {
-        cost.once + f64::from(self.processes) * (cost.start + f64::from(self.rounds + 1) * cost.round)
+        cost.once + f64::from(self.processes) * (cost.start + cost.warmup + f64::from(self.rounds) * cost.round)
     }
 }
 
@@ -37,6 +37,8 @@ pub struct Costs {
     pub once: f64,
     /// Of a process before its first round.
     pub start: f64,
+    /// Of what warms a process up.
+    pub warmup: f64,
     /// Of a round.
     pub round: f64,
 }
@@ -134,7 +136,7 @@ mod tests {
     #[test]
     fn what_the_budget_holds_is_shared_and_the_rest_goes() {
         let ladder = ladder(10, None);
-        let costs = [Costs { once: 0.0, start: 1.0, round: 1.0 }, Costs { once: 0.0, start: 1.0, round: 4.0 }];
+        let costs = [1.0, 4.0].map(|round| Costs { once: 0.0, start: 1.0, warmup: round, round });
         let chosen = |left: f64| within(left, &costs, &ladder).into_iter().map(|d| d.map(|d| (d.processes, d.rounds)));
         let chosen = |left: f64| chosen(left).collect::<Vec<_>>();
         // The whole costs 10 (1 + 2) and 10 (1 + 8).

@@ -188,7 +188,14 @@ mod tests {
         for (dtype, precision) in [(DType::BF16, Precision::Bf16), (DType::F32, Precision::F32)] {
             let weights = Weights::new(Some(dir.path().to_owned()), dtype, 1, Size::Tiny).unwrap();
             let (base, aux, pair) = ("OE1.1B", "OE450M", "OE1.1B-KVP-C-450M");
-            let arm = Arm { kind: Kind::Kvp, system: pair.into(), base: base.into(), aux: Some(aux.into()), copy: 1 };
+            let arm = Arm {
+                kind: Kind::Kvp,
+                system: pair.into(),
+                base: base.into(),
+                aux: Some(aux.into()),
+                copy: 1,
+                start: Default::default(),
+            };
             let (base, aux) = (weights.network_dir(base).unwrap(), weights.network_dir(aux).unwrap());
             let predictor = weights.predictor_dir(pair).unwrap();
             let system = System::KvPrediction(KvPrediction::load(&base, &aux, &predictor).unwrap());

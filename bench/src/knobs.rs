@@ -10,6 +10,7 @@ use anyhow::Result;
 use clap::{Args, Command, CommandFactory, FromArgMatches, Parser};
 use ttft_kernels::{Backend, Engine, Isa, Options};
 use ttft_models::{Extent, Precision};
+use ttft_reports::schema::Start;
 
 use crate::{
     catalog::Asked,
@@ -52,8 +53,8 @@ impl EngineKnobs {
 /// What to measure, and where things go.
 #[derive(Args, Clone, Debug)]
 pub struct RunKnobs {
-    /// Preset (quick, grid, table5, table5-3b, fig1, fig5b, shared, controls, calibrate, llama, qwen, smollm, long) or path of a
-    /// scenario file (default: quick; `ttft calibrate` takes calibrate)
+    /// Preset (quick, grid, table5, table5-3b, fig1, fig5b, shared, controls, cold, calibrate, llama, qwen, smollm, long) or path
+    /// of a scenario file (default: quick; `ttft calibrate` takes calibrate)
     #[arg(long, visible_alias = "preset", env = "TTFT_SCENARIO", value_name = "NAME|FILE")]
     pub scenario: Option<String>,
     /// Measure this network, or with --aux this pair, on the scenario's grid, in place of the scenario's systems: a folder as
@@ -73,6 +74,10 @@ pub struct RunKnobs {
     /// What is computed: first_token or full_network (default: the scenario's)
     #[arg(long, env = "TTFT_EXTENT", value_name = "EXTENT", value_parser = Extent::from_name)]
     pub extent: Option<Extent>,
+    /// What is in memory when the clock starts: warm (the weights, mapped) or cold (nothing of them: every sample reads them
+    /// from disk) (default: the scenario's)
+    #[arg(long, env = "TTFT_START", value_name = "START", value_parser = Start::from_name)]
+    pub start: Option<Start>,
     /// Seconds that the whole run may take; what does not fit is skipped (default: the scenario's)
     #[arg(long, env = "TTFT_BUDGET", value_name = "SECONDS", value_parser = seconds)]
     pub budget: Option<f64>,
@@ -116,6 +121,7 @@ impl RunKnobs {
             predictor,
             precision,
             extent,
+            start,
             budget: _,
             weights,
             out: _,
@@ -135,6 +141,7 @@ impl RunKnobs {
         add("--predictor", predictor.as_ref().map(Into::into));
         add("--precision", precision.map(|p| p.name().into()));
         add("--extent", extent.map(|e| e.name().into()));
+        add("--start", start.map(|s| s.name().into()));
         add("--weights", weights.as_ref().map(Into::into));
         add("--energy", energy.map(|on| if on { "on" } else { "off" }.into()));
         add("--slowdown", slowdown.map(|s| s.to_string().into()));
@@ -198,6 +205,7 @@ impl RunKnobs {
         let mut s = Scenario::load(self.scenario_name())?;
         s.precision = self.precision.or(s.precision);
         s.extent = self.extent.or(s.extent);
+        s.start = self.start.or(s.start);
         s.budget_s = self.budget.unwrap_or(s.budget_s);
         let Some(base) = self.base.clone() else { return Ok(s) };
         s.of(Asked { base, aux: self.aux.clone(), predictor: self.predictor.clone(), ..Asked::default() })
@@ -269,7 +277,7 @@ mod tests {
         for (name, _) in RunKnobs::variables() {
             assert!(reference.contains(&format!("`{name}`")), "docs/reference.md does not mention {name}");
         }
-        assert_eq!(RunKnobs::variables().len(), 14);
+        assert_eq!(RunKnobs::variables().len(), 15);
     }
 
     #[test]

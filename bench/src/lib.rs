@@ -10,6 +10,7 @@ pub mod catalog;
 pub mod cleanup;
 pub mod cli;
 pub mod clock;
+pub mod cold;
 pub mod console;
 pub mod cpus;
 pub mod criterion_args;

@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use ttft_reports::schema::{Cell, Clocks, Decode, Drift, Memory, PhaseRecord, Probes};
+use ttft_reports::schema::{Cell, Clocks, Cold, Decode, Drift, Memory, PhaseRecord, Probes, WarmPhase};
 
 use crate::{
     layout::Layout,
@@ -145,6 +145,11 @@ pub fn merge(cells: Vec<Cell>) -> Result<Cell> {
             minor_faults: a.minor_faults.zip(b.minor_faults).map(|(a, b)| a + b),
             major_faults: a.major_faults.zip(b.major_faults).map(|(a, b)| a + b),
         });
+        all.cold = match (all.cold, next.cold) {
+            (Some(a), Some(b)) => Some(cold(a, b)),
+            (None, None) => None,
+            _ => bail!("{}: processes disagree about its start", all.id),
+        };
         all.drift = all.drift.zip(next.drift).map(|(a, b)| Drift {
             after_gflops: b.after_gflops,
             after_read_gb_per_s: b.after_read_gb_per_s,
@@ -154,6 +159,19 @@ pub fn merge(cells: Vec<Cell>) -> Result<Cell> {
     }
     all.processes = Some(processes);
     Ok(all)
+}
+
+/// The cold starts of two processes.
+fn cold(a: Cold, b: Cold) -> Cold {
+    let phases = a.warm_phases.into_iter().zip(b.warm_phases);
+    Cold {
+        read_bytes: a.read_bytes.zip(b.read_bytes).map(|(a, b)| joined(a, b)),
+        warm_ns: joined(a.warm_ns, b.warm_ns),
+        warm_phases: phases.map(|(a, b)| WarmPhase { samples_ns: joined(a.samples_ns, b.samples_ns), ..a }).collect(),
+        // What storage can do is what it did at its best.
+        disk_gb_per_s: a.disk_gb_per_s.into_iter().chain(b.disk_gb_per_s).reduce(f64::max),
+        ..a
+    }
 }
 
 fn joined<T>(mut a: Vec<T>, b: impl IntoIterator<Item = T>) -> Vec<T> {
@@ -206,6 +224,20 @@ mod tests {
         let drift = all.drift.unwrap();
         assert_eq!((drift.before_gflops, drift.after_gflops), (Some(10.0), Some(31.0)));
         assert_eq!((all.load_before, all.load_after), (Some(10.0), Some(31.0)));
+        let cold = |times: &[u64], rate| Cell {
+            cold: Some(Cold {
+                read_bytes: Some(times.to_vec()),
+                warm_ns: times.to_vec(),
+                warm_phases: vec![WarmPhase { name: "prefill".into(), samples_ns: times.to_vec() }],
+                disk_gb_per_s: Some(rate),
+                ..Cold::default()
+            }),
+            ..cell(times, 1.0)
+        };
+        let all = merge(vec![cold(&[1, 2], 3.0), cold(&[4], 2.0)]).unwrap().cold.unwrap();
+        assert_eq!((all.read_bytes.as_deref(), &all.warm_ns[..]), (Some(&[1, 2, 4][..]), &[1, 2, 4][..]));
+        assert_eq!((&all.warm_phases[0].samples_ns[..], all.disk_gb_per_s), (&[1, 2, 4][..], Some(3.0)));
+        assert!(merge(vec![cold(&[1], 1.0), cell(&[1], 1.0)]).is_err());
         assert!(merge(Vec::new()).is_err());
         let other = Cell { id: "ttft/x".into(), ..cell(&[1], 1.0) };
         assert!(merge(vec![cell(&[1], 1.0), other]).unwrap_err().to_string().contains("not the same cell"));

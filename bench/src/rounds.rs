@@ -38,14 +38,14 @@ pub fn run(session: &mut Session, until_stable: Option<f64>) -> Result<()> {
     let arms = session.rig.arms.clone();
     let plan = plan(session)?;
     console::print(format_args!("{plan}\n"))?;
-    session.rig.weights.make(plan.needed())?;
+    session.rig.make(plan.needed())?;
     let mut groups = Vec::new();
     for (batch, prompt) in session.rig.scenario.groups() {
         groups.extend(fitting(session, &arms, batch, prompt)?);
     }
     for (i, group) in groups.iter().enumerate() {
         if session.finished(group) {
-            console::note(format_args!("{}: finished before", group.label()));
+            console::note(format_args!("{}: it is finished already", group.label()));
             continue;
         }
         // What the groups before took is known by now, so the rest is planned anew.
@@ -98,7 +98,9 @@ fn measure_again(session: &mut Session, groups: &[Group], limit: f64) -> Result<
         }
     }
     for (id, attempts) in groups.iter().flat_map(|g| session.unstable(g)) {
-        console::note(format_args!("{id}: still disturbed after {attempts} attempts, and no time for another"));
+        console::note(format_args!(
+            "{id}: it is still disturbed after {attempts} attempts, and there is no time for another"
+        ));
     }
     Ok(())
 }
@@ -124,6 +126,8 @@ pub(crate) fn measure(session: &mut Session, group: &Group, design: Design) -> R
             Err(e) => session.fail(&arm.id(group.batch, group.prompt), &e)?,
         }
     }
+    // What was checked is not to stay in memory when starts are cold.
+    session.rig.release();
     if checked.arms.is_empty() {
         return Ok(());
     }

@@ -2,7 +2,7 @@
 //! drift of the machine meets all of them alike.
 
 use anyhow::Result;
-use ttft_reports::schema::Cell;
+use ttft_reports::schema::{Cell, Start};
 
 use crate::{
     energy,
@@ -23,9 +23,11 @@ pub type Outcome = Result<Cell>;
 /// other.
 pub fn sample(rig: &mut Rig, group: &Group, rounds: u32, turn: u32, mut tick: impl FnMut(&str)) -> Vec<Outcome> {
     let mut slots: Vec<Slot> = group.arms.iter().map(|arm| Slot::new(rig.open(arm, group))).collect();
-    let probe = rig.probe.hold();
+    let probe = rig.probe.hold(&rig.engine);
     let engine = &rig.engine;
-    for warmup in 1..=MOST_WARMUPS {
+    // A cold start that warms up is none.
+    let warmups = if rig.scenario.start() == Start::Cold { 0 } else { MOST_WARMUPS };
+    for warmup in 1..=warmups {
         each(&mut slots, turn, |slot, _| {
             tick(&slot.name);
             slot.call(engine);

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Result, bail, ensure};
 use ttft_models::{Precision, RunSpec, System};
 use ttft_reports::schema::{
-    self, Cell, Gate, Limits, LongestGate, Percentiles, Record, RunHeader, Sampler, Settings, Skipped, Writer,
+    self, Cell, Gate, Limits, LongestGate, Percentiles, Record, RunHeader, Sampler, Settings, Skipped, Start, Writer,
 };
 use ttft_reports::{
     format::{bytes, seconds},
@@ -21,7 +21,7 @@ use ttft_reports::{
 };
 
 use crate::{
-    capacity, console,
+    capacity, cold, console,
     design::Costs,
     energy,
     estimate::Speed,
@@ -125,6 +125,7 @@ const SAME: &[&str] = &[
     "/settings/precision",
     "/settings/extent",
     "/settings/seed",
+    "/settings/start",
     "/machine/cpu_model",
     "/machine/arch",
     "/machine/logical_cores",
@@ -178,6 +179,7 @@ fn header(rig: &Rig, knobs: &RunKnobs, sampler: Sampler, asked: Asked) -> RunHea
             precision: Some(machine::dtype(scenario.precision().dtype())),
             extent: Some(rig::extent(scenario.extent())),
             seed: Some(scenario.seed),
+            start: Some(scenario.start()),
         },
         machine: machine::fingerprint(),
         notes: tiny.into_iter().chain(slower).chain(scenario.catalog.notes(rig.weights.size() == Size::Real)).collect(),
@@ -223,7 +225,7 @@ impl Session {
         let differences = differences(&record.run, &header)?;
         ensure!(
             differences.is_empty(),
-            "{}: not the same run, so it is not resumed ({}): give the settings it was started with, or start a new run",
+            "{}: this is another run, so it is not resumed ({}): give the settings it was started with, or start a new run",
             path.display(),
             differences.join("; ")
         );
@@ -309,6 +311,15 @@ impl Session {
     /// # Errors
     /// A system that is not in the zoo.
     pub fn estimate(&self, arm: &Arm, batch: usize, prompt: usize) -> Result<f64> {
+        let warm = self.estimate_warm(arm, batch, prompt)?;
+        Ok(match arm.start {
+            Start::Warm => warm,
+            // The same work runs again with the weights in memory.
+            Start::Cold => self.speed.reading(self.rig.weights.bytes([arm])?) + 2.0 * warm,
+        })
+    }
+
+    fn estimate_warm(&self, arm: &Arm, batch: usize, prompt: usize) -> Result<f64> {
         let (cost, spec) = (self.rig.weights.cost(arm)?, self.rig.spec(batch, prompt));
         let (_, step) = phase(cost.next_token(&spec, prompt));
         let decode = f64::from(self.rig.scenario.decode) * self.speed.seconds(&[("decode".into(), step)]);
@@ -321,6 +332,11 @@ impl Session {
     /// A system that is not in the zoo.
     pub fn memory<'a>(&self, arms: impl Iterator<Item = &'a Arm>, batch: usize, prompt: usize) -> Result<u64> {
         let (spec, arms) = (self.rig.spec(batch, prompt), arms.collect::<Vec<_>>());
+        // Cold starts drop one system before they open the next.
+        if self.rig.scenario.start() == Start::Cold && arms.len() > 1 {
+            let alone = arms.iter().map(|arm| self.memory([*arm].into_iter(), batch, prompt));
+            return alone.reduce(|most, one| Ok(most?.max(one?))).unwrap_or(Ok(0));
+        }
         let weights = self.rig.weights.bytes(arms.iter().copied())?;
         arms.iter().try_fold(weights, |sum, arm| {
             let own = ttft_models::memory_of(&self.rig.weights.cost(arm)?, &spec).allocated();
@@ -362,7 +378,10 @@ impl Session {
             }
             _ => 0.0,
         };
-        Ok(Costs { once, start: START_S + weights as f64 / MAP_BYTES_PER_S, round })
+        Ok(match self.rig.scenario.start() {
+            Start::Warm => Costs { once, start: START_S + weights as f64 / MAP_BYTES_PER_S, warmup: round, round },
+            Start::Cold => Costs { once, start: START_S + cold::READING_TIME.as_secs_f64(), warmup: 0.0, round },
+        })
     }
 
     /// Checks the result of a system before it is timed, once.
@@ -419,7 +438,7 @@ impl Session {
         let spec = RunSpec { precision: Precision::F32, generate: 1, ..rig.spec(1, prompt) };
         let cost = rig.weights.cost(arm)?;
         let in_f32 = Speed::new(&self.limits, schema::Dtype::F32).seconds(&phases(&cost, &spec));
-        let (expected, left) = (in_f32 + self.estimate(arm, 1, prompt)?, self.gate_left_s);
+        let (expected, left) = (in_f32 + self.estimate_warm(arm, 1, prompt)?, self.gate_left_s);
         if expected > left {
             return Ok(Err(format!(
                 "{prompt} tokens would take about {}, and {} of the {} are left that checks may take ({:.0}% of the budget)",
@@ -449,6 +468,7 @@ impl Session {
     /// Why the cell must not be timed; [`Session::fail`] notes it.
     pub fn open(&mut self, arm: &Arm, group: &Group) -> Result<Opened> {
         self.gate(arm)?;
+        self.rig.release();
         let running = self.rig.open(arm, group)?;
         Ok(Opened { running, before: self.rig.probe.speed(&self.rig.engine) })
     }
@@ -581,7 +601,7 @@ fn place(knobs: &RunKnobs) -> To<'_> {
 /// The higher of each limit.
 fn best(before: &Limits, mut now: Limits) -> Limits {
     for peak in &mut now.peaks {
-        let old = before.peaks.iter().filter(|p| p.dtype == peak.dtype).map(|p| p.gflops);
+        let old = before.peaks.iter().filter(|p| (p.dtype, &p.isa) == (peak.dtype, &peak.isa)).map(|p| p.gflops);
         peak.gflops = old.fold(peak.gflops, f64::max);
     }
     now.read_gb_per_s = now.read_gb_per_s.into_iter().chain(before.read_gb_per_s).reduce(f64::max);

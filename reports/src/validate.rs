@@ -147,6 +147,10 @@ pub enum Cause {
     StepBeyondBandwidth,
     /// The KV predictor.
     Prediction,
+    /// Opening the folders of a cold start.
+    Opening,
+    /// Reading weights from storage.
+    Reading,
     /// A phase of a name that this program does not know.
     UnknownPhase,
     /// Outside of all phases.
@@ -164,6 +168,8 @@ impl Cause {
             Cause::StepBandwidth => "bandwidth-bound base step",
             Cause::StepBeyondBandwidth => "base step beyond its bandwidth",
             Cause::Prediction => "prediction",
+            Cause::Opening => "opening the files",
+            Cause::Reading => "reading weights from storage",
             Cause::UnknownPhase => "unknown phase",
             Cause::Unattributed => "unattributed overhead",
         }
@@ -379,10 +385,18 @@ fn losses(record: &Record, base: &Cell, cell: &Cell) -> Vec<Loss> {
     let rate = || Some(base.cost()?.flops.total() as f64 / summary::ttft(base)?.value);
     let Some(rate) = rate().filter(|r| *r > 0.0 && r.is_finite()) else { return Vec::new() };
     let mut losses = Vec::new();
+    let mut reading = 0.0;
     for phase in &cell.phases {
         let (Some(time), Some(cost)) = (phase_seconds(phase), phase.cost) else { return Vec::new() };
         let ideal = cost.flops.total() as f64 / rate;
         let mut loss = time - ideal;
+        // What the phase takes less with the weights in memory went into reading them.
+        if let (Some(_), Some(warm)) = (&cell.cold, cell.warm_phase_ns(&phase.name)) {
+            let warm = stats::median(&summary::seconds(warm)).unwrap_or(time);
+            let read = (time - warm).clamp(0.0, loss.max(0.0));
+            reading += read;
+            loss -= read;
+        }
         let cause = match phase.name.as_str() {
             "prediction" => Cause::Prediction,
             "base_step" => {
@@ -394,6 +408,7 @@ fn losses(record: &Record, base: &Cell, cell: &Cell) -> Vec<Loss> {
                 Cause::StepBeyondBandwidth
             }
             "selection" => Cause::Selection,
+            "open" => Cause::Opening,
             "prefill" if matches!(cell.kind, Kind::RandomPruned | Kind::StaticPruned | Kind::LazyPruned) => {
                 Cause::FewerTokens
             }
@@ -402,6 +417,9 @@ fn losses(record: &Record, base: &Cell, cell: &Cell) -> Vec<Loss> {
             _ => Cause::UnknownPhase,
         };
         losses.push(Loss { cause, seconds: loss });
+    }
+    if cell.cold.is_some() {
+        losses.push(Loss { cause: Cause::Reading, seconds: reading });
     }
     if let Some(rest) = stats::median(&summary::seconds(&cell.unattributed_ns()))
         && !losses.is_empty()

@@ -3,7 +3,7 @@ use clap::Args;
 use comfy_table::{Table, presets};
 use serde::Serialize;
 use ttft_kernels::DType;
-use ttft_reports::schema::{Limits, Machine as Fingerprint};
+use ttft_reports::schema::{Dtype, Limits, Machine as Fingerprint};
 
 use ttft_reports::format::bytes;
 
@@ -90,9 +90,19 @@ fn table(report: &Report, isa: &str) -> Table {
     row("virtual", m.virtualised.map_or("unknown", |v| if v { "yes" } else { "no" }).into());
     let threads = or_unknown(limits.threads);
     for p in &limits.peaks {
-        row(&format!("peak {}", p.dtype.name()), format!("{:.0} GFLOP/s with {threads} threads", p.gflops));
+        let best = limits.fastest(p.dtype) == Some(p);
+        let operations = if p.dtype == Dtype::I8 { "GOP/s" } else { "GFLOP/s" };
+        let mut said = format!("{:.0} {operations} by {}", p.gflops, or_unknown(p.isa.as_ref()));
+        if best {
+            said.push_str(": the peak");
+        }
+        row(&format!("{} unit", p.dtype.name()), said);
     }
-    let read = limits.read_gb_per_s.map_or("unknown".into(), |r| format!("{r:.1} GB/s with {threads} threads"));
+    if let Some(unit) = &limits.out_of_reach {
+        row("out of reach", format!("{unit}: the peaks are those of the units above"));
+    }
+    let read = limits.read_gb_per_s.map_or("unknown".into(), |r| format!("{r:.1} GB/s"));
     row("memory read", read);
+    row("measured with", format!("{threads} threads"));
     table
 }

@@ -9,6 +9,7 @@ mod generate;
 mod logits;
 mod machine;
 mod report;
+mod shell_files;
 mod synth;
 mod zoo;
 
@@ -54,6 +55,8 @@ enum Command {
     Doctor(doctor::Doctor),
     Synth(synth::Synth),
     Zoo(zoo::Zoo),
+    #[command(hide = true)]
+    ShellFiles(shell_files::ShellFiles),
     /// Measure one group, for `ttft bench` itself
     #[command(name = processes::WORKER, hide = true)]
     Worker {
@@ -101,6 +104,7 @@ impl Cli {
             Command::Convert(c) => c.run(),
             Command::Machine(c) => c.run(),
             Command::Synth(c) => c.run(),
+            Command::ShellFiles(c) => c.run(),
             Command::Zoo(c) => c.run(),
             Command::Worker { knobs } => worker::work(&knobs),
         };

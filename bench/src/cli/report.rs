@@ -76,7 +76,7 @@ fn open(path: &Path) -> Result<Record> {
     }
     ensure!(
         path.exists(),
-        "no file is called '{}': give a record (ttft bench and cargo bench print the path of theirs last), or `{PAPER}`",
+        "no file is called '{}': give a record (ttft bench and cargo bench print the path of theirs at the end), or `{PAPER}`",
         path.display()
     );
     Ok(Record::read(path)?)

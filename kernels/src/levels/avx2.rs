@@ -41,7 +41,6 @@ pub(crate) const LEVEL: Level = Level {
     tuning: Tuning { dot_rows: 8, dot_cost: 1.5, quads: &[], copy_from: 64, load_bound: None },
     detect: || V3::is_available() && is_x86_feature_detected!("f16c"),
     faster: |_| true,
-    spins: &[],
     around: None,
 };
 
@@ -75,8 +74,8 @@ impl Vector for V3 {
     operations! { self;
         splat_f32s(x: f32) -> __m256 = self.avx._mm256_set1_ps(x);
         splat_u32s(x: u32) -> __m256i = self.avx._mm256_set1_epi32(x as i32);
-        from_bits(x: __m256i) -> __m256 = self.avx._mm256_castsi256_ps(x);
-        to_bits(x: __m256) -> __m256i = self.avx._mm256_castps_si256(x);
+        f32s_of(x: __m256i) -> __m256 = self.avx._mm256_castsi256_ps(x);
+        bits_of(x: __m256) -> __m256i = self.avx._mm256_castps_si256(x);
         add_f32s(a: __m256, b: __m256) -> __m256 = self.avx._mm256_add_ps(a, b);
         sub_f32s(a: __m256, b: __m256) -> __m256 = self.avx._mm256_sub_ps(a, b);
         mul_f32s(a: __m256, b: __m256) -> __m256 = self.avx._mm256_mul_ps(a, b);
@@ -85,10 +84,10 @@ impl Vector for V3 {
         mul_add(a: __m256, b: __m256, c: __m256) -> __m256 = self.fma._mm256_fmadd_ps(a, b, c);
         greater_than_f32s(a: __m256, b: __m256) -> __m256 = self.avx._mm256_cmp_ps::<_CMP_GT_OQ>(a, b);
         equal_f32s(a: __m256, b: __m256) -> __m256 = self.avx._mm256_cmp_ps::<_CMP_EQ_OQ>(a, b);
-        greater_than_u32s(a: __m256i, b: __m256i) -> __m256 = self.from_bits(self.avx2._mm256_cmpgt_epi32(a, b));
+        greater_than_u32s(a: __m256i, b: __m256i) -> __m256 = self.f32s_of(self.avx2._mm256_cmpgt_epi32(a, b));
         select_f32s(mask: __m256, yes: __m256, no: __m256) -> __m256 = self.avx._mm256_blendv_ps(no, yes, mask);
         select_u32s(mask: __m256, yes: __m256i, no: __m256i) -> __m256i =
-            self.to_bits(self.select_f32s(mask, self.from_bits(yes), self.from_bits(no)));
+            self.bits_of(self.select_f32s(mask, self.f32s_of(yes), self.f32s_of(no)));
         add_u32s(a: __m256i, b: __m256i) -> __m256i = self.avx2._mm256_add_epi32(a, b);
         and_u32s(a: __m256i, b: __m256i) -> __m256i = self.avx2._mm256_and_si256(a, b);
         or_u32s(a: __m256i, b: __m256i) -> __m256i = self.avx2._mm256_or_si256(a, b);

@@ -43,7 +43,6 @@ pub(crate) const LEVEL: Level = Level {
     tuning: Tuning { dot_rows: 24, dot_cost: 1.02, quads: &[DType::F32], copy_from: usize::MAX, load_bound: Some(16) },
     detect: V4::is_available,
     faster: |_| true,
-    spins: &[],
     around: None,
 };
 
@@ -67,8 +66,8 @@ impl Vector for V4 {
     operations! { self;
         splat_f32s(x: f32) -> __m512 = self.avx512f._mm512_set1_ps(x);
         splat_u32s(x: u32) -> __m512i = self.avx512f._mm512_set1_epi32(x as i32);
-        from_bits(x: __m512i) -> __m512 = self.avx512f._mm512_castsi512_ps(x);
-        to_bits(x: __m512) -> __m512i = self.avx512f._mm512_castps_si512(x);
+        f32s_of(x: __m512i) -> __m512 = self.avx512f._mm512_castsi512_ps(x);
+        bits_of(x: __m512) -> __m512i = self.avx512f._mm512_castps_si512(x);
         add_f32s(a: __m512, b: __m512) -> __m512 = self.avx512f._mm512_add_ps(a, b);
         sub_f32s(a: __m512, b: __m512) -> __m512 = self.avx512f._mm512_sub_ps(a, b);
         mul_f32s(a: __m512, b: __m512) -> __m512 = self.avx512f._mm512_mul_ps(a, b);

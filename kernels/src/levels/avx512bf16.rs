@@ -1,6 +1,6 @@
 //! AVX-512 with `vdpbf16ps`: pairs of BF16, and attention of four queries over a cache as it lies.
 
-use std::{arch::x86_64::*, hint::black_box, mem::MaybeUninit};
+use std::{arch::x86_64::*, mem::MaybeUninit};
 
 use pulp::x86::V4;
 
@@ -48,31 +48,8 @@ pub(crate) const LEVEL: Level = Level {
     detect: || is_x86_feature_detected!("avx512bf16"),
     // On Intel cores `vdpbf16ps` multiplies more slowly than FMA does after widening (kernels/FIGURES.md, Emerald Rapids).
     faster: |vendor| vendor != *b"GenuineIntel",
-    spins: &[(DType::BF16, spin)],
     ..avx512::LEVEL
 };
-
-/// Steps of `vdpbf16ps`, 512 bits wide, in registers; the operations that they did.
-fn spin(steps: u64) -> u64 {
-    assert!(Isa::Avx512Bf16.available());
-    // SAFETY: the CPU has the instructions, as just checked.
-    unsafe { spin_pairs(steps) }
-}
-
-#[target_feature(enable = "avx512f,avx512bf16")]
-fn spin_pairs(steps: u64) -> u64 {
-    const CHAINS: usize = 16;
-    // Pairs of (0.5, 0.5): each step adds 0.5, and a sum of 2^24 / 2 stays there.
-    let half = _mm512_castsi512_ps(_mm512_set1_epi32(black_box(0x3f00_3f00)));
-    let mut a = [_mm512_set1_ps(black_box(0.0)); CHAINS];
-    for _ in 0..steps {
-        for a in &mut a {
-            *a = dot(*a, half, half);
-        }
-    }
-    black_box(a.iter().fold(0.0, |s, &a| s + _mm512_reduce_add_ps(a)));
-    steps * (CHAINS * 16 * 4) as u64
-}
 
 const STREAM_BF16: StreamKernel =
     StreamKernel { name: "attention_stream_bf16_avx512bf16", isa: Isa::Avx512Bf16, features: 32, scores, weigh };

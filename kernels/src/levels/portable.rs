@@ -28,7 +28,6 @@ pub(crate) const LEVEL: Level = Level {
     tuning: Tuning { dot_rows: 6, dot_cost: 1.5, quads: &[], copy_from: usize::MAX, load_bound: None },
     detect: || true,
     faster: |_| true,
-    spins: &[],
     around: None,
 };
 
@@ -67,8 +66,8 @@ impl Vector for Plain {
     operations! { self;
         splat_f32s(x: f32) -> F = [x; 4];
         splat_u32s(x: u32) -> U = [x; 4];
-        from_bits(x: U) -> F = x.map(f32::from_bits);
-        to_bits(x: F) -> U = x.map(f32::to_bits);
+        f32s_of(x: U) -> F = x.map(f32::from_bits);
+        bits_of(x: F) -> U = x.map(f32::to_bits);
         add_f32s(a: F, b: F) -> F = zip(a, b, |a, b| a + b);
         sub_f32s(a: F, b: F) -> F = zip(a, b, |a, b| a - b);
         mul_f32s(a: F, b: F) -> F = zip(a, b, |a, b| a * b);

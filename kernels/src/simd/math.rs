@@ -6,8 +6,8 @@ use super::Vector;
 /// shifted to the exponent's place, what is above falls off, and it adds to that of p.
 #[inline(always)]
 fn scale<V: Vector>(v: V, p: V::F32s, biased: V::F32s) -> V::F32s {
-    let n = v.shl_u32s(v.to_bits(biased), v.splat_u32s(23));
-    v.from_bits(v.add_u32s(v.to_bits(p), n))
+    let n = v.shl_u32s(v.bits_of(biased), v.splat_u32s(23));
+    v.f32s_of(v.add_u32s(v.bits_of(p), n))
 }
 
 /// e^r for |r| <= ln(2)/2: Cephes' minimax, of relative error 2e-8.

@@ -31,8 +31,8 @@ pub(crate) trait Vector: Copy {
 
     fn splat_f32s(self, x: f32) -> Self::F32s;
     fn splat_u32s(self, x: u32) -> Self::U32s;
-    fn from_bits(self, x: Self::U32s) -> Self::F32s;
-    fn to_bits(self, x: Self::F32s) -> Self::U32s;
+    fn f32s_of(self, x: Self::U32s) -> Self::F32s;
+    fn bits_of(self, x: Self::F32s) -> Self::U32s;
 
     fn add_f32s(self, a: Self::F32s, b: Self::F32s) -> Self::F32s;
     fn sub_f32s(self, a: Self::F32s, b: Self::F32s) -> Self::F32s;
@@ -187,7 +187,7 @@ pub(crate) fn load_pair<V: Vector, A: Element>(v: V, x: &[A]) -> [V::F32s; 2] {
             let x = bytemuck::pod_read_unaligned(bytemuck::cast_slice::<A, u8>(x));
             let even = v.shl_u32s(x, v.splat_u32s(16));
             let odd = v.and_u32s(x, v.splat_u32s(0xffff_0000));
-            [v.from_bits(even), v.from_bits(odd)]
+            [v.f32s_of(even), v.f32s_of(odd)]
         }
         _ => [load_exact(v, low), load_exact(v, high)],
     }
@@ -225,13 +225,13 @@ fn put(y: &mut [u8], whole: bool, x: &[u8]) {
 
 #[inline(always)]
 pub(crate) fn from_bf16<V: Vector>(v: V, x: V::Bits16) -> V::F32s {
-    v.from_bits(v.shl_u32s(v.widen(x), v.splat_u32s(16)))
+    v.f32s_of(v.shl_u32s(v.widen(x), v.splat_u32s(16)))
 }
 
 /// Round to nearest, ties to even; NaN stays NaN (made quiet).
 #[inline(always)]
 pub(crate) fn to_bf16<V: Vector>(v: V, x: V::F32s) -> V::Bits16 {
-    let (bits, s16) = (v.to_bits(x), v.splat_u32s(16));
+    let (bits, s16) = (v.bits_of(x), v.splat_u32s(16));
     let high = v.shr_u32s(bits, s16);
     let odd = v.and_u32s(high, v.splat_u32s(1));
     let up = v.add_u32s(v.add_u32s(bits, v.splat_u32s(0x7fff)), odd);
@@ -244,8 +244,8 @@ pub(crate) fn to_bf16<V: Vector>(v: V, x: V::F32s) -> V::Bits16 {
 #[inline(always)]
 pub(crate) fn to_bf16_pairs<V: Vector>(v: V, x: [V::F32s; 2]) -> V::U32s {
     let half = v.splat_u32s(0x8000);
-    let a = v.add_u32s(v.to_bits(x[0]), half);
-    let b = v.add_u32s(v.to_bits(x[1]), half);
+    let a = v.add_u32s(v.bits_of(x[0]), half);
+    let b = v.add_u32s(v.bits_of(x[1]), half);
     v.or_u32s(v.shr_u32s(a, v.splat_u32s(16)), v.and_u32s(b, v.splat_u32s(0xffff_0000)))
 }
 

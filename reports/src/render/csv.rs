@@ -9,7 +9,7 @@ use crate::{
     validate,
 };
 
-const HEADER: [&str; 68] = [
+const HEADER: [&str; 72] = [
     "run",
     "id",
     "kind",
@@ -52,6 +52,10 @@ const HEADER: [&str; 68] = [
     "step_s",
     "step_ratio",
     "ttft_steps",
+    "start",
+    "open_s",
+    "warm_ttft_s",
+    "read_bytes",
     "prefill_s",
     "selection_s",
     "auxiliary_s",
@@ -103,7 +107,7 @@ fn no_formula(words: &str) -> String {
     if formula { format!("'{words}") } else { words }
 }
 
-fn fields(run: &str, row: &summary::Row, verdict: Option<String>) -> [String; 68] {
+fn fields(run: &str, row: &summary::Row, verdict: Option<String>) -> [String; 72] {
     fn text<T: ToString>(value: Option<T>) -> String {
         value.map(|v| v.to_string()).unwrap_or_default()
     }
@@ -166,6 +170,10 @@ fn fields(run: &str, row: &summary::Row, verdict: Option<String>) -> [String; 68
         text(row.step.map(|s| s.value)),
         text(row.step_ratio.map(|s| s.value)),
         text(row.ttft_steps.map(|s| s.value)),
+        if cell.cold.is_some() { "cold" } else { "warm" }.into(),
+        phase("open"),
+        cell.cold.as_ref().map(|cold| seconds(&cold.warm_ns)).unwrap_or_default(),
+        text(super::cold::read_bytes(cell)),
         phase("prefill"),
         phase("selection"),
         phase("auxiliary"),

@@ -6,6 +6,7 @@
 pub(crate) mod blocks;
 pub(crate) mod calibration;
 mod charts;
+pub(crate) mod cold;
 pub(crate) mod content;
 mod csv;
 pub(crate) mod energy;

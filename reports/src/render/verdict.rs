@@ -44,7 +44,7 @@ fn claims(validation: &Validation) -> Vec<Block> {
          approximation). Roofline red.: the same of the time in which every phase takes the longer of its FLOPs at the \
          measured peak and its bytes at the measured bandwidth; where it is smaller, memory limits what can be had. Where \
          the time went: time beyond what the FLOPs would take at the base's own rate, as a share of the system's TTFT, \
-         largest first; negative is time gained. (!): not to be trusted.",
+         largest first; a negative share is time gained. (!) marks rows that are not to be trusted.",
     ));
     blocks.extend(resolution(&validation.claims).map(text));
     push_table(&mut blocks, over_auxiliary(&validation.claims));
@@ -77,14 +77,14 @@ fn resolution(claims: &[Claim]) -> Option<String> {
     let all: Vec<f64> = claims.iter().filter_map(|c| c.resolution).collect();
     let processes = claims.iter().map(|c| c.row.processes).max().unwrap_or(0);
     let of = match processes {
-        0 | 1 => "rounds of one process, without what varies between processes".into(),
-        n => format!("{n} processes"),
+        0 | 1 => "with the rounds of one process, and without what varies between processes".into(),
+        n => format!("with {n} processes"),
     };
     (!all.is_empty()).then(|| {
         format!(
-            "Resolution: this run ({of}) finds a deviation of {} in 80% of cases. Holds: the interval of the ratio lies \
-             within {} of 1, or within the resolution where that is coarser; falls short or exceeds: it lies outside; \
-             undecided: a part of it lies inside, and a part outside.",
+            "This run ({of}) finds a deviation of {} in 80% of cases, which is its resolution. A system holds if the \
+             interval of its ratio lies within {} of 1, or within the resolution where that is coarser. It falls short or \
+             exceeds if the interval lies outside, and is undecided if a part of the interval lies inside and a part outside.",
             range(&all, format::percent),
             format::percent(validate::word::BAND)
         )

@@ -155,6 +155,7 @@ pub(super) fn check_cell(cell: &Cell) -> Result<(), Fault> {
         return fault(field, "expected 1 or more, found 0");
     }
     let hash = scenario_hash(cell.kind, &cell.system, &cell.base, cell.aux.as_deref(), cell.batch, cell.prompt);
+    let hash = if cell.cold.is_some() { cold_hash(&hash) } else { hash };
     if cell.scenario_hash != hash {
         let found = &cell.scenario_hash;
         return fault(
@@ -248,6 +249,16 @@ pub(super) fn check_cell(cell: &Cell) -> Result<(), Fault> {
         check_samples(&decode.samples_ns, (decode.steps as usize).checked_mul(samples), || {
             "cell.decode.samples_ns".into()
         })?;
+    }
+    if let Some(cold) = &cell.cold {
+        check_samples(&cold.warm_ns, Some(samples), || "cell.cold.warm_ns".into())?;
+        for (i, phase) in cold.warm_phases.iter().enumerate() {
+            check_samples(&phase.samples_ns, Some(samples), || format!("cell.cold.warm_phases[{i}].samples_ns"))?;
+        }
+        if let Some(bytes) = &cold.read_bytes {
+            check_samples(bytes, Some(samples), || "cell.cold.read_bytes".into())?;
+        }
+        check_positive(cold.disk_gb_per_s, || "cell.cold.disk_gb_per_s".into())?;
     }
     if let Some(energy) = &cell.energy {
         check_energy(energy)?;

@@ -11,9 +11,10 @@ fn header() -> RunHeader {
         started_at: Some("2026-11-23T05:27:00Z".into()),
         command: vec!["ttft".into(), "bench".into()],
         limits: Limits {
-            peaks: vec![Peak { dtype: Dtype::Bf16, isa: Some("avx512".into()), gflops: 468.0 }],
+            peaks: vec![Peak { dtype: Dtype::Bf16, isa: Some("avx512".into()), gflops: 468.0, in_use: None }],
             read_gb_per_s: Some(41.5),
             threads: Some(2),
+            out_of_reach: None,
         },
         ..RunHeader::default()
     }
@@ -417,7 +418,7 @@ fn processes_and_probes_have_one_entry_for_each_sample() {
     let change = |c: &mut Cell| {
         c.processes = Some(vec![0, 1]);
         c.probes = Some(Probes { gflops: vec![900.0, 910.0], read_gb_per_s: vec![41.0, 40.0] });
-        c.limits = Some(Limits { peaks: Vec::new(), read_gb_per_s: Some(42.0), threads: Some(2) });
+        c.limits = Some(Limits { peaks: Vec::new(), read_gb_per_s: Some(42.0), ..Limits::default() });
     };
     let mut good = cell();
     assert_eq!((good.process_ranges().len(), good.process_ranges()[0].clone()), (1, 0..2));
@@ -435,6 +436,29 @@ fn processes_and_probes_have_one_entry_for_each_sample() {
     assert!(refused(|c| c.probes.as_mut().unwrap().gflops.truncate(1)).contains("cell.probes.gflops"));
     assert!(refused(|c| c.probes.as_mut().unwrap().read_gb_per_s[1] = 0.0).contains("cell.probes.read_gb_per_s[1]"));
     assert!(refused(|c| c.limits.as_mut().unwrap().read_gb_per_s = Some(-1.0)).contains("cell.limits.read_gb_per_s"));
+}
+
+#[test]
+fn a_cold_cell_has_a_hash_of_its_own_and_a_warm_run_for_each_sample() {
+    let cold = |c: &mut Cell| {
+        c.scenario_hash = cold_hash(&c.scenario_hash);
+        let warm_phases = vec![WarmPhase { name: "auxiliary".into(), samples_ns: vec![1, 2] }];
+        c.cold = Some(Cold { warm_ns: vec![5, 6], warm_phases, read_bytes: Some(vec![7, 8]), ..Cold::default() });
+    };
+    let mut good = cell();
+    cold(&mut good);
+    assert_eq!(read(&record_of(&good)).unwrap().cells, [good]);
+    let refused = |spoil: fn(&mut Cold)| {
+        refusal(|c| {
+            cold(c);
+            spoil(c.cold.as_mut().unwrap());
+        })
+    };
+    assert!(refused(|c| c.warm_ns.truncate(1)).contains("cell.cold.warm_ns"));
+    assert!(refused(|c| c.warm_phases[0].samples_ns.truncate(1)).contains("cell.cold.warm_phases[0].samples_ns"));
+    assert!(refused(|c| c.read_bytes = Some(vec![1])).contains("cell.cold.read_bytes"));
+    assert!(refused(|c| c.disk_gb_per_s = Some(0.0)).contains("cell.cold.disk_gb_per_s"));
+    assert!(refusal(|c| c.cold = Some(Cold::default())).contains("cell.scenario_hash"));
 }
 
 #[test]

@@ -115,6 +115,30 @@ pub struct Settings {
     pub extent: Option<Extent>,
     /// Seed of synthetic weights and prompts.
     pub seed: Option<u64>,
+    /// What is in memory when the clock starts; null is warm.
+    pub start: Option<Start>,
+}
+
+/// What is in memory when the clock starts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(test, derive(JsonSchema))]
+pub enum Start {
+    /// Weights are mapped and warm, buffers allocated; the clock starts at token ids in memory.
+    #[default]
+    Warm,
+    /// Nothing of the weights is in memory; the clock starts before their folders are opened.
+    Cold,
+}
+
+impl Start {
+    /// The name in scenarios and tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Start::Warm => "warm",
+            Start::Cold => "cold",
+        }
+    }
 }
 
 /// Numeric type.
@@ -239,32 +263,52 @@ pub struct Cache {
 #[serde(deny_unknown_fields)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct Limits {
-    /// Multiply-add peaks.
+    /// Multiply-add peaks, of each unit of the machine for each type.
     pub peaks: Vec<Peak>,
     /// Read bandwidth from memory, 1e9 bytes per second.
     pub read_gb_per_s: Option<f64>,
     /// Threads of these measurements.
     pub threads: Option<u32>,
+    /// A unit of the machine that the program did not reach, so that the peaks are those of the others; null if there is none.
+    pub out_of_reach: Option<String>,
 }
 
 impl Limits {
+    /// The fastest unit for factors of exactly this type.
+    pub fn fastest(&self, dtype: Dtype) -> Option<&Peak> {
+        self.peaks.iter().filter(|p| p.dtype == dtype).max_by(|a, b| a.gflops.total_cmp(&b.gflops))
+    }
+
+    /// The fastest unit for products of this type: also one of F32, to which 16-bit factors can be widened.
+    pub fn peak(&self, dtype: Dtype) -> Option<&Peak> {
+        let wider = if matches!(dtype, Dtype::Bf16 | Dtype::F16) { self.fastest(Dtype::F32) } else { None };
+        self.fastest(dtype).into_iter().chain(wider).max_by(|a, b| a.gflops.total_cmp(&b.gflops))
+    }
+
     /// Highest measured peak for products of this type, in GFLOP/s.
     pub fn peak_gflops(&self, dtype: Dtype) -> Option<f64> {
-        self.peaks.iter().filter(|p| p.dtype == dtype).map(|p| p.gflops).reduce(f64::max)
+        self.peak(dtype).map(|p| p.gflops)
+    }
+
+    /// The unit that the run's kernels use, if the record says so.
+    pub fn in_use(&self) -> Option<&Peak> {
+        self.peaks.iter().find(|p| p.in_use == Some(true))
     }
 }
 
-/// Peak rate of multiply-adds in registers, two operations each.
+/// Peak rate of one unit's multiply-adds, two operations each.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct Peak {
     /// Type of the factors.
     pub dtype: Dtype,
-    /// Instruction set that reached it.
+    /// The unit, or the instruction set, that reached it.
     pub isa: Option<String>,
     /// 1e9 operations per second.
     pub gflops: f64,
+    /// Whether the kernels that ran use this unit for the products of the run; null if that is unknown.
+    pub in_use: Option<bool>,
 }
 
 /// What kind of inference a cell times.
@@ -305,7 +349,7 @@ impl Kind {
 #[serde(deny_unknown_fields)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct Cell {
-    /// Such as `ttft/OE1.1B-KVP-C-450M/kvp/b4/p256`; unique in the run but for repeated attempts.
+    /// Such as `ttft/OE1.1B-KVP-C-450M/kvp/b4/p256`, of a cold start with `/cold` behind; unique in the run but for repeated attempts.
     pub id: String,
     /// 1 for the first measurement of this id; a later line with a higher number replaces it.
     pub attempt: u32,
@@ -313,7 +357,7 @@ pub struct Cell {
     pub started_at: Option<String>,
     /// Cells of one group were measured next to one another; where `rounds` is set, samples of one round are paired.
     pub group: String,
-    /// [`scenario_hash`] of the cell: equal hashes ask for the same work, on whatever machine.
+    /// [`scenario_hash`] of the cell ([`cold_hash`] of a cold start): equal hashes ask for the same work, on whatever machine.
     pub scenario_hash: String,
     /// What kind of inference this is.
     pub kind: Kind,
@@ -331,7 +375,8 @@ pub struct Cell {
     pub weight_dtype: Option<Dtype>,
     /// Type of activations and caches.
     pub precision: Option<Dtype>,
-    /// Type of the factors in the matrix products: the row of [`Limits::peaks`] that bounds this cell.
+    /// Type of the factors in the matrix products, whatever kernel multiplied them: the fastest row of [`Limits::peaks`] for it bounds
+    /// this cell.
     pub compute_dtype: Option<Dtype>,
     /// How much of the network is computed.
     pub extent: Option<Extent>,
@@ -365,6 +410,8 @@ pub struct Cell {
     pub phases: Vec<PhaseRecord>,
     /// Floating-point operations by the paper's approximation, 2 x parameters x tokens, for the whole batch.
     pub paper_flops: Option<u64>,
+    /// What a cold start adds; null for a warm one.
+    pub cold: Option<Cold>,
     /// Generation after the first token.
     pub decode: Option<Decode>,
     /// Speed probe around the cell.
@@ -419,6 +466,7 @@ impl Cell {
             limits: None,
             phases: Vec::new(),
             paper_flops: None,
+            cold: None,
             decode: None,
             drift: None,
             memory: None,
@@ -427,6 +475,14 @@ impl Cell {
             load_before: None,
             load_after: None,
             published: None,
+        }
+    }
+
+    /// The times of a phase with the weights in memory: of a warm cell its samples, of a cold one those right after.
+    pub fn warm_phase_ns(&self, name: &str) -> Option<&[u64]> {
+        match &self.cold {
+            None => self.phase(name).map(|p| &p.samples_ns[..]),
+            Some(cold) => cold.warm_phases.iter().find(|p| p.name == name).map(|p| &p.samples_ns[..]),
         }
     }
 
@@ -492,14 +548,54 @@ pub fn scenario_hash(kind: Kind, system: &str, base: &str, aux: Option<&str>, ba
 }
 
 /// The names of phases that a record of this program has.
-pub const PHASES: [&str; 6] = ["selection", "prefill", "auxiliary", "shared_layers", "prediction", "base_step"];
+pub const PHASES: [&str; 7] = ["open", "selection", "prefill", "auxiliary", "shared_layers", "prediction", "base_step"];
+
+/// [`scenario_hash`] of the same workload from a cold start, which is compared with cold starts alone.
+pub fn cold_hash(warm: &str) -> String {
+    Sha256::digest(format!("cold {warm}")).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A start with nothing of the weights in memory, beside the samples: what was read, and the same work with the weights in
+/// memory.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct Cold {
+    /// Bytes of all files in the folders that a start opens.
+    pub file_bytes: u64,
+    /// Which caches were empty, in words.
+    pub cache: String,
+    /// Bytes that the process had read from storage during every sample; null if the system does not tell.
+    pub read_bytes: Option<Vec<u64>>,
+    /// What counted `read_bytes`, or why nothing did.
+    pub read_source: String,
+    /// Time of the same work again right after every sample, when the weights were in memory.
+    pub warm_ns: Vec<u64>,
+    /// The phases of `warm_ns`.
+    pub warm_phases: Vec<WarmPhase>,
+    /// Rate at which the same processes could read the largest of the files from storage, several threads together; 1e9 bytes
+    /// per second. Null if it is too small for that.
+    pub disk_gb_per_s: Option<f64>,
+}
+
+/// A phase with the weights in memory.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct WarmPhase {
+    /// As in [`PhaseRecord::name`].
+    pub name: String,
+    /// Its time right after every sample of the cell.
+    pub samples_ns: Vec<u64>,
+}
 
 /// One phase of a system: its time in every sample, and its work.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct PhaseRecord {
-    /// `selection`, `prefill`, `auxiliary`, `shared_layers`, `prediction` or `base_step`.
+    /// `open` (of a cold start: the folders opened, the run planned), `selection`, `prefill`, `auxiliary`, `shared_layers`,
+    /// `prediction` or `base_step`.
     pub name: String,
     /// Time of the phase in every sample of the cell, in the same order.
     pub samples_ns: Vec<u64>,

@@ -48,7 +48,6 @@ pub(crate) const LEVEL: Level = Level {
     tuning: Tuning { dot_rows: 6, dot_cost: 1.5, quads: &[], copy_from: usize::MAX, load_bound: None },
     detect: || std::arch::is_aarch64_feature_detected!("neon"),
     faster: |_| true,
-    spins: &[],
     around: None,
 };
 
@@ -72,8 +71,8 @@ impl Vector for Neon {
     operations! { self;
         splat_f32s(x: f32) -> float32x4_t = self.neon.vdupq_n_f32(x);
         splat_u32s(x: u32) -> uint32x4_t = self.neon.vdupq_n_u32(x);
-        from_bits(x: uint32x4_t) -> float32x4_t = self.neon.vreinterpretq_f32_u32(x);
-        to_bits(x: float32x4_t) -> uint32x4_t = self.neon.vreinterpretq_u32_f32(x);
+        f32s_of(x: uint32x4_t) -> float32x4_t = self.neon.vreinterpretq_f32_u32(x);
+        bits_of(x: float32x4_t) -> uint32x4_t = self.neon.vreinterpretq_u32_f32(x);
         add_f32s(a: float32x4_t, b: float32x4_t) -> float32x4_t = self.neon.vaddq_f32(a, b);
         sub_f32s(a: float32x4_t, b: float32x4_t) -> float32x4_t = self.neon.vsubq_f32(a, b);
         mul_f32s(a: float32x4_t, b: float32x4_t) -> float32x4_t = self.neon.vmulq_f32(a, b);
