@@ -85,8 +85,8 @@ clippy() {
     PATH=$PREFIX/bin:$PATH "$PREFIX/bin/cargo-clippy" clippy --workspace --all-targets --target $LINUX --locked -- -D warnings
 }
 
-# Libraries, programs and integration tests; documentation examples are the same on every CPU and run on the host. So are
-# reports, and the command around the kernels: they run on the last CPU alone.
+# Libraries, programs and integration tests; documentation examples are the same on every CPU and run on the host. What is
+# around the kernels is the same on every CPU as well, so it runs on the last one alone: models' own tests compute on no kernel.
 tests() {
     local cpu start same
     say "build the tests"
@@ -96,7 +96,7 @@ tests() {
         [ -n "${ISA[$cpu]:-}" ] || fail "no CPU model '$cpu' here; there are: ${CPUS[*]}"
         say "tests on $cpu, which must run the kernels of ${ISA[$cpu]}"
         start=$SECONDS
-        same=(--exclude ttft-bench --exclude ttft-reports)
+        same=(--exclude ttft-bench --exclude ttft-models --exclude ttft-reports)
         [ "$cpu" != "${!#}" ] || same=()
         QEMU_CPU=$cpu TTFT_REQUIRE_ISA=${ISA[$cpu]} TTFT_TEST_SMALL=1 \
             cargo test --workspace "${same[@]}" --lib --bins --tests --target $LINUX --locked --quiet

@@ -40,6 +40,8 @@ pub fn take(knobs: &RunKnobs, asked: Asked, size: Size, folder: &Path, time: Dur
     let mut number = next_number(folder)?;
     let mut knobs = knobs.clone();
     knobs.out = Some(occasion(folder, number));
+    // It is no part of what varies here, and takes longer than an occasion's samples.
+    knobs.energy = Some(false);
     let start = Instant::now();
     let mut session = Session::start(&knobs, Sampler::Rounds, asked, size)?;
     for earlier in records(folder)?.iter().take(1) {
@@ -66,7 +68,7 @@ pub fn take(knobs: &RunKnobs, asked: Asked, size: Size, folder: &Path, time: Dur
     let processes = asked.processes.unwrap_or(PROCESSES);
     let design = Design { processes, rounds: session.rig.scenario.rounds.div_ceil(processes) };
     console::print(plan(&session, &groups, design, time, &disk)?)?;
-    session.rig.weights.make(&arms)?;
+    session.rig.make(&arms)?;
     let bar = ProgressBar::new(time.as_secs());
     bar.set_style(ProgressStyle::with_template("{msg} [{bar:30}] {percent}% (left: {eta})")?.progress_chars("=> "));
     loop {
@@ -94,7 +96,7 @@ fn plan(session: &Session, groups: &[Group], design: Design, time: Duration, dis
     let (mut occasion, mut memory) = (0.0, 0);
     for group in groups {
         let cost = session.costs(group)?;
-        occasion += design.seconds(cost.start, cost.round);
+        occasion += design.seconds(&cost);
         memory = memory.max(session.memory(group.arms.iter(), group.batch, group.prompt)?);
     }
     let Design { processes, rounds } = design;

@@ -24,17 +24,21 @@ impl Design {
         self.processes.saturating_mul(self.rounds)
     }
 
-    /// Estimated seconds, if a round takes `round` and a process needs `start` before its first.
-    pub fn seconds(self, start: f64, round: f64) -> f64 {
-        f64::from(self.processes) * (start + f64::from(self.rounds + 1) * round)
+    /// Estimated seconds.
+    pub fn seconds(self, cost: &Costs) -> f64 {
+        cost.once + f64::from(self.processes) * (cost.start + cost.warmup + f64::from(self.rounds) * cost.round)
     }
 }
 
 /// What one group costs, in seconds.
 #[derive(Clone, Copy, Debug)]
 pub struct Costs {
+    /// Of the whole group, once: what the first process measures after its rounds.
+    pub once: f64,
     /// Of a process before its first round.
     pub start: f64,
+    /// Of what warms a process up.
+    pub warmup: f64,
     /// Of a round.
     pub round: f64,
 }
@@ -77,7 +81,7 @@ pub fn ladder(rounds: u32, processes: Option<u32>) -> Vec<Design> {
 /// A design for each of several groups that are measured one after another in `left` seconds: at first the least for
 /// as many as possible, in order; then a step more for each in turn, as long as all of it fits.
 pub fn within(left: f64, groups: &[Costs], ladder: &[Design]) -> Vec<Option<Design>> {
-    let seconds = |at: usize, cost: &Costs| ladder[at].seconds(cost.start, cost.round);
+    let seconds = |at: usize, cost: &Costs| ladder[at].seconds(cost);
     let mut rest = left;
     let mut chosen: Vec<Option<usize>> = groups
         .iter()
@@ -132,7 +136,7 @@ mod tests {
     #[test]
     fn what_the_budget_holds_is_shared_and_the_rest_goes() {
         let ladder = ladder(10, None);
-        let costs = [Costs { start: 1.0, round: 1.0 }, Costs { start: 1.0, round: 4.0 }];
+        let costs = [1.0, 4.0].map(|round| Costs { once: 0.0, start: 1.0, warmup: round, round });
         let chosen = |left: f64| within(left, &costs, &ladder).into_iter().map(|d| d.map(|d| (d.processes, d.rounds)));
         let chosen = |left: f64| chosen(left).collect::<Vec<_>>();
         // The whole costs 10 (1 + 2) and 10 (1 + 8).
@@ -142,5 +146,7 @@ mod tests {
         assert_eq!(chosen(70.0), [Some((5, 2)), Some((5, 1))]);
         assert_eq!(chosen(20.0), [Some((5, 2)), None]);
         assert_eq!(chosen(8.0), [None, None]);
+        let once = Costs { once: 5.0, ..costs[0] };
+        assert_eq!(Design { processes: 3, rounds: 1 }.seconds(&once), 5.0 + 9.0);
     }
 }

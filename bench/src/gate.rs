@@ -1,14 +1,15 @@
 //! The correctness gate: before a system is timed, its logits on a short prompt are compared with those of the portable
-//! kernels in f32. Where tokens are ranked by attention, both rank them by a seed instead: rounding may exchange two tokens
-//! that rank almost alike, which is no error, but moves the logits as one would. A base that reads many tokens of a prompt itself
-//! reads fewer of the short one, so that some are predicted.
+//! kernels in f32. Where bf16 kernels run, its logits on the longest prompt are also compared with those of the f32 kernels of
+//! the same instruction set, since the portable ones would take minutes there. Where tokens are ranked by attention, both rank
+//! them by a seed instead: rounding may exchange two tokens that rank almost alike, which is no error, but moves the logits as
+//! one would. A base that reads many tokens of a prompt itself reads fewer of the short one, so that some are predicted.
 
 use anyhow::{Context, Result, ensure};
 use ttft_kernels::{Engine, Isa, Mat, Options};
 use ttft_models::{
     Extent, Precision, Pruned, RunSpec, System, kv_prediction::layout::OwnTokens, plan, pruning::Ranking,
 };
-use ttft_reports::schema::Gate;
+use ttft_reports::schema::{Gate, LongestGate};
 
 /// Tokens of the gate's prompt. The portable kernels pay for each of them.
 const PROMPT: usize = 7;
@@ -59,16 +60,62 @@ pub fn check(
     compare(engine, &short(system), depth, precision, extent, ids, ids)
 }
 
+/// Compares the kernels that a bf16 run takes with the f32 kernels of the same instruction set on a whole prompt, `ids`.
+///
+/// # Errors
+/// What running the system says. A difference is no error: it stands in the result.
+pub fn check_longest(engine: &Engine, system: &System, depth: Depth, ids: &[u32]) -> Result<LongestGate> {
+    compare_longest(engine, system, depth, ids, ids)
+}
+
+/// Runs the f32 kernels on `reference_ids` and the bf16 kernels on `ids`.
+fn compare_longest(
+    engine: &Engine,
+    system: &System,
+    depth: Depth,
+    reference_ids: &[u32],
+    ids: &[u32],
+) -> Result<LongestGate> {
+    let system = seeded(system);
+    let spec = |precision| RunSpec { batch: 1, prompt: ids.len(), generate: 1, precision, extent: Extent::FirstToken };
+    let logits = |precision, ids: &[u32]| -> Result<Vec<f32>> {
+        let mut run = plan(&system, &spec(precision))?;
+        run.first_token(engine, ids).context("the correctness gate at the longest prompt")?;
+        Ok(run.logits().row(0).to_vec())
+    };
+    let expected = logits(Precision::F32, reference_ids)?;
+    let found = logits(Precision::Bf16, ids)?;
+    // The products of attention add up one term for every token.
+    let depth = Depth { k: depth.k.max(ids.len()), ..depth };
+    Ok(LongestGate {
+        prompt: ids.len() as u32,
+        max_abs_err: max_abs_err(&expected, Mat::new(&found, 1, found.len())),
+        tolerance: rms(&expected) * relative_tolerance(Precision::Bf16, depth, expected.len()),
+    })
+}
+
+/// The system with a ranking of tokens that rounding does not change, if it ranks any.
+fn seeded(system: &System) -> System {
+    match system {
+        System::Pruned(p) => System::Pruned(Pruned { ranking: Ranking::Seeded, ..p.clone() }),
+        System::Network(_) | System::KvPrediction(_) => system.clone(),
+    }
+}
+
 /// The system as it runs on the gate's prompt.
 fn short(system: &System) -> System {
-    match system {
-        System::Network(_) => system.clone(),
-        System::Pruned(p) => System::Pruned(Pruned { ranking: Ranking::Seeded, ..p.clone() }),
+    match seeded(system) {
         System::KvPrediction(p) => {
             let OwnTokens { last, first } = p.own;
-            System::KvPrediction(p.clone().reading(OwnTokens { last: last.min(OWN), first: first.min(OWN) }))
+            System::KvPrediction(p.reading(OwnTokens { last: last.min(OWN), first: first.min(OWN) }))
         }
+        other => other,
     }
+}
+
+/// Root mean square.
+fn rms(x: &[f32]) -> f64 {
+    (x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / x.len() as f64).sqrt()
 }
 
 /// Runs the reference on `reference_ids` and the engine on `ids`.
@@ -94,8 +141,7 @@ fn compare(
     slow.first_token(&reference, reference_ids).context("the reference run of the correctness gate")?;
     let expected = slow.logits();
     let expected = expected.row(0);
-    let rms = (expected.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / expected.len() as f64).sqrt();
-    let tolerance = rms * relative_tolerance(precision, depth, expected.len());
+    let tolerance = rms(expected) * relative_tolerance(precision, depth, expected.len());
 
     let mut worst = 0f64;
     for batch in [1, BATCH] {
@@ -103,7 +149,7 @@ fn compare(
         fast.first_token(engine, &ids.repeat(batch)).context("the correctness gate")?;
         worst = worst.max(max_abs_err(expected, fast.logits()));
     }
-    Ok(Gate { max_abs_err: worst, tolerance, passed: worst <= tolerance })
+    Ok(Gate { max_abs_err: worst, tolerance, passed: worst <= tolerance, longest: None, longest_skipped: None })
 }
 
 /// Largest difference of any row from `expected`; what is not a number is as wrong as can be.
@@ -142,7 +188,14 @@ mod tests {
         for (dtype, precision) in [(DType::BF16, Precision::Bf16), (DType::F32, Precision::F32)] {
             let weights = Weights::new(Some(dir.path().to_owned()), dtype, 1, Size::Tiny).unwrap();
             let (base, aux, pair) = ("OE1.1B", "OE450M", "OE1.1B-KVP-C-450M");
-            let arm = Arm { kind: Kind::Kvp, system: pair.into(), base: base.into(), aux: Some(aux.into()), copy: 1 };
+            let arm = Arm {
+                kind: Kind::Kvp,
+                system: pair.into(),
+                base: base.into(),
+                aux: Some(aux.into()),
+                copy: 1,
+                start: Default::default(),
+            };
             let (base, aux) = (weights.network_dir(base).unwrap(), weights.network_dir(aux).unwrap());
             let predictor = weights.predictor_dir(pair).unwrap();
             let system = System::KvPrediction(KvPrediction::load(&base, &aux, &predictor).unwrap());
@@ -162,6 +215,15 @@ mod tests {
                 );
                 assert!(!wrong.passed, "{precision:?} {extent:?} {wrong:?}");
             }
+            // A prompt that fills several blocks of keys; the wrong run reads one of these blocks from elsewhere.
+            let depth = weights.depth(&arm).unwrap();
+            let ids: Vec<u32> = (0..700).map(|i| i * 7 % 500).collect();
+            let mut other = ids.clone();
+            other[288..576].iter_mut().for_each(|id| *id = (*id + 250) % 500);
+            let run = |ran: &[u32]| compare_longest(&engine, &system, depth, &ids, ran).unwrap();
+            let (right, wrong) = (run(&ids), run(&other));
+            assert!(right.prompt == 700 && right.max_abs_err < 0.5 * right.tolerance, "{dtype:?} {right:?}");
+            assert!(wrong.max_abs_err > wrong.tolerance, "{dtype:?} {wrong:?}");
         }
     }
 

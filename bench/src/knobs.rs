@@ -10,6 +10,7 @@ use anyhow::Result;
 use clap::{Args, Command, CommandFactory, FromArgMatches, Parser};
 use ttft_kernels::{Backend, Engine, Isa, Options};
 use ttft_models::{Extent, Precision};
+use ttft_reports::schema::Start;
 
 use crate::{
     catalog::Asked,
@@ -52,8 +53,8 @@ impl EngineKnobs {
 /// What to measure, and where things go.
 #[derive(Args, Clone, Debug)]
 pub struct RunKnobs {
-    /// Preset (quick, grid, table5, table5-3b, fig1, fig5b, shared, controls, calibrate, llama, qwen, smollm, long) or path of a
-    /// scenario file (default: quick; `ttft calibrate` takes calibrate)
+    /// Preset (quick, grid, table5, table5-3b, fig1, fig5b, shared, controls, cold, calibrate, llama, qwen, smollm, long) or path
+    /// of a scenario file (default: quick; `ttft calibrate` takes calibrate)
     #[arg(long, visible_alias = "preset", env = "TTFT_SCENARIO", value_name = "NAME|FILE")]
     pub scenario: Option<String>,
     /// Measure this network, or with --aux this pair, on the scenario's grid, in place of the scenario's systems: a folder as
@@ -73,6 +74,10 @@ pub struct RunKnobs {
     /// What is computed: first_token or full_network (default: the scenario's)
     #[arg(long, env = "TTFT_EXTENT", value_name = "EXTENT", value_parser = Extent::from_name)]
     pub extent: Option<Extent>,
+    /// What is in memory when the clock starts: warm (the weights, mapped) or cold (nothing of them: every sample reads them
+    /// from disk) (default: the scenario's)
+    #[arg(long, env = "TTFT_START", value_name = "START", value_parser = Start::from_name)]
+    pub start: Option<Start>,
     /// Seconds that the whole run may take; what does not fit is skipped (default: the scenario's)
     #[arg(long, env = "TTFT_BUDGET", value_name = "SECONDS", value_parser = seconds)]
     pub budget: Option<f64>,
@@ -82,6 +87,10 @@ pub struct RunKnobs {
     /// File of the record to write (default: a new file in ttft-records in the target folder)
     #[arg(long, env = "TTFT_OUT", value_name = "FILE")]
     pub out: Option<PathBuf>,
+    /// Whether energy is measured after the samples, where the machine tells it: on or off; a few seconds for each system
+    /// (default: on)
+    #[arg(long, env = "TTFT_ENERGY", value_name = "on|off", value_parser = switch)]
+    pub energy: Option<bool>,
     /// Make every sample slower by this many percent, on purpose: a difference that a comparison must find
     #[arg(long, value_name = "PERCENT", hide = true, value_parser = percent)]
     pub slowdown: Option<f64>,
@@ -105,7 +114,22 @@ impl RunKnobs {
     /// The flags that ask another process of this program for the same, but for the record.
     pub fn flags(&self) -> Vec<OsString> {
         // As they were declared: what is added above must stand here.
-        let RunKnobs { scenario, base, aux, predictor, precision, extent, weights, slowdown, engine, .. } = self;
+        let RunKnobs {
+            scenario,
+            base,
+            aux,
+            predictor,
+            precision,
+            extent,
+            start,
+            budget: _,
+            weights,
+            out: _,
+            energy,
+            slowdown,
+            trial: _,
+            engine,
+        } = self;
         let EngineKnobs { isa, threads, backend, kernel } = engine;
         let mut flags = Vec::new();
         let mut add = |name: &str, value: Option<OsString>| {
@@ -117,7 +141,9 @@ impl RunKnobs {
         add("--predictor", predictor.as_ref().map(Into::into));
         add("--precision", precision.map(|p| p.name().into()));
         add("--extent", extent.map(|e| e.name().into()));
+        add("--start", start.map(|s| s.name().into()));
         add("--weights", weights.as_ref().map(Into::into));
+        add("--energy", energy.map(|on| if on { "on" } else { "off" }.into()));
         add("--slowdown", slowdown.map(|s| s.to_string().into()));
         add("--isa", isa.map(|i| i.name().into()));
         add("--threads", threads.map(|t| t.to_string().into()));
@@ -179,6 +205,7 @@ impl RunKnobs {
         let mut s = Scenario::load(self.scenario_name())?;
         s.precision = self.precision.or(s.precision);
         s.extent = self.extent.or(s.extent);
+        s.start = self.start.or(s.start);
         s.budget_s = self.budget.unwrap_or(s.budget_s);
         let Some(base) = self.base.clone() else { return Ok(s) };
         s.of(Asked { base, aux: self.aux.clone(), predictor: self.predictor.clone(), ..Asked::default() })
@@ -194,6 +221,15 @@ impl RunKnobs {
         let command = Env::command();
         let variable = |a: &clap::Arg| Some((a.get_env()?.to_str()?.to_owned(), a.get_help()?.to_string()));
         command.get_arguments().filter_map(variable).collect()
+    }
+}
+
+/// `on` or `off`.
+fn switch(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("expected on or off".into()),
     }
 }
 
@@ -241,7 +277,7 @@ mod tests {
         for (name, _) in RunKnobs::variables() {
             assert!(reference.contains(&format!("`{name}`")), "docs/reference.md does not mention {name}");
         }
-        assert_eq!(RunKnobs::variables().len(), 13);
+        assert_eq!(RunKnobs::variables().len(), 15);
     }
 
     #[test]

@@ -7,11 +7,11 @@ use comfy_table::{CellAlignment, Table, presets};
 
 use ttft_reports::{
     format::{bytes, seconds},
-    schema::Kind,
+    schema::{Kind, Start},
 };
 
 use crate::{
-    design::{self, Design},
+    design::{self, Costs, Design},
     machine,
     rig::Group,
     scenario::Arm,
@@ -40,6 +40,8 @@ struct PlannedGroup {
     parts: usize,
     /// The systems that memory does not hold even alone, or beside their base where that is needed.
     too_large: Vec<String>,
+    /// Bytes that every round has read from disk; 0 if starts are warm.
+    round_bytes: u64,
     /// How it is sampled, of several parts the one that gets the fewest samples; none if the budget holds nothing.
     design: Option<Design>,
     /// Estimated seconds of all samples that the budget holds, warm-up included.
@@ -90,6 +92,10 @@ impl Plan {
                 prompt,
                 samples_s: arms.iter().map(|a| session.estimate(a, batch, prompt)).collect::<Result<_>>()?,
                 memory_bytes,
+                round_bytes: match session.rig.scenario.start() {
+                    Start::Warm => 0,
+                    Start::Cold => arms.iter().map(|arm| session.rig.weights.bytes([arm])).sum::<Result<u64>>()?,
+                },
                 parts: parts.len(),
                 too_large: too_large.into_iter().map(|a| a.system).collect(),
                 design: (!parts.is_empty()).then_some(Design { processes: 1, rounds: samples }),
@@ -111,10 +117,10 @@ impl Plan {
                 let design = designs.next().flatten();
                 if let Some(design) = design {
                     needed.extend(part.arms.iter().cloned());
-                    planned.seconds += match residence {
-                        Residence::Together => design.seconds(cost.start, cost.round),
-                        Residence::Alone => design.seconds(0.0, cost.round),
-                    };
+                    planned.seconds += design.seconds(&match residence {
+                        Residence::Together => cost,
+                        Residence::Alone => Costs { start: 0.0, ..cost },
+                    });
                 }
                 // Of parts that are sampled unlike, the least says what can be expected.
                 let samples = |d: Option<Design>| d.map_or(0, Design::samples);
@@ -202,6 +208,17 @@ impl fmt::Display for Plan {
         for group in self.groups.iter().filter(|g| !g.too_large.is_empty()) {
             writeln!(f, "  memory is too small, so the run skips: {} at {}", group.too_large.join(", "), group.size())?;
         }
+        let round = self.groups.iter().map(|g| g.round_bytes).max().unwrap_or(0);
+        if round > 0 {
+            let rounds = |g: &PlannedGroup| u64::from(g.design.map_or(0, Design::samples));
+            let all = self.groups.iter().map(|g| g.round_bytes.saturating_mul(rounds(g))).sum();
+            let (round, all) = (bytes(round), bytes(all));
+            writeln!(
+                f,
+                "reading: starts are cold, so every round of all systems reads about {round} from disk, and the run {all}, beside \
+                 at most 1 GiB for each process that finds out how fast the disk is"
+            )?;
+        }
         write!(f, "disk: {}", self.disk)
     }
 }
@@ -260,7 +277,7 @@ fn one_after_another(session: &Session, groups: &[&Group], samples: u32) -> Resu
     let mut left = session.budget_left();
     let design = Design { processes: 1, rounds: samples };
     let fit = |group: &&Group| {
-        let need = design.seconds(0.0, session.costs(group)?.round);
+        let need = design.seconds(&Costs { start: 0.0, ..session.costs(group)? });
         let fits = need <= left;
         left -= if fits { need } else { 0.0 };
         Ok(fits.then_some(design))

@@ -20,6 +20,17 @@ pub fn status_bytes(key: &str) -> Option<u64> {
     line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
+/// Bytes that this process has had read from storage so far, by all of its threads.
+///
+/// # Errors
+/// Why that is unknown.
+pub fn read_bytes() -> Result<u64, String> {
+    const FILE: &str = "/proc/self/io";
+    let text = std::fs::read_to_string(FILE).map_err(|e| format!("{FILE}: {e}"))?;
+    let bytes = text.lines().find_map(|l| l.strip_prefix("read_bytes: ")?.parse().ok());
+    bytes.ok_or_else(|| format!("{FILE}: no read_bytes"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

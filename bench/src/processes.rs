@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use ttft_reports::schema::{Cell, Decode, Drift, Memory, PhaseRecord, Probes};
+use ttft_reports::schema::{Cell, Clocks, Cold, Decode, Drift, Memory, PhaseRecord, Probes, WarmPhase};
 
 use crate::{
     layout::Layout,
@@ -119,6 +119,11 @@ pub fn merge(cells: Vec<Cell>) -> Result<Cell> {
             gflops: joined(a.gflops, b.gflops),
             read_gb_per_s: joined(a.read_gb_per_s, b.read_gb_per_s),
         });
+        all.clocks = all.clocks.zip(next.clocks).map(|(a, b)| Clocks {
+            mhz: a.mhz.zip(b.mhz).map(|(a, b)| joined(a, b)),
+            throttled: a.throttled.zip(b.throttled).map(|(a, b)| joined(a, b)),
+            unknown: a.unknown.or(b.unknown),
+        });
         all.warmup_ns.extend(next.warmup_ns);
         all.samples_ns.extend(next.samples_ns);
         ensure!(
@@ -140,6 +145,11 @@ pub fn merge(cells: Vec<Cell>) -> Result<Cell> {
             minor_faults: a.minor_faults.zip(b.minor_faults).map(|(a, b)| a + b),
             major_faults: a.major_faults.zip(b.major_faults).map(|(a, b)| a + b),
         });
+        all.cold = match (all.cold, next.cold) {
+            (Some(a), Some(b)) => Some(cold(a, b)),
+            (None, None) => None,
+            _ => bail!("{}: processes disagree about its start", all.id),
+        };
         all.drift = all.drift.zip(next.drift).map(|(a, b)| Drift {
             after_gflops: b.after_gflops,
             after_read_gb_per_s: b.after_read_gb_per_s,
@@ -149,6 +159,19 @@ pub fn merge(cells: Vec<Cell>) -> Result<Cell> {
     }
     all.processes = Some(processes);
     Ok(all)
+}
+
+/// The cold starts of two processes.
+fn cold(a: Cold, b: Cold) -> Cold {
+    let phases = a.warm_phases.into_iter().zip(b.warm_phases);
+    Cold {
+        read_bytes: a.read_bytes.zip(b.read_bytes).map(|(a, b)| joined(a, b)),
+        warm_ns: joined(a.warm_ns, b.warm_ns),
+        warm_phases: phases.map(|(a, b)| WarmPhase { samples_ns: joined(a.samples_ns, b.samples_ns), ..a }).collect(),
+        // What storage can do is what it did at its best.
+        disk_gb_per_s: a.disk_gb_per_s.into_iter().chain(b.disk_gb_per_s).reduce(f64::max),
+        ..a
+    }
 }
 
 fn joined<T>(mut a: Vec<T>, b: impl IntoIterator<Item = T>) -> Vec<T> {
@@ -170,6 +193,7 @@ mod tests {
             rounds: Some((0..n as u32).collect()),
             round_positions: Some(vec![1; n]),
             probes: Some(Probes { gflops: vec![rate; n], read_gb_per_s: vec![1.0; n] }),
+            clocks: Some(Clocks { mhz: Some(vec![rate; n]), throttled: None, unknown: Some("no counters".into()) }),
             phases: vec![phase],
             decode: Some(Decode { steps: 2, samples_ns: vec![3; 2 * n] }),
             kernels: vec![format!("k{n}")],
@@ -191,12 +215,29 @@ mod tests {
         assert_eq!((all.warmup_ns.len(), all.phases[0].samples_ns.len()), (3, 5));
         assert_eq!(all.decode.unwrap().samples_ns.len(), 10);
         assert_eq!(all.probes.unwrap().gflops, [10.0, 10.0, 20.0, 30.0, 30.0]);
+        let clocks = all.clocks.unwrap();
+        assert_eq!(clocks.mhz, Some(vec![10.0, 10.0, 20.0, 30.0, 30.0]));
+        assert_eq!((clocks.throttled, clocks.unknown), (None, Some("no counters".into())));
         assert_eq!(all.kernels, ["k1", "k2"]);
         let memory = all.memory.unwrap();
         assert_eq!((memory.peak_rss_bytes, memory.minor_faults), (Some(30), Some(6)));
         let drift = all.drift.unwrap();
         assert_eq!((drift.before_gflops, drift.after_gflops), (Some(10.0), Some(31.0)));
         assert_eq!((all.load_before, all.load_after), (Some(10.0), Some(31.0)));
+        let cold = |times: &[u64], rate| Cell {
+            cold: Some(Cold {
+                read_bytes: Some(times.to_vec()),
+                warm_ns: times.to_vec(),
+                warm_phases: vec![WarmPhase { name: "prefill".into(), samples_ns: times.to_vec() }],
+                disk_gb_per_s: Some(rate),
+                ..Cold::default()
+            }),
+            ..cell(times, 1.0)
+        };
+        let all = merge(vec![cold(&[1, 2], 3.0), cold(&[4], 2.0)]).unwrap().cold.unwrap();
+        assert_eq!((all.read_bytes.as_deref(), &all.warm_ns[..]), (Some(&[1, 2, 4][..]), &[1, 2, 4][..]));
+        assert_eq!((&all.warm_phases[0].samples_ns[..], all.disk_gb_per_s), (&[1, 2, 4][..], Some(3.0)));
+        assert!(merge(vec![cold(&[1], 1.0), cell(&[1], 1.0)]).is_err());
         assert!(merge(Vec::new()).is_err());
         let other = Cell { id: "ttft/x".into(), ..cell(&[1], 1.0) };
         assert!(merge(vec![cell(&[1], 1.0), other]).unwrap_err().to_string().contains("not the same cell"));

@@ -4,22 +4,27 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    hint,
+    fs, hint,
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use jiff::{Timestamp, Unit};
 use ttft_kernels::{DType, Engine};
 use ttft_models::{
-    Extent, Inference, KvPrediction, Network, PhaseTimes, Pruned, RunSpec, System,
+    Extent, Inference, Network, Phase, PhaseTimes, RunSpec, System,
     cost::{CostSystem, Flops, PhaseCost},
+    kv_prediction::layout::OwnTokens,
     plan,
 };
-use ttft_reports::schema::{self, Cell, Decode, Kind, Memory, PhaseRecord, Probes};
+use ttft_reports::schema::{self, Cell, Cold, Decode, Kind, Memory, PhaseRecord, Probes, WarmPhase, cold_hash};
 
 use crate::{
+    clock::{self, Clock, Reading},
+    cold,
+    energy::Meter,
     knobs::RunKnobs,
     machine::{self, Probe, Rates},
     process,
@@ -38,13 +43,18 @@ pub struct Rig {
     pub engine: Engine,
     /// Where the weights are.
     pub weights: Weights,
-    /// Type of the factors in the matrix products.
+    /// Type of the factors in the matrix products, whatever the kernels make of them.
     pub compute: DType,
     /// Measures the machine's speed.
     pub probe: Probe,
+    /// Measures energy, or why it cannot; none if that is not asked for.
+    pub meter: Option<Result<Meter, String>>,
     networks: HashMap<String, Arc<Network>>,
     systems: HashMap<String, Arc<System>>,
     slowdown: f64,
+    clock: Clock,
+    /// The rate at which this process could read from storage, once it was measured.
+    disk_gb_per_s: Option<Option<f64>>,
 }
 
 /// Systems that are measured next to one another, at one batch and prompt length.
@@ -93,11 +103,12 @@ impl Rig {
         let weights = Weights::new(knobs.weights.clone(), scenario.dtype, scenario.seed, size)?;
         let weights = weights.of(scenario.catalog.clone());
         let engine = knobs.engine.engine()?;
-        let compute = machine::compute_dtype(&engine, scenario.precision().dtype(), scenario.dtype);
+        let compute = machine::compute_dtype(scenario.precision().dtype(), scenario.dtype);
         let probe = match size {
             Size::Real => Probe::for_machine(compute),
             Size::Tiny => Probe::new(1 << 20, compute),
         };
+        let scenario_start = scenario.start();
         Ok(Rig {
             arms: scenario.arms()?,
             scenario,
@@ -105,9 +116,14 @@ impl Rig {
             weights,
             compute,
             probe,
+            // A trial leaves nothing behind that could tell it; to evict weights takes energy too.
+            meter: (knobs.energy.unwrap_or(true) && !knobs.trial && scenario_start == schema::Start::Warm)
+                .then(Meter::find),
             networks: HashMap::new(),
             systems: HashMap::new(),
             slowdown: knobs.slowdown.unwrap_or(0.0) / 100.0,
+            clock: Clock::of_this_machine(),
+            disk_gb_per_s: None,
         })
     }
 
@@ -126,21 +142,57 @@ impl Rig {
             return Ok(Arc::clone(system));
         }
         let networks = arm.networks().into_iter().map(|n| self.network(n)).collect::<Result<Vec<_>>>()?;
-        let [base, aux @ ..] = &networks[..] else { bail!("{}: a system without a network", arm.system) };
-        let system = match (arm.kind, arm.pruning()) {
-            (Kind::Kvp, _) => {
-                let own = self.scenario.catalog.pair(&arm.system)?.own;
-                let dir = self.weights.predictor_dir(&arm.system)?;
-                let kvp = KvPrediction::new(base.clone(), aux.first().cloned(), &dir)?.reading(own);
-                kvp.predictor.warm();
-                System::KvPrediction(kvp)
-            }
-            (_, Some(pruning)) => System::Pruned(Pruned::new(base.clone(), pruning)),
-            (_, None) => System::Network(base.clone()),
+        let predictor = self.predictor(arm)?;
+        let system = arm.assemble(networks, predictor)?;
+        if let System::KvPrediction(kvp) = &system {
+            kvp.predictor.warm();
+        }
         };
-        let system = Arc::new(system);
+        let system = Arc::new(arm.assemble(networks, predictor)?);
         self.systems.insert(arm.system.clone(), Arc::clone(&system));
         Ok(system)
+    }
+
+    /// Drops what is mapped, if starts are cold: nobody can evict what somebody has mapped.
+    pub fn release(&mut self) {
+        if self.scenario.start() == schema::Start::Cold {
+            self.systems.clear();
+            self.networks.clear();
+        }
+    }
+
+    /// Makes the weights of these arms, where that has a use.
+    ///
+    /// # Errors
+    /// Cold starts where they cannot be had; as [`Weights::make`].
+    pub fn make(&self, arms: &[Arm]) -> Result<()> {
+        if self.scenario.start() == schema::Start::Cold {
+            cold::possible(self.weights.root())?;
+        }
+        self.weights.make(arms)
+    }
+
+    /// A system from cold starts: its folders verified, and everything in them brought out of memory.
+    fn start(&mut self, arm: &Arm, spec: RunSpec) -> Result<(cold::Start, Cold)> {
+        let networks = arm.networks().into_iter().map(|n| self.weights.network_dir(n)).collect::<Result<Vec<_>>>()?;
+        let predictor = self.predictor(arm)?;
+        let start = cold::Start { arm: arm.clone(), spec, networks, predictor };
+        start.evict()?;
+        let sizes: Vec<(u64, PathBuf)> =
+            start.files()?.into_iter().map(|file| Ok((fs::metadata(&file)?.len(), file))).collect::<Result<_>>()?;
+        let disk_gb_per_s = match (self.disk_gb_per_s, sizes.iter().max()) {
+            (Some(known), _) => known,
+            (None, Some((_, largest))) => *self.disk_gb_per_s.insert(cold::read_rate(largest)?),
+            (None, None) => None,
+        };
+        let file_bytes = sizes.iter().map(|(size, _)| size).sum();
+        Ok((start, Cold { file_bytes, cache: cold::cache(), disk_gb_per_s, ..Cold::default() }))
+    }
+
+    /// The folder of a KV prediction's predictor, and what its base reads itself.
+    fn predictor(&self, arm: &Arm) -> Result<Option<(PathBuf, OwnTokens)>> {
+        let of = || Ok((self.weights.predictor_dir(&arm.system)?, self.scenario.catalog.pair(&arm.system)?.own));
+        (arm.kind == Kind::Kvp).then(of).transpose()
     }
 
     fn network(&mut self, name: &str) -> Result<Arc<Network>> {
@@ -159,6 +211,10 @@ impl Rig {
             System::Network(_) | System::Pruned(_) => system.base().config().vocab,
             System::KvPrediction(p) => p.networks().map(|n| n.config().vocab).fold(usize::MAX, usize::min),
         };
+        self.ids(vocab, n)
+    }
+
+    fn ids(&self, vocab: usize, n: usize) -> Vec<u32> {
         let mut state = self.scenario.seed;
         (0..n).map(|_| (split_mix(&mut state) % vocab as u64) as u32).collect()
     }
@@ -169,9 +225,20 @@ impl Rig {
     /// What making or loading the weights, or planning the run, says.
     pub fn open(&mut self, arm: &Arm, group: &Group) -> Result<Running> {
         let (batch, prompt) = (group.batch, group.prompt);
-        let system = self.system(arm)?;
         let spec = self.spec(batch, prompt);
-        let inference = plan(&system, &spec)?;
+        let cost = self.weights.cost(arm)?;
+        let (at, ids, cold) = match arm.start {
+            schema::Start::Warm => {
+                let system = self.system(arm)?;
+                (At::Warm(plan(&system, &spec)?), self.prompt(&system, batch * prompt), None)
+            }
+            schema::Start::Cold => {
+                let (start, cold) = self.start(arm, spec)?;
+                let aux = cost.prediction.iter().filter_map(|p| p.aux.as_ref());
+                let vocab = aux.map(|aux| aux.vocab).fold(cost.base.vocab, usize::min);
+                (At::Cold(Box::new(start)), self.ids(vocab, batch * prompt), Some(cold))
+            }
+        };
         let mut cell = Cell::new(
             arm.kind,
             &arm.system,
@@ -180,7 +247,6 @@ impl Rig {
             batch.try_into().context("batch")?,
             prompt.try_into().context("prompt")?,
         );
-        let cost = self.weights.cost(arm)?;
         cell.id = arm.id(batch, prompt);
         cell.group = group.label();
         cell.started_at = Some(now());
@@ -197,16 +263,45 @@ impl Rig {
             .into_iter()
             .map(|(name, cost)| PhaseRecord { name, cost: Some(cost), ..Default::default() })
             .collect();
+        if cold.is_some() {
+            let cost = Some(schema::Cost::default());
+            let open = PhaseRecord { name: OPEN.into(), cost, parallel_regions: Some(0), ..Default::default() };
+            cell.phases.insert(0, open);
+            cell.scenario_hash = cold_hash(&cell.scenario_hash);
+            cell.cold = cold;
+        }
         Ok(Running {
-            inference,
-            ids: self.prompt(&system, batch * prompt),
+            at,
+            ids,
             decode: self.scenario.decode,
             slowdown: self.slowdown,
             cell,
             calls: Vec::new(),
             kernels: BTreeSet::new(),
+            clock: self.clock.clone(),
         })
     }
+}
+
+/// The phase of a cold start before those of the models.
+const OPEN: &str = "open";
+
+/// A system, before a sample.
+enum At {
+    /// Planned, its weights in memory.
+    Warm(Box<dyn Inference>),
+    /// To be opened, with nothing of it in memory.
+    Cold(Box<cold::Start>),
+}
+
+/// What a cold start adds to a sample.
+#[derive(Debug)]
+struct Opening {
+    open: Duration,
+    /// Bytes read, or why that is unknown.
+    read: Result<u64, String>,
+    /// The same work again with the weights in memory.
+    warm: PhaseTimes,
 }
 
 /// One call of the sampler: a sample, or several where criterion wants more at once.
@@ -216,17 +311,22 @@ struct Call {
     /// Tokens after the first, sample after sample.
     steps: Vec<Duration>,
     faults: Option<(u64, u64)>,
+    /// Before and after.
+    clocks: (Reading, Reading),
+    /// One for each of the times, of cold starts.
+    openings: Vec<Opening>,
 }
 
 /// An open cell.
 pub struct Running {
-    inference: Box<dyn Inference>,
+    at: At,
     ids: Vec<u32>,
     decode: u32,
     slowdown: f64,
     cell: Cell,
     calls: Vec<Call>,
     kernels: BTreeSet<&'static str>,
+    clock: Clock,
 }
 
 /// Where and when the samples of a cell were taken.
@@ -256,24 +356,57 @@ impl Running {
     /// What the models say.
     pub fn call(&mut self, engine: &Engine, n: u64) -> Result<Duration> {
         engine.take_used();
-        let mut call = Call { times: Vec::new(), steps: Vec::new(), faults: Some((0, 0)) };
+        let clocks = (self.clock.read(), Reading::default());
+        let (times, steps, openings) = (Vec::new(), Vec::new(), Vec::new());
+        let mut call = Call { times, steps, faults: Some((0, 0)), clocks, openings };
         for _ in 0..n {
-            let before = process::faults();
-            let mut times = self.inference.first_token(engine, &self.ids)?;
+            if let At::Cold(start) = &self.at {
+                start.evict()?;
+            }
+            let (before, read) = (process::faults(), process::read_bytes());
+            let mut opened;
+            let (inference, open) = match &mut self.at {
+                At::Warm(inference) => (inference, None),
+                At::Cold(start) => {
+                    let clock = Instant::now();
+                    opened = start.open()?;
+                    (&mut opened, Some(clock.elapsed()))
+                }
+            };
+            let mut times = inference.first_token(engine, &self.ids)?;
+            times.total += open.unwrap_or_default();
             times.total += delay(times.total.mul_f64(self.slowdown));
             call.times.push(times);
             let taken = before.zip(process::faults()).map(|(b, a)| (a.0 - b.0, a.1 - b.1));
             call.faults = call.faults.zip(taken).map(|(sum, n)| (sum.0 + n.0, sum.1 + n.1));
             self.kernels.extend(engine.take_used());
+            if let Some(open) = open {
+                let by_io = read.and_then(|before| Ok(process::read_bytes()?.saturating_sub(before)));
+                let read = by_io.or_else(|why| by_faults(taken, why));
+                call.openings.push(Opening { open, read, warm: inference.first_token(engine, &self.ids)? });
+            }
             for _ in 0..self.decode {
-                call.steps.push(self.inference.next_token(engine)?);
+                call.steps.push(inference.next_token(engine)?);
             }
             // Kernels of generation are no part of the time to first token.
             engine.take_used();
         }
+        call.clocks.1 = self.clock.read();
         let total = call.times.iter().map(|t| t.total).sum();
         self.calls.push(call);
         Ok(total)
+    }
+
+    /// Runs to the first token once more, without a sample: for what else there is to measure.
+    ///
+    /// # Errors
+    /// What the models say.
+    pub fn again(&mut self, engine: &Engine) -> Result<()> {
+        if let At::Warm(inference) = &mut self.at {
+            inference.first_token(engine, &self.ids)?;
+        }
+        engine.take_used();
+        Ok(())
     }
 
     /// Minor page faults of the last call; none if the system does not tell.
@@ -300,6 +433,11 @@ impl Running {
             // The same in every sample: it follows from shapes and threads.
             phase.parallel_regions = times.first().and_then(of).map(|p| p.regions as u64);
         }
+        if let Some(cold) = &mut cell.cold {
+            let openings: Vec<&Opening> = taken.iter().flat_map(|c| &c.openings).collect();
+            cell.phases[0].samples_ns = openings.iter().map(|o| nanos(o.open)).collect();
+            fill(cold, &openings);
+        }
         cell.decode = (decode > 0).then(|| Decode {
             steps: decode,
             samples_ns: taken.iter().flat_map(|c| &c.steps).map(|d| nanos(*d)).collect(),
@@ -314,6 +452,9 @@ impl Running {
                 Probes { gflops, read_gb_per_s }
             });
         }
+        // Of several samples in one call, each has what the call has.
+        let readings = taken.iter().flat_map(|c| c.times.iter().map(|_| c.clocks));
+        cell.clocks = Some(clock::record(&readings.collect::<Vec<_>>()));
         cell.kernels = self.kernels.iter().map(|k| (*k).into()).collect();
         let faults = |f: fn(&(u64, u64)) -> u64| taken.iter().map(|c| c.faults.as_ref().map(f)).sum::<Option<u64>>();
         cell.memory = Some(Memory {
@@ -325,6 +466,33 @@ impl Running {
         cell.load_after = machine::load();
         Ok(cell)
     }
+}
+
+/// Bytes of the pages that faults read, where the system does not count them; `why` it does not.
+fn by_faults(taken: Option<(u64, u64)>, why: String) -> Result<u64, String> {
+    match taken.zip(machine::page_bytes()) {
+        Some(((_, major), page)) => Ok(major * page),
+        None => Err(why),
+    }
+}
+
+/// What the samples of a cold start add.
+fn fill(cold: &mut Cold, openings: &[&Opening]) {
+    let nanos = |d: Duration| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX);
+    let read: Result<Vec<u64>, String> = openings.iter().map(|o| o.read.clone()).collect();
+    (cold.read_bytes, cold.read_source) = match (read, process::read_bytes()) {
+        (Ok(bytes), Ok(_)) => (Some(bytes), "read_bytes in /proc/self/io".into()),
+        (Ok(bytes), Err(why)) => {
+            (Some(bytes), format!("major page faults, a page each, which is less than was read ahead; {why}"))
+        }
+        (Err(why), _) => (None, format!("unknown: {why}")),
+    };
+    cold.warm_ns = openings.iter().map(|o| nanos(o.warm.total)).collect();
+    let names = openings.first().map(|o| o.warm.phases.iter().map(|p| p.phase).collect::<Vec<_>>());
+    let of = |phase| move |o: &&Opening| o.warm.phases.iter().find(|p| p.phase == phase).map_or(0, |p| nanos(p.time));
+    let warm =
+        |phase: Phase| WarmPhase { name: phase.name().into(), samples_ns: openings.iter().map(of(phase)).collect() };
+    cold.warm_phases = names.into_iter().flatten().map(warm).collect();
 }
 
 impl std::fmt::Debug for Running {

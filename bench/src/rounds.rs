@@ -10,7 +10,7 @@ use ttft_reports::{
 
 use crate::{
     console,
-    design::{self, Design},
+    design::{self, Costs, Design},
     planner::{self, Plan, Residence},
     processes,
     rig::Group,
@@ -38,14 +38,14 @@ pub fn run(session: &mut Session, until_stable: Option<f64>) -> Result<()> {
     let arms = session.rig.arms.clone();
     let plan = plan(session)?;
     console::print(format_args!("{plan}\n"))?;
-    session.rig.weights.make(plan.needed())?;
+    session.rig.make(plan.needed())?;
     let mut groups = Vec::new();
     for (batch, prompt) in session.rig.scenario.groups() {
         groups.extend(fitting(session, &arms, batch, prompt)?);
     }
     for (i, group) in groups.iter().enumerate() {
         if session.finished(group) {
-            console::note(format_args!("{}: finished before", group.label()));
+            console::note(format_args!("{}: it is finished already", group.label()));
             continue;
         }
         // What the groups before took is known by now, so the rest is planned anew.
@@ -98,7 +98,9 @@ fn measure_again(session: &mut Session, groups: &[Group], limit: f64) -> Result<
         }
     }
     for (id, attempts) in groups.iter().flat_map(|g| session.unstable(g)) {
-        console::note(format_args!("{id}: still disturbed after {attempts} attempts, and no time for another"));
+        console::note(format_args!(
+            "{id}: it is still disturbed after {attempts} attempts, and there is no time for another"
+        ));
     }
     Ok(())
 }
@@ -107,7 +109,7 @@ fn measure_again(session: &mut Session, groups: &[Group], limit: f64) -> Result<
 fn skip(session: &mut Session, group: &Group) -> Result<()> {
     let cost = session.costs(group)?;
     let ladder = design::ladder(session.rig.scenario.rounds, session.processes);
-    let [least, most] = [ladder.first(), ladder.last()].map(|d| d.map_or(0.0, |d| d.seconds(cost.start, cost.round)));
+    let [least, most] = [ladder.first(), ladder.last()].map(|d| d.map_or(0.0, |d| d.seconds(&cost)));
     let reason = session.over_budget(least).unwrap_or_else(|| "the budget is spent".into());
     for id in group.ids() {
         session.skip(Skipped { id, reason: reason.clone(), estimate_s: Some(most), ..Default::default() })?;
@@ -124,6 +126,8 @@ pub(crate) fn measure(session: &mut Session, group: &Group, design: Design) -> R
             Err(e) => session.fail(&arm.id(group.batch, group.prompt), &e)?,
         }
     }
+    // What was checked is not to stay in memory when starts are cold.
+    session.rig.release();
     if checked.arms.is_empty() {
         return Ok(());
     }
@@ -161,7 +165,7 @@ fn progress(session: &Session, group: &Group, design: Design) -> Result<Progress
     bar.set_prefix(label.clone());
     if bar.is_hidden() {
         let cost = session.costs(group)?;
-        let about = seconds(design.seconds(cost.start, cost.round));
+        let about = seconds(design.seconds(&cost));
         let processes = if processes > 1 { format!("{processes} processes of ") } else { String::new() };
         console::note(format_args!("{label}: {processes}{rounds} rounds of {n} systems, about {about}"));
     }
@@ -177,7 +181,7 @@ fn advance(bar: &ProgressBar, system: &str) {
 fn in_processes(session: &mut Session, group: &Group, design: Design, bar: &ProgressBar) -> Result<Vec<Outcome>> {
     let mut cells: Vec<Result<Vec<Cell>>> = group.arms.iter().map(|_| Ok(Vec::new())).collect();
     let cost = session.costs(group)?;
-    let one = Design { processes: 1, ..design }.seconds(cost.start, cost.round);
+    let one = Design { processes: 1, ..design }.seconds(&Costs { once: 0.0, ..cost });
     for process in 0..design.processes {
         if process >= design::FEWEST_PROCESSES && session.budget_left() < one {
             console::note(format_args!(

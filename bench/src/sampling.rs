@@ -2,9 +2,10 @@
 //! drift of the machine meets all of them alike.
 
 use anyhow::Result;
-use ttft_reports::schema::Cell;
+use ttft_reports::schema::{Cell, Start};
 
 use crate::{
+    energy,
     machine::{self, Rates},
     rig::{Group, Places, Rig, Running},
 };
@@ -18,13 +19,15 @@ const FEW_FAULTS: u64 = 64;
 pub type Outcome = Result<Cell>;
 
 /// Takes `rounds` rounds of a group after its warm-up, the first of them beginning with the system at place `turn`.
-/// `tick` is told each system before it runs. One outcome for each system, in the group's order; a system that fails stops no
+/// `tick` is told each system before it runs. The first process measures energy too. One outcome for each system, in the group's order; a system that fails stops no
 /// other.
 pub fn sample(rig: &mut Rig, group: &Group, rounds: u32, turn: u32, mut tick: impl FnMut(&str)) -> Vec<Outcome> {
     let mut slots: Vec<Slot> = group.arms.iter().map(|arm| Slot::new(rig.open(arm, group))).collect();
-    let probe = rig.probe.hold();
+    let probe = rig.probe.hold(&rig.engine);
     let engine = &rig.engine;
-    for warmup in 1..=MOST_WARMUPS {
+    // A cold start that warms up is none.
+    let warmups = if rig.scenario.start() == Start::Cold { 0 } else { MOST_WARMUPS };
+    for warmup in 1..=warmups {
         each(&mut slots, turn, |slot, _| {
             tick(&slot.name);
             slot.call(engine);
@@ -46,7 +49,15 @@ pub fn sample(rig: &mut Rig, group: &Group, rounds: u32, turn: u32, mut tick: im
         });
         rates = probe.rates(engine);
     }
-    slots.into_iter().map(|slot| slot.finish(rounds, probe.bytes(), first, rates)).collect()
+    let mut measured: Vec<Result<(Running, Cell)>> =
+        slots.into_iter().map(|slot| slot.finish(rounds, probe.bytes(), first, rates)).collect();
+    // Once for all processes: the mean over seconds has no use for more.
+    if let (0, Some(meter)) = (turn, &rig.meter) {
+        for (running, cell) in measured.iter_mut().flatten() {
+            cell.energy = Some(energy::measure(meter, || running.again(engine)));
+        }
+    }
+    measured.into_iter().map(|measured| measured.map(|(_, cell)| cell)).collect()
 }
 
 /// A system of the group while it is measured.
@@ -70,14 +81,15 @@ impl Slot {
         }
     }
 
-    fn finish(self, rounds: u32, probe_bytes: u64, before: Rates, after: Rates) -> Outcome {
-        let mut cell = self.running?.cell(rounds as usize, Some(self.places))?;
+    fn finish(self, rounds: u32, probe_bytes: u64, before: Rates, after: Rates) -> Result<(Running, Cell)> {
+        let running = self.running?;
+        let mut cell = running.cell(rounds as usize, Some(self.places))?;
         cell.drift = Some(machine::drift(before, after));
         // The probe's memory is none of the cell's.
         if let Some(memory) = &mut cell.memory {
             memory.rss_anon_bytes = memory.rss_anon_bytes.map(|b| b.saturating_sub(probe_bytes));
         }
-        Ok(cell)
+        Ok((running, cell))
     }
 }
 

@@ -3,15 +3,22 @@
 //! A scenario names systems, a weight type and a grid of prompt lengths and batch sizes. Presets are the TOML files of
 //! `bench/scenarios`; any other file of the same form will do.
 
-use std::{fs::File, io::Read, path::Path};
+use std::{
+    fs::File,
+    io::Read,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use ttft_kernels::DType;
-use ttft_models::{Extent, Precision, Pruning, zoo};
+use ttft_models::{
+    Extent, KvPrediction, Network, Precision, Pruned, Pruning, System, kv_prediction::layout::OwnTokens, zoo,
+};
 use ttft_reports::{
-    schema::Kind,
+    schema::{Kind, Start},
     text::{printable, stand_in},
 };
 
@@ -33,6 +40,7 @@ pub const PRESETS: &[(&str, &str)] = &[
     ("fig5b", include_str!("../scenarios/fig5b.toml")),
     ("shared", include_str!("../scenarios/shared.toml")),
     ("controls", include_str!("../scenarios/controls.toml")),
+    ("cold", include_str!("../scenarios/cold.toml")),
     ("calibrate", include_str!("../scenarios/calibrate.toml")),
     ("llama", include_str!("../scenarios/llama.toml")),
     ("qwen", include_str!("../scenarios/qwen.toml")),
@@ -68,6 +76,9 @@ pub struct Scenario {
     /// `first_token` (default) or `full_network`.
     #[serde(default, deserialize_with = "maybe_named::<_, Extent>")]
     pub extent: Option<Extent>,
+    /// `warm` (default) or `cold`: whether weights are in memory when the clock starts.
+    #[serde(default, deserialize_with = "maybe_named::<_, Start>")]
+    pub start: Option<Start>,
     /// Prompt lengths.
     pub lengths: Vec<usize>,
     /// Batch sizes.
@@ -120,6 +131,10 @@ impl Named for Extent {
         &[("first_token", Extent::FirstToken), ("full_network", Extent::FullNetwork)];
 }
 
+impl Named for Start {
+    const NAMES: &'static [(&'static str, Self)] = &[("warm", Start::Warm), ("cold", Start::Cold)];
+}
+
 impl Named for ttft_kernels::Backend {
     const NAMES: &'static [(&'static str, Self)] = &[
         ("ttft", ttft_kernels::Backend::Ours),
@@ -150,13 +165,17 @@ pub struct Arm {
     pub aux: Option<String>,
     /// 1, or higher for one that is measured again beside itself.
     pub copy: u32,
+    /// What is in memory when its clock starts.
+    #[serde(default)]
+    pub start: Start,
 }
 
 impl Arm {
-    /// `ttft/OE1.1B-KVP-C-450M/kvp/b4/p256`; of a copy with its number behind.
+    /// `ttft/OE1.1B-KVP-C-450M/kvp/b4/p256`; of a copy with its number behind, of a cold start with that word.
     pub fn id(&self, batch: usize, prompt: usize) -> String {
         let copy = if self.copy > 1 { format!("/{}", self.copy) } else { String::new() };
-        format!("ttft/{}/{}/b{batch}/p{prompt}{copy}", self.system, self.kind.name())
+        let start = if self.start == Start::Cold { "/cold" } else { "" };
+        format!("ttft/{}/{}/b{batch}/p{prompt}{copy}{start}", self.system, self.kind.name())
     }
 
     /// The networks it runs.
@@ -166,6 +185,20 @@ impl Arm {
             None if self.pruning().is_some() || self.kind == Kind::Kvp => vec![&self.base],
             None => vec![&self.system],
         }
+    }
+
+    /// The system, out of its networks in that order and its predictor.
+    ///
+    /// # Errors
+    /// No network.
+    pub fn assemble(&self, networks: Vec<Arc<Network>>, predictor: Option<(PathBuf, OwnTokens)>) -> Result<System> {
+        let mut networks = networks.into_iter();
+        let base = networks.next().with_context(|| format!("{}: a system without a network", self.system))?;
+        Ok(match (predictor, self.pruning()) {
+            (Some((dir, own)), _) => System::KvPrediction(KvPrediction::new(base, networks.next(), &dir)?.reading(own)),
+            (None, Some(pruning)) => System::Pruned(Pruned::new(base, pruning)),
+            (None, None) => System::Network(base),
+        })
     }
 
     /// The token pruning it is, if it is one.
@@ -209,6 +242,7 @@ fn arms_of(catalog: &Catalog, name: &str, base: Option<&str>) -> Result<Vec<Arm>
         base: base.into(),
         aux: None,
         copy: 1,
+        start: Start::Warm,
     };
     if let Ok(p) = catalog.pair(name) {
         let kvp = Arm { kind: Kind::Kvp, aux: p.aux.clone(), ..alone(name, &p.base) };
@@ -249,7 +283,7 @@ pub fn text(name: &str) -> Result<String> {
     let cannot = || format!("{name}: cannot read the scenario");
     let mut text = Vec::new();
     File::open(name).and_then(|f| f.take(MAX_BYTES + 1).read_to_end(&mut text)).with_context(cannot)?;
-    ensure!(text.len() as u64 <= MAX_BYTES, "{name}: longer than {MAX_BYTES} bytes: this is no scenario");
+    ensure!(text.len() as u64 <= MAX_BYTES, "{name}: it is longer than {MAX_BYTES} bytes, so it is no scenario");
     if let Some(what) = stand_in(&text) {
         bail!("scenario {name}: {what}");
     }
@@ -328,7 +362,8 @@ impl Scenario {
     /// # Errors
     /// A name that is not in the zoo.
     pub fn arms(&self) -> Result<Vec<Arm>> {
-        arms(&self.catalog, self.base.as_deref(), &self.systems)
+        let arms = arms(&self.catalog, self.base.as_deref(), &self.systems)?;
+        Ok(arms.into_iter().map(|arm| Arm { start: self.start(), ..arm }).collect())
     }
 
     /// The (batch, prompt) groups, cheapest first.
@@ -342,6 +377,11 @@ impl Scenario {
     /// The type of activations and caches in force.
     pub fn precision(&self) -> Precision {
         self.precision.unwrap_or(Precision::natural(self.dtype))
+    }
+
+    /// The start in force.
+    pub fn start(&self) -> Start {
+        self.start.unwrap_or_default()
     }
 
     /// The extent in force.
@@ -462,10 +502,21 @@ mod tests {
     }
 
     #[test]
+    fn cold_starts_have_ids_of_their_own() {
+        let ids =
+            |text: &str| Scenario::parse(text).unwrap().arms().unwrap().iter().map(|a| a.id(1, 8)).collect::<Vec<_>>();
+        let cold = ids(&GOOD.replace("rounds", "start = \"cold\"\n rounds"));
+        assert_eq!(cold[0], "ttft/OE1.1B/base/b1/p8/cold");
+        assert!(ids(GOOD).iter().zip(&cold).all(|(warm, cold)| format!("{warm}/cold") == *cold));
+        assert_eq!(ids(&GOOD.replace("rounds", "start = \"warm\"\n rounds")), ids(GOOD));
+    }
+
+    #[test]
     fn faults_are_named() {
         for (from, to, word) in [
             ("\"bf16\"", "\"fp8\"", "f32, f16, bf16"),
             ("OE270M", "OE7B", "neither a network"),
+            ("rounds = 3", "rounds = 3\nstart = \"hot\"", "warm, cold"),
             ("[64, 8]", "[]", "lengths"),
             ("[2, 1]", "[0]", "batches"),
             ("rounds = 3", "rounds = 0", "rounds"),

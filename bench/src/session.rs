@@ -10,7 +10,10 @@ use std::{
 };
 
 use anyhow::{Result, bail, ensure};
-use ttft_reports::schema::{self, Cell, Gate, Limits, Record, RunHeader, Sampler, Settings, Skipped, Writer};
+use ttft_models::{Precision, RunSpec, System};
+use ttft_reports::schema::{
+    self, Cell, Gate, Limits, LongestGate, Percentiles, Record, RunHeader, Sampler, Settings, Skipped, Start, Writer,
+};
 use ttft_reports::{
     format::{bytes, seconds},
     summary,
@@ -18,8 +21,9 @@ use ttft_reports::{
 };
 
 use crate::{
-    capacity, console,
+    capacity, cold, console,
     design::Costs,
+    energy,
     estimate::Speed,
     gate,
     knobs::RunKnobs,
@@ -47,6 +51,8 @@ pub struct Session {
     pub(crate) layout: Layout,
     limits: Limits,
     gates: HashMap<String, Gate>,
+    /// Seconds that comparisons of the longest prompt may still take.
+    gate_left_s: f64,
     header: RunHeader,
     writer: Writer,
     started: Instant,
@@ -72,6 +78,9 @@ pub struct Asked {
 /// slower machines, for estimates only.
 const START_S: f64 = 0.3;
 const MAP_BYTES_PER_S: f64 = 8e9;
+
+/// Part of the budget that comparisons of the longest prompt may take, all systems together.
+const GATE_SHARE: f64 = 0.05;
 
 /// What must be known of a cell in the record.
 #[derive(Clone, Copy, Debug)]
@@ -116,6 +125,7 @@ const SAME: &[&str] = &[
     "/settings/precision",
     "/settings/extent",
     "/settings/seed",
+    "/settings/start",
     "/machine/cpu_model",
     "/machine/arch",
     "/machine/logical_cores",
@@ -169,6 +179,7 @@ fn header(rig: &Rig, knobs: &RunKnobs, sampler: Sampler, asked: Asked) -> RunHea
             precision: Some(machine::dtype(scenario.precision().dtype())),
             extent: Some(rig::extent(scenario.extent())),
             seed: Some(scenario.seed),
+            start: Some(scenario.start()),
         },
         machine: machine::fingerprint(),
         notes: tiny.into_iter().chain(slower).chain(scenario.catalog.notes(rig.weights.size() == Size::Real)).collect(),
@@ -214,7 +225,7 @@ impl Session {
         let differences = differences(&record.run, &header)?;
         ensure!(
             differences.is_empty(),
-            "{}: not the same run, so it is not resumed ({}): give the settings it was started with, or start a new run",
+            "{}: this is another run, so it is not resumed ({}): give the settings it was started with, or start a new run",
             path.display(),
             differences.join("; ")
         );
@@ -228,12 +239,13 @@ impl Session {
         let since_epoch = std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |d| d.as_nanos() as u64);
         Session {
             speed: Speed::new(&header.limits, machine::dtype(rig.compute)),
-            rig,
             processes: asked.processes,
             knobs: knobs.clone(),
             layout: Layout::new(since_epoch),
             limits: header.limits.clone(),
             gates: HashMap::new(),
+            gate_left_s: rig.scenario.budget_s * GATE_SHARE,
+            rig,
             header,
             writer,
             started: Instant::now(),
@@ -299,6 +311,15 @@ impl Session {
     /// # Errors
     /// A system that is not in the zoo.
     pub fn estimate(&self, arm: &Arm, batch: usize, prompt: usize) -> Result<f64> {
+        let warm = self.estimate_warm(arm, batch, prompt)?;
+        Ok(match arm.start {
+            Start::Warm => warm,
+            // The same work runs again with the weights in memory.
+            Start::Cold => self.speed.reading(self.rig.weights.bytes([arm])?) + 2.0 * warm,
+        })
+    }
+
+    fn estimate_warm(&self, arm: &Arm, batch: usize, prompt: usize) -> Result<f64> {
         let (cost, spec) = (self.rig.weights.cost(arm)?, self.rig.spec(batch, prompt));
         let (_, step) = phase(cost.next_token(&spec, prompt));
         let decode = f64::from(self.rig.scenario.decode) * self.speed.seconds(&[("decode".into(), step)]);
@@ -311,6 +332,11 @@ impl Session {
     /// A system that is not in the zoo.
     pub fn memory<'a>(&self, arms: impl Iterator<Item = &'a Arm>, batch: usize, prompt: usize) -> Result<u64> {
         let (spec, arms) = (self.rig.spec(batch, prompt), arms.collect::<Vec<_>>());
+        // Cold starts drop one system before they open the next.
+        if self.rig.scenario.start() == Start::Cold && arms.len() > 1 {
+            let alone = arms.iter().map(|arm| self.memory([*arm].into_iter(), batch, prompt));
+            return alone.reduce(|most, one| Ok(most?.max(one?))).unwrap_or(Ok(0));
+        }
         let weights = self.rig.weights.bytes(arms.iter().copied())?;
         arms.iter().try_fold(weights, |sum, arm| {
             let own = ttft_models::memory_of(&self.rig.weights.cost(arm)?, &spec).allocated();
@@ -338,14 +364,24 @@ impl Session {
         }))
     }
 
-    /// Seconds that a group takes: a process before its first round, and a round.
+    /// Seconds that a group takes: once, a process before its first round, and a round.
     ///
     /// # Errors
     /// A system that is not in the zoo.
     pub fn costs(&self, group: &Group) -> Result<Costs> {
         let round = group.arms.iter().map(|arm| self.estimate(arm, group.batch, group.prompt)).sum::<Result<f64>>()?;
         let weights = self.rig.weights.bytes(&group.arms)?;
-        Ok(Costs { start: START_S + weights as f64 / MAP_BYTES_PER_S, round })
+        let once = match &self.rig.meter {
+            Some(Ok(_)) => {
+                let one = |arm| Ok(energy::seconds_for(self.estimate(arm, group.batch, group.prompt)?));
+                group.arms.iter().map(one).sum::<Result<f64>>()?
+            }
+            _ => 0.0,
+        };
+        Ok(match self.rig.scenario.start() {
+            Start::Warm => Costs { once, start: START_S + weights as f64 / MAP_BYTES_PER_S, warmup: round, round },
+            Start::Cold => Costs { once, start: START_S + cold::READING_TIME.as_secs_f64(), warmup: 0.0, round },
+        })
     }
 
     /// Checks the result of a system before it is timed, once.
@@ -358,12 +394,30 @@ impl Session {
             let rig = &self.rig;
             let ids = rig.prompt(&system, 64);
             let (precision, extent) = (rig.scenario.precision(), rig.scenario.extent());
-            let gate = gate::check(&rig.engine, &system, rig.weights.depth(arm)?, precision, extent, &ids)?;
+            let mut gate = gate::check(&rig.engine, &system, rig.weights.depth(arm)?, precision, extent, &ids)?;
+            if gate.passed {
+                match self.check_longest(arm, &system)? {
+                    Ok(longest) => {
+                        gate.passed = longest.max_abs_err <= longest.tolerance;
+                        gate.longest = Some(longest);
+                    }
+                    Err(reason) => gate.longest_skipped = Some(reason),
+                }
+            }
             self.gates.insert(arm.system.clone(), gate);
             // The gate's own kernels are no part of any cell.
-            rig.engine.take_used();
+            self.rig.engine.take_used();
         }
         let gate = &self.gates[&arm.system];
+        if let Some(longest) = gate.longest.as_ref().filter(|_| !gate.passed) {
+            bail!(
+                "the result is wrong and is not timed: with a prompt of {} tokens a logit is {:.3e} away from that of the f32 \
+                 kernels, at most {:.3e} is rounding; try another --isa, or --precision f32, and report this",
+                longest.prompt,
+                longest.max_abs_err,
+                longest.tolerance
+            );
+        }
         ensure!(
             gate.passed,
             "the result is wrong and is not timed: a logit is {:.3e} away from the portable reference, at most {:.3e} is \
@@ -374,12 +428,47 @@ impl Session {
         Ok(())
     }
 
+    /// Compares a system at the longest prompt with the f32 kernels of the same instruction set, or says why that is left out.
+    fn check_longest(&mut self, arm: &Arm, system: &System) -> Result<Result<LongestGate, String>> {
+        let rig = &self.rig;
+        if rig.scenario.precision() == Precision::F32 {
+            return Ok(Err("the run takes the f32 kernels, which are what a long prompt is compared with".into()));
+        }
+        let prompt = rig.scenario.lengths.iter().copied().max().unwrap_or(1);
+        let spec = RunSpec { precision: Precision::F32, generate: 1, ..rig.spec(1, prompt) };
+        let cost = rig.weights.cost(arm)?;
+        let in_f32 = Speed::new(&self.limits, schema::Dtype::F32).seconds(&phases(&cost, &spec));
+        let (expected, left) = (in_f32 + self.estimate_warm(arm, 1, prompt)?, self.gate_left_s);
+        if expected > left {
+            return Ok(Err(format!(
+                "{prompt} tokens would take about {}, and {} of the {} are left that checks may take ({:.0}% of the budget)",
+                seconds(expected),
+                seconds(left.max(0.0)),
+                seconds(self.rig.scenario.budget_s * GATE_SHARE),
+                GATE_SHARE * 100.0,
+            )));
+        }
+        let need = rig.weights.bytes([arm])?.saturating_add(ttft_models::memory_of(&cost, &spec).allocated());
+        if let Some(free) = machine::available_memory().filter(|free| need > *free) {
+            return Ok(Err(format!(
+                "{prompt} tokens in f32 need {} of memory, {} can be had",
+                bytes(need),
+                bytes(free)
+            )));
+        }
+        let began = Instant::now();
+        let longest = gate::check_longest(&rig.engine, system, rig.weights.depth(arm)?, &rig.prompt(system, prompt))?;
+        self.gate_left_s -= began.elapsed().as_secs_f64();
+        Ok(Ok(longest))
+    }
+
     /// Opens a cell for criterion: gate, weights, buffers, and the speed of the machine before it.
     ///
     /// # Errors
     /// Why the cell must not be timed; [`Session::fail`] notes it.
     pub fn open(&mut self, arm: &Arm, group: &Group) -> Result<Opened> {
         self.gate(arm)?;
+        self.rig.release();
         let running = self.rig.open(arm, group)?;
         Ok(Opened { running, before: self.rig.probe.speed(&self.rig.engine) })
     }
@@ -388,9 +477,11 @@ impl Session {
     ///
     /// # Errors
     /// What writing the record says.
-    pub fn close(&mut self, opened: &Opened, samples: usize) -> Result<()> {
+    pub fn close(&mut self, mut opened: Opened, samples: usize) -> Result<()> {
         let mut cell = opened.running.cell(samples, None)?;
         cell.drift = Some(machine::drift(opened.before, self.rig.probe.speed(&self.rig.engine)));
+        let (meter, engine) = (&self.rig.meter, &self.rig.engine);
+        cell.energy = meter.as_ref().map(|meter| energy::measure(meter, || opened.running.again(engine)));
         self.keep(cell)
     }
 
@@ -401,6 +492,7 @@ impl Session {
     pub fn keep(&mut self, mut cell: Cell) -> Result<()> {
         cell.attempt = self.measured.get(&cell.id).map_or(1, |m| m.attempt + 1);
         cell.gate = self.gates.get(&cell.system).cloned();
+        cell.percentiles = Percentiles::of(&cell.samples_ns);
         if summary::peak_share(&self.limits, &cell).is_some_and(|share| share > 1.0) {
             console::note(format_args!("{}: above the measured peak, so the peak is measured again", cell.id));
             self.limits = best(&self.limits, self.rig.probe.limits(&self.rig.engine));
@@ -461,15 +553,19 @@ impl Session {
             console::print(format_args!(
                 "record: {path}\nwhat it says: {ttft} validate {path}\na page of it: {ttft} report {path} --html report.html"
             ))?;
-            if !record.cells.iter().any(|c| c.processes.is_some()) {
-                let scenario = match PRESETS.iter().any(|(name, _)| *name == self.scenario_arg) {
-                    true => self.scenario_arg,
-                    false => output::shown(Path::new(&self.scenario_arg)),
-                };
-                console::print(format_args!(
-                    "These are the samples of one process, so its words are indicative. What decides: {ttft} bench \
-                     --scenario {scenario}"
-                ))?;
+            let scenario = match PRESETS.iter().any(|(name, _)| *name == self.scenario_arg) {
+                true => self.scenario_arg,
+                false => output::shown(Path::new(&self.scenario_arg)),
+            };
+            let decides = format!("{ttft} bench --scenario {scenario}");
+            match ttft_reports::terminal::answer(&record, &decides) {
+                Some(answer) => {
+                    console::print(format_args!("\nWere the operations saved time saved?\n{}", answer.trim_end()))?
+                }
+                None if record.cells.iter().all(|c| c.processes.is_none()) => console::print(format_args!(
+                    "These samples are of one process, so they are indicative. The following command decides: {decides}"
+                ))?,
+                None => {}
             }
         }
         let failed = self.failed;
@@ -505,7 +601,7 @@ fn place(knobs: &RunKnobs) -> To<'_> {
 /// The higher of each limit.
 fn best(before: &Limits, mut now: Limits) -> Limits {
     for peak in &mut now.peaks {
-        let old = before.peaks.iter().filter(|p| p.dtype == peak.dtype).map(|p| p.gflops);
+        let old = before.peaks.iter().filter(|p| (p.dtype, &p.isa) == (peak.dtype, &peak.isa)).map(|p| p.gflops);
         peak.gflops = old.fold(peak.gflops, f64::max);
     }
     now.read_gb_per_s = now.read_gb_per_s.into_iter().chain(before.read_gb_per_s).reduce(f64::max);

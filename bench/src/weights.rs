@@ -58,6 +58,11 @@ impl Weights {
         Weights { catalog, ..self }
     }
 
+    /// The folder that holds all of them.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// Whether the networks are the real ones.
     pub fn size(&self) -> Size {
         self.size
@@ -284,6 +289,7 @@ mod tests {
             base: "OE1.1B".into(),
             aux: Some(aux.into()),
             copy: 1,
+            start: Default::default(),
         };
         let arms = [kvp("OE1.1B-KVP-C-450M", "OE450M"), kvp("OE1.1B-KVP-C-270M", "OE270M")];
         weights.make(&arms).unwrap();

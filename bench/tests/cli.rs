@@ -30,6 +30,8 @@ fn ttft() -> Command {
     for (name, _) in ttft_bench::knobs::RunKnobs::variables() {
         c.env_remove(name);
     }
+    // Seconds for each system, on machines that have counters.
+    c.env("TTFT_ENERGY", "off");
     c
 }
 
@@ -370,7 +372,9 @@ fn bench_runs_tiny_and_leaves_a_record() {
         assert_eq!(cell.rounds, Some(vec![0, 1, 2]));
         assert_eq!(cell.processes, Some(vec![0, 1, 2]), "three samples are three processes");
         assert_eq!(cell.probes.as_ref().map(|p| p.gflops.len()), Some(3));
-        assert!(cell.gate.as_ref().is_some_and(|g| g.passed) && !cell.kernels.is_empty(), "{}", cell.id);
+        let gate = cell.gate.as_ref().unwrap();
+        assert!(gate.passed && !cell.kernels.is_empty(), "{}", cell.id);
+        assert_eq!(gate.longest.as_ref().map(|l| l.prompt), Some(5), "{:?}", gate.longest_skipped);
         let phases: Vec<_> = cell.phases.iter().map(|p| p.name.as_str()).collect();
         let expected: &[_] = match (cell.kind, &cell.aux) {
             (ttft_reports::schema::Kind::Kvp, Some(_)) => &["auxiliary", "prediction", "base_step"],
@@ -508,6 +512,8 @@ fn bench_runs_the_systems_of_every_preset() {
         let short = |line: &str| match line.split(' ').next() {
             Some("lengths") => "lengths = [5]".to_owned(),
             Some("batches") => "batches = [2]".to_owned(),
+            // Cold starts need a disk, and have a test of their own.
+            Some("start") => String::new(),
             _ => line.to_owned(),
         };
         fs::write(&file, text.lines().map(short).collect::<Vec<_>>().join("\n")).unwrap();
@@ -515,13 +521,200 @@ fn bench_runs_the_systems_of_every_preset() {
         c.args(["bench", "--tiny", "--rounds", "1", "--threads", "1", "--budget", "1e6", "--preset"]).arg(&file);
         succeed(c.arg("--weights").arg(dir.path().join("w")).arg("--out").arg(&out));
         let (record, scenario) = (ttft_reports::schema::Record::read(&out).unwrap(), Scenario::load(preset).unwrap());
-        let ids: Vec<_> = scenario.arms().unwrap().iter().map(|a| a.id(2, 5)).collect();
+        let ids: Vec<_> =
+            scenario.arms().unwrap().iter().map(|a| a.id(2, 5).trim_end_matches("/cold").to_owned()).collect();
         assert_eq!(record.cells.iter().map(|c| c.id.clone()).collect::<Vec<_>>(), ids, "{preset}");
         for cell in &record.cells {
-            assert!(cell.gate.as_ref().is_some_and(|g| g.passed), "{}", cell.id);
+            let gate = cell.gate.as_ref().unwrap();
+            assert!(gate.passed, "{}", cell.id);
+            // The f32 kernels are compared with nothing but themselves, and the record says so.
+            let f32 = cell.precision == Some(ttft_reports::schema::Dtype::F32);
+            assert_eq!((gate.longest.is_some(), gate.longest_skipped.is_some()), (!f32, f32), "{}", cell.id);
             assert_eq!(cell.decode.as_ref().map_or(0, |d| d.samples_ns.len()), scenario.decode as usize, "{}", cell.id);
         }
     }
+}
+
+/// A file on the file system that holds the build can be brought out of memory; else what depends on it is skipped.
+#[cfg(target_os = "linux")]
+fn evicts(dir: &Path) -> bool {
+    use ttft_models::weights::MappedFile;
+    let path = dir.join("probe");
+    fs::write(&path, [7; 1 << 16]).unwrap();
+    let file = fs::File::open(&path).unwrap();
+    file.sync_all().unwrap();
+    let advice = nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED;
+    let gone = nix::fcntl::posix_fadvise(&file, 0, 0, advice).is_ok()
+        && MappedFile::open(&path).unwrap().resident_pages().is_ok_and(|(resident, _)| resident == 0);
+    if !gone {
+        println!("SKIPPED: {} is on a file system that evicts nothing: cold starts are not tested", dir.display());
+    }
+    gone
+}
+
+/// Tiny networks from cold starts: what is recorded, said, and refused.
+#[cfg(target_os = "linux")]
+#[test]
+fn cold_starts_read_everything_every_time() {
+    use ttft_reports::{schema::Record, summary};
+    let dir = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    if !evicts(dir.path()) {
+        return;
+    }
+    let scenario = dir.path().join("pair.toml");
+    let text = r#"
+        name = "pair"
+        description = "a test"
+        systems = ["OE1.1B-KVP-C-450M"]
+        dtype = "bf16"
+        start = "cold"
+        lengths = [4]
+        batches = [1]
+        rounds = 3
+        decode = 2
+        budget_s = 100000
+    "#;
+    fs::write(&scenario, text).unwrap();
+    let bench_in = |weights: &Path, out: &str, more: &[&str]| {
+        let mut c = ttft();
+        c.args(["bench", "--tiny", "--threads", "1"]).arg("--scenario").arg(&scenario).arg("--weights").arg(weights);
+        c.arg("--out").arg(dir.path().join(out)).args(more);
+        c
+    };
+    let bench = |out: &str, more: &[&str]| bench_in(&dir.path().join("w"), out, more);
+    let plan = succeed(&mut bench("none.jsonl", &["--plan"]));
+    assert!(plan.contains("starts are cold") && plan.contains("from disk"), "{plan}");
+    let text = succeed(&mut bench("cold.jsonl", &[]));
+    assert!(text.contains("OE1.1B-KVP-C-450M at 1 x 4 reads ") && text.contains("from opening the folders"), "{text}");
+    succeed(&mut bench("one.jsonl", &["--processes", "1"]));
+    for out in ["cold.jsonl", "one.jsonl"] {
+        let record = Record::read(&dir.path().join(out)).unwrap();
+        assert_eq!((record.cells.len(), record.skipped.len()), (3, 0));
+        for cell in &record.cells {
+            let cold = cell.cold.as_ref().unwrap();
+            assert!(cell.id.ends_with("/b1/p4/cold") && cell.gate.as_ref().unwrap().passed, "{}", cell.id);
+            assert_eq!((cell.samples_ns.len(), cell.warmup_ns.len()), (3, 0), "{}", cell.id);
+            let phases: Vec<_> = cell.phases.iter().map(|p| p.name.as_str()).collect();
+            let warm: Vec<_> = cold.warm_phases.iter().map(|p| p.name.as_str()).collect();
+            assert_eq!((phases[0], &phases[1..]), ("open", &warm[..]), "{}", cell.id);
+            assert!(cell.phases[0].samples_ns.iter().chain(&cold.warm_ns).all(|ns| *ns > 0), "{}", cell.id);
+            assert_eq!(cell.decode.as_ref().unwrap().samples_ns.len(), 6);
+            // Every start reads what it needs, whatever was in memory before; a system that does not count is no failure.
+            let needed = summary::needed_bytes(cell).unwrap();
+            match &cold.read_bytes {
+                Some(bytes) if cold.read_source.starts_with("read_bytes") => {
+                    assert!(bytes.iter().all(|b| 10 * b > 8 * needed), "{}: {bytes:?} of {needed}", cell.id);
+                }
+                _ => println!("SKIPPED: {}", cold.read_source),
+            }
+            let doubts = summary::doubts(cell, None);
+            assert!(!doubts.iter().any(|d| matches!(d, summary::Doubt::MajorFaults(_))), "{doubts:?}");
+            assert!(cold.file_bytes >= needed && !cold.cache.is_empty());
+        }
+        let bytes = |at: usize| record.cells[at].cold.as_ref().unwrap().file_bytes;
+        let (base, aux, kvp) = (bytes(0), bytes(1), bytes(2));
+        assert!(kvp > base + aux, "KV prediction opens both networks and its predictor");
+    }
+    // Cold and warm are never compared, and the flag overrules the file.
+    succeed(&mut bench("warm.jsonl", &["--start", "warm", "--rounds", "1"]));
+    let [cold, warm] = ["cold.jsonl", "warm.jsonl"].map(|out| dir.path().join(out));
+    assert!(Record::read(&warm).unwrap().cells.iter().all(|c| c.cold.is_none() && !c.id.ends_with("cold")));
+    fail(ttft().arg("compare").arg(&cold).arg(&warm), &["a cold start against a warm one", "never compared"]);
+    fail(bench("new.jsonl", &["--start", "warm", "--resume"]).arg(&cold), &["settings/start"]);
+    let verdict = succeed(ttft().arg("validate").arg(&cold));
+    assert!(verdict.contains("opening the files") && verdict.contains("no roofline covers reading"), "{verdict}");
+    // A mapping of another program keeps pages in memory, and the run says so.
+    let network = fs::read_dir(dir.path().join("w")).unwrap().map(|e| e.unwrap().path());
+    let network = network.into_iter().find(|p| p.to_string_lossy().contains("tiny-OE1.1B-bf16")).unwrap();
+    let mapped = ttft_models::weights::MappedFile::open(&network.join("model.safetensors")).unwrap();
+    assert_ne!(mapped.bytes().iter().fold(0u8, |a, b| a | b), 0);
+    fail(&mut bench("held.jsonl", &[]), &["pages stay in memory", "end other programs"]);
+    drop(mapped);
+    // Memory is no disk, which is said before anything is made.
+    let shm = Path::new("/dev/shm");
+    match nix::sys::statfs::statfs(shm) {
+        Ok(found) if found.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC => {
+            let weights = shm.join(format!("ttft-cold-{}", std::process::id()));
+            fail(&mut bench_in(&weights, "shm.jsonl", &[]), &["memory itself", "TTFT_WEIGHTS"]);
+            assert!(!weights.exists());
+        }
+        _ => println!("SKIPPED: no tmpfs at /dev/shm"),
+    }
+}
+
+/// Counters of energy that run while the program does: what it says was counted, and no more.
+#[test]
+fn bench_measures_energy_where_the_machine_tells_it() {
+    let dir = TempDir::new().unwrap();
+    let package = dir.path().join("powercap/intel-rapl:0");
+    fs::create_dir_all(&package).unwrap();
+    fs::write(package.join("name"), "package-0\n").unwrap();
+    // It begins anew every thousand readings.
+    const STEP: u64 = 1_000_000;
+    fs::write(package.join("max_energy_range_uj"), format!("{}\n", 1000 * STEP)).unwrap();
+    let set = |counter: u64| {
+        // Whole at any time, as the kernel's own file is.
+        fs::write(package.join("next"), format!("{}\n", counter % (1000 * STEP))).unwrap();
+        fs::rename(package.join("next"), package.join("energy_uj")).unwrap();
+    };
+    set(0);
+    let scenario = small(dir.path());
+    let bench = |out: &str, root: &Path, more: &[&str]| {
+        let mut c = ttft();
+        c.env("TTFT_TEST_POWERCAP", root).env("TTFT_ENERGY", "on").args([
+            "bench",
+            "--tiny",
+            "--threads",
+            "1",
+            "--processes",
+            "2",
+        ]);
+        c.arg("--scenario").arg(&scenario).arg("--weights").arg(dir.path().join("w")).args(more);
+        let out = dir.path().join(out);
+        let text = succeed(c.arg("--out").arg(&out));
+        (text, ttft_reports::schema::Record::read(&out).unwrap().cells)
+    };
+    let done = std::sync::atomic::AtomicBool::new(false);
+    struct Stop<'a>(&'a std::sync::atomic::AtomicBool);
+    impl Drop for Stop<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+    let (counted, (text, cells)) = std::thread::scope(|threads| {
+        let counting = threads.spawn(|| {
+            let mut counter = 0;
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                counter += STEP;
+                set(counter);
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            counter as f64 * 1e-6
+        });
+        let stop = Stop(&done);
+        let measured = bench("known.jsonl", &dir.path().join("powercap"), &[]);
+        drop(stop);
+        (counting.join().unwrap(), measured)
+    });
+    assert!(text.contains("Energy to the first token") && text.contains("powercap: package-0"), "{text}");
+    let mut all = 0.0;
+    for cell in &cells {
+        let energy = cell.energy.as_ref().unwrap();
+        assert!(energy.joules.unwrap() > 0.0 && energy.idle_watts.unwrap() > 0.0, "{energy:?}");
+        assert!(energy.repetitions > 0 && energy.seconds.unwrap() >= 2.0 && energy.missing.is_none(), "{energy:?}");
+        all += energy.joules.unwrap() * f64::from(energy.repetitions);
+    }
+    assert!(!cells.is_empty() && all <= counted, "{all} of {counted}");
+
+    let (text, cells) = bench("unknown.jsonl", &dir.path().join("none"), &["--rounds", "2"]);
+    let reason = cells[0].energy.as_ref().and_then(|e| e.missing.clone()).unwrap();
+    let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(
+        reason.contains("no package tells its energy") && words(&text).contains(&words(&reason)),
+        "{reason}\n{text}"
+    );
+    let (_, cells) = bench("off.jsonl", &dir.path().join("powercap"), &["--rounds", "2", "--energy", "off"]);
+    assert!(cells.iter().all(|c| c.energy.is_none()));
 }
 
 #[test]
@@ -748,6 +941,20 @@ fn records_are_judged_compared_and_reported() {
     fail(ttft().arg("validate").arg(fixture("A").join("meta.json")), &["error"]);
 }
 
+/// Warnings change the exit code only where that is asked for.
+#[test]
+fn the_doctor_answers_in_words_and_in_json() {
+    let words = succeed(ttft().arg("doctor"));
+    let answer: serde_json::Value = serde_json::from_str(&succeed(ttft().args(["doctor", "--json"]))).expect("JSON");
+    assert_eq!(answer["schema"], "ttft-doctor/1");
+    for check in answer["checks"].as_array().expect("a list") {
+        assert!(words.contains(check["name"].as_str().expect("a name")), "{words}");
+    }
+    let strict = ttft().args(["doctor", "--json", "--strict"]).output().expect("it starts");
+    let answer: serde_json::Value = serde_json::from_slice(&strict.stdout).expect("JSON");
+    assert_eq!(strict.status.code(), Some(if answer["warnings"] == 0 { 0 } else { 3 }));
+}
+
 /// A folder with the configuration of part of fixture G alone.
 fn shape(dir: &Path, name: &str, part: &str) -> PathBuf {
     let folder = dir.join(name);
@@ -917,4 +1124,17 @@ fn pairs_that_do_not_belong_together_are_refused() {
         fs::write(&scenario, format!("{text}[[pair]]\n{pair}\n")).unwrap();
         fail(ttft().args(["bench", "--plan", "--preset"]).arg(&scenario), &words);
     }
+}
+
+#[test]
+fn man_pages_and_completions_name_every_command() {
+    let dir = tempfile::tempdir().expect("a folder");
+    succeed(ttft().arg("shell-files").arg(dir.path().join("new")));
+    let text =
+        |path: &str| fs::read_to_string(dir.path().join("new").join(path)).unwrap_or_else(|e| panic!("{path}: {e}"));
+    for command in ["bench", "doctor", "report"] {
+        assert!(text("completions/ttft.bash").contains(command) && text("completions/_ttft").contains(command));
+        assert!(text(&format!("man/man1/ttft-{command}.1")).starts_with(".ie"));
+    }
+    assert!(text("man/man1/ttft-report.1").contains("svg"));
 }

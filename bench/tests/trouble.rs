@@ -42,6 +42,7 @@ fn program(words: &[String]) -> Command {
     for (name, _) in ttft_bench::knobs::RunKnobs::variables() {
         c.env_remove(name);
     }
+    c.env("TTFT_ENERGY", "off");
     c
 }
 

@@ -236,6 +236,20 @@ pub enum Error {
         /// The folder.
         path: PathBuf,
     },
+    /// A folder that is to be filled, and holds something.
+    #[error("{}: exists and is not empty; choose another folder or remove it", .path.display())]
+    NotEmpty {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A GGUF file that is broken, or holds what cannot be converted.
+    #[error("{}: cannot read this GGUF file: {reason}", .path.display())]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// What was found, and what to do about it.
+        reason: String,
+    },
     /// A cached folder of synthetic weights that cannot be trusted.
     #[error("{}: not the synthetic weights expected: {reason}", .path.display())]
     Stale {

@@ -20,6 +20,12 @@ pub fn seconds(value: f64) -> String {
     format!("{} {unit}", figure(value * factor))
 }
 
+/// An energy with its unit.
+pub fn joules(value: f64) -> String {
+    let (factor, unit) = unit_of(value);
+    format!("{} {}", figure(value * factor), unit.replace('s', "J"))
+}
+
 fn unit_of(seconds: f64) -> (f64, &'static str) {
     match seconds.abs() {
         s if s >= 0.9995 => (1.0, "s"),

@@ -10,6 +10,7 @@ use crate::{
     pairs::{self, Judgement},
     schema::Record,
     stats::Estimate,
+    summary,
     validate::{self, Verdict, Why},
 };
 
@@ -225,6 +226,8 @@ pub struct RowAnswer {
     pub p_holm: Option<f64>,
     /// The ratio that the speed probes alone would give.
     pub by_probes: Option<f64>,
+    /// Energy to the first token of the first and of this side, in joules.
+    pub joules: [Option<f64>; 2],
     /// Whether a side is a published figure.
     pub published: bool,
 }
@@ -244,6 +247,7 @@ pub fn comparison(comparison: &Comparison) -> Value {
                 p: versus.p,
                 p_holm: versus.p_holm,
                 by_probes: versus.by_probes,
+                joules: [0, i + 1].map(|side| summary::joules(line.rows[side].as_ref()?.cell)),
                 published: versus.single,
             })
         };

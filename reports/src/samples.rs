@@ -79,7 +79,7 @@ pub fn cell(system: &str, batch: u32, prompt: u32, samples: u32) -> Cell {
             minor_faults: Some(120),
             major_faults: Some(0),
         }),
-        gate: Some(Gate { max_abs_err: 0.011, tolerance: 0.06, passed: true }),
+        gate: Some(Gate { max_abs_err: 0.011, tolerance: 0.06, passed: true, longest: None, longest_skipped: None }),
         load_before: Some(1.9),
         load_after: Some(2.0),
         ..Cell::new(kind, system, "OE1.1B", aux.as_deref(), batch, prompt)
@@ -137,10 +137,11 @@ pub fn run() -> Record {
             },
             limits: Limits {
                 peaks: [(Dtype::F32, 233.0), (Dtype::Bf16, 468.0)]
-                    .map(|(dtype, gflops)| Peak { dtype, isa: Some("avx512".into()), gflops })
+                    .map(|(dtype, gflops)| Peak { dtype, isa: Some("avx512".into()), gflops, in_use: None })
                     .into(),
                 read_gb_per_s: Some(40.0),
                 threads: Some(2),
+                out_of_reach: None,
             },
             notes: Vec::new(),
         },

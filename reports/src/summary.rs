@@ -50,6 +50,8 @@ pub struct Row<'a> {
     pub step_ratio: Option<Estimate>,
     /// TTFT over `step`: how many generation steps the first token takes.
     pub ttft_steps: Option<Estimate>,
+    /// Energy of the base over that of this cell, see [`joules`].
+    pub energy_reduction: Option<f64>,
     /// Processes behind the figures, see [`processes`].
     pub processes: usize,
     /// Two modes of its times, if there are two.
@@ -102,8 +104,12 @@ pub enum Doubt {
     MajorFaults(u64),
     /// More was running than there are cores: load average, cores.
     Load(f64, u32),
+    /// Heat slowed the clock so many times while the samples were taken.
+    Throttled(u64),
     /// Timed without a correctness gate.
     NoGate,
+    /// A cold start that read less from storage than its weights are: bytes read, and bytes of weights.
+    NotCold(u64, u64),
     /// Faster than its measured peak: share of the peak.
     AbovePeak(f64),
     /// No ratio, because the machine's speed differed so much between this cell and its base, which were not measured in
@@ -121,6 +127,11 @@ impl fmt::Display for Doubt {
             }
             Doubt::MajorFaults(n) => write!(f, "{n} page faults read from disk"),
             Doubt::Load(load, cores) => write!(f, "load {load:.1} on {cores} cores"),
+            Doubt::Throttled(n) => write!(f, "heat slowed the clock {n} times"),
+            Doubt::NotCold(read, needed) => {
+                let (read, needed) = (format::bytes(*read), format::bytes(*needed));
+                write!(f, "{read} of {needed} of weights were read from storage: a cache held the rest")
+            }
             Doubt::NoGate => write!(f, "no correctness gate"),
             Doubt::AbovePeak(share) => {
                 write!(f, "{} of its peak: the peak was measured too low", format::percent(*share))
@@ -169,15 +180,52 @@ pub fn limits_of<'a>(run: &'a Limits, cell: &'a Cell) -> &'a Limits {
 }
 
 /// TTFT in seconds if every phase took the longer of its arithmetic at the measured peak and its bytes at the measured
-/// bandwidth, and nothing else took time.
+/// bandwidth, and nothing else took time. Of a cold start, no less than storage takes to give the weights, by the rate that was
+/// measured beside it; none if that is unknown.
 pub fn roofline(limits: &Limits, cell: &Cell) -> Option<f64> {
     let limits = limits_of(limits, cell);
     let flops_per_s = limits.peak_gflops(cell.compute_dtype?)? * 1e9;
     let bytes_per_s = limits.read_gb_per_s? * 1e9;
     let bound = |cost: Cost| (cost.flops.total() as f64 / flops_per_s).max(cost.bytes() as f64 / bytes_per_s);
     let bounds = cell.phases.iter().map(|p| p.cost.map(bound));
-    bounds.sum::<Option<f64>>().filter(|s| *s > 0.0)
+    let warm = bounds.sum::<Option<f64>>().filter(|s| *s > 0.0)?;
+    match &cell.cold {
+        None => Some(warm),
+        // Storage may give the weights while others are computed with, but no faster than it can.
+        Some(_) => Some(warm.max(needed_bytes(cell)? as f64 / storage_rate(cell)?)),
+    }
 }
+
+/// Bytes of weights that a cold start cannot do without: what its phases read, but no more than there is.
+pub fn needed_bytes(cell: &Cell) -> Option<u64> {
+    Some(cell.cost()?.weight_bytes.min(cell.cold.as_ref()?.file_bytes))
+}
+
+/// Bytes per second that storage can give: what was measured, or what a sample had of it if that is more.
+fn storage_rate(cell: &Cell) -> Option<f64> {
+    let cold = cell.cold.as_ref()?;
+    let read =
+        cold.read_bytes.iter().flatten().zip(&cell.samples_ns).map(|(bytes, ns)| *bytes as f64 / (*ns as f64 * 1e-9));
+    Some(read.fold(cold.disk_gb_per_s? * 1e9, f64::max))
+}
+
+/// Seconds that a cold start takes beyond the same work right after it: the centre over its samples.
+pub fn cold_extra(cell: &Cell) -> Option<Estimate> {
+    let cold = cell.cold.as_ref()?;
+    let extra: Vec<f64> =
+        seconds(&cell.samples_ns).iter().zip(seconds(&cold.warm_ns)).map(|(all, warm)| all - warm).collect();
+    // What varies about 0 has no logarithm.
+    stats::median_estimate(&extra)
+}
+
+/// How many times the warm runs of `fast` the warm runs of `slow` take, right after cold starts in common rounds.
+pub fn warm_ratio(slow: &Cell, fast: &Cell) -> Option<Estimate> {
+    let warm = |cell: &Cell| Some(seconds(&cell.cold.as_ref()?.warm_ns));
+    Some(quotients((slow, &warm(slow)?), (fast, &warm(fast)?))?.estimate)
+}
+
+/// Part of the weights that a cold start must have read, to be one: page by page some may not be needed.
+const LEAST_READ: f64 = 0.8;
 
 /// Exact operations by TTFT, relative to the measured peak for the type of the products: the cell's own if it was
 /// measured again beside it, else the run's.
@@ -199,6 +247,11 @@ fn steps(cell: &Cell) -> Vec<f64> {
     decode.samples_ns.chunks(decode.steps as usize).map(mean).collect()
 }
 
+/// Energy to the first token.
+pub fn joules(cell: &Cell) -> Option<f64> {
+    cell.energy.as_ref()?.joules
+}
+
 /// TTFT over the time for each token after the first: the median of the samples' own ratios.
 pub fn ttft_steps(cell: &Cell) -> Option<Estimate> {
     let ratios: Vec<f64> =
@@ -208,7 +261,7 @@ pub fn ttft_steps(cell: &Cell) -> Option<Estimate> {
 
 /// The auxiliary network of a KV prediction alone, at the same size and in the same way; of several, that of its group.
 pub fn auxiliary_of<'a>(cells: impl Iterator<Item = &'a Cell>, kvp: &Cell) -> Option<&'a Cell> {
-    let place = |c: &Cell| (c.batch, c.prompt, c.base.clone(), c.precision, c.extent);
+    let place = |c: &Cell| (c.batch, c.prompt, c.base.clone(), c.precision, c.extent, c.cold.is_some());
     let alone = cells.filter(|c| Some(&c.system) == kvp.aux.as_ref() && place(c) == place(kvp));
     let mut alone: Vec<&Cell> = alone.collect();
     alone.sort_by_key(|c| c.group != kvp.group);
@@ -302,12 +355,20 @@ pub fn doubts(cell: &Cell, cores: Option<u32>) -> Vec<Doubt> {
     doubts.extend(ttft(cell).and_then(|t| t.spread()).filter(|s| *s > MAX_SPREAD).map(Doubt::Spread));
     doubts.extend(trend(&cell.samples_ns).filter(|t| *t > MAX_TREND).map(Doubt::Trend));
     let faults = cell.memory.as_ref().and_then(|m| m.major_faults);
-    doubts.extend(faults.filter(|n| *n > 0).map(Doubt::MajorFaults));
+    // Reading from disk is what a cold start is about.
+    doubts.extend(faults.filter(|n| *n > 0 && cell.cold.is_none()).map(Doubt::MajorFaults));
+    let read = cell.cold.as_ref().and_then(|cold| cold.read_bytes.as_ref()?.iter().min().copied());
+    if let (Some(read), Some(needed)) = (read, needed_bytes(cell))
+        && (read as f64) < LEAST_READ * needed as f64
+    {
+        doubts.push(Doubt::NotCold(read, needed));
+    }
     if let (Some(load), Some(cores)) = (cell.load_before.into_iter().chain(cell.load_after).reduce(f64::max), cores)
         && load > f64::from(cores) + 0.75
     {
         doubts.push(Doubt::Load(load, cores));
     }
+    doubts.extend(cell.throttled().filter(|n| *n > 0).map(Doubt::Throttled));
     if cell.gate.is_none() {
         doubts.push(Doubt::NoGate);
     }
@@ -370,6 +431,7 @@ pub fn row<'a>(record: &'a Record, cell: &'a Cell) -> Row<'a> {
         step: step(cell),
         step_ratio: base.and_then(|base| step_ratio(cell, base)),
         ttft_steps: ttft_steps(cell),
+        energy_reduction: base.and_then(|base| Some(joules(base)? / joules(cell)?)),
         processes: processes(cell),
         modes: modes::of(cell),
         doubts,
@@ -398,7 +460,10 @@ pub fn largest_drift(record: &Record) -> Option<(f64, &Cell)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{samples, schema::Drift};
+    use crate::{
+        samples,
+        schema::{Clocks, Drift},
+    };
 
     fn find<'a>(rows: &'a [Row<'a>], id: &str) -> &'a Row<'a> {
         rows.iter().find(|r| r.cell.id == id).unwrap()
@@ -498,7 +563,9 @@ mod tests {
             "{:?}",
             row.doubts
         );
-        assert!(crate::terminal::render(&record, None).contains("no speedup: the machine's speed differed"));
+        assert!(
+            crate::terminal::render(&record, None).contains("A speedup is missing where the machine's speed differed")
+        );
         // In common rounds the machine's speed cancels.
         let (mut paired, mut with) = (base, at("OE450M", 260.0, 262.0));
         paired.rounds = Some((0..10).collect());
@@ -544,6 +611,8 @@ mod tests {
         assert!(matches!(doubts(&Cell { drift: Some(moved), ..good.clone() }, None)[..], [Doubt::Drift(_)]));
         assert_eq!(doubts(&Cell { gate: None, ..good.clone() }, None), [Doubt::NoGate]);
         assert_eq!(doubts(&Cell { load_after: Some(5.0), ..good.clone() }, Some(2)), [Doubt::Load(5.0, 2)]);
+        let clocks = Clocks { throttled: Some(vec![0, 2, 1]), ..Clocks::default() };
+        assert_eq!(doubts(&Cell { clocks: Some(clocks), ..good.clone() }, None), [Doubt::Throttled(3)]);
         let mut cold = good.clone();
         cold.memory.as_mut().unwrap().major_faults = Some(3);
         assert_eq!(doubts(&cold, None), [Doubt::MajorFaults(3)]);

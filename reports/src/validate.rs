@@ -75,7 +75,7 @@ pub enum Verdict {
     FallsShort(f64),
     /// The TTFT reduction is larger than the FLOPs reduction by this share.
     Exceeds(f64),
-    /// There is no figure to judge by, or it straddles the border.
+    /// There is no figure to judge by, or its interval reaches over the border.
     Undecided(Why),
 }
 
@@ -90,9 +90,9 @@ pub enum Why {
     NoFlops,
     /// Fewer than 3 samples.
     TooFew,
-    /// The interval straddles the border: so many processes would decide, if a sensible number would.
+    /// The interval reaches over the border: so many processes would decide, if a sensible number would.
     Straddles(Option<usize>),
-    /// The interval of one process straddles the border.
+    /// The interval of one process reaches over the border.
     OneProcess,
 }
 
@@ -100,12 +100,12 @@ impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Why::NoBase => f.write_str("the base was not measured"),
-            Why::NoRatio => f.write_str("the machine's speed moved between it and its base"),
-            Why::NoFlops => f.write_str("FLOPs are unknown"),
-            Why::TooFew => f.write_str("fewer than 3 samples"),
+            Why::NoRatio => f.write_str("the machine's speed moved between the system and its base"),
+            Why::NoFlops => f.write_str("its FLOPs are unknown"),
+            Why::TooFew => f.write_str("it has fewer than 3 samples"),
             Why::Straddles(Some(n)) => write!(f, "about {n} processes would decide"),
-            Why::Straddles(None) => f.write_str("too near the border for any sensible number of processes"),
-            Why::OneProcess => f.write_str("its interval straddles the border"),
+            Why::Straddles(None) => f.write_str("it is too near the border of 5% for any sensible number of processes"),
+            Why::OneProcess => f.write_str("its interval reaches over the border of 5%"),
         }
     }
 }
@@ -147,6 +147,10 @@ pub enum Cause {
     StepBeyondBandwidth,
     /// The KV predictor.
     Prediction,
+    /// Opening the folders of a cold start.
+    Opening,
+    /// Reading weights from storage.
+    Reading,
     /// A phase of a name that this program does not know.
     UnknownPhase,
     /// Outside of all phases.
@@ -164,8 +168,29 @@ impl Cause {
             Cause::StepBandwidth => "bandwidth-bound base step",
             Cause::StepBeyondBandwidth => "base step beyond its bandwidth",
             Cause::Prediction => "prediction",
+            Cause::Opening => "opening the files",
+            Cause::Reading => "reading weights from storage",
             Cause::UnknownPhase => "unknown phase",
             Cause::Unattributed => "unattributed overhead",
+        }
+    }
+
+    /// As the end of a sentence that begins with "most of the missing time went into".
+    pub fn in_words(self) -> &'static str {
+        match self {
+            Cause::SmallModel => "the smaller network, which runs at a lower rate than the base",
+            Cause::FewerTokens => "the base on a part of the prompt, which runs at a lower rate than on all of it",
+            Cause::SharedLayers => {
+                "the base's own layers that read the prompt, which run at a lower rate than all of them"
+            }
+            Cause::Selection => "choosing the tokens that are kept",
+            Cause::StepBandwidth => "the base's step on its own tokens, which reads all its weights from memory",
+            Cause::StepBeyondBandwidth => {
+                "the base's step on its own tokens, which takes longer than reading its weights from memory"
+            }
+            Cause::Prediction => "the predictor of the cache",
+            Cause::UnknownPhase => "a phase that this program does not know",
+            Cause::Unattributed => "work outside of all phases",
         }
     }
 }
@@ -360,10 +385,18 @@ fn losses(record: &Record, base: &Cell, cell: &Cell) -> Vec<Loss> {
     let rate = || Some(base.cost()?.flops.total() as f64 / summary::ttft(base)?.value);
     let Some(rate) = rate().filter(|r| *r > 0.0 && r.is_finite()) else { return Vec::new() };
     let mut losses = Vec::new();
+    let mut reading = 0.0;
     for phase in &cell.phases {
         let (Some(time), Some(cost)) = (phase_seconds(phase), phase.cost) else { return Vec::new() };
         let ideal = cost.flops.total() as f64 / rate;
         let mut loss = time - ideal;
+        // What the phase takes less with the weights in memory went into reading them.
+        if let (Some(_), Some(warm)) = (&cell.cold, cell.warm_phase_ns(&phase.name)) {
+            let warm = stats::median(&summary::seconds(warm)).unwrap_or(time);
+            let read = (time - warm).clamp(0.0, loss.max(0.0));
+            reading += read;
+            loss -= read;
+        }
         let cause = match phase.name.as_str() {
             "prediction" => Cause::Prediction,
             "base_step" => {
@@ -375,6 +408,7 @@ fn losses(record: &Record, base: &Cell, cell: &Cell) -> Vec<Loss> {
                 Cause::StepBeyondBandwidth
             }
             "selection" => Cause::Selection,
+            "open" => Cause::Opening,
             "prefill" if matches!(cell.kind, Kind::RandomPruned | Kind::StaticPruned | Kind::LazyPruned) => {
                 Cause::FewerTokens
             }
@@ -383,6 +417,9 @@ fn losses(record: &Record, base: &Cell, cell: &Cell) -> Vec<Loss> {
             _ => Cause::UnknownPhase,
         };
         losses.push(Loss { cause, seconds: loss });
+    }
+    if cell.cold.is_some() {
+        losses.push(Loss { cause: Cause::Reading, seconds: reading });
     }
     if let Some(rest) = stats::median(&summary::seconds(&cell.unattributed_ns()))
         && !losses.is_empty()

@@ -10,7 +10,8 @@ use ttft_models::{
     plan, synth,
 };
 use ttft_tests::models::{
-    ATOL, FIXTURES, Tensor, assert_close, aux, describe, engines, fixture, load, max_abs_diff, read, systems,
+    ATOL, FIXTURES, Tensor, assert_close, aux, bf16_tolerance, describe, engines, fixture, load, max_abs_diff, read,
+    systems,
 };
 
 struct Case {
@@ -165,16 +166,6 @@ fn phases_are_those_of_the_system() {
     assert_eq!(phases(&base, case.prompt), [Phase::Prefill]);
     assert_eq!(phases(&kvp, case.prompt), [Phase::Auxiliary, Phase::Prediction, Phase::BaseStep]);
     assert_eq!(phases(&kvp, 1), [Phase::BaseStep]);
-}
-
-/// BF16 activations against f32. A rounding errs by at most u = 2^-8 of the value, 0.4 u in the root mean square. A layer
-/// rounds seven times what its products read (two norms, queries, keys, values, attention's output, the gate), the head
-/// once; independent, so they add as a square root. What reads an erroneous input errs more than its input (the gate is
-/// a product of two, the softmax an exponential): a factor of 2. The largest of some thousand logits is within 5 standard
-/// deviations. In all 5 * 2 * 0.4 u sqrt(7 L + 1) of the logits' root mean square.
-fn bf16_tolerance(exact: &[f32], layers: usize) -> f32 {
-    let rms = (exact.iter().map(|x| x * x).sum::<f32>() / exact.len() as f32).sqrt();
-    5.0 * 2.0 * 0.4 * 2f32.powi(-8) * (7.0 * layers as f32 + 1.0).sqrt() * rms
 }
 
 #[test]

@@ -164,7 +164,7 @@ impl Logits {
         if let Some(free) = machine::available_memory() {
             ensure!(
                 need <= free,
-                "{batch} prompts of {prompt} tokens, {generate} generated, need {} of memory, {} are available: take \
+                "{batch} prompts of {prompt} tokens with {generate} generated need {} of memory, and {} are available: take \
                  fewer or shorter prompts",
                 bytes(need),
                 bytes(free)
@@ -275,7 +275,7 @@ fn read_tokens(path: &Path) -> Result<(Vec<u32>, usize, usize)> {
     let file = File::open(path).with_context(|| format!("{}: cannot read the tokens", path.display()))?;
     let mut text = Vec::new();
     file.take(MAX_TOKENS_BYTES + 1).read_to_end(&mut text).with_context(|| format!("{}", path.display()))?;
-    ensure!(text.len() as u64 <= MAX_TOKENS_BYTES, "{}: longer than {}", path.display(), bytes(MAX_TOKENS_BYTES));
+    ensure!(text.len() as u64 <= MAX_TOKENS_BYTES, "{}: it is longer than {}", path.display(), bytes(MAX_TOKENS_BYTES));
     parse_tokens(&text).with_context(|| format!("{}", path.display()))
 }
 

@@ -1,9 +1,12 @@
 //! One or few rows of activations: weights are streamed once, in place, unpacked.
 
-use super::output::{Factors, Target, widen_row};
+use super::{
+    output::{Factors, Target, widen_row},
+    rowwise::ConvertRow,
+};
 use crate::{
     contract::DotKernel,
-    levels,
+    levels::{self, dispatch},
     operands::Output,
     team::Team,
     tuning,
@@ -89,7 +92,8 @@ pub fn linear<'a, A: Element>(e: &Team, x: Mat<'_, A>, w: Weight<'a>, mut out: O
                     }
                     Target::Add(y) => y.slice(at, n).iter_mut().zip(a).for_each(|(y, a)| *y += a),
                     Target::SwiGluBf16(y) => {
-                        y.slice(at, n).iter_mut().zip(a).for_each(|(y, a)| *y = half::bf16::from_f32(*a).to_bits());
+                        let y: &mut [half::bf16] = bytemuck::cast_slice_mut(y.slice(at, n));
+                        dispatch(e.isa(), ConvertRow(a, y));
                     }
                 }
             }

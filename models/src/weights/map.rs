@@ -41,6 +41,25 @@ impl MappedFile {
         &self.path
     }
 
+    /// How many of its pages are in memory, and how many it has. The system tells that only to the owner of a file and to
+    /// whoever may write it; to others all pages are in memory.
+    ///
+    /// # Errors
+    /// [`Error::Io`]: the system does not tell at all.
+    #[cfg(target_os = "linux")]
+    pub fn resident_pages(&self) -> Result<(usize, usize)> {
+        // SAFETY: sysconf reads a constant of the system and touches no memory of this process.
+        let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096).max(1);
+        let mut pages = vec![0u8; self.map.len().div_ceil(page)];
+        // SAFETY: the range is that of a mapping that lives as long as `self`; it begins at a page, because the file was
+        // mapped from its start. mincore only reads it, and writes a byte for each of its pages, as many as `pages` has.
+        let done = unsafe { libc::mincore(self.map.as_ptr().cast_mut().cast(), self.map.len(), pages.as_mut_ptr()) };
+        if done != 0 {
+            return Err(Error::io(&self.path, "ask which pages are in memory")(std::io::Error::last_os_error()));
+        }
+        Ok((pages.iter().filter(|page| **page & 1 == 1).count(), pages.len()))
+    }
+
     /// Its content.
     pub fn bytes(&self) -> &[u8] {
         &self.map

@@ -1,13 +1,13 @@
 //! Sides beside one another: means, figures, and what limits them.
 
 use super::{
-    blocks::{Block, Table, lead, size, text, with_interval},
+    blocks::{Block, Table, lead, push_table, size, table, text, with_interval},
     verdict::headline,
 };
 use crate::{
     compare::{self, Side, Verdict, Versus},
     format::{self, or_unknown},
-    summary::Row,
+    summary::{self, Row},
     validate,
 };
 
@@ -74,23 +74,27 @@ pub(crate) fn blocks(comparison: &compare::Comparison) -> Vec<Block> {
         rows.push(fields);
     }
     blocks.push(Block::Table(Table { title: String::new(), head, rows, words, marked: Vec::new() }.mark(doubted)));
-    let star =
-        if single { " *: against a single published figure, by the spread of the other side alone." } else { "" };
-    let equal = if normalised.iter().any(|n| !n.is_empty()) {
-        " At equal peak or bandwidth: the ratio if both machines had the same."
-    } else {
-        ""
+    let star = match single {
+        true => {
+            " A star marks a word against a single published figure, which rests on the spread of the other side alone."
+        }
+        false => "",
+    };
+    let equal = match normalised.iter().any(|n| !n.is_empty()) {
+        true => " The columns at equal peak and at equal bandwidth show the ratio if both machines had the same.",
+        false => "",
     };
     blocks.push(text(format!(
-        "Equal work only: the same kind, system, base, auxiliary, batch and prompt. A ratio above 1 means that the other \
-         run is faster than {first}.{equal} Every record gives one value for a workload. Faster or slower: Student's t on \
-         these values, with the part between occasions that the records of a side or the machine's calibration show, at \
-         p < {:.2}; not decided: that part is unknown, so no word falls. Without any difference, {} such rows raise an alarm \
-         somewhere in {} of tables; (F) marks words that stand for the whole family of rows too, by Holm's rule.{star}",
+        "Only equal work is compared: the same kind, system, base, auxiliary, batch and prompt. A ratio above 1 means that the \
+         other run is faster than {first}.{equal} Every record gives one value for a workload. A row is called faster or slower \
+         if Student's t on these values gives p < {:.2}. The test includes how much occasions differ, as the records of a side \
+         or the machine's calibration show it; where neither shows it, the row is not decided. If nothing differed, {} such rows \
+         would raise an alarm somewhere in {} of tables; (F) marks words that hold for all rows together, by Holm's rule.{star}",
         compare::ALPHA,
         comparison.lines.len(),
         format::percent(comparison.family_rate),
     )));
+    push_table(&mut blocks, energy(comparison));
     let explained = explained(comparison);
     if !explained.is_empty() {
         blocks.push(text("How much of the difference the machine's speed beside the cells explains:"));
@@ -109,7 +113,7 @@ pub(crate) fn blocks(comparison: &compare::Comparison) -> Vec<Block> {
 
 /// One side's means in a sentence.
 fn means_text(first: &str, name: &str, means: &compare::Means) -> String {
-    let Some(ratio) = means.ratio else { return format!("{name}: no mean, for want of sound figures.") };
+    let Some(ratio) = means.ratio else { return format!("{name} has no mean, because none of its figures is sound.") };
     let than = if ratio >= 1.0 {
         format!("is {} as fast as {first}", format::ratio(ratio))
     } else {
@@ -136,7 +140,7 @@ fn verdicts_text(first: &str, name: &str, comparison: &compare::Comparison, side
         (count(Verdict::Slower), format!("{name} is slower than {first}")),
         (count(Verdict::WithinNoise), "no difference is found beyond noise".into()),
         (count(Verdict::NoSpread), "neither side has a spread to judge by".into()),
-        (count(Verdict::Unknown), "nothing is decided, because the part between occasions is unknown".into()),
+        (count(Verdict::Unknown), "nothing is decided, because it is unknown how much occasions differ".into()),
     ];
     let parts: Vec<String> = parts.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("in {n}, {what}")).collect();
     format!("Of {} workloads: {}.", all.len(), parts.join("; "))
@@ -146,6 +150,29 @@ fn word(versus: &Versus) -> String {
     let star = if versus.single && versus.p.is_some() { "*" } else { "" };
     let family = if versus.in_family() { " (F)" } else { "" };
     format!("{}{star}{family}", versus.verdict)
+}
+
+/// Energy to the first token, of the workloads of which the first side and another one know it.
+fn energy(comparison: &compare::Comparison) -> Table {
+    let fields = |line: &compare::Line| {
+        let joules: Vec<Option<f64>> =
+            line.rows.iter().map(|row| row.as_ref().and_then(|row| summary::joules(row.cell))).collect();
+        let (first, others) = joules.split_first()?;
+        let first = first.filter(|_| others.iter().any(Option::is_some))?;
+        let shown = joules.iter().map(|j| or_unknown(j.map(format::joules)));
+        let ratios = others.iter().map(|other| or_unknown(other.map(|other| format::ratio(first / other))));
+        Some([line.cell().system.clone(), size(line.cell())].into_iter().chain(shown).chain(ratios).collect())
+    };
+    let names = || comparison.sides.iter().map(|side| side.name);
+    let ratios = names().skip(1).map(|name| format!("{} / {name}", comparison.sides[0].name));
+    let head: Vec<String> = ["system".into(), "b x p".into()]
+        .into_iter()
+        .chain(names().map(|name| format!("energy, {name}")))
+        .chain(ratios)
+        .collect();
+    let head: Vec<&str> = head.iter().map(String::as_str).collect();
+    let rows = comparison.lines.iter().filter_map(fields).collect();
+    table("Energy of the packages to the first token, of each side's first record that has it", &head, &[0], rows)
 }
 
 /// For each side on the same machine, the mean ratio and what the probes alone would give.
@@ -162,7 +189,7 @@ fn explained(comparison: &compare::Comparison) -> Vec<String> {
         let (seen, probes) = known.iter().fold((0.0, 0.0), |sum, k| (sum.0 + k.0 / n, sum.1 + k.1 / n));
         (!known.is_empty()).then(|| {
             format!(
-                "{}: the ratio is {:.3} in the mean of {} rows; the speed probes alone would give {:.3}, and leave {:.3}",
+                "{}: the ratio is {:.3} in the mean of {} rows; the speed probes alone would give {:.3}, which leaves {:.3}",
                 side.name,
                 seen.exp(),
                 known.len(),
@@ -172,4 +199,39 @@ fn explained(comparison: &compare::Comparison) -> Vec<String> {
         })
     };
     others.filter_map(of).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        compare::compare,
+        json, samples,
+        schema::{Energy, Record},
+        terminal,
+    };
+
+    fn with_energy(joules: f64) -> Record {
+        let mut record = samples::run();
+        record.cells[1].energy = Some(Energy { joules: Some(joules), repetitions: 3, ..Energy::default() });
+        record
+    }
+
+    #[test]
+    fn energy_is_compared_where_both_sides_know_it() {
+        let (a, b) = (with_energy(6.0), with_energy(4.0));
+        let mut without = samples::run();
+        without.cells[0].energy = b.cells[1].energy.clone();
+        let side = |name, record| Side { name, records: vec![record] };
+        let comparison = compare(&[side("a", &a), side("b", &b)], &[]).unwrap();
+        let text = terminal::comparison(&comparison, None);
+        let lines: Vec<_> = text.lines().filter(|l| l.contains(" J")).collect();
+        assert_eq!(lines.len(), 1, "{text}");
+        let fields: Vec<_> = lines[0].split_whitespace().collect();
+        assert_eq!(fields, ["OE450M", "1", "x", "64", "6.00", "J", "4.00", "J", "1.50x"]);
+        let answer = json::comparison(&comparison);
+        assert_eq!(answer["rows"][1]["joules"], serde_json::json!([6.0, 4.0]));
+        let comparison = compare(&[side("a", &a), side("b", &without)], &[]).unwrap();
+        assert!(!terminal::comparison(&comparison, None).contains("Energy of the packages"));
+    }
 }

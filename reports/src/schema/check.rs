@@ -128,6 +128,21 @@ pub(super) fn check_samples(list: &[u64], expected: Option<usize>, field: impl F
     }
 }
 
+fn check_energy(energy: &Energy) -> Result<(), Fault> {
+    check_positive(energy.joules, || "cell.energy.joules".into())?;
+    check_positive(energy.seconds, || "cell.energy.seconds".into())?;
+    if energy.idle_watts.is_some_and(|w| !(w >= 0.0 && w.is_finite())) {
+        return fault("cell.energy.idle_watts", "expected 0 or more");
+    }
+    if energy.joules.is_some() == energy.missing.is_some() {
+        return fault("cell.energy.missing", "expected a reason if joules is null, and null otherwise");
+    }
+    if energy.joules.is_some() && energy.repetitions == 0 {
+        return fault("cell.energy.repetitions", "expected 1 or more, found 0");
+    }
+    Ok(())
+}
+
 pub(super) fn check_cell(cell: &Cell) -> Result<(), Fault> {
     let samples = cell.samples_ns.len();
     check_id(&cell.id, "cell.id")?;
@@ -140,6 +155,7 @@ pub(super) fn check_cell(cell: &Cell) -> Result<(), Fault> {
         return fault(field, "expected 1 or more, found 0");
     }
     let hash = scenario_hash(cell.kind, &cell.system, &cell.base, cell.aux.as_deref(), cell.batch, cell.prompt);
+    let hash = if cell.cold.is_some() { cold_hash(&hash) } else { hash };
     if cell.scenario_hash != hash {
         let found = &cell.scenario_hash;
         return fault(
@@ -192,6 +208,28 @@ pub(super) fn check_cell(cell: &Cell) -> Result<(), Fault> {
             }
         }
     }
+    if let Some(found) = cell.percentiles {
+        let expected = Percentiles::of(&cell.samples_ns);
+        if expected != Some(found) {
+            return fault("cell.percentiles", format!("expected those of the samples, {expected:?}, found {found:?}"));
+        }
+    }
+    if let Some(clocks) = &cell.clocks {
+        for (i, &mhz) in clocks.mhz.iter().flatten().enumerate() {
+            check_positive(Some(mhz), || format!("cell.clocks.mhz[{i}]"))?;
+        }
+        let lists =
+            [("mhz", clocks.mhz.as_ref().map(Vec::len)), ("throttled", clocks.throttled.as_ref().map(Vec::len))];
+        for (name, found) in lists {
+            if let Some(found) = found.filter(|n| *n != samples) {
+                let message = format!("expected {samples} entries, one for each sample, found {found}");
+                return fault(format!("cell.clocks.{name}"), message);
+            }
+        }
+        if clocks.unknown.is_none() && (clocks.mhz.is_none() || clocks.throttled.is_none()) {
+            return fault("cell.clocks.unknown", "expected why mhz or throttled is null, found null");
+        }
+    }
     if let Some(limits) = &cell.limits {
         check_limits(limits, "cell.limits")?;
     }
@@ -212,9 +250,25 @@ pub(super) fn check_cell(cell: &Cell) -> Result<(), Fault> {
             "cell.decode.samples_ns".into()
         })?;
     }
+    if let Some(cold) = &cell.cold {
+        check_samples(&cold.warm_ns, Some(samples), || "cell.cold.warm_ns".into())?;
+        for (i, phase) in cold.warm_phases.iter().enumerate() {
+            check_samples(&phase.samples_ns, Some(samples), || format!("cell.cold.warm_phases[{i}].samples_ns"))?;
+        }
+        if let Some(bytes) = &cold.read_bytes {
+            check_samples(bytes, Some(samples), || "cell.cold.read_bytes".into())?;
+        }
+        check_positive(cold.disk_gb_per_s, || "cell.cold.disk_gb_per_s".into())?;
+    }
+    if let Some(energy) = &cell.energy {
+        check_energy(energy)?;
+    }
     if let Some(gate) = &cell.gate {
-        if gate.passed != (gate.max_abs_err <= gate.tolerance) {
-            let (err, tolerance, passed) = (gate.max_abs_err, gate.tolerance, gate.passed);
+        let differences =
+            [Some((gate.max_abs_err, gate.tolerance)), gate.longest.as_ref().map(|l| (l.max_abs_err, l.tolerance))];
+        let wrong = differences.into_iter().flatten().find(|(err, tolerance)| err > tolerance);
+        if gate.passed != wrong.is_none() {
+            let ((err, tolerance), passed) = (wrong.unwrap_or((gate.max_abs_err, gate.tolerance)), gate.passed);
             return fault("cell.gate.passed", format!("{passed}, but error {err} and tolerance {tolerance}"));
         }
         if !gate.passed && samples > 0 {

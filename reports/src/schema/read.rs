@@ -39,6 +39,7 @@ impl Record {
     pub fn base_of(&self, cell: &Cell) -> Option<&Cell> {
         let same = |c: &&Cell| {
             c.kind == Kind::Base
+                && c.cold.is_some() == cell.cold.is_some()
                 && (&c.base, c.batch, c.prompt, c.extent) == (&cell.base, cell.batch, cell.prompt, cell.extent)
                 && (c.precision, c.weight_dtype, c.threads) == (cell.precision, cell.weight_dtype, cell.threads)
         };

@@ -11,9 +11,10 @@ fn header() -> RunHeader {
         started_at: Some("2026-11-23T05:27:00Z".into()),
         command: vec!["ttft".into(), "bench".into()],
         limits: Limits {
-            peaks: vec![Peak { dtype: Dtype::Bf16, isa: Some("avx512".into()), gflops: 468.0 }],
+            peaks: vec![Peak { dtype: Dtype::Bf16, isa: Some("avx512".into()), gflops: 468.0, in_use: None }],
             read_gb_per_s: Some(41.5),
             threads: Some(2),
+            out_of_reach: None,
         },
         ..RunHeader::default()
     }
@@ -42,7 +43,7 @@ fn cell() -> Cell {
                 parallel_regions: None,
             },
         ],
-        gate: Some(Gate { max_abs_err: 1e-5, tolerance: 1e-4, passed: true }),
+        gate: Some(Gate { max_abs_err: 1e-5, tolerance: 1e-4, passed: true, longest: None, longest_skipped: None }),
         drift: Some(Drift { before_gflops: Some(100.0), after_gflops: Some(95.0), ..Drift::default() }),
         ..Cell::new(Kind::Kvp, "OE1.1B-KVP-C-450M", "OE1.1B", Some("OE450M"), 4, 256)
     }
@@ -181,8 +182,8 @@ fn a_record_of_another_version_is_refused_by_name() {
     let error = read(&text).unwrap_err().to_string();
     assert_eq!(
         error,
-        "a.jsonl: the record's schema is `ttft-record/9`, this program reads `ttft-record/1` or `ttft-record/2`: \
-         use the version of ttft that wrote it"
+        "a.jsonl: the record's schema is `ttft-record/9`, this program reads `ttft-record/1` or `ttft-record/2` or \
+         `ttft-record/3`: use the version of ttft that wrote it"
     );
 }
 
@@ -274,7 +275,8 @@ fn cells_that_contradict_themselves_are_refused() {
         ("`cell.decode.samples_ns`", |c| c.decode = Some(Decode { steps: 3, samples_ns: vec![1; 5] })),
         ("`cell.gate.passed`", |c| c.gate.as_mut().unwrap().passed = false),
         ("the correctness gate failed", |c| {
-            c.gate = Some(Gate { max_abs_err: 2.0, tolerance: 1.0, passed: false });
+            c.gate =
+                Some(Gate { max_abs_err: 2.0, tolerance: 1.0, passed: false, longest: None, longest_skipped: None });
         }),
         ("`cell.published`", |c| c.published = Some(Published { ttft_s: 1.0, ..Published::default() })),
     ];
@@ -297,7 +299,7 @@ fn a_value_json_cannot_carry_is_not_written() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("run.jsonl");
     let mut writer = Writer::create(&path, header()).unwrap();
-    let gate = Gate { max_abs_err: f64::NAN, tolerance: 1.0, passed: false };
+    let gate = Gate { max_abs_err: f64::NAN, tolerance: 1.0, passed: false, longest: None, longest_skipped: None };
     let error = writer.cell(&Cell { gate: Some(gate), ..cell() }).unwrap_err().to_string();
     assert!(error.contains("field `cell.gate.max_abs_err`"), "{error}");
     assert_eq!(Record::read(&path).unwrap().cells.len(), 0);
@@ -343,7 +345,7 @@ fn the_base_of_a_cell_is_taken_from_its_own_group() {
 fn the_json_schema_file_is_up_to_date() {
     let schema = schemars::generate::SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<Line>();
     let text = serde_json::to_string_pretty(&schema).unwrap() + "\n";
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("schema/ttft-record-2.schema.json");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("schema/ttft-record-3.schema.json");
     if std::env::var_os("UPDATE_SCHEMA").is_some() {
         std::fs::write(&path, &text).unwrap();
     }
@@ -370,13 +372,53 @@ proptest! {
     }
 }
 
+#[test]
+fn percentiles_stand_where_there_are_samples_enough() {
+    let of = |n: u64| Percentiles::of(&(1..=n).rev().collect::<Vec<_>>()).map(|p| (p.p50_ns, p.p90_ns, p.p99_ns));
+    assert_eq!((of(0), of(1)), (None, None));
+    assert_eq!(of(2), Some((Some(1), None, None)));
+    assert_eq!(of(9), Some((Some(5), None, None)));
+    assert_eq!(of(10), Some((Some(5), Some(9), None)));
+    assert_eq!(of(99), Some((Some(50), Some(90), None)));
+    assert_eq!(of(100), Some((Some(50), Some(90), Some(99))));
+    assert_eq!(of(1000), Some((Some(500), Some(900), Some(990))));
+}
+
+#[test]
+fn percentiles_and_clocks_fit_the_samples() {
+    let with = |change: &dyn Fn(&mut Cell)| {
+        let mut cell = cell();
+        change(&mut cell);
+        Record::from_reader(record_of(&cell).as_bytes(), Path::new("a.jsonl")).map_err(|e| e.to_string())
+    };
+    let n = cell().samples_ns.len();
+    let clocks = |mhz: usize, throttled: Option<usize>, unknown: Option<&str>| Clocks {
+        mhz: Some(vec![3000.5; mhz]),
+        throttled: throttled.map(|n| vec![0; n]),
+        unknown: unknown.map(Into::into),
+    };
+    let record = with(&|c| {
+        c.percentiles = Percentiles::of(&c.samples_ns);
+        c.clocks = Some(clocks(n, None, Some("this CPU does not count")));
+    });
+    assert!(record.unwrap().cells[0].clocks.is_some());
+    let refused = |change: &dyn Fn(&mut Cell)| with(change).unwrap_err();
+    let wrong = Percentiles { p50_ns: Some(1), ..Percentiles::default() };
+    assert!(refused(&|c| c.percentiles = Some(wrong)).contains("cell.percentiles"));
+    assert!(refused(&|c| c.clocks = Some(clocks(n + 1, Some(n), None))).contains("cell.clocks.mhz"));
+    assert!(refused(&|c| c.clocks = Some(clocks(n, Some(n + 1), None))).contains("cell.clocks.throttled"));
+    assert!(refused(&|c| c.clocks = Some(clocks(n, None, None))).contains("cell.clocks.unknown"));
+    let zero = |c: &mut Cell| c.clocks = Some(Clocks { mhz: Some(vec![0.0; n]), ..clocks(n, Some(n), None) });
+    assert!(refused(&zero).contains("cell.clocks.mhz[0]"));
+}
+
 /// A record of two processes of two rounds each, with probes.
 #[test]
 fn processes_and_probes_have_one_entry_for_each_sample() {
     let change = |c: &mut Cell| {
         c.processes = Some(vec![0, 1]);
         c.probes = Some(Probes { gflops: vec![900.0, 910.0], read_gb_per_s: vec![41.0, 40.0] });
-        c.limits = Some(Limits { peaks: Vec::new(), read_gb_per_s: Some(42.0), threads: Some(2) });
+        c.limits = Some(Limits { peaks: Vec::new(), read_gb_per_s: Some(42.0), ..Limits::default() });
     };
     let mut good = cell();
     assert_eq!((good.process_ranges().len(), good.process_ranges()[0].clone()), (1, 0..2));
@@ -397,12 +439,53 @@ fn processes_and_probes_have_one_entry_for_each_sample() {
 }
 
 #[test]
-fn records_of_the_first_version_are_read() {
+fn a_cold_cell_has_a_hash_of_its_own_and_a_warm_run_for_each_sample() {
+    let cold = |c: &mut Cell| {
+        c.scenario_hash = cold_hash(&c.scenario_hash);
+        let warm_phases = vec![WarmPhase { name: "auxiliary".into(), samples_ns: vec![1, 2] }];
+        c.cold = Some(Cold { warm_ns: vec![5, 6], warm_phases, read_bytes: Some(vec![7, 8]), ..Cold::default() });
+    };
+    let mut good = cell();
+    cold(&mut good);
+    assert_eq!(read(&record_of(&good)).unwrap().cells, [good]);
+    let refused = |spoil: fn(&mut Cold)| {
+        refusal(|c| {
+            cold(c);
+            spoil(c.cold.as_mut().unwrap());
+        })
+    };
+    assert!(refused(|c| c.warm_ns.truncate(1)).contains("cell.cold.warm_ns"));
+    assert!(refused(|c| c.warm_phases[0].samples_ns.truncate(1)).contains("cell.cold.warm_phases[0].samples_ns"));
+    assert!(refused(|c| c.read_bytes = Some(vec![1])).contains("cell.cold.read_bytes"));
+    assert!(refused(|c| c.disk_gb_per_s = Some(0.0)).contains("cell.cold.disk_gb_per_s"));
+    assert!(refusal(|c| c.cold = Some(Cold::default())).contains("cell.scenario_hash"));
+}
+
+#[test]
+fn energy_has_joules_or_a_reason() {
+    let known = Energy { joules: Some(3.5), idle_watts: Some(0.0), repetitions: 4, ..Energy::default() };
+    let good = Cell { energy: Some(known.clone()), ..cell() };
+    assert_eq!(read(&record_of(&good)).unwrap().cells, [good]);
+    let refused = |energy: Energy| refusal(|c| c.energy = Some(energy));
+    assert!(refused(Energy { joules: Some(0.0), ..known.clone() }).contains("cell.energy.joules"));
+    assert!(refused(Energy { idle_watts: Some(-1.0), ..known.clone() }).contains("cell.energy.idle_watts"));
+    assert!(refused(Energy { repetitions: 0, ..known.clone() }).contains("cell.energy.repetitions"));
+    assert!(refused(Energy { missing: Some("m".into()), ..known }).contains("cell.energy.missing"));
+    assert!(refused(Energy::default()).contains("cell.energy.missing"));
+}
+
+#[test]
+fn records_of_earlier_versions_are_read() {
     let text = line(Line::Run(Box::new(RunHeader { schema: "ttft-record/1".into(), ..header() })));
     let text = text.replace(",\"processes\":null", "");
     let cell = serde_json::to_string(&Line::Cell(Box::new(cell()))).unwrap();
-    let cell = cell.replace(",\"processes\":null,\"probes\":null,\"limits\":null", "");
-    assert!(!text.contains("processes") && !cell.contains("probes"));
-    let record = read(&format!("{text}{cell}\n")).unwrap();
+    let second = cell.replace(",\"percentiles\":null", "").replace(",\"clocks\":null", "");
+    let first = second.replace(",\"processes\":null,\"probes\":null,\"limits\":null", "");
+    assert!(!text.contains("processes") && !first.contains("probes") && second.contains("probes"));
+    assert!(!second.contains("percentiles") && !second.contains("clocks"));
+    let record = read(&format!("{text}{first}\n")).unwrap();
     assert_eq!((record.cells.len(), &record.cells[0].probes), (1, &None));
+    let text = line(Line::Run(Box::new(RunHeader { schema: "ttft-record/2".into(), ..header() })));
+    let record = read(&format!("{text}{second}\n")).unwrap();
+    assert_eq!((record.cells.len(), &record.cells[0].percentiles), (1, &None));
 }

@@ -9,9 +9,10 @@ use sha2::{Digest, Sha256};
 use schemars::JsonSchema;
 
 /// Name and version of the format, as it stands in [`RunHeader::schema`].
-pub const SCHEMA: &str = "ttft-record/2";
-/// Every version that is read. The second added processes, the probes of each round and a cell's own limits.
-pub const READABLE: [&str; 2] = ["ttft-record/1", SCHEMA];
+pub const SCHEMA: &str = "ttft-record/3";
+/// Every version that is read. The second added processes, the probes of each round and a cell's own limits; the third
+/// percentiles and clocks.
+pub const READABLE: [&str; 3] = ["ttft-record/1", "ttft-record/2", SCHEMA];
 /// Longest line that is read, in bytes.
 pub const MAX_LINE_BYTES: u64 = 32 << 20;
 /// Most lines that are read from one record.
@@ -114,6 +115,30 @@ pub struct Settings {
     pub extent: Option<Extent>,
     /// Seed of synthetic weights and prompts.
     pub seed: Option<u64>,
+    /// What is in memory when the clock starts; null is warm.
+    pub start: Option<Start>,
+}
+
+/// What is in memory when the clock starts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(test, derive(JsonSchema))]
+pub enum Start {
+    /// Weights are mapped and warm, buffers allocated; the clock starts at token ids in memory.
+    #[default]
+    Warm,
+    /// Nothing of the weights is in memory; the clock starts before their folders are opened.
+    Cold,
+}
+
+impl Start {
+    /// The name in scenarios and tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Start::Warm => "warm",
+            Start::Cold => "cold",
+        }
+    }
 }
 
 /// Numeric type.
@@ -238,32 +263,52 @@ pub struct Cache {
 #[serde(deny_unknown_fields)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct Limits {
-    /// Multiply-add peaks.
+    /// Multiply-add peaks, of each unit of the machine for each type.
     pub peaks: Vec<Peak>,
     /// Read bandwidth from memory, 1e9 bytes per second.
     pub read_gb_per_s: Option<f64>,
     /// Threads of these measurements.
     pub threads: Option<u32>,
+    /// A unit of the machine that the program did not reach, so that the peaks are those of the others; null if there is none.
+    pub out_of_reach: Option<String>,
 }
 
 impl Limits {
+    /// The fastest unit for factors of exactly this type.
+    pub fn fastest(&self, dtype: Dtype) -> Option<&Peak> {
+        self.peaks.iter().filter(|p| p.dtype == dtype).max_by(|a, b| a.gflops.total_cmp(&b.gflops))
+    }
+
+    /// The fastest unit for products of this type: also one of F32, to which 16-bit factors can be widened.
+    pub fn peak(&self, dtype: Dtype) -> Option<&Peak> {
+        let wider = if matches!(dtype, Dtype::Bf16 | Dtype::F16) { self.fastest(Dtype::F32) } else { None };
+        self.fastest(dtype).into_iter().chain(wider).max_by(|a, b| a.gflops.total_cmp(&b.gflops))
+    }
+
     /// Highest measured peak for products of this type, in GFLOP/s.
     pub fn peak_gflops(&self, dtype: Dtype) -> Option<f64> {
-        self.peaks.iter().filter(|p| p.dtype == dtype).map(|p| p.gflops).reduce(f64::max)
+        self.peak(dtype).map(|p| p.gflops)
+    }
+
+    /// The unit that the run's kernels use, if the record says so.
+    pub fn in_use(&self) -> Option<&Peak> {
+        self.peaks.iter().find(|p| p.in_use == Some(true))
     }
 }
 
-/// Peak rate of multiply-adds in registers, two operations each.
+/// Peak rate of one unit's multiply-adds, two operations each.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct Peak {
     /// Type of the factors.
     pub dtype: Dtype,
-    /// Instruction set that reached it.
+    /// The unit, or the instruction set, that reached it.
     pub isa: Option<String>,
     /// 1e9 operations per second.
     pub gflops: f64,
+    /// Whether the kernels that ran use this unit for the products of the run; null if that is unknown.
+    pub in_use: Option<bool>,
 }
 
 /// What kind of inference a cell times.
@@ -304,7 +349,7 @@ impl Kind {
 #[serde(deny_unknown_fields)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct Cell {
-    /// Such as `ttft/OE1.1B-KVP-C-450M/kvp/b4/p256`; unique in the run but for repeated attempts.
+    /// Such as `ttft/OE1.1B-KVP-C-450M/kvp/b4/p256`, of a cold start with `/cold` behind; unique in the run but for repeated attempts.
     pub id: String,
     /// 1 for the first measurement of this id; a later line with a higher number replaces it.
     pub attempt: u32,
@@ -312,7 +357,7 @@ pub struct Cell {
     pub started_at: Option<String>,
     /// Cells of one group were measured next to one another; where `rounds` is set, samples of one round are paired.
     pub group: String,
-    /// [`scenario_hash`] of the cell: equal hashes ask for the same work, on whatever machine.
+    /// [`scenario_hash`] of the cell ([`cold_hash`] of a cold start): equal hashes ask for the same work, on whatever machine.
     pub scenario_hash: String,
     /// What kind of inference this is.
     pub kind: Kind,
@@ -330,7 +375,8 @@ pub struct Cell {
     pub weight_dtype: Option<Dtype>,
     /// Type of activations and caches.
     pub precision: Option<Dtype>,
-    /// Type of the factors in the matrix products: the row of [`Limits::peaks`] that bounds this cell.
+    /// Type of the factors in the matrix products, whatever kernel multiplied them: the fastest row of [`Limits::peaks`] for it bounds
+    /// this cell.
     pub compute_dtype: Option<Dtype>,
     /// How much of the network is computed.
     pub extent: Option<Extent>,
@@ -346,6 +392,8 @@ pub struct Cell {
     pub warmup_ns: Vec<u64>,
     /// TTFT of every sample, in the order taken.
     pub samples_ns: Vec<u64>,
+    /// Percentiles of the samples; null if there are fewer than 2.
+    pub percentiles: Option<Percentiles>,
     /// Round of every sample, increasing; null if the samples were not taken in rounds.
     pub rounds: Option<Vec<u32>>,
     /// Place of every sample within its round, from 0; null if not taken in rounds.
@@ -354,18 +402,24 @@ pub struct Cell {
     pub processes: Option<Vec<u32>>,
     /// Speed of the machine just before the round of every sample; null if it was not measured.
     pub probes: Option<Probes>,
+    /// Clock of the CPUs and throttling by heat at every sample; null if the writer did not look.
+    pub clocks: Option<Clocks>,
     /// What the machine reached when it was measured again beside this cell; null if the run's own limits hold.
     pub limits: Option<Limits>,
     /// Phases in the order they run. What they leave of a sample is unattributed.
     pub phases: Vec<PhaseRecord>,
     /// Floating-point operations by the paper's approximation, 2 x parameters x tokens, for the whole batch.
     pub paper_flops: Option<u64>,
+    /// What a cold start adds; null for a warm one.
+    pub cold: Option<Cold>,
     /// Generation after the first token.
     pub decode: Option<Decode>,
     /// Speed probe around the cell.
     pub drift: Option<Drift>,
     /// Memory of the process.
     pub memory: Option<Memory>,
+    /// Energy to the first token; null if it was not asked for.
+    pub energy: Option<Energy>,
     /// Correctness gate passed before the cell was timed.
     pub gate: Option<Gate>,
     /// One-minute load average before the cell.
@@ -403,20 +457,32 @@ impl Cell {
             kernels: Vec::new(),
             warmup_ns: Vec::new(),
             samples_ns: Vec::new(),
+            percentiles: None,
             rounds: None,
             round_positions: None,
             processes: None,
             probes: None,
+            clocks: None,
             limits: None,
             phases: Vec::new(),
             paper_flops: None,
+            cold: None,
             decode: None,
             drift: None,
             memory: None,
+            energy: None,
             gate: None,
             load_before: None,
             load_after: None,
             published: None,
+        }
+    }
+
+    /// The times of a phase with the weights in memory: of a warm cell its samples, of a cold one those right after.
+    pub fn warm_phase_ns(&self, name: &str) -> Option<&[u64]> {
+        match &self.cold {
+            None => self.phase(name).map(|p| &p.samples_ns[..]),
+            Some(cold) => cold.warm_phases.iter().find(|p| p.name == name).map(|p| &p.samples_ns[..]),
         }
     }
 
@@ -441,6 +507,12 @@ impl Cell {
                 ranges.collect()
             }
         }
+    }
+
+    /// How often heat slowed a CPU over all samples; `None` if that is unknown.
+    pub fn throttled(&self) -> Option<u64> {
+        let counts = self.clocks.as_ref()?.throttled.as_ref()?;
+        Some(counts.iter().fold(0, |sum, n| sum.saturating_add(*n)))
     }
 
     /// Whether its figures are published ones with known faults.
@@ -476,14 +548,54 @@ pub fn scenario_hash(kind: Kind, system: &str, base: &str, aux: Option<&str>, ba
 }
 
 /// The names of phases that a record of this program has.
-pub const PHASES: [&str; 6] = ["selection", "prefill", "auxiliary", "shared_layers", "prediction", "base_step"];
+pub const PHASES: [&str; 7] = ["open", "selection", "prefill", "auxiliary", "shared_layers", "prediction", "base_step"];
+
+/// [`scenario_hash`] of the same workload from a cold start, which is compared with cold starts alone.
+pub fn cold_hash(warm: &str) -> String {
+    Sha256::digest(format!("cold {warm}")).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A start with nothing of the weights in memory, beside the samples: what was read, and the same work with the weights in
+/// memory.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct Cold {
+    /// Bytes of all files in the folders that a start opens.
+    pub file_bytes: u64,
+    /// Which caches were empty, in words.
+    pub cache: String,
+    /// Bytes that the process had read from storage during every sample; null if the system does not tell.
+    pub read_bytes: Option<Vec<u64>>,
+    /// What counted `read_bytes`, or why nothing did.
+    pub read_source: String,
+    /// Time of the same work again right after every sample, when the weights were in memory.
+    pub warm_ns: Vec<u64>,
+    /// The phases of `warm_ns`.
+    pub warm_phases: Vec<WarmPhase>,
+    /// Rate at which the same processes could read the largest of the files from storage, several threads together; 1e9 bytes
+    /// per second. Null if it is too small for that.
+    pub disk_gb_per_s: Option<f64>,
+}
+
+/// A phase with the weights in memory.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct WarmPhase {
+    /// As in [`PhaseRecord::name`].
+    pub name: String,
+    /// Its time right after every sample of the cell.
+    pub samples_ns: Vec<u64>,
+}
 
 /// One phase of a system: its time in every sample, and its work.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct PhaseRecord {
-    /// `selection`, `prefill`, `auxiliary`, `shared_layers`, `prediction` or `base_step`.
+    /// `open` (of a cold start: the folders opened, the run planned), `selection`, `prefill`, `auxiliary`, `shared_layers`,
+    /// `prediction` or `base_step`.
     pub name: String,
     /// Time of the phase in every sample of the cell, in the same order.
     pub samples_ns: Vec<u64>,
@@ -571,6 +683,47 @@ pub struct Probes {
     pub read_gb_per_s: Vec<f64>,
 }
 
+/// Percentiles of a cell's samples, each the smallest sample that so many percent of all samples do not exceed. One is null
+/// if there are too few samples for it: it takes 2, 10 and 100 of them, so that one of them may be expected above it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct Percentiles {
+    /// Half of the samples are no longer. It takes 2 samples.
+    pub p50_ns: Option<u64>,
+    /// 90% of the samples are no longer. It takes 10 samples.
+    pub p90_ns: Option<u64>,
+    /// 99% of the samples are no longer. It takes 100 samples.
+    pub p99_ns: Option<u64>,
+}
+
+impl Percentiles {
+    /// The percentiles of these samples; `None` if there are too few for any.
+    pub fn of(samples_ns: &[u64]) -> Option<Percentiles> {
+        let mut sorted = samples_ns.to_vec();
+        sorted.sort_unstable();
+        let n = sorted.len();
+        let of = |percent: usize| {
+            let enough = n * (100 - percent) >= 100;
+            enough.then(|| sorted[(n * percent).div_ceil(100) - 1])
+        };
+        of(50).map(|p50| Percentiles { p50_ns: Some(p50), p90_ns: of(90), p99_ns: of(99) })
+    }
+}
+
+/// What the CPUs that the process may use did at every sample: one entry for each sample.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct Clocks {
+    /// Highest clock of these CPUs just after the sample, in MHz; null if the machine does not tell.
+    pub mhz: Option<Vec<f64>>,
+    /// How often heat slowed one of these CPUs while the sample was taken; null if the machine does not count.
+    pub throttled: Option<Vec<u64>>,
+    /// Why one of the two is null.
+    pub unknown: Option<String>,
+}
+
 /// Speed of a fixed probe before and after a cell: a machine that keeps still shows the same twice.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -609,6 +762,33 @@ pub struct Memory {
     pub major_faults: Option<u64>,
 }
 
+/// Energy of the machine's packages to the first token, measured once, by repetitions after the samples. It is that of
+/// everything that ran meanwhile.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct Energy {
+    /// Joules of one repetition, idle power included; null if the machine does not tell.
+    pub joules: Option<f64>,
+    /// Power of the packages just before, when nothing was asked of them.
+    pub idle_watts: Option<f64>,
+    /// Repetitions that were measured together.
+    pub repetitions: u32,
+    /// Seconds that all of them took.
+    pub seconds: Option<f64>,
+    /// The counters, in words.
+    pub source: Option<String>,
+    /// Why `joules` is null, and what to do about it.
+    pub missing: Option<String>,
+}
+
+impl Energy {
+    /// Power of the packages during the repetitions.
+    pub fn watts(&self) -> Option<f64> {
+        Some(self.joules? * f64::from(self.repetitions) / self.seconds?)
+    }
+}
+
 /// Comparison with a slow reference on a short prompt of the same networks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -618,8 +798,25 @@ pub struct Gate {
     pub max_abs_err: f64,
     /// Largest difference allowed.
     pub tolerance: f64,
-    /// Whether it was within the tolerance. A wrong result is never timed.
+    /// Whether all differences were within their tolerances. A wrong result is never timed.
     pub passed: bool,
+    /// The longest prompt of the run, where the large kernels were compared with the same instruction set's f32 kernels.
+    pub longest: Option<LongestGate>,
+    /// Why the longest prompt was not compared.
+    pub longest_skipped: Option<String>,
+}
+
+/// Comparison of a long prompt's logits with those of the f32 kernels of the same instruction set.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct LongestGate {
+    /// Tokens of the prompt.
+    pub prompt: u32,
+    /// Largest absolute difference of a logit.
+    pub max_abs_err: f64,
+    /// Largest difference allowed.
+    pub tolerance: f64,
 }
 
 /// Figures as printed in a publication.
