@@ -1156,4 +1156,11 @@ fn man_pages_and_completions_name_every_command() {
         assert!(text(&format!("man/man1/ttft-{command}.1")).starts_with(".ie"));
     }
     assert!(text("man/man1/ttft-report.1").contains("svg"));
+    assert!(text("man/man1/ttft.1").contains("From nothing to a report"));
+    for hidden in ["worker", "shell-files"] {
+        assert!(
+            !text("completions/ttft.bash").contains(hidden) && !text("man/man1/ttft.1").contains(hidden),
+            "{hidden}"
+        );
+    }
 }

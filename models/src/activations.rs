@@ -351,3 +351,42 @@ impl Sizes {
 pub(crate) fn chunks(rows: usize, size: usize) -> impl Iterator<Item = (usize, usize)> {
     (0..rows).step_by(size).map(move |r| (r, size.min(rows - r)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::zoo;
+
+    /// Which rows are left, in which order, whatever was left out before: (sequence, position).
+    #[test]
+    fn first_and_last_rows_are_kept_in_two_runs() {
+        let mut c = zoo::network("OE270M").unwrap();
+        (c.dim, c.head_dim) = (2, 2);
+        c.layers.truncate(1);
+        let of = |keep: &[(usize, usize)], (batch, n): (usize, usize)| {
+            let mut act = Activations::<f32>::new(&c, batch * n).unwrap();
+            act.start(batch, Rows::all(n));
+            act.x.iter_mut().enumerate().for_each(|(i, x)| *x = (i / 2 / n * 100 + i / 2 % n) as f32);
+            keep.iter().for_each(|&(first, last)| act.keep_ends(first, last));
+            let rows: Vec<usize> = (0..act.rows()).map(|r| act.row(r)[1] as usize).collect();
+            assert!(rows.iter().zip(&act.positions).all(|(row, at)| row % 100 == *at as usize), "{rows:?}");
+            let runs = act.runs().into_iter().flatten().map(|r| (r.rows, r.shape.n, r.shape.past)).collect::<Vec<_>>();
+            (rows, runs)
+        };
+        let (rows, runs) = of(&[(2, 3)], (3, 9));
+        assert_eq!(rows, [0, 1, 100, 101, 200, 201, 6, 7, 8, 106, 107, 108, 206, 207, 208]);
+        assert_eq!(runs, [(0..6, 2, 0), (6..15, 3, 6)]);
+        // Fewer of the last, then none of the first.
+        let (rows, runs) = of(&[(2, 3), (2, 1)], (2, 9));
+        assert_eq!((rows, runs), (vec![0, 1, 100, 101, 8, 108], vec![(0..4, 2, 0), (4..6, 1, 8)]));
+        let (rows, runs) = of(&[(2, 3), (0, 2)], (2, 9));
+        assert_eq!((rows, runs), (vec![7, 8, 107, 108], vec![(0..4, 2, 7)]));
+        // Of any shape, as gathered one by one.
+        for (batch, n, first, last) in [(1, 9, 3, 4), (5, 4, 1, 2), (4, 8, 5, 2), (2, 3, 1, 1), (7, 6, 2, 4)] {
+            let at = |b: usize| move |p: usize| b * 100 + p;
+            let firsts = (0..batch).flat_map(|b| (0..first).map(at(b)));
+            let lasts = (0..batch).flat_map(|b| (n - last..n).map(at(b)));
+            assert_eq!(of(&[(first, last)], (batch, n)).0, firsts.chain(lasts).collect::<Vec<_>>(), "{batch} {n}");
+        }
+    }
+}

@@ -219,8 +219,7 @@ fn footnotes(rows: &[Row]) -> String {
         }
         false => "from token ids in memory to the first token of the whole batch, with warm weights",
     };
-    let mut notes =
-        vec![format!("TTFT is the {centre}, {from}. The ratio is the speedup over the FLOPs reduction.")];
+    let mut notes = vec![format!("TTFT is the {centre}, {from}. The ratio is the speedup over the FLOPs reduction.")];
     let low = rows.iter().filter_map(|r| r.ttft?.interval).map(|i| i.level).reduce(f64::min);
     if let Some(level) = low {
         let exception = if level < crate::stats::LEVEL { ", or less where it says so (few samples)" } else { "" };

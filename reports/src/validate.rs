@@ -189,6 +189,8 @@ impl Cause {
                 "the base's step on its own tokens, which takes longer than reading its weights from memory"
             }
             Cause::Prediction => "the predictor of the cache",
+            Cause::Opening => "opening the files of the weights",
+            Cause::Reading => "reading weights from storage",
             Cause::UnknownPhase => "a phase that this program does not know",
             Cause::Unattributed => "work outside of all phases",
         }

@@ -515,7 +515,7 @@ fn what_is_not_needed_is_not_read() {
     let head = hollow(dir.path(), &large);
     let net = Network::load(dir.path()).unwrap();
     assert!(fs::metadata(&file).unwrap().len() > 7_000_000_000);
-    assert_eq!(fs::metadata(&file).unwrap().len() - net.mapped_bytes() >> 20, head >> 20);
+    assert_eq!((fs::metadata(&file).unwrap().len() - net.mapped_bytes()) >> 20, head >> 20);
     // A fault brings in up to 64 KiB around it; there are two norms in a layer.
     let most = (2 * large.layers.len() as u64 + 4) * (128 << 10);
     let read = resident(&file);

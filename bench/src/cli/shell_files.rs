@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use clap::{Args, CommandFactory};
+use clap::{Args, Command, CommandFactory};
 use clap_complete::Shell;
 
 use crate::{console, output};
@@ -15,6 +15,20 @@ pub struct ShellFiles {
     folder: PathBuf,
 }
 
+/// The command without what its help does not list.
+fn visible(all: &Command) -> Command {
+    let shown = all.get_subcommands().filter(|c| !c.is_hide_set()).cloned();
+    let version = env!("CARGO_PKG_VERSION");
+    let mut command = Command::new("ttft").version(version).disable_help_subcommand(true).subcommands(shown);
+    if let Some(about) = all.get_about() {
+        command = command.about(about.clone());
+    }
+    if let Some(after) = all.get_after_help() {
+        command = command.after_help(after.clone());
+    }
+    command
+}
+
 impl ShellFiles {
     pub fn run(self) -> Result<()> {
         let (man, completions) = (self.folder.join("man/man1"), self.folder.join("completions"));
@@ -22,7 +36,7 @@ impl ShellFiles {
             std::fs::create_dir_all(folder).with_context(|| format!("{}: cannot make it", folder.display()))?;
         }
         let cannot = || format!("{}: cannot write there", self.folder.display());
-        let mut command = super::Cli::command();
+        let mut command = visible(&super::Cli::command());
         for shell in [Shell::Bash, Shell::Zsh, Shell::Fish, Shell::PowerShell, Shell::Elvish] {
             clap_complete::generate_to(shell, &mut command, "ttft", &completions).with_context(cannot)?;
         }

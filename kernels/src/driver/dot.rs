@@ -2,7 +2,7 @@
 
 use super::{
     output::{Factors, Target, widen_row},
-    rowwise::ConvertRow,
+    rowwise::SiluMulRow,
 };
 use crate::{
     contract::DotKernel,
@@ -32,7 +32,6 @@ pub fn linear<'a, A: Element>(e: &Team, x: Mat<'_, A>, w: Weight<'a>, mut out: O
     let factors = Factors::of(w, &out);
     let (halves, n_all) = (factors.halves(), w.n());
     let (target, stride) = Target::of(&mut out);
-    let epilogues = &e.level.epilogues;
 
     let team = e.take();
     let mut shared = team.shared();
@@ -75,25 +74,22 @@ pub fn linear<'a, A: Element>(e: &Team, x: Mat<'_, A>, w: Weight<'a>, mut out: O
             call(kernel, x, w[0], n0..n0 + n, a, address(w[1], n0));
             call(kernel, x, w[1], n0..n0 + n, b, after);
         }
-        if let Target::SwiGluF32(_) | Target::SwiGluBf16(_) = target {
-            // SAFETY: both halves hold `m * n` values; the engine's ISA is that of its epilogues.
-            unsafe { (epilogues.silu_mul)(m * n, a.as_mut_ptr(), b.as_ptr()) };
-        }
         for (i, a) in a.chunks_exact(n).enumerate() {
             let at = i * stride + n0;
             // SAFETY: tasks own disjoint columns `n0..n0 + n` of y.
             unsafe {
                 match target {
-                    Target::Store(y, None) | Target::SwiGluF32(y) => y.slice(at, n).copy_from_slice(a),
+                    Target::Store(y, None) => y.slice(at, n).copy_from_slice(a),
                     Target::Store(y, Some(bias)) => {
                         for ((y, a), b) in y.slice(at, n).iter_mut().zip(a).zip(&bias[n0..]) {
                             *y = a + b;
                         }
                     }
                     Target::Add(y) => y.slice(at, n).iter_mut().zip(a).for_each(|(y, a)| *y += a),
+                    Target::SwiGluF32(y) => dispatch(e.isa(), SiluMulRow { a, b: &b[i * n..][..n], y: y.slice(at, n) }),
                     Target::SwiGluBf16(y) => {
                         let y: &mut [half::bf16] = bytemuck::cast_slice_mut(y.slice(at, n));
-                        dispatch(e.isa(), ConvertRow(a, y));
+                        dispatch(e.isa(), SiluMulRow { a, b: &b[i * n..][..n], y });
                     }
                 }
             }

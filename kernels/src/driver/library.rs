@@ -1,7 +1,11 @@
 //! Other libraries as backends: f32, 16-bit weights widened slab by slab.
 
-use super::output::{Factors, Target, widen};
+use super::{
+    output::{Factors, Target, widen},
+    rowwise::SiluMulRow,
+};
 use crate::{
+    levels::dispatch,
     operands::Output,
     team::Team,
     view::{Element, Mat, MatMut, Weight},
@@ -70,15 +74,10 @@ pub fn linear<'a, A: Element>(e: &Team, l: &Library, x: Mat<'_, A>, w: Weight<'a
                         }
                     }
                     Target::Add(y) => y.slice(at, n).iter_mut().zip(a).for_each(|(y, a)| *y += a),
-                    Target::SwiGluF32(y) => {
-                        let b = &b[i * n..];
-                        y.slice(at, n).iter_mut().zip(a).zip(b).for_each(|((y, a), b)| *y = silu(*a) * b);
-                    }
+                    Target::SwiGluF32(y) => dispatch(e.isa(), SiluMulRow { a, b: &b[i * n..][..n], y: y.slice(at, n) }),
                     Target::SwiGluBf16(y) => {
-                        let b = &b[i * n..];
-                        y.slice(at, n).iter_mut().zip(a).zip(b).for_each(|((y, a), b)| {
-                            *y = half::bf16::from_f32(silu(*a) * b).to_bits();
-                        });
+                        let y: &mut [half::bf16] = bytemuck::cast_slice_mut(y.slice(at, n));
+                        dispatch(e.isa(), SiluMulRow { a, b: &b[i * n..][..n], y });
                     }
                 }
             }
@@ -130,10 +129,6 @@ fn widen_weight(w: Weight<'_>, out: &mut [f32]) {
             Weight::BF16(w) => w.row(r).convert_to_f32_slice(y),
         }
     }
-}
-
-fn silu(x: f32) -> f32 {
-    x / (1.0 + (-x).exp())
 }
 
 #[cfg(all(target_os = "macos", feature = "accelerate"))]

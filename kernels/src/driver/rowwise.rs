@@ -102,17 +102,6 @@ impl<X: Element, Y: Element> RowKernel<X, Y> for Convert {
     }
 }
 
-/// Converts one row.
-pub(super) struct ConvertRow<'a, X, Y>(pub &'a [X], pub &'a mut [Y]);
-
-impl<X: Element, Y: Element> Kernel for ConvertRow<'_, X, Y> {
-    type Output = ();
-    #[inline(always)]
-    fn run<V: Vector>(self, v: V) {
-        Convert.row(v, self.0, self.1);
-    }
-}
-
 pub fn convert<A: Element>(e: &Team, x: Mat<'_, f32>, out: MatMut<'_, A>) {
     e.used.note(kernel_name!(e.isa(), A, "convert_f32"));
     map_rows(e, x, out, 1, Convert);
@@ -312,6 +301,22 @@ impl<A: Element> RowKernel<f32, A> for SiluMul {
     #[inline(always)]
     fn row<V: Vector>(self, v: V, ab: &[f32], y: &mut [A]) {
         let (a, b) = ab.split_at(y.len());
+        SiluMulRow { a, b, y }.run(v);
+    }
+}
+
+/// `y = silu(a) * b`.
+pub(super) struct SiluMulRow<'a, A> {
+    pub a: &'a [f32],
+    pub b: &'a [f32],
+    pub y: &'a mut [A],
+}
+
+impl<A: Element> Kernel for SiluMulRow<'_, A> {
+    type Output = ();
+    #[inline(always)]
+    fn run<V: Vector>(self, v: V) {
+        let SiluMulRow { a, b, y } = self;
         let chunks = a.chunks(V::LANES).zip(b.chunks(V::LANES)).zip(y.chunks_mut(V::LANES));
         for ((a, b), y) in chunks {
             store(v, y, simd::silu_mul(v, load(v, a), load(v, b)));

@@ -493,7 +493,7 @@ pub(super) fn rows_height(n: usize) -> u32 {
     56 + 36 * n as u32
 }
 
-const PHASES: [(&str, usize); 7] = [
+const PHASES: [(&str, usize); 8] = [
     ("open", 3),
     ("prefill", 0),
     ("selection", 7),

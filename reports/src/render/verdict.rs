@@ -173,7 +173,7 @@ fn main_causes(short: &[(&Claim, f64)]) -> Option<String> {
         (_, true) => {
             Some("The record has no phases, so it does not say what stood in the way where TTFT falls less.".into())
         }
-        _ => Some(format!("Where TTFT falls less, most of the missing time went into {}.", list.join(", "))),
+        _ => Some(format!("Where TTFT falls less, most of the missing time went into {}.", list.join("; into "))),
     }
 }
 
