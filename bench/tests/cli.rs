@@ -1045,7 +1045,7 @@ fn a_pair_of_two_configurations_alone() {
         again
     };
     succeed(&mut resume("My Base"));
-    fail(&mut resume("sub/aux"), &["not the same run", "notes"]);
+    fail(&mut resume("sub/aux"), &["another run", "notes"]);
 }
 
 /// Weights that lie in folders are used where they lie, and a given predictor too.
