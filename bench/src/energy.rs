@@ -302,7 +302,7 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         let root = tree(&[("intel-rapl:0", "package-0", "5", "100")]);
         let counter = root.path().join("intel-rapl:0/energy_uj");
-        fs::set_permissions(&counter, fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(&counter, fs::Permissions::from_mode(0o000)).unwrap();
         match Meter::of(root.path()) {
             Err(reason) => assert!(reason.contains("run as root") && reason.contains("sudo chmod a+r "), "{reason}"),
             // Root reads everything.
