@@ -133,7 +133,7 @@ fn prefill<A: Operand>(group: &mut Group<'_>, setup: &Setup) -> Result<Vec<Cell>
     let mut products = None;
     let mut cells = Vec::new();
     for (batch, len) in selected(setup, &PREFILL) {
-        let mul = compute_dtype(e, A::DTYPE, A::DTYPE);
+        let mul = compute_dtype(A::DTYPE, A::DTYPE);
         let throughput = Throughput::Elements(flops(batch, len) as u64);
         let mut kernels = Vec::new();
         let id = format!("prefill/{}/b{batch}/n{len}", A::DTYPE);

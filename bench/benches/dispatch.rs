@@ -105,7 +105,7 @@ fn measure<A: Operand>(group: &mut Group<'_>, setup: &Setup, unforced: &mut Vec<
             let series = group.measure(
                 &format!("{}/m{m}/n{n}k{k}", A::DTYPE),
                 flops,
-                compute_dtype(e, A::DTYPE, A::DTYPE),
+                compute_dtype(A::DTYPE, A::DTYPE),
                 || {
                     let o = operands.get_or_insert_with(|| Products::<A>::new(setup));
                     let mut second = |e: &Engine| [o.linear(e, shape), o.linear(e, shape)][1];

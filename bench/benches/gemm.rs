@@ -51,7 +51,7 @@ fn measure<A: Operand>(group: &mut Group<'_>, setup: &Setup) -> Result<Vec<Cell>
     let mut operands = None;
     for m in ROWS {
         for (n, k) in WEIGHTS.into_iter().filter(|&(n, k)| setup.full || quick(m, n, k)) {
-            let (shape, mul) = ((m, n, k), compute_dtype(e, A::DTYPE, A::DTYPE));
+            let (shape, mul) = ((m, n, k), compute_dtype(A::DTYPE, A::DTYPE));
             let flops = Throughput::Elements((2 * m * n * k) as u64);
             e.take_used();
             let id = format!("{}/m{m}/n{n}k{k}", A::DTYPE);

@@ -92,7 +92,7 @@ fn measure(
     let (precision, extent) = (scenario.precision(), scenario.extent());
     let spec = RunSpec { batch, prompt, generate: 1, precision, extent };
     let phases = CostSystem::named(&arm.system, scenario.dtype)?.first_token(&spec);
-    let mul = compute_dtype(&setup.engine, precision.dtype(), scenario.dtype);
+    let mul = compute_dtype(precision.dtype(), scenario.dtype);
     let ids: Vec<u32> = (0..batch * prompt).map(|i| (i % VOCAB) as u32).collect();
     let prepare = || {
         if rig.is_none() {

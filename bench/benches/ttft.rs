@@ -11,6 +11,7 @@ use ttft_bench::{
     criterion_args::CriterionArgs,
     knobs::RunKnobs,
     planner::{Plan, Residence},
+    remarks,
     rig::Group,
     scenario::Arm,
     session::{Asked, Session},
@@ -21,8 +22,7 @@ use ttft_reports::schema::{Sampler, Skipped};
 fn main() -> ExitCode {
     console::init();
     let args = CriterionArgs::from_env();
-    let mut criterion =
-        Criterion::default().sample_size(10).warm_up_time(Duration::from_nanos(1)).configure_from_args();
+    let mut criterion = Criterion::default().sample_size(10).configure_from_args();
     let knobs = match RunKnobs::from_env() {
         Ok(knobs) => knobs,
         Err(refused) => return console::refused(&refused),
@@ -104,22 +104,35 @@ fn run(criterion: &mut Criterion, args: &CriterionArgs, mut knobs: RunKnobs) -> 
             if !args.measurement_time() {
                 group.measurement_time(Duration::from_nanos(1));
             }
+            // One run is the warm-up, unless it ends after a quarter of the time that it is to take.
+            if !args.warm_up_time() {
+                let quarter = session.estimate(arm, batch, prompt)? / 4.0;
+                group.warm_up_time(
+                    Duration::try_from_secs_f64(quarter).unwrap_or_default().max(Duration::from_nanos(1)),
+                );
+            }
             if args.quick() {
                 opened.running.call(&session.rig.engine, 1)?;
             }
             let mut calls = 0;
             let mut error = None;
             group.throughput(Throughput::Elements((batch * prompt) as u64));
-            group.bench_function(name(&id), |b| {
-                calls += 1;
-                b.iter_custom(|n| match opened.running.call(&session.rig.engine, n) {
-                    Ok(time) => time,
-                    Err(e) => {
-                        error.get_or_insert(e);
-                        Duration::from_nanos(1)
-                    }
+            let mut measure = || {
+                group.bench_function(name(&id), |b| {
+                    calls += 1;
+                    b.iter_custom(|n| match opened.running.call(&session.rig.engine, n) {
+                        Ok(time) => time,
+                        Err(e) => {
+                            error.get_or_insert(e);
+                            Duration::from_nanos(1)
+                        }
+                    });
                 });
-            });
+            };
+            match args.measurement_time() {
+                true => measure(),
+                false => remarks::without_target_time(measure),
+            }
             match error {
                 Some(e) => session.fail(&id, &e)?,
                 None if args.profile() => {}

@@ -114,15 +114,13 @@ class Network:
 
 
 class KvPrediction:
-    """Base, auxiliary and predictor of a pair's folder."""
+    """The networks and the predictor of three folders."""
 
-    def __init__(self, folder, dtype, prepack=0, base=None, aux=None):
-        folder = Path(folder)
-        self.base = base or Network(folder / "base", dtype, prepack)
-        self.aux = aux or Network(folder / "aux", dtype, prepack)
-        c = json.loads((folder / "predictor" / "config.json").read_text())
+    def __init__(self, base, aux, predictor, dtype, prepack=0):
+        self.base, self.aux = Network(base, dtype, prepack), Network(aux, dtype, prepack)
+        c = json.loads((Path(predictor) / "config.json").read_text())
         self.map = c["aux_layer_for_base_layer"]
-        t = {k: v.to(dtype) for k, v in load_file(folder / "predictor" / "predictor.safetensors").items()}
+        t = {k: v.to(dtype) for k, v in load_file(Path(predictor) / "predictor.safetensors").items()}
         lin = lambda kind, i: linear(
             t[f"{kind}_transforms.{i}.weight"], t[f"{kind}_transforms.{i}.bias"], prepack)
         self.maps = [(lin("key", i), lin("value", i)) for i in range(len(self.map))]

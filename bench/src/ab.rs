@@ -54,14 +54,18 @@ impl Contender {
     /// It does not run, is no ttft of a revision that can be measured, or lacks one of the flags.
     pub fn new(name: &str, program: &Path, settings: &str) -> Result<Contender> {
         let shown = program.display();
-        ensure!(program.is_file(), "{shown}: there is no such program");
+        ensure!(program.is_file(), "no program is called {shown}: give the path of a build of ttft");
         let program = std::path::absolute(program)?;
-        let settings = shell_words::split(settings).with_context(|| format!("the settings '{settings}'"))?;
+        let settings =
+            shell_words::split(settings).with_context(|| format!("cannot take the settings '{settings}' apart"))?;
         let help = processes::command(&program).args(["bench", "--help"]).stdin(Stdio::null()).output();
-        let help = help.with_context(|| format!("{shown}: cannot be started"))?;
+        let help = help.with_context(|| format!("cannot start {shown}"))?;
         let flags = flags(&String::from_utf8_lossy(&help.stdout));
         if let Some(missing) = NEEDED.iter().find(|f| !help.status.success() || !flags.contains(**f)) {
-            bail!("{shown}: is no ttft that can be measured: its `bench --help` does not name {missing}");
+            bail!(
+                "{shown} is no build of ttft that can be measured, because its `bench --help` does not name {missing}: give one of \
+                 revision ae557bc or later"
+            );
         }
         for setting in settings.iter().filter(|s| s.starts_with("--")) {
             let flag = setting.split_once('=').map_or(setting.as_str(), |(flag, _)| flag);
@@ -91,10 +95,10 @@ impl Contender {
         }
         command.args(&self.settings).stdin(Stdio::null()).stdout(Stdio::null());
         command.stderr(File::create(&log).with_context(|| format!("{}: cannot write it", log.display()))?);
-        let status = layout.vary(&mut command).status().with_context(|| format!("{}: cannot be started", self.name))?;
+        let status = layout.vary(&mut command).status().with_context(|| format!("cannot start {}", self.name))?;
         let said = || fs::read_to_string(&log).unwrap_or_default();
         ensure!(status.success(), "{} ended early ({status}) and said:\n{}", self.name, said().trim());
-        let record = Record::read(out).with_context(|| format!("what {} recorded", self.name))?;
+        let record = Record::read(out).with_context(|| format!("cannot read what {} recorded", self.name))?;
         ensure!(!record.cells.is_empty(), "{} measured nothing and said:\n{}", self.name, said().trim());
         Ok(record)
     }
@@ -119,12 +123,12 @@ pub fn run(old: &Contender, new: &Contender, trial: &Trial, folder: &Path) -> Re
     let started = Instant::now();
     // Makes the weights, brings them into the page cache, and shows that both can be measured.
     for (side, contender) in [("old", old), ("new", new)] {
-        console::note(format_args!("first run of {}, not counted", contender.name));
+        console::note(format_args!("the first run of {} is not counted", contender.name));
         contender.run(trial, &scenario, 1, &folder.join(format!("first-{side}.jsonl")), &mut layout)?;
     }
     let blocks = trial.pairs.div_ceil(2);
     console::note(format_args!(
-        "{} pairs of processes, {} rounds in each: about {}, if the first runs had only to read their weights",
+        "{} pairs of processes with {} rounds each take about {}, if the first runs had only to read their weights",
         2 * blocks,
         trial.rounds,
         seconds(started.elapsed().as_secs_f64() * f64::from(blocks * 2)),
@@ -168,9 +172,9 @@ mod tests {
     #[test]
     fn what_cannot_be_measured_is_refused() {
         let refused = |program: &str| Contender::new("x", Path::new(program), "").unwrap_err().to_string();
-        assert!(refused("no/such/program").contains("there is no such program"));
+        assert!(refused("no/such/program").contains("no program is called no/such/program"));
         if cfg!(unix) {
-            assert!(refused("/bin/sh").contains("is no ttft that can be measured"));
+            assert!(refused("/bin/sh").contains("is no build of ttft that can be measured"));
         }
     }
 }

@@ -6,8 +6,8 @@ use ttft_reports::schema::{MAX_LINE_BYTES, MAX_LINES, MAX_SAMPLES};
 /// Bytes of one time in nanoseconds, with its comma: of a quarter of an hour or less.
 const TIME: u64 = 13;
 
-/// Bytes of a sample's round, its place in it, its process and its two probes, with their commas.
-const ROUND: u64 = 8 + 4 + 8 + 2 * 20;
+/// Bytes of a sample's round, its place in it, its process, its two probes, its clock and its throttling, with their commas.
+const ROUND: u64 = 8 + 4 + 8 + 2 * 20 + 13 + 8;
 
 /// Phases of the system that has the most, and the whole.
 const TIMES: u64 = 4;
@@ -47,7 +47,7 @@ pub fn check(rounds: u32, decode: u32, cells: usize) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ttft_reports::schema::{Cell, Decode, Kind, PhaseRecord, Probes, RunHeader, Writer};
+    use ttft_reports::schema::{Cell, Clocks, Decode, Kind, PhaseRecord, Probes, RunHeader, Writer};
 
     /// What is allowed can be written and read, with long times; what is not is told with a way out.
     #[test]
@@ -66,6 +66,8 @@ mod tests {
             cell.processes = Some((0..most).collect());
             let rates = vec![987.654_321_098_765_4; samples];
             cell.probes = Some(Probes { gflops: rates.clone(), read_gb_per_s: rates });
+            let (mhz, throttled) = (Some(vec![12_345.678; samples]), Some(vec![9_999_999; samples]));
+            cell.clocks = Some(Clocks { mhz, throttled, unknown: None });
             cell.decode = Some(Decode { steps: decode, samples_ns: times(samples * decode as usize) });
             let mut writer = Writer::nowhere(RunHeader { run_id: "r".into(), ..Default::default() }).unwrap();
             writer.cell(&cell).unwrap();

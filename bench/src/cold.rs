@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use ttft_models::{Inference, Network, Predictor, RunSpec, plan};
+use ttft_models::{Inference, Network, RunSpec, kv_prediction::layout::OwnTokens, plan};
 
 use crate::{machine, scenario::Arm};
 
@@ -34,15 +34,15 @@ pub(crate) struct Start {
     pub spec: RunSpec,
     /// The folders of its networks, the base first.
     pub networks: Vec<PathBuf>,
-    /// The folder of its predictor.
-    pub predictor: Option<PathBuf>,
+    /// The folder of its predictor, and what the base reads itself.
+    pub predictor: Option<(PathBuf, OwnTokens)>,
 }
 
 impl Start {
     /// Every file in its folders.
     pub fn files(&self) -> Result<Vec<PathBuf>> {
         let mut files = Vec::new();
-        for dir in self.networks.iter().chain(&self.predictor) {
+        for dir in self.networks.iter().chain(self.predictor.iter().map(|(dir, _)| dir)) {
             let cannot = || format!("{}: cannot list the folder", dir.display());
             for entry in fs::read_dir(dir).with_context(cannot)? {
                 let path = entry.with_context(cannot)?.path();
@@ -70,11 +70,7 @@ impl Start {
     pub fn open(&self) -> Result<Box<dyn Inference>> {
         let networks = self.networks.iter().map(|dir| Ok(Arc::new(Network::load(dir)?)));
         let networks = networks.collect::<Result<Vec<_>>>()?;
-        let predictor = match (&self.predictor, &networks[..]) {
-            (Some(dir), [base, aux]) => Some(Predictor::load(dir, base, aux)?),
-            _ => None,
-        };
-        Ok(plan(&self.arm.assemble(networks, predictor)?, &self.spec)?)
+        Ok(plan(&self.arm.assemble(networks, self.predictor.clone())?, &self.spec)?)
     }
 }
 

@@ -6,6 +6,7 @@
 use std::{
     fmt::Display,
     io::{self, ErrorKind, IsTerminal, Write},
+    ops::ControlFlow,
     panic, process,
     process::ExitCode,
     sync::atomic::{AtomicBool, Ordering::Relaxed},
@@ -44,6 +45,18 @@ pub fn print(text: impl Display) -> Result<()> {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
         printed => printed.context("cannot print the answer"),
+    }
+}
+
+/// Prints a part of an answer at once; whether anybody reads on.
+///
+/// # Errors
+/// As [`print`].
+pub fn stream(text: &str) -> Result<ControlFlow<()>> {
+    let mut out = io::stdout().lock();
+    match out.write_all(clean(text).as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(ControlFlow::Break(())),
+        printed => printed.map(ControlFlow::Continue).context("cannot print the answer"),
     }
 }
 

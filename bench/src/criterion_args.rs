@@ -95,6 +95,11 @@ impl CriterionArgs {
         self.value("--measurement-time").is_some()
     }
 
+    /// `--warm-up-time` was given.
+    pub fn warm_up_time(&self) -> bool {
+        self.value("--warm-up-time").is_some()
+    }
+
     /// Samples of each benchmark.
     pub fn sample_size(&self) -> usize {
         self.value("--sample-size").and_then(|v| v.parse().ok()).unwrap_or(10)
@@ -129,7 +134,8 @@ mod tests {
         assert_eq!(parse("--sample-size 25 --bench").sample_size(), 25);
         assert_eq!(parse("--sample-size=30").sample_size(), 30);
         assert_eq!(parse("--bench").sample_size(), 10);
-        assert!(parse("--measurement-time 5").measurement_time());
+        assert!(parse("--measurement-time 5").measurement_time() && !parse("").measurement_time());
+        assert!(parse("--warm-up-time=5").warm_up_time() && !parse("--measurement-time 5").warm_up_time());
     }
 
     #[test]

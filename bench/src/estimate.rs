@@ -29,10 +29,10 @@ pub struct Speed {
 }
 
 impl Speed {
-    /// From the measured limits for products of `dtype`.
+    /// From the measured limits for products of `dtype`, by the unit that the kernels use.
     pub fn new(limits: &Limits, dtype: Dtype) -> Speed {
         // What could not be measured is assumed slow, so that cells are skipped rather than run for hours.
-        let gflops = limits.peak_gflops(dtype).unwrap_or(10.0);
+        let gflops = limits.in_use().map(|p| p.gflops).or_else(|| limits.peak_gflops(dtype)).unwrap_or(10.0);
         let gb = limits.read_gb_per_s.unwrap_or(5.0);
         Speed {
             flops_per_s: gflops * 1e9,
@@ -86,8 +86,10 @@ mod tests {
 
     #[test]
     fn the_longer_of_arithmetic_and_memory_then_what_was_measured() {
-        let peaks = vec![Peak { dtype: Dtype::F32, isa: None, gflops: 100.0 }];
-        let limits = Limits { peaks, read_gb_per_s: Some(10.0), threads: None };
+        let peak = |gflops, in_use| Peak { dtype: Dtype::F32, isa: None, gflops, in_use: Some(in_use) };
+        // The kernels leave a faster unit unused.
+        let peaks = vec![peak(900.0, false), peak(100.0, true)];
+        let limits = Limits { peaks, read_gb_per_s: Some(10.0), ..Limits::default() };
         let mut speed = Speed::new(&limits, Dtype::F32);
         let phases = |flops, bytes| vec![("prefill".to_owned(), cost(flops, bytes))];
         let near = |a: f64, b: f64| assert!((a - b).abs() < 1e-9, "{a} {b}");

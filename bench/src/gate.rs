@@ -1,15 +1,20 @@
 //! The correctness gate: before a system is timed, its logits on a short prompt are compared with those of the portable
-//! kernels in f32, and, where bf16 kernels run, its logits on the longest prompt with those of the f32 kernels of the same
-//! instruction set, for the portable ones would take minutes there. Where tokens are ranked by attention, both rank them by a seed instead: rounding may exchange two tokens
-//! that rank almost alike, which is no error, but moves the logits as one would.
+//! kernels in f32. Where bf16 kernels run, its logits on the longest prompt are also compared with those of the f32 kernels of
+//! the same instruction set, since the portable ones would take minutes there. Where tokens are ranked by attention, both rank
+//! them by a seed instead: rounding may exchange two tokens that rank almost alike, which is no error, but moves the logits as
+//! one would. A base that reads many tokens of a prompt itself reads fewer of the short one, so that some are predicted.
 
 use anyhow::{Context, Result, ensure};
 use ttft_kernels::{Engine, Isa, Mat, Options};
-use ttft_models::{Extent, Precision, Pruned, RunSpec, System, plan, pruning::Ranking};
+use ttft_models::{
+    Extent, Precision, Pruned, RunSpec, System, kv_prediction::layout::OwnTokens, plan, pruning::Ranking,
+};
 use ttft_reports::schema::{Gate, LongestGate};
 
 /// Tokens of the gate's prompt. The portable kernels pay for each of them.
 const PROMPT: usize = 7;
+/// Tokens of either end of it that a base reads itself, at most: less than half of it.
+const OWN: usize = 2;
 /// Sequences of the second comparison, all alike: their rows together fill the tiles of the large kernels.
 const BATCH: usize = 19;
 
@@ -52,7 +57,7 @@ pub fn check(
 ) -> Result<Gate> {
     ensure!(ids.len() >= PROMPT, "the gate needs {PROMPT} token ids, found {}", ids.len());
     let ids = &ids[..PROMPT];
-    compare(engine, seeded(system).as_ref().unwrap_or(system), depth, precision, extent, ids, ids)
+    compare(engine, &short(system), depth, precision, extent, ids, ids)
 }
 
 /// Compares the kernels that a bf16 run takes with the f32 kernels of the same instruction set on a whole prompt, `ids`.
@@ -71,10 +76,10 @@ fn compare_longest(
     reference_ids: &[u32],
     ids: &[u32],
 ) -> Result<LongestGate> {
-    let seeded = seeded(system);
+    let system = seeded(system);
     let spec = |precision| RunSpec { batch: 1, prompt: ids.len(), generate: 1, precision, extent: Extent::FirstToken };
     let logits = |precision, ids: &[u32]| -> Result<Vec<f32>> {
-        let mut run = plan(seeded.as_ref().unwrap_or(system), &spec(precision))?;
+        let mut run = plan(&system, &spec(precision))?;
         run.first_token(engine, ids).context("the correctness gate at the longest prompt")?;
         Ok(run.logits().row(0).to_vec())
     };
@@ -90,10 +95,21 @@ fn compare_longest(
 }
 
 /// The system with a ranking of tokens that rounding does not change, if it ranks any.
-fn seeded(system: &System) -> Option<System> {
+fn seeded(system: &System) -> System {
     match system {
-        System::Pruned(p) => Some(System::Pruned(Pruned { ranking: Ranking::Seeded, ..p.clone() })),
-        System::Network(_) | System::KvPrediction(_) => None,
+        System::Pruned(p) => System::Pruned(Pruned { ranking: Ranking::Seeded, ..p.clone() }),
+        System::Network(_) | System::KvPrediction(_) => system.clone(),
+    }
+}
+
+/// The system as it runs on the gate's prompt.
+fn short(system: &System) -> System {
+    match seeded(system) {
+        System::KvPrediction(p) => {
+            let OwnTokens { last, first } = p.own;
+            System::KvPrediction(p.reading(OwnTokens { last: last.min(OWN), first: first.min(OWN) }))
+        }
+        other => other,
     }
 }
 
@@ -144,8 +160,10 @@ fn max_abs_err(expected: &[f32], found: Mat<'_, f32>) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use ttft_kernels::DType;
-    use ttft_models::KvPrediction;
+    use ttft_models::{KvPrediction, Network, cost::CostSystem};
     use ttft_reports::schema::Kind;
 
     use super::*;
@@ -207,6 +225,21 @@ mod tests {
             assert!(right.prompt == 700 && right.max_abs_err < 0.5 * right.tolerance, "{dtype:?} {right:?}");
             assert!(wrong.max_abs_err > wrong.tolerance, "{dtype:?} {wrong:?}");
         }
+    }
+
+    /// What is timed is what the gate checks: with shared layers, maps, and tokens of the base at both ends.
+    #[test]
+    fn the_gate_predicts_where_the_base_reads_many_tokens() {
+        let dir = tempfile::tempdir().unwrap();
+        let weights = Weights::new(Some(dir.path().to_owned()), DType::F32, 1, Size::Tiny).unwrap();
+        let base = Arc::new(Network::load(&weights.network_dir("OE1.1B").unwrap()).unwrap());
+        let predictor = weights.predictor_dir("OE1.1B-KVP-S14").unwrap();
+        let own = OwnTokens { last: 15, first: 1 };
+        let system = System::KvPrediction(KvPrediction::new(base, None, &predictor).unwrap().reading(own));
+        let spec =
+            RunSpec { batch: 1, prompt: PROMPT, generate: 1, precision: Precision::F32, extent: Extent::FirstToken };
+        let phases = |system: &System| CostSystem::of(system).first_token(&spec).len();
+        assert_eq!([phases(&system), phases(&short(&system))], [1, 3]);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use ttft_models::{Extent, Precision};
 use ttft_reports::schema::Start;
 
 use crate::{
+    catalog::Asked,
     output,
     scenario::{Named, PRESETS, Scenario},
 };
@@ -52,10 +53,21 @@ impl EngineKnobs {
 /// What to measure, and where things go.
 #[derive(Args, Clone, Debug)]
 pub struct RunKnobs {
-    /// Preset (quick, grid, table5, table5-3b, fig1, fig5b, controls, cold, calibrate) or path of a scenario file (default: quick;
-    /// `ttft calibrate` takes calibrate)
+    /// Preset (quick, grid, table5, table5-3b, fig1, fig5b, shared, controls, cold, calibrate, llama, qwen, smollm, long) or path
+    /// of a scenario file (default: quick; `ttft calibrate` takes calibrate)
     #[arg(long, visible_alias = "preset", env = "TTFT_SCENARIO", value_name = "NAME|FILE")]
     pub scenario: Option<String>,
+    /// Measure this network, or with --aux this pair, on the scenario's grid, in place of the scenario's systems: a folder as
+    /// the Hub has it, a folder or file with only a config.json (weights of its shape are then made), or a network of the zoo
+    #[arg(long, env = "TTFT_BASE", value_name = "DIR|NAME")]
+    pub base: Option<String>,
+    /// The auxiliary network of --base, likewise
+    #[arg(long, env = "TTFT_AUX", value_name = "DIR|NAME", requires = "base")]
+    pub aux: Option<String>,
+    /// Folder of the pair's predictor, or without --aux of one of shared layers of --base (default: one of the pair's shape
+    /// with random values, which predicts nothing)
+    #[arg(long, env = "TTFT_PREDICTOR", value_name = "DIR", requires = "base")]
+    pub predictor: Option<PathBuf>,
     /// Type of activations and caches: f32 or bf16 (default: the scenario's)
     #[arg(long, env = "TTFT_PRECISION", value_name = "TYPE", value_parser = Precision::from_name)]
     pub precision: Option<Precision>,
@@ -104,6 +116,9 @@ impl RunKnobs {
         // As they were declared: what is added above must stand here.
         let RunKnobs {
             scenario,
+            base,
+            aux,
+            predictor,
             precision,
             extent,
             start,
@@ -121,6 +136,9 @@ impl RunKnobs {
             flags.extend(value.into_iter().flat_map(|v| [OsString::from(name), v]));
         };
         add("--scenario", scenario.as_ref().map(Into::into));
+        add("--base", base.as_ref().map(Into::into));
+        add("--aux", aux.as_ref().map(Into::into));
+        add("--predictor", predictor.as_ref().map(Into::into));
         add("--precision", precision.map(|p| p.name().into()));
         add("--extent", extent.map(|e| e.name().into()));
         add("--start", start.map(|s| s.name().into()));
@@ -156,8 +174,14 @@ impl RunKnobs {
 
     /// Makes relative paths start at `from`.
     fn resolve(&mut self, from: &Path) {
-        for path in [&mut self.weights, &mut self.out].into_iter().flatten() {
+        for path in [&mut self.weights, &mut self.out, &mut self.predictor].into_iter().flatten() {
             *path = from.join(&*path);
+        }
+        for name in [&mut self.base, &mut self.aux].into_iter().flatten() {
+            let path = from.join(&*name);
+            if let Some(path) = path.to_str().filter(|_| path.exists()) {
+                *name = path.to_owned();
+            }
         }
         if let Some(name) = self.scenario.as_mut().filter(|name| !PRESETS.iter().any(|(preset, _)| preset == name)) {
             let path = from.join(&*name);
@@ -183,7 +207,8 @@ impl RunKnobs {
         s.extent = self.extent.or(s.extent);
         s.start = self.start.or(s.start);
         s.budget_s = self.budget.unwrap_or(s.budget_s);
-        Ok(s)
+        let Some(base) = self.base.clone() else { return Ok(s) };
+        s.of(Asked { base, aux: self.aux.clone(), predictor: self.predictor.clone(), ..Asked::default() })
     }
 
     /// Environment variables with their help, in the order declared.
@@ -252,7 +277,7 @@ mod tests {
         for (name, _) in RunKnobs::variables() {
             assert!(reference.contains(&format!("`{name}`")), "docs/reference.md does not mention {name}");
         }
-        assert_eq!(RunKnobs::variables().len(), 12);
+        assert_eq!(RunKnobs::variables().len(), 15);
     }
 
     #[test]

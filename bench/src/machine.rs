@@ -7,9 +7,9 @@ use std::{fs, path::Path};
 use crate::{memory, pages::Pages};
 use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
 use ttft_kernels::{
-    DType, Engine, Isa, Mul,
+    DType, Engine, Isa,
     cpu::{self, topology},
-    kernels_of, peak,
+    peak::{self, Factors, Fastest, Reading, Unit},
 };
 
 use ttft_reports::schema::{Cache, CoreClass, Drift, Dtype, Git, Limits, Machine, Peak};
@@ -202,12 +202,9 @@ pub fn rustc() -> Option<String> {
     text(env!("TTFT_BUILD_RUSTC"))
 }
 
-/// The type of the factors in the matrix products of this engine.
-pub fn compute_dtype(engine: &Engine, activations: DType, weights: DType) -> DType {
-    let bf16 = engine.backend() == ttft_kernels::Backend::Ours
-        && (activations, weights) == (DType::BF16, DType::BF16)
-        && kernels_of(engine.isa()).iter().any(|k| k.mul == Mul::Bf16);
-    if bf16 { DType::BF16 } else { DType::F32 }
+/// The type of the factors in matrix products, whatever kernels make of them.
+pub fn compute_dtype(activations: DType, weights: DType) -> DType {
+    if (activations, weights) == (DType::BF16, DType::BF16) { DType::BF16 } else { DType::F32 }
 }
 
 /// A type of the kernels in the words of the records.
@@ -216,6 +213,15 @@ pub fn dtype(d: DType) -> Dtype {
         DType::F32 => Dtype::F32,
         DType::F16 => Dtype::F16,
         DType::BF16 => Dtype::Bf16,
+    }
+}
+
+/// What a unit multiplies, in the words of the records.
+fn factors(f: Factors) -> Dtype {
+    match f {
+        Factors::F32 => Dtype::F32,
+        Factors::Bf16 => Dtype::Bf16,
+        Factors::Int8 => Dtype::I8,
     }
 }
 
@@ -245,33 +251,43 @@ impl Probe {
         Pages::new(self.bytes, |_| 1).ok()
     }
 
-    /// The limits of the engine's ISA and threads.
+    /// The limits of this machine with the engine's threads: by each of its units, and by the way of reading that is fastest.
     pub fn limits(&self, engine: &Engine) -> Limits {
-        let mut types = vec![DType::F32];
-        if kernels_of(engine.isa()).iter().any(|k| k.mul == Mul::Bf16) {
-            types.push(DType::BF16);
-        }
-        let peaks = types.into_iter().filter_map(|d| {
-            let gflops = fastest((0..5).map(|_| peak::gflops(engine, d, 1, 20)))?;
-            Some(Peak { dtype: dtype(d), isa: Some(peak::roof(engine).into()), gflops })
+        let used = Unit::in_use(engine, self.dtype);
+        let library = peak::library_gflops(engine).map(|(name, gflops)| Peak {
+            dtype: Dtype::F32,
+            isa: Some(name.into()),
+            gflops,
+            in_use: Some(true),
         });
+        let unit = |unit: Unit| {
+            // Short, so that on a busy machine some are not interrupted.
+            let gflops = fastest((0..25).map(|_| peak::gflops(engine, unit, 1, 4)))?;
+            let in_use = used.map(|used| used == unit);
+            Some(Peak { dtype: factors(unit.factors()), isa: Some(unit.name().into()), gflops, in_use })
+        };
         let memory = self.memory();
+        let read = |memory: &Pages<u8>| {
+            fastest((0..5).flat_map(|_| Reading::all()).map(|way| way.gb_s(engine, memory.as_slice())))
+        };
         Limits {
-            peaks: peaks.collect(),
-            read_gb_per_s: memory
-                .and_then(|memory| fastest((0..5).map(|_| peak::read_gb_s(engine, memory.as_slice(), 1)))),
+            peaks: Unit::all().into_iter().filter_map(unit).chain(library).collect(),
+            read_gb_per_s: memory.as_ref().and_then(read),
             threads: engine.threads().try_into().ok(),
+            out_of_reach: peak::out_of_reach().map(Into::into),
         }
     }
 
     /// The speed now: bursts of multiply-adds and of reading in turn, spread over some ten milliseconds.
     pub fn speed(&self, engine: &Engine) -> Rates {
-        self.hold().rates_of(engine, 8)
+        self.hold(engine).rates_of(engine, 8)
     }
 
-    /// The probe with its memory, for many measurements in a row.
-    pub fn hold(&self) -> Held {
-        Held { memory: self.memory(), dtype: self.dtype }
+    /// The probe with its memory, and with the unit and the way of reading that are fastest now, for many measurements in a row.
+    pub fn hold(&self, engine: &Engine) -> Held {
+        let memory = self.memory();
+        let fastest = Fastest::find(engine, self.dtype, memory.as_ref().map_or(&[], |m| m.as_slice()));
+        Held { memory, fastest }
     }
 }
 
@@ -279,7 +295,7 @@ impl Probe {
 #[derive(Debug)]
 pub struct Held {
     memory: Option<Pages<u8>>,
-    dtype: DType,
+    fastest: Fastest,
 }
 
 impl Held {
@@ -295,8 +311,8 @@ impl Held {
 
     fn rates_of(&self, engine: &Engine, bursts: usize) -> Rates {
         // Each burst finds out for itself how long a millisecond is, so that an interruption there spoils no other.
-        let read = || self.memory.as_ref().map_or(0.0, |memory| peak::read_gb_s(engine, memory.as_slice(), 1));
-        let burst = |_| (peak::gflops(engine, self.dtype, 1, 1), read());
+        let read = || self.memory.as_ref().map_or(0.0, |memory| self.fastest.read_gb_s(engine, memory.as_slice()));
+        let burst = |_| (self.fastest.gflops(engine, 1, 1), read());
         let (gflops, gb_s): (Vec<_>, Vec<_>) = (0..bursts).map(burst).unzip();
         Rates { gflops: fastest(gflops), read_gb_per_s: fastest(gb_s) }
     }

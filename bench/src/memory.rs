@@ -3,12 +3,9 @@
 //!
 //! Unknown is `None`.
 
-use std::{
-    collections::HashMap,
-    fs,
-    path::{Path, PathBuf},
-    sync::OnceLock,
-};
+use std::{collections::HashMap, fs, path::Path, sync::OnceLock};
+
+use crate::groups::{self, Place};
 
 /// A limit, and what could be taken under it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,102 +30,32 @@ pub fn allowance() -> Option<Allowance> {
 
 /// What the limits on this process's control groups leave.
 fn control_groups() -> Option<Allowance> {
-    let text = |path: &str| fs::read_to_string(path).ok();
-    let places = places(&text("/proc/self/cgroup")?, &text("/proc/self/mountinfo")?);
-    places.iter().filter_map(|place| place.allowance()).reduce(Allowance::and)
+    groups::limiting("memory", Path::new("/")).iter().filter_map(left).reduce(Allowance::and)
 }
 
-/// A hierarchy of control groups that limits memory, as far as this process sees it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Place {
-    version: u8,
-    /// Where it is mounted.
-    top: PathBuf,
-    /// The process's own group, at or below `top`.
-    group: PathBuf,
+/// What a group and all groups above it leave.
+fn left(place: &Place) -> Option<Allowance> {
+    place.groups().filter_map(|dir| left_by(place.version, dir)).reduce(Allowance::and)
 }
 
-/// The hierarchies out of `/proc/self/cgroup` and `/proc/self/mountinfo`.
-fn places(groups: &str, mounts: &str) -> Vec<Place> {
-    let group = |version: u8| {
-        groups.lines().find_map(|line| {
-            let mut fields = line.splitn(3, ':');
-            let (number, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
-            let this = if version == 2 {
-                number == "0" && controllers.is_empty()
-            } else {
-                controllers.split(',').any(|c| c == "memory")
-            };
-            this.then_some(path)
-        })
+/// What one group leaves. Pages of files count as used and can be had: the system gives them up when memory is asked for.
+fn left_by(version: u8, dir: &Path) -> Option<Allowance> {
+    let text = |file: &str| fs::read_to_string(dir.join(file)).ok();
+    let number = |file: &str| text(file)?.trim().parse::<u64>().ok();
+    let stat: HashMap<String, u64> = text("memory.stat").map(|t| statistics(&t)).unwrap_or_default();
+    let sum = |keys: &[&str]| keys.iter().filter_map(|k| stat.get(*k)).fold(0, |a: u64, b| a.saturating_add(*b));
+    let (limits, used, files) = if version == 2 {
+        let files = sum(&["active_file", "inactive_file", "slab_reclaimable"]);
+        ([number("memory.max"), number("memory.high")], number("memory.current"), files)
+    } else {
+        // The second holds for groups above that this process does not see.
+        let limits = [number("memory.limit_in_bytes"), stat.get("hierarchical_memory_limit").copied()];
+        (limits, number("memory.usage_in_bytes"), sum(&["total_active_file", "total_inactive_file"]))
     };
-    let mut found: Vec<Place> = Vec::new();
-    for line in mounts.lines() {
-        let Some((mount, kind)) = line.split_once(" - ") else { continue };
-        let (fields, mut kind) = (mount.split(' ').collect::<Vec<_>>(), kind.split(' '));
-        let (Some(root), Some(at)) = (fields.get(3), fields.get(4)) else { continue };
-        let version = match (kind.next(), kind.nth(1)) {
-            (Some("cgroup2"), _) => 2,
-            (Some("cgroup"), Some(options)) if options.split(',').any(|o| o == "memory") => 1,
-            _ => continue,
-        };
-        let Some(path) = group(version) else { continue };
-        let (root, top) = (unescaped(root), PathBuf::from(unescaped(at)));
-        // A mount may show a part of the hierarchy only. A process outside of it sees that part's limits.
-        let below = Path::new(path).strip_prefix(&root).ok();
-        let group = below.map_or_else(|| top.clone(), |below| top.join(below));
-        // What is mounted later covers what was mounted there before.
-        found.retain(|p| p.top != top);
-        found.push(Place { version, top, group });
-    }
-    found
-}
-
-/// A field of `mountinfo`, in which spaces stand as `\040`.
-fn unescaped(field: &str) -> String {
-    let mut parts = field.split('\\');
-    let mut out = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
-        match part.get(..3).and_then(|code| u8::from_str_radix(code, 8).ok()) {
-            Some(byte) if byte.is_ascii() => {
-                out.push(char::from(byte));
-                out.push_str(&part[3..]);
-            }
-            _ => {
-                out.push('\\');
-                out.push_str(part);
-            }
-        }
-    }
-    out
-}
-
-impl Place {
-    /// What the group and all groups above it leave.
-    fn allowance(&self) -> Option<Allowance> {
-        let groups = self.group.ancestors().take_while(|dir| dir.starts_with(&self.top));
-        groups.filter_map(|dir| self.of(dir)).reduce(Allowance::and)
-    }
-
-    /// What one group leaves. Pages of files count as used and can be had: the system gives them up when memory is asked for.
-    fn of(&self, dir: &Path) -> Option<Allowance> {
-        let text = |file: &str| fs::read_to_string(dir.join(file)).ok();
-        let number = |file: &str| text(file)?.trim().parse::<u64>().ok();
-        let stat: HashMap<String, u64> = text("memory.stat").map(|t| statistics(&t)).unwrap_or_default();
-        let sum = |keys: &[&str]| keys.iter().filter_map(|k| stat.get(*k)).fold(0, |a: u64, b| a.saturating_add(*b));
-        let (limits, used, files) = if self.version == 2 {
-            let files = sum(&["active_file", "inactive_file", "slab_reclaimable"]);
-            ([number("memory.max"), number("memory.high")], number("memory.current"), files)
-        } else {
-            // The second holds for groups above that this process does not see.
-            let limits = [number("memory.limit_in_bytes"), stat.get("hierarchical_memory_limit").copied()];
-            (limits, number("memory.usage_in_bytes"), sum(&["total_active_file", "total_inactive_file"]))
-        };
-        // Without a limit the first version says the largest number that it can count, in pages.
-        let limit = limits.into_iter().flatten().filter(|limit| *limit < 1 << 60).min()?;
-        let used = used?.saturating_sub(files);
-        Some(Allowance { limit, available: limit.saturating_sub(used) })
-    }
+    // Without a limit the first version says the largest number that it can count, in pages.
+    let limit = limits.into_iter().flatten().filter(|limit| *limit < 1 << 60).min()?;
+    let used = used?.saturating_sub(files);
+    Some(Allowance { limit, available: limit.saturating_sub(used) })
 }
 
 /// Lines of `name number`.
@@ -173,37 +100,6 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    fn place(version: u8, top: &str, group: &str) -> Place {
-        Place { version, top: top.into(), group: group.into() }
-    }
-
-    #[test]
-    fn hierarchies_are_found_where_they_are_mounted() {
-        // A whole hierarchy of the second version, and a group two levels down.
-        let mounts = "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n";
-        assert_eq!(
-            places("0::/user.slice/run\n", mounts),
-            [place(2, "/sys/fs/cgroup", "/sys/fs/cgroup/user.slice/run")]
-        );
-        // A name space of its own: the group is the root.
-        assert_eq!(places("0::/\n", mounts), [place(2, "/sys/fs/cgroup", "/sys/fs/cgroup/")]);
-        // The first version, in a container that sees its own part only, under the name it has outside.
-        let mounts = "41 40 0:30 /docker/ab /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory\n\
-                      42 40 0:31 /docker/ab /sys/fs/cgroup/cpu ro - cgroup cgroup rw,cpu\n";
-        let groups = "5:cpu,cpuacct:/docker/ab\n4:memory:/docker/ab/inner\n0::/\n";
-        let at = "/sys/fs/cgroup/memory";
-        assert_eq!(places(groups, mounts), [place(1, at, "/sys/fs/cgroup/memory/inner")]);
-        // Outside of the part that is seen.
-        assert_eq!(places("4:memory:/other\n", mounts), [place(1, at, at)]);
-        assert_eq!(places("0::/../..\n", "30 23 0:26 /x /c rw - cgroup2 c rw\n"), [place(2, "/c", "/c")]);
-        // The last mount covers the ones before; both versions at once; a space in a name.
-        let mounts = "30 23 0:26 / /c\\040g rw - cgroup cgroup rw,memory\n31 23 0:26 /a /c\\040g rw - cgroup cgroup rw,memory\n\
-                      32 23 0:27 / /u rw shared:1 - cgroup2 cgroup rw\n";
-        assert_eq!(places("4:memory:/a/b\n0::/d\n", mounts), [place(1, "/c g", "/c g/b"), place(2, "/u", "/u/d")]);
-        assert_eq!(places("", mounts), []);
-        assert_eq!(places("0::/", "not a mount\n1 2 3\n - cgroup2\n"), []);
-    }
-
     /// A described tree: files of groups by path.
     fn tree(files: &[(&str, &str)]) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
@@ -217,7 +113,7 @@ mod tests {
 
     fn allowance(version: u8, dir: &Path, group: &str) -> Option<(u64, u64)> {
         let place = Place { version, top: dir.into(), group: dir.join(group) };
-        place.allowance().map(|a| (a.limit / MIB, a.available / MIB))
+        left(&place).map(|a| (a.limit / MIB, a.available / MIB))
     }
 
     #[test]

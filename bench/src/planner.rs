@@ -364,7 +364,7 @@ mod tests {
     #[test]
     fn what_memory_does_not_hold_is_split_beside_its_base() {
         let systems = ["OE1.1B-KVP-C-450M", "OE1.1B-KVP-C-270M", "OE3B"];
-        let arms = crate::scenario::arms(None, &systems).unwrap();
+        let arms = crate::scenario::arms(&crate::catalog::Catalog::default(), None, &systems).unwrap();
         // The base weighs 3, the 3B network never fits, everything else 1.
         let weight = |a: &Arm| match a.system.as_str() {
             "OE1.1B" => 3,

@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use ttft_reports::schema::{Cell, Cold, Decode, Drift, Memory, PhaseRecord, Probes, WarmPhase};
+use ttft_reports::schema::{Cell, Clocks, Cold, Decode, Drift, Memory, PhaseRecord, Probes, WarmPhase};
 
 use crate::{
     layout::Layout,
@@ -119,6 +119,11 @@ pub fn merge(cells: Vec<Cell>) -> Result<Cell> {
             gflops: joined(a.gflops, b.gflops),
             read_gb_per_s: joined(a.read_gb_per_s, b.read_gb_per_s),
         });
+        all.clocks = all.clocks.zip(next.clocks).map(|(a, b)| Clocks {
+            mhz: a.mhz.zip(b.mhz).map(|(a, b)| joined(a, b)),
+            throttled: a.throttled.zip(b.throttled).map(|(a, b)| joined(a, b)),
+            unknown: a.unknown.or(b.unknown),
+        });
         all.warmup_ns.extend(next.warmup_ns);
         all.samples_ns.extend(next.samples_ns);
         ensure!(
@@ -189,6 +194,7 @@ mod tests {
             rounds: Some((0..n as u32).collect()),
             round_positions: Some(vec![1; n]),
             probes: Some(Probes { gflops: vec![rate; n], read_gb_per_s: vec![1.0; n] }),
+            clocks: Some(Clocks { mhz: Some(vec![rate; n]), throttled: None, unknown: Some("no counters".into()) }),
             phases: vec![phase],
             decode: Some(Decode { steps: 2, samples_ns: vec![3; 2 * n] }),
             kernels: vec![format!("k{n}")],
@@ -210,6 +216,9 @@ mod tests {
         assert_eq!((all.warmup_ns.len(), all.phases[0].samples_ns.len()), (3, 5));
         assert_eq!(all.decode.unwrap().samples_ns.len(), 10);
         assert_eq!(all.probes.unwrap().gflops, [10.0, 10.0, 20.0, 30.0, 30.0]);
+        let clocks = all.clocks.unwrap();
+        assert_eq!(clocks.mhz, Some(vec![10.0, 10.0, 20.0, 30.0, 30.0]));
+        assert_eq!((clocks.throttled, clocks.unknown), (None, Some("no counters".into())));
         assert_eq!(all.kernels, ["k1", "k2"]);
         let memory = all.memory.unwrap();
         assert_eq!((memory.peak_rss_bytes, memory.minor_faults), (Some(30), Some(6)));

@@ -14,13 +14,15 @@ use anyhow::{Context, Result, ensure};
 use jiff::{Timestamp, Unit};
 use ttft_kernels::{DType, Engine};
 use ttft_models::{
-    Extent, Inference, Network, Phase, PhaseTimes, Predictor, RunSpec, System,
+    Extent, Inference, Network, Phase, PhaseTimes, RunSpec, System,
     cost::{CostSystem, Flops, PhaseCost},
+    kv_prediction::layout::OwnTokens,
     plan,
 };
-use ttft_reports::schema::{self, Cell, Cold, Decode, Memory, PhaseRecord, Probes, WarmPhase, cold_hash};
+use ttft_reports::schema::{self, Cell, Cold, Decode, Kind, Memory, PhaseRecord, Probes, WarmPhase, cold_hash};
 
 use crate::{
+    clock::{self, Clock, Reading},
     cold,
     energy::Meter,
     knobs::RunKnobs,
@@ -41,7 +43,7 @@ pub struct Rig {
     pub engine: Engine,
     /// Where the weights are.
     pub weights: Weights,
-    /// Type of the factors in the matrix products.
+    /// Type of the factors in the matrix products, whatever the kernels make of them.
     pub compute: DType,
     /// Measures the machine's speed.
     pub probe: Probe,
@@ -50,6 +52,7 @@ pub struct Rig {
     networks: HashMap<String, Arc<Network>>,
     systems: HashMap<String, Arc<System>>,
     slowdown: f64,
+    clock: Clock,
     /// The rate at which this process could read from storage, once it was measured.
     disk_gb_per_s: Option<Option<f64>>,
 }
@@ -98,8 +101,9 @@ impl Rig {
     pub fn new(knobs: &RunKnobs, size: Size) -> Result<Rig> {
         let scenario = knobs.scenario()?;
         let weights = Weights::new(knobs.weights.clone(), scenario.dtype, scenario.seed, size)?;
+        let weights = weights.of(scenario.catalog.clone());
         let engine = knobs.engine.engine()?;
-        let compute = machine::compute_dtype(&engine, scenario.precision().dtype(), scenario.dtype);
+        let compute = machine::compute_dtype(scenario.precision().dtype(), scenario.dtype);
         let probe = match size {
             Size::Real => Probe::for_machine(compute),
             Size::Tiny => Probe::new(1 << 20, compute),
@@ -117,6 +121,7 @@ impl Rig {
             networks: HashMap::new(),
             systems: HashMap::new(),
             slowdown: knobs.slowdown.unwrap_or(0.0) / 100.0,
+            clock: Clock::of_this_machine(),
             disk_gb_per_s: None,
         })
     }
@@ -136,15 +141,12 @@ impl Rig {
             return Ok(Arc::clone(system));
         }
         let networks = arm.networks().into_iter().map(|n| self.network(n)).collect::<Result<Vec<_>>>()?;
-        let predictor = match &networks[..] {
-            [base, aux] => {
-                let predictor = Predictor::load(&self.weights.predictor_dir(&arm.system)?, base, aux)?;
-                predictor.warm();
-                Some(predictor)
-            }
-            _ => None,
-        };
-        let system = Arc::new(arm.assemble(networks, predictor)?);
+        let predictor = self.predictor(arm)?;
+        let system = arm.assemble(networks, predictor)?;
+        if let System::KvPrediction(kvp) = &system {
+            kvp.predictor.warm();
+        }
+        let system = Arc::new(system);
         self.systems.insert(arm.system.clone(), Arc::clone(&system));
         Ok(system)
     }
@@ -171,7 +173,7 @@ impl Rig {
     /// A system from cold starts: its folders verified, and everything in them brought out of memory.
     fn start(&mut self, arm: &Arm, spec: RunSpec) -> Result<(cold::Start, Cold)> {
         let networks = arm.networks().into_iter().map(|n| self.weights.network_dir(n)).collect::<Result<Vec<_>>>()?;
-        let predictor = arm.aux.as_ref().map(|_| self.weights.predictor_dir(&arm.system)).transpose()?;
+        let predictor = self.predictor(arm)?;
         let start = cold::Start { arm: arm.clone(), spec, networks, predictor };
         start.evict()?;
         let sizes: Vec<(u64, PathBuf)> =
@@ -183,6 +185,12 @@ impl Rig {
         };
         let file_bytes = sizes.iter().map(|(size, _)| size).sum();
         Ok((start, Cold { file_bytes, cache: cold::cache(), disk_gb_per_s, ..Cold::default() }))
+    }
+
+    /// The folder of a KV prediction's predictor, and what its base reads itself.
+    fn predictor(&self, arm: &Arm) -> Result<Option<(PathBuf, OwnTokens)>> {
+        let of = || Ok((self.weights.predictor_dir(&arm.system)?, self.scenario.catalog.pair(&arm.system)?.own));
+        (arm.kind == Kind::Kvp).then(of).transpose()
     }
 
     fn network(&mut self, name: &str) -> Result<Arc<Network>> {
@@ -199,7 +207,7 @@ impl Rig {
     pub fn prompt(&self, system: &System, n: usize) -> Vec<u32> {
         let vocab = match system {
             System::Network(_) | System::Pruned(_) => system.base().config().vocab,
-            System::KvPrediction(p) => p.base.config().vocab.min(p.aux.config().vocab),
+            System::KvPrediction(p) => p.networks().map(|n| n.config().vocab).fold(usize::MAX, usize::min),
         };
         self.ids(vocab, n)
     }
@@ -224,7 +232,8 @@ impl Rig {
             }
             schema::Start::Cold => {
                 let (start, cold) = self.start(arm, spec)?;
-                let vocab = cost.pair.iter().map(|(aux, _)| aux.vocab).fold(cost.base.vocab, usize::min);
+                let aux = cost.prediction.iter().filter_map(|p| p.aux.as_ref());
+                let vocab = aux.map(|aux| aux.vocab).fold(cost.base.vocab, usize::min);
                 (At::Cold(Box::new(start)), self.ids(vocab, batch * prompt), Some(cold))
             }
         };
@@ -267,6 +276,7 @@ impl Rig {
             cell,
             calls: Vec::new(),
             kernels: BTreeSet::new(),
+            clock: self.clock.clone(),
         })
     }
 }
@@ -299,6 +309,8 @@ struct Call {
     /// Tokens after the first, sample after sample.
     steps: Vec<Duration>,
     faults: Option<(u64, u64)>,
+    /// Before and after.
+    clocks: (Reading, Reading),
     /// One for each of the times, of cold starts.
     openings: Vec<Opening>,
 }
@@ -312,6 +324,7 @@ pub struct Running {
     cell: Cell,
     calls: Vec<Call>,
     kernels: BTreeSet<&'static str>,
+    clock: Clock,
 }
 
 /// Where and when the samples of a cell were taken.
@@ -341,7 +354,9 @@ impl Running {
     /// What the models say.
     pub fn call(&mut self, engine: &Engine, n: u64) -> Result<Duration> {
         engine.take_used();
-        let mut call = Call { times: Vec::new(), steps: Vec::new(), faults: Some((0, 0)), openings: Vec::new() };
+        let clocks = (self.clock.read(), Reading::default());
+        let (times, steps, openings) = (Vec::new(), Vec::new(), Vec::new());
+        let mut call = Call { times, steps, faults: Some((0, 0)), clocks, openings };
         for _ in 0..n {
             if let At::Cold(start) = &self.at {
                 start.evict()?;
@@ -374,6 +389,7 @@ impl Running {
             // Kernels of generation are no part of the time to first token.
             engine.take_used();
         }
+        call.clocks.1 = self.clock.read();
         let total = call.times.iter().map(|t| t.total).sum();
         self.calls.push(call);
         Ok(total)
@@ -434,6 +450,9 @@ impl Running {
                 Probes { gflops, read_gb_per_s }
             });
         }
+        // Of several samples in one call, each has what the call has.
+        let readings = taken.iter().flat_map(|c| c.times.iter().map(|_| c.clocks));
+        cell.clocks = Some(clock::record(&readings.collect::<Vec<_>>()));
         cell.kernels = self.kernels.iter().map(|k| (*k).into()).collect();
         let faults = |f: fn(&(u64, u64)) -> u64| taken.iter().map(|c| c.faults.as_ref().map(f)).sum::<Option<u64>>();
         cell.memory = Some(Memory {
@@ -519,5 +538,18 @@ pub(crate) fn extent(e: Extent) -> schema::Extent {
     match e {
         Extent::FirstToken => schema::Extent::FirstToken,
         Extent::FullNetwork => schema::Extent::FullNetwork,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ttft_models::Phase;
+
+    use super::*;
+
+    #[test]
+    fn phases_are_those_that_reports_know() {
+        let names: Vec<&str> = [OPEN].into_iter().chain(Phase::ALL.map(Phase::name)).collect();
+        assert_eq!(names, schema::PHASES);
     }
 }

@@ -45,7 +45,7 @@ pub fn run(session: &mut Session, until_stable: Option<f64>) -> Result<()> {
     }
     for (i, group) in groups.iter().enumerate() {
         if session.finished(group) {
-            console::note(format_args!("{}: finished before", group.label()));
+            console::note(format_args!("{}: it is finished already", group.label()));
             continue;
         }
         // What the groups before took is known by now, so the rest is planned anew.
@@ -98,7 +98,9 @@ fn measure_again(session: &mut Session, groups: &[Group], limit: f64) -> Result<
         }
     }
     for (id, attempts) in groups.iter().flat_map(|g| session.unstable(g)) {
-        console::note(format_args!("{id}: still disturbed after {attempts} attempts, and no time for another"));
+        console::note(format_args!(
+            "{id}: it is still disturbed after {attempts} attempts, and there is no time for another"
+        ));
     }
     Ok(())
 }

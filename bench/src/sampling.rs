@@ -23,7 +23,7 @@ pub type Outcome = Result<Cell>;
 /// other.
 pub fn sample(rig: &mut Rig, group: &Group, rounds: u32, turn: u32, mut tick: impl FnMut(&str)) -> Vec<Outcome> {
     let mut slots: Vec<Slot> = group.arms.iter().map(|arm| Slot::new(rig.open(arm, group))).collect();
-    let probe = rig.probe.hold();
+    let probe = rig.probe.hold(&rig.engine);
     let engine = &rig.engine;
     // A cold start that warms up is none.
     let warmups = if rig.scenario.start() == Start::Cold { 0 } else { MOST_WARMUPS };

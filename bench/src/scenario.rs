@@ -3,19 +3,29 @@
 //! A scenario names systems, a weight type and a grid of prompt lengths and batch sizes. Presets are the TOML files of
 //! `bench/scenarios`; any other file of the same form will do.
 
-use std::{fs::File, io::Read, path::Path, sync::Arc};
+use std::{
+    fs::File,
+    io::Read,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use ttft_kernels::DType;
-use ttft_models::{Extent, KvPrediction, Network, Precision, Predictor, Pruned, Pruning, System, zoo};
+use ttft_models::{
+    Extent, KvPrediction, Network, Precision, Pruned, Pruning, System, kv_prediction::layout::OwnTokens, zoo,
+};
 use ttft_reports::{
     schema::{Kind, Start},
     text::{printable, stand_in},
 };
 
-use crate::output;
+use crate::{
+    catalog::{Asked, Catalog},
+    output,
+};
 
 /// Longest scenario file that is read.
 const MAX_BYTES: u64 = 1 << 20;
@@ -28,9 +38,14 @@ pub const PRESETS: &[(&str, &str)] = &[
     ("table5-3b", include_str!("../scenarios/table5-3b.toml")),
     ("fig1", include_str!("../scenarios/fig1.toml")),
     ("fig5b", include_str!("../scenarios/fig5b.toml")),
+    ("shared", include_str!("../scenarios/shared.toml")),
     ("controls", include_str!("../scenarios/controls.toml")),
     ("cold", include_str!("../scenarios/cold.toml")),
     ("calibrate", include_str!("../scenarios/calibrate.toml")),
+    ("llama", include_str!("../scenarios/llama.toml")),
+    ("qwen", include_str!("../scenarios/qwen.toml")),
+    ("smollm", include_str!("../scenarios/smollm.toml")),
+    ("long", include_str!("../scenarios/long.toml")),
 ];
 
 /// A scenario file.
@@ -43,8 +58,13 @@ pub struct Scenario {
     pub description: String,
     /// Pairs (each stands for its base alone, its auxiliary alone and the KV prediction) and single networks: a
     /// layer-pruned one is compared with the network it was made from, any other with `base`; and networks on part of their
-    /// tokens (`OE1.1B-RP-0.50`). What stands here twice is measured twice, as a control.
+    /// tokens (`OE1.1B-RP-0.50`). What stands here twice is measured twice, as a control. It may be missing where there are
+    /// pairs of one's own.
+    #[serde(default)]
     pub systems: Vec<String>,
+    /// The user's own pairs, measured before the others.
+    #[serde(default)]
+    pub pair: Vec<Asked>,
     /// The network that single canonical networks are compared with; by default each stands for itself.
     pub base: Option<String>,
     /// Type of the synthetic weights: `f32`, `f16` or `bf16`.
@@ -76,6 +96,9 @@ pub struct Scenario {
     /// SHA-256 of the file's bytes, lower-case hexadecimal.
     #[serde(skip)]
     pub sha256: String,
+    /// What the names of its systems mean.
+    #[serde(skip)]
+    pub catalog: Catalog,
 }
 
 /// A value of this crate's neighbours that scenarios and the command line give by name.
@@ -138,7 +161,7 @@ pub struct Arm {
     pub system: String,
     /// The base it is compared with.
     pub base: String,
-    /// The auxiliary of a KV prediction.
+    /// The auxiliary of a KV prediction; none where it shares layers of its base.
     pub aux: Option<String>,
     /// 1, or higher for one that is measured again beside itself.
     pub copy: u32,
@@ -159,7 +182,7 @@ impl Arm {
     pub fn networks(&self) -> Vec<&str> {
         match &self.aux {
             Some(aux) => vec![&self.base, aux],
-            None if self.pruning().is_some() => vec![&self.base],
+            None if self.pruning().is_some() || self.kind == Kind::Kvp => vec![&self.base],
             None => vec![&self.system],
         }
     }
@@ -168,16 +191,13 @@ impl Arm {
     ///
     /// # Errors
     /// No network.
-    pub fn assemble(&self, networks: Vec<Arc<Network>>, predictor: Option<Predictor>) -> Result<System> {
-        Ok(match (&networks[..], predictor) {
-            ([base, aux], Some(predictor)) => {
-                System::KvPrediction(KvPrediction { base: base.clone(), aux: aux.clone(), predictor: predictor.into() })
-            }
-            ([network, ..], _) => match self.pruning() {
-                Some(pruning) => System::Pruned(Pruned::new(network.clone(), pruning)),
-                None => System::Network(network.clone()),
-            },
-            ([], _) => bail!("{}: a system without a network", self.system),
+    pub fn assemble(&self, networks: Vec<Arc<Network>>, predictor: Option<(PathBuf, OwnTokens)>) -> Result<System> {
+        let mut networks = networks.into_iter();
+        let base = networks.next().with_context(|| format!("{}: a system without a network", self.system))?;
+        Ok(match (predictor, self.pruning()) {
+            (Some((dir, own)), _) => System::KvPrediction(KvPrediction::new(base, networks.next(), &dir)?.reading(own)),
+            (None, Some(pruning)) => System::Pruned(Pruned::new(base, pruning)),
+            (None, None) => System::Network(base),
         })
     }
 
@@ -192,14 +212,14 @@ impl Arm {
 ///
 /// # Errors
 /// A name that is not in the zoo.
-pub fn arms(base: Option<&str>, systems: &[impl AsRef<str>]) -> Result<Vec<Arm>> {
+pub fn arms(catalog: &Catalog, base: Option<&str>, systems: &[impl AsRef<str>]) -> Result<Vec<Arm>> {
     if let Some(base) = base {
         zoo::network(base).context("base")?;
     }
     let names: Vec<&str> = systems.iter().map(AsRef::as_ref).collect();
     let mut arms: Vec<Arm> = Vec::new();
     for name in base.iter().chain(&names) {
-        for arm in arms_of(name, base).context("systems")? {
+        for arm in arms_of(catalog, name, base).context("systems")? {
             if !arms.iter().any(|a| (&a.system, &a.aux) == (&arm.system, &arm.aux)) {
                 arms.push(arm);
             }
@@ -215,7 +235,7 @@ pub fn arms(base: Option<&str>, systems: &[impl AsRef<str>]) -> Result<Vec<Arm>>
 }
 
 /// What one name of the list stands for.
-fn arms_of(name: &str, base: Option<&str>) -> Result<Vec<Arm>> {
+fn arms_of(catalog: &Catalog, name: &str, base: Option<&str>) -> Result<Vec<Arm>> {
     let alone = |system: &str, base: &str| Arm {
         kind: if system == base { Kind::Base } else { Kind::Aux },
         system: system.into(),
@@ -224,9 +244,9 @@ fn arms_of(name: &str, base: Option<&str>) -> Result<Vec<Arm>> {
         copy: 1,
         start: Start::Warm,
     };
-    if let Ok(pair) = zoo::pair(name) {
-        let kvp = Arm { kind: Kind::Kvp, aux: Some(pair.aux.into()), ..alone(name, pair.base) };
-        return Ok(vec![alone(pair.base, pair.base), alone(pair.aux, pair.base), kvp]);
+    if let Ok(p) = catalog.pair(name) {
+        let kvp = Arm { kind: Kind::Kvp, aux: p.aux.clone(), ..alone(name, &p.base) };
+        return Ok([&p.base].into_iter().chain(&p.aux).map(|n| alone(n, &p.base)).chain([kvp]).collect());
     }
     if let Ok((network, pruning)) = zoo::token_pruned(name) {
         let kind = match pruning {
@@ -236,11 +256,12 @@ fn arms_of(name: &str, base: Option<&str>) -> Result<Vec<Arm>> {
         };
         return Ok(vec![alone(network, network), Arm { kind, ..alone(name, network) }]);
     }
-    if zoo::network(name).is_err() {
+    if catalog.network(name).is_err() {
         let [networks, pairs, prunings] = [&zoo::NETWORKS[..], &zoo::PAIRS, &zoo::PRUNINGS].map(|n| n.join(", "));
         bail!(
-            "'{name}' is neither a network ({networks}) nor a pair ({pairs}) nor a network with a token pruning \
-             ({prunings}) behind its name"
+            "'{name}' is neither a network ({networks}) nor a pair ({pairs}) nor a network that shares its first k layers with \
+             -KVP-Sk or -KVP-Skown behind its name, either of the two with -mM and -sS behind its name or without (M last and S \
+             first tokens that the base reads itself), nor a network with a token pruning ({prunings}) behind its name"
         );
     }
     let base = zoo::pruned_from(name).or(base).unwrap_or(name);
@@ -262,7 +283,7 @@ pub fn text(name: &str) -> Result<String> {
     let cannot = || format!("{name}: cannot read the scenario");
     let mut text = Vec::new();
     File::open(name).and_then(|f| f.take(MAX_BYTES + 1).read_to_end(&mut text)).with_context(cannot)?;
-    ensure!(text.len() as u64 <= MAX_BYTES, "{name}: longer than {MAX_BYTES} bytes: this is no scenario");
+    ensure!(text.len() as u64 <= MAX_BYTES, "{name}: it is longer than {MAX_BYTES} bytes, so it is no scenario");
     if let Some(what) = stand_in(&text) {
         bail!("scenario {name}: {what}");
     }
@@ -276,10 +297,11 @@ impl Scenario {
     /// No such preset or file; what is wrong in the file, and where.
     pub fn load(name: &str) -> Result<Scenario> {
         let what = if PRESETS.iter().any(|(n, _)| *n == name) { "preset" } else { "scenario" };
-        Self::parse(&text(name)?).with_context(|| format!("{what} {name}"))
+        let parsed = Self::parse(&text(name)?).and_then(Scenario::resolved);
+        parsed.with_context(|| format!("{what} {name}"))
     }
 
-    /// A scenario from the text of its file.
+    /// A scenario from the text of its file. Its own pairs are not looked at yet.
     ///
     /// # Errors
     /// What is wrong, and where.
@@ -291,7 +313,7 @@ impl Scenario {
             "name: expected a word that can name a file (no '/', '\\' or ':', no '.' at its start), found '{}'",
             printable(&s.name)
         );
-        ensure!(!s.systems.is_empty(), "systems: the list is empty");
+        ensure!(!s.systems.is_empty() || !s.pair.is_empty(), "systems: the list is empty, and there is no [[pair]]");
         for (what, list, most) in [("lengths", &s.lengths, 1 << 17), ("batches", &s.batches, 1 << 12)] {
             ensure!(!list.is_empty(), "{what}: the list is empty");
             for &n in list {
@@ -309,12 +331,38 @@ impl Scenario {
         Ok(s)
     }
 
+    /// Looks up its own pairs, which become the first of its systems.
+    fn resolved(mut self) -> Result<Scenario> {
+        if self.pair.is_empty() {
+            return Ok(self);
+        }
+        let (catalog, names) = Catalog::new(&self.pair).context("pair")?;
+        if let Some(dtype) = catalog.dtype()? {
+            ensure!(dtype == self.dtype, "dtype: the weights of its pairs are {dtype}: write dtype = \"{dtype}\"");
+        }
+        self.catalog = catalog;
+        self.systems.splice(..0, names);
+        self.arms()?;
+        Ok(self)
+    }
+
+    /// The same grid for one pair, or one network, instead of its systems. Weights that lie in folders decide the type.
+    ///
+    /// # Errors
+    /// As [`Catalog::new`].
+    pub fn of(mut self, asked: Asked) -> Result<Scenario> {
+        let (catalog, names) = Catalog::new(&[asked])?;
+        self.dtype = catalog.dtype()?.unwrap_or(self.dtype);
+        (self.catalog, self.systems, self.base) = (catalog, names, None);
+        Ok(self)
+    }
+
     /// What is timed in every group.
     ///
     /// # Errors
     /// A name that is not in the zoo.
     pub fn arms(&self) -> Result<Vec<Arm>> {
-        let arms = arms(self.base.as_deref(), &self.systems)?;
+        let arms = arms(&self.catalog, self.base.as_deref(), &self.systems)?;
         Ok(arms.into_iter().map(|arm| Arm { start: self.start(), ..arm }).collect())
     }
 
@@ -405,6 +453,20 @@ mod tests {
                 "ttft/OE270M/base/b1/p8 OE270M",
                 "ttft/OE270M-RP-0.33/random_pruned/b1/p8 OE270M",
                 "ttft/OE270M-L0.75-0.10/lazy_pruned/b1/p8 OE270M",
+            ]
+        );
+    }
+
+    #[test]
+    fn shared_layers_have_no_auxiliary_and_tokens_of_the_base_no_networks() {
+        assert_eq!(
+            ids(r#"systems = ["OE1.1B-KVP-S19own-m15-s1", "OE1.1B-KVP-C-450M-m16", "OE1.1B-KVP-C-450M"]"#),
+            [
+                "ttft/OE1.1B/base/b1/p8 OE1.1B",
+                "ttft/OE450M/aux/b1/p8 OE1.1B",
+                "ttft/OE1.1B-KVP-S19own-m15-s1/kvp/b1/p8 OE1.1B",
+                "ttft/OE1.1B-KVP-C-450M-m16/kvp/b1/p8 OE1.1B",
+                "ttft/OE1.1B-KVP-C-450M/kvp/b1/p8 OE1.1B",
             ]
         );
     }

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Result, bail, ensure};
 use ttft_models::{Precision, RunSpec, System};
 use ttft_reports::schema::{
-    self, Cell, Gate, Limits, LongestGate, Record, RunHeader, Sampler, Settings, Skipped, Start, Writer,
+    self, Cell, Gate, Limits, LongestGate, Percentiles, Record, RunHeader, Sampler, Settings, Skipped, Start, Writer,
 };
 use ttft_reports::{
     format::{bytes, seconds},
@@ -182,7 +182,7 @@ fn header(rig: &Rig, knobs: &RunKnobs, sampler: Sampler, asked: Asked) -> RunHea
             start: Some(scenario.start()),
         },
         machine: machine::fingerprint(),
-        notes: tiny.into_iter().chain(slower).collect(),
+        notes: tiny.into_iter().chain(slower).chain(scenario.catalog.notes(rig.weights.size() == Size::Real)).collect(),
         ..RunHeader::default()
     }
 }
@@ -196,6 +196,9 @@ impl Session {
         let mut rig = Rig::new(knobs, size)?;
         rig.scenario.rounds = asked.rounds.unwrap_or(rig.scenario.rounds);
         let scenario = &rig.scenario;
+        if size == Size::Real {
+            scenario.catalog.stand_ins().iter().for_each(console::note);
+        }
         capacity::check(scenario.rounds, scenario.decode, scenario.groups().len() * rig.arms.len())?;
         let mut header = header(&rig, knobs, sampler, asked);
         header.limits = rig.probe.limits(&rig.engine);
@@ -222,7 +225,7 @@ impl Session {
         let differences = differences(&record.run, &header)?;
         ensure!(
             differences.is_empty(),
-            "{}: not the same run, so it is not resumed ({}): give the settings it was started with, or start a new run",
+            "{}: this is another run, so it is not resumed ({}): give the settings it was started with, or start a new run",
             path.display(),
             differences.join("; ")
         );
@@ -489,6 +492,7 @@ impl Session {
     pub fn keep(&mut self, mut cell: Cell) -> Result<()> {
         cell.attempt = self.measured.get(&cell.id).map_or(1, |m| m.attempt + 1);
         cell.gate = self.gates.get(&cell.system).cloned();
+        cell.percentiles = Percentiles::of(&cell.samples_ns);
         if summary::peak_share(&self.limits, &cell).is_some_and(|share| share > 1.0) {
             console::note(format_args!("{}: above the measured peak, so the peak is measured again", cell.id));
             self.limits = best(&self.limits, self.rig.probe.limits(&self.rig.engine));
@@ -549,15 +553,19 @@ impl Session {
             console::print(format_args!(
                 "record: {path}\nwhat it says: {ttft} validate {path}\na page of it: {ttft} report {path} --html report.html"
             ))?;
-            if !record.cells.iter().any(|c| c.processes.is_some()) {
-                let scenario = match PRESETS.iter().any(|(name, _)| *name == self.scenario_arg) {
-                    true => self.scenario_arg,
-                    false => output::shown(Path::new(&self.scenario_arg)),
-                };
-                console::print(format_args!(
-                    "These are the samples of one process, so its words are indicative. What decides: {ttft} bench \
-                     --scenario {scenario}"
-                ))?;
+            let scenario = match PRESETS.iter().any(|(name, _)| *name == self.scenario_arg) {
+                true => self.scenario_arg,
+                false => output::shown(Path::new(&self.scenario_arg)),
+            };
+            let decides = format!("{ttft} bench --scenario {scenario}");
+            match ttft_reports::terminal::answer(&record, &decides) {
+                Some(answer) => {
+                    console::print(format_args!("\nWere the operations saved time saved?\n{}", answer.trim_end()))?
+                }
+                None if record.cells.iter().all(|c| c.processes.is_none()) => console::print(format_args!(
+                    "These samples are of one process, so they are indicative. The following command decides: {decides}"
+                ))?,
+                None => {}
             }
         }
         let failed = self.failed;
@@ -593,7 +601,7 @@ fn place(knobs: &RunKnobs) -> To<'_> {
 /// The higher of each limit.
 fn best(before: &Limits, mut now: Limits) -> Limits {
     for peak in &mut now.peaks {
-        let old = before.peaks.iter().filter(|p| p.dtype == peak.dtype).map(|p| p.gflops);
+        let old = before.peaks.iter().filter(|p| (p.dtype, &p.isa) == (peak.dtype, &peak.isa)).map(|p| p.gflops);
         peak.gflops = old.fold(peak.gflops, f64::max);
     }
     now.read_gb_per_s = now.read_gb_per_s.into_iter().chain(before.read_gb_per_s).reduce(f64::max);
@@ -642,7 +650,7 @@ mod tests {
         let systems: Vec<_> = arms.iter().map(|arm| session.rig.system(arm).unwrap()).collect();
         let [base, pruned, kvp] = &systems[..] else { panic!("{arms:?}") };
         let System::KvPrediction(pair) = &**kvp else { panic!("{kvp:?}") };
-        assert!(Arc::ptr_eq(base.base(), &pair.base) && Arc::ptr_eq(pruned.base(), &pair.aux));
+        assert!(Arc::ptr_eq(base.base(), &pair.base) && Arc::ptr_eq(pruned.base(), pair.aux.as_ref().unwrap()));
         // And it is counted once.
         let memory = |arms: &[Arm]| session.memory(arms.iter(), 1, 4).unwrap();
         let (alone, all) = (memory(&arms[2..]), memory(&arms));

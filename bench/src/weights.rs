@@ -1,6 +1,7 @@
-//! Synthetic weights: made once, kept, and verified before they are trusted.
+//! Synthetic weights: made once, kept, and verified before they are trusted; and weights that lie in a folder already.
 //!
-//! A network is kept by name, type and seed, and shared by every pair it is part of.
+//! A network is kept by name, type and seed, and shared by every pair it is part of; one that is not of the zoo by a hash of
+//! its configuration.
 
 use std::{
     collections::BTreeMap,
@@ -13,12 +14,12 @@ use ttft_kernels::DType;
 use ttft_models::{
     NetworkConfig,
     cost::CostSystem,
+    kv_prediction::Shape,
     synth::{Made, Spec},
-    zoo,
 };
-use ttft_reports::format::bytes;
+use ttft_reports::{format::bytes, schema::Kind};
 
-use crate::{console, gate::Depth, output, scenario::Arm};
+use crate::{catalog::Catalog, console, gate::Depth, output, scenario::Arm};
 
 /// Whether the zoo's real networks are used, or tiny ones of the same structure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +37,7 @@ pub struct Weights {
     dtype: DType,
     seed: u64,
     size: Size,
+    catalog: Catalog,
 }
 
 impl Weights {
@@ -48,7 +50,12 @@ impl Weights {
             Some(root) => root,
             None => output::target_dir()?.join("ttft-weights"),
         };
-        Ok(Weights { root, dtype, seed, size })
+        Ok(Weights { root, dtype, seed, size, catalog: Catalog::default() })
+    }
+
+    /// The same place, for the networks of a catalog.
+    pub fn of(self, catalog: Catalog) -> Weights {
+        Weights { catalog, ..self }
     }
 
     /// The folder that holds all of them.
@@ -71,7 +78,7 @@ impl Weights {
     }
 
     fn config(&self, name: &str) -> Result<NetworkConfig> {
-        let mut c = zoo::network(name)?;
+        let mut c = self.catalog.network(name)?;
         if self.size == Size::Tiny {
             c.vocab = 512;
             c.dim /= 32;
@@ -88,16 +95,25 @@ impl Weights {
         Ok(c)
     }
 
-    /// What a network's or a pair's predictor's folder should hold, and where it is.
-    fn network(&self, name: &str) -> Result<(PathBuf, Spec)> {
-        Ok((self.folder(name), Spec::custom(name, self.config(name)?, self.dtype, self.seed)))
+    /// What a network's folder should hold, and where it is.
+    fn network(&self, name: &str) -> Result<Folder> {
+        let key = self.catalog.key(name);
+        let spec = Spec::custom(&key, self.config(name)?, self.dtype, self.seed);
+        Ok(match self.catalog.weights(name).filter(|_| self.size == Size::Real) {
+            Some(own) => Folder { dir: own.to_owned(), spec, own: true },
+            None => Folder { dir: self.folder(&key), spec, own: false },
+        })
     }
 
-    fn predictor(&self, pair: &str) -> Result<(PathBuf, Spec)> {
-        let p = zoo::pair(pair)?;
-        let (base, aux) = (self.config(p.base)?, self.config(p.aux)?);
-        let spec = Spec::custom_predictor(pair, base, aux, p.layer_map, self.dtype, self.seed);
-        Ok((self.folder(&format!("{pair}-predictor")), spec))
+    /// As [`Weights::network`], of a predictor.
+    fn predictor(&self, name: &str) -> Result<Folder> {
+        let (p, key) = (self.catalog.pair(name)?, self.catalog.predictor_key(name)?);
+        let (base, aux) = (self.config(&p.base)?, p.aux.map(|aux| self.config(&aux)).transpose()?);
+        let spec = Spec::custom_predictor(&key, base, aux, p.layout, self.dtype, self.seed);
+        Ok(match p.predictor.filter(|_| self.size == Size::Real) {
+            Some(dir) => Folder { dir, spec, own: true },
+            None => Folder { dir: self.folder(&format!("{key}-predictor")), spec, own: false },
+        })
     }
 
     fn folder(&self, name: &str) -> PathBuf {
@@ -106,17 +122,17 @@ impl Weights {
     }
 
     /// Every folder that these arms need, once.
-    fn folders<'a>(&self, arms: impl IntoIterator<Item = &'a Arm>) -> Result<BTreeMap<PathBuf, Spec>> {
+    fn folders<'a>(&self, arms: impl IntoIterator<Item = &'a Arm>) -> Result<Vec<Folder>> {
         let mut out = BTreeMap::new();
         for arm in arms {
-            for network in arm.networks() {
-                out.extend([self.network(network)?]);
-            }
-            if arm.aux.is_some() {
-                out.extend([self.predictor(&arm.system)?]);
+            let networks = arm.networks().into_iter().map(|network| self.network(network));
+            let predictor = (arm.kind == Kind::Kvp).then(|| self.predictor(&arm.system));
+            for folder in networks.chain(predictor) {
+                let folder = folder?;
+                out.insert(folder.dir.clone(), folder);
             }
         }
-        Ok(out)
+        Ok(out.into_values().collect())
     }
 
     /// Bytes of the weights of these arms, each network once.
@@ -124,13 +140,13 @@ impl Weights {
     /// # Errors
     /// A name that is not in the zoo.
     pub fn bytes<'a>(&self, arms: impl IntoIterator<Item = &'a Arm>) -> Result<u64> {
-        Ok(self.folders(arms)?.values().map(Spec::bytes).fold(0, u64::saturating_add))
+        Ok(self.folders(arms)?.iter().map(|f| f.spec.bytes()).fold(0, u64::saturating_add))
     }
 
     /// What these arms need and is not there or not right.
-    fn missing(&self, arms: &[Arm]) -> Result<BTreeMap<PathBuf, Spec>> {
+    fn missing(&self, arms: &[Arm]) -> Result<Vec<Folder>> {
         let mut missing = self.folders(arms)?;
-        missing.retain(|dir, spec| spec.verify(dir).is_err());
+        missing.retain(|f| !f.own && f.spec.verify(&f.dir).is_err());
         Ok(missing)
     }
 
@@ -142,7 +158,7 @@ impl Weights {
         if arms.is_empty() {
             return Ok("no weights needed".into());
         }
-        let need: u64 = self.missing(arms)?.values().map(Spec::bytes).sum();
+        let need: u64 = self.missing(arms)?.iter().map(|f| f.spec.bytes()).sum();
         let all = bytes(self.bytes(arms)?);
         if need == 0 {
             return Ok(format!("{all} of weights, all there"));
@@ -163,7 +179,7 @@ impl Weights {
     /// # Errors
     /// Too little disk space, a folder that is not ours, what the file system says.
     pub fn make(&self, arms: &[Arm]) -> Result<()> {
-        self.missing(arms)?.iter().try_for_each(|(dir, spec)| make(dir, spec))
+        self.missing(arms)?.iter().try_for_each(Folder::make)
     }
 
     /// The verified folder of a network.
@@ -171,9 +187,9 @@ impl Weights {
     /// # Errors
     /// As [`Weights::make`].
     pub fn network_dir(&self, name: &str) -> Result<PathBuf> {
-        let (dir, spec) = self.network(name)?;
-        make(&dir, &spec)?;
-        Ok(dir)
+        let folder = self.network(name)?;
+        folder.make()?;
+        Ok(folder.dir)
     }
 
     /// The verified folder of a pair's predictor.
@@ -181,9 +197,9 @@ impl Weights {
     /// # Errors
     /// As [`Weights::make`].
     pub fn predictor_dir(&self, pair: &str) -> Result<PathBuf> {
-        let (dir, spec) = self.predictor(pair)?;
-        make(&dir, &spec)?;
-        Ok(dir)
+        let folder = self.predictor(pair)?;
+        folder.make()?;
+        Ok(folder.dir)
     }
 
     /// The shapes of an arm, for counting.
@@ -191,12 +207,16 @@ impl Weights {
     /// # Errors
     /// A name that is not in the zoo.
     pub fn cost(&self, arm: &Arm) -> Result<CostSystem> {
-        let pair = match &arm.aux {
-            Some(aux) => Some((self.config(aux)?, zoo::pair(&arm.system)?.layer_map)),
-            None => None,
+        let prediction = match arm.kind {
+            Kind::Kvp => {
+                let p = self.catalog.pair(&arm.system)?;
+                let aux = p.aux.map(|aux| self.config(&aux)).transpose()?;
+                Some(Shape { aux, layout: p.layout, own: p.own })
+            }
+            _ => None,
         };
         let base = self.config(arm.networks()[0])?;
-        Ok(CostSystem { base, pair, pruning: arm.pruning(), weights: self.dtype })
+        Ok(CostSystem { base, prediction, pruning: arm.pruning(), weights: self.dtype })
     }
 
     /// How deep a prompt goes in an arm.
@@ -207,9 +227,27 @@ impl Weights {
         let networks = arm.networks().into_iter().map(|n| self.config(n)).collect::<Result<Vec<_>>>()?;
         let widest = |c: &NetworkConfig| c.layers.iter().map(|l| l.ffn).max().unwrap_or(0).max(c.dim);
         Ok(Depth {
+            // A prompt passes the layers of both networks of a pair, and those of a base once if some of them are shared.
             layers: networks.iter().map(|c| c.layers.len()).sum(),
             k: networks.iter().map(widest).max().unwrap_or(0),
         })
+    }
+}
+
+/// A folder of weights.
+#[derive(Debug)]
+struct Folder {
+    dir: PathBuf,
+    /// Its shapes; and its values, unless it is the user's own.
+    spec: Spec,
+    /// It is only read.
+    own: bool,
+}
+
+impl Folder {
+    /// Makes it what its specification says, unless it is the user's own.
+    fn make(&self) -> Result<()> {
+        if self.own { Ok(()) } else { make(&self.dir, &self.spec) }
     }
 }
 
@@ -237,8 +275,9 @@ fn make(dir: &Path, spec: &Spec) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use ttft_models::zoo;
+
     use super::*;
-    use ttft_reports::schema::Kind;
 
     #[test]
     fn pairs_share_their_networks_and_bad_folders_are_remade() {

@@ -143,6 +143,49 @@ fn logits_reproduces_the_fixtures() {
     }
 }
 
+/// Shared layers by the command: what was recorded, and a trace of it.
+#[test]
+fn logits_of_shared_layers_and_their_trace() {
+    let dir = TempDir::new().unwrap();
+    let [a, a2] = ["A", "A2"].map(fixture);
+    let (tokens, out, trace) = (tokens(dir.path(), &a2), dir.path().join("out.safetensors"), dir.path().join("t.json"));
+    let with = |own: &[&str]| {
+        let mut c = logits(&a, &tokens, false, &out);
+        c.arg("--predictor").arg(a2.join("predictor")).args(own);
+        c
+    };
+    let expected = fs::read(a2.join("expected.safetensors")).unwrap();
+    let expected = SafeTensors::deserialize(&expected).unwrap();
+    for (m, s) in [("1", "0"), ("3", "0"), ("3", "1")] {
+        let own = ["--base-tokens", m, "--sink-tokens", s, "--generate", "6"];
+        succeed(with(&own).arg("--trace").arg(&trace));
+        let found = fs::read(&out).unwrap();
+        let found = SafeTensors::deserialize(&found).unwrap();
+        let theirs = |name: &str| expected.tensor(&format!("kvp_m{m}_s{s}_{name}")).unwrap();
+        assert_eq!(found.tensor("greedy_ids").unwrap().data(), theirs("greedy_ids").data());
+        let pairs = f32s(&found.tensor("greedy_logits").unwrap()).into_iter().zip(f32s(&theirs("greedy_logits")));
+        assert!(pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) <= TOLERANCE);
+    }
+    let trace: serde_json::Value = serde_json::from_slice(&fs::read(&trace).unwrap()).unwrap();
+    let events = trace["traceEvents"].as_array().unwrap();
+    let row = |tid: u64| events.iter().filter(move |e| e["ph"] == "X" && e["tid"] == tid).collect::<Vec<_>>();
+    let names = |tid| row(tid).iter().map(|e| e["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>();
+    assert_eq!(names(1), ["first token", "token 2", "token 3", "token 4", "token 5", "token 6"]);
+    assert_eq!(names(2)[..4], ["shared_layers", "prediction", "base_step", "base_step"]);
+    assert_eq!(names(3)[..3], ["Base embeds 11 of Prompt", "Base layer 0 on 11 of 11", "Base layer 1 on 11 of 11"]);
+    // Steps follow one another within their call, and are as much as their phases.
+    let span = |e: &serde_json::Value| (e["ts"].as_f64().unwrap(), e["dur"].as_f64().unwrap());
+    let ends = row(3).windows(2).all(|w| span(w[0]).0 + span(w[0]).1 <= span(w[1]).0 + 1e-3);
+    let sum = |tid| row(tid).iter().map(|e| span(e).1).sum::<f64>();
+    assert!(ends && (sum(2) - sum(3)).abs() < 1e-2 && sum(1) >= sum(2), "{} {} {}", sum(1), sum(2), sum(3));
+    assert!(row(3)[1]["args"]["flops"].as_u64().unwrap() > 0);
+
+    // Tokens of the base without a prediction; an auxiliary that a predictor of shared layers has no use for.
+    fail(logits(&a, &tokens, false, &out).args(["--base-tokens", "2"]), &["--base-tokens", "--predictor"]);
+    fail(with(&[]).arg("--aux").arg(a.join("aux")), &["config.json", "source", "shared_layers"]);
+    fail(&mut with(&["--base-tokens", "0"]), &["--base-tokens", "0"]);
+}
+
 /// A pruning that drops nothing is what was recorded of the base; one that drops some is what the library computes, which
 /// is compared with its definition elsewhere.
 #[test]
@@ -193,7 +236,7 @@ fn logits_of_token_prunings() {
     }
     let (fixture, tokens) = (fixture("A"), dir.path().join("tokens.json"));
     fail(logits(&fixture, &tokens, false, &out).args(["--prune", "RP-2.00"]), &["RP-2.00", "RP-0.75"]);
-    fail(logits(&fixture, &tokens, true, &out).args(["--prune", "RP-0.50"]), &["--prune", "--aux"]);
+    fail(logits(&fixture, &tokens, true, &out).args(["--prune", "RP-0.50"]), &["--prune", "cannot be used"]);
 }
 
 #[test]
@@ -255,7 +298,10 @@ fn bad_models_are_refused() {
     let mut c = logits(&fixture, &tokens, false, &out);
     c.arg("--aux").arg(fixture.join("aux")).arg("--predictor").arg(self::fixture("C").join("predictor"));
     fail(&mut c, &["predictor"]);
-    fail(logits(&fixture, &tokens, false, &out).arg("--aux").arg(fixture.join("aux")), &["--predictor"]);
+    fail(
+        logits(&fixture, &tokens, false, &out).arg("--predictor").arg(fixture.join("predictor")),
+        &["source", "no auxiliary"],
+    );
     fail(logits(&fixture, &tokens, false, &out).args(["--generate", "0"]), &["--generate"]);
 }
 
@@ -293,11 +339,11 @@ fn bench_runs_tiny_and_leaves_a_record() {
     let dir = TempDir::new().unwrap();
     let out = dir.path().join("run.jsonl");
     let scenario = dir.path().join("two-pairs.toml");
-    // Two groups of five systems, short enough for an emulator, with a budget that not even that exhausts.
+    // Two groups of six systems, short enough for an emulator, with a budget that not even that exhausts.
     let text = r#"
         name = "two-pairs"
-        description = "both pairs of OE1.1B"
-        systems = ["OE1.1B-KVP-C-450M", "OE1.1B-KVP-C-270M"]
+        description = "both pairs of OE1.1B, and shared layers"
+        systems = ["OE1.1B-KVP-C-450M", "OE1.1B-KVP-C-270M-m2", "OE1.1B-KVP-S14-m2-s1"]
         dtype = "bf16"
         lengths = [3, 5]
         batches = [1]
@@ -315,7 +361,7 @@ fn bench_runs_tiny_and_leaves_a_record() {
     let text = succeed(&mut c);
     assert!(text.contains("Planned") && text.contains("OE1.1B-KVP-C-450M") && text.contains("tiny"), "{text}");
     let record = ttft_reports::schema::Record::read(&out).unwrap();
-    assert_eq!(record.cells.len(), 2 * 5);
+    assert_eq!(record.cells.len(), 2 * 6);
     assert!(record.skipped.is_empty());
     // It can be shared: it does not say where things lie.
     let folder = dir.path().to_string_lossy().into_owned();
@@ -330,17 +376,23 @@ fn bench_runs_tiny_and_leaves_a_record() {
         assert!(gate.passed && !cell.kernels.is_empty(), "{}", cell.id);
         assert_eq!(gate.longest.as_ref().map(|l| l.prompt), Some(5), "{:?}", gate.longest_skipped);
         let phases: Vec<_> = cell.phases.iter().map(|p| p.name.as_str()).collect();
-        let expected: &[_] = if cell.aux.is_some() { &["auxiliary", "prediction", "base_step"] } else { &["prefill"] };
+        let expected: &[_] = match (cell.kind, &cell.aux) {
+            (ttft_reports::schema::Kind::Kvp, Some(_)) => &["auxiliary", "prediction", "base_step"],
+            // Its base reads three tokens itself: all of the short prompt.
+            (ttft_reports::schema::Kind::Kvp, None) if cell.prompt == 3 => &["base_step"],
+            (ttft_reports::schema::Kind::Kvp, None) => &["shared_layers", "prediction", "base_step"],
+            _ => &["prefill"],
+        };
         assert_eq!(phases, expected, "{}", cell.id);
         assert!(cell.phases.iter().all(|p| p.samples_ns.iter().all(|&ns| ns > 0)), "{}", cell.id);
         assert!(cell.phases.iter().all(|p| p.parallel_regions.is_some()), "{}", cell.id);
         assert!(cell.cost().unwrap().flops.total() > 0 && cell.paper_flops.unwrap() > 0, "{}", cell.id);
     }
     // Rotation: in every group each system was at every place once.
-    for cells in record.cells.chunks(5) {
+    for cells in record.cells.chunks(6) {
         let first =
             cells.iter().map(|c| c.round_positions.clone().unwrap()[0]).collect::<std::collections::BTreeSet<_>>();
-        assert_eq!(first.len(), 5);
+        assert_eq!(first.len(), 6);
     }
     // An existing record is not overwritten.
     fail(&mut c, &["run.jsonl", "exists"]);
@@ -799,6 +851,32 @@ fn zoo_lists_every_system() {
     fail(ttft().args(["zoo", "--batch", "0"]), &["--batch"]);
 }
 
+/// A predictor without maps is what a name says, and what `--init own` asks for.
+#[test]
+fn synth_writes_predictors_without_maps() {
+    let dir = TempDir::new().unwrap();
+    let config = fixture("A").join("base/config.json");
+    let (own, tokens) = (dir.path().join("own"), tokens(dir.path(), &fixture("A")));
+    let synth = |out: &Path, more: &[&str]| {
+        let mut c = ttft();
+        c.arg("synth").arg(&config).arg("--out").arg(out).args(more);
+        c
+    };
+    succeed(&mut synth(&own, &["--shared-layers", "3", "--init", "own"]));
+    let json: serde_json::Value = serde_json::from_slice(&fs::read(own.join("config.json")).unwrap()).unwrap();
+    assert_eq!((json["shared_layers"].as_u64(), &json["source"]), (Some(3), &"shared_layers".into()));
+    let file = fs::read(own.join("predictor.safetensors")).unwrap();
+    assert!(SafeTensors::deserialize(&file).unwrap().is_empty());
+    let out = dir.path().join("out.safetensors");
+    succeed(logits(&fixture("A"), &tokens, false, &out).arg("--predictor").arg(&own));
+
+    let x = dir.path().join("x");
+    fail(&mut synth(&x, &["--shared-layers", "5"]), &["--shared-layers", "1 to 4", "5"]);
+    fail(&mut synth(&x, &["--init", "own"]), &["--shared-layers"]);
+    fail(ttft().args(["synth", "OE1.1B-KVP-C-450M", "--init", "own", "--out"]).arg(&x), &["shared layers", "450M"]);
+    assert!(!x.exists());
+}
+
 #[test]
 fn synth_writes_a_model_once() {
     let dir = TempDir::new().unwrap();
@@ -861,4 +939,209 @@ fn records_are_judged_compared_and_reported() {
     fail(ttft().arg("report").arg(&record), &["--html"]);
     fail(ttft().args(["compare", "paper", "none.jsonl"]), &["none.jsonl", "a record", "`paper`"]);
     fail(ttft().arg("validate").arg(fixture("A").join("meta.json")), &["error"]);
+}
+
+/// Warnings change the exit code only where that is asked for.
+#[test]
+fn the_doctor_answers_in_words_and_in_json() {
+    let words = succeed(ttft().arg("doctor"));
+    let answer: serde_json::Value = serde_json::from_str(&succeed(ttft().args(["doctor", "--json"]))).expect("JSON");
+    assert_eq!(answer["schema"], "ttft-doctor/1");
+    for check in answer["checks"].as_array().expect("a list") {
+        assert!(words.contains(check["name"].as_str().expect("a name")), "{words}");
+    }
+    let strict = ttft().args(["doctor", "--json", "--strict"]).output().expect("it starts");
+    let answer: serde_json::Value = serde_json::from_slice(&strict.stdout).expect("JSON");
+    assert_eq!(strict.status.code(), Some(if answer["warnings"] == 0 { 0 } else { 3 }));
+}
+
+/// A folder with the configuration of part of fixture G alone.
+fn shape(dir: &Path, name: &str, part: &str) -> PathBuf {
+    let folder = dir.join(name);
+    fs::create_dir_all(&folder).unwrap();
+    fs::copy(fixture("G").join(part).join("config.json"), folder.join("config.json")).unwrap();
+    folder
+}
+
+fn record(path: &Path) -> ttft_reports::schema::Record {
+    ttft_reports::schema::Record::read(path).unwrap()
+}
+
+/// Two config.json files: weights of their shapes are made and kept, the pair is measured in processes and judged; the record
+/// says what ran.
+#[test]
+fn a_pair_of_two_configurations_alone() {
+    let dir = TempDir::new().unwrap();
+    let (scenario, weights) = (small(dir.path()), dir.path().join("w"));
+    let base = shape(dir.path(), "My Base", "base");
+    let aux = shape(dir.path(), "sub/aux", "aux").join("config.json");
+    let bench = |out: &str| {
+        let mut c = ttft();
+        c.current_dir(dir.path()).args(["bench", "--threads", "1", "--processes", "2", "--rounds", "4"]);
+        c.args(["--base", "My Base", "--aux", "sub/aux/config.json"]).arg("--scenario").arg(&scenario);
+        c.arg("--weights").arg(&weights).arg("--out").arg(dir.path().join(out));
+        c
+    };
+    let plan = succeed(bench("none.jsonl").arg("--plan"));
+    for word in ["My-Base base", "aux aux", "My-Base-KVP-aux kvp", "to be made"] {
+        assert!(plan.contains(word), "no '{word}' in: {plan}");
+    }
+    assert!(!weights.exists());
+    let done = bench("r.jsonl").output().unwrap();
+    assert!(done.status.success(), "{}", stderr(&done));
+    for word in ["My-Base", "has no weights", "predicts nothing"] {
+        assert!(stderr(&done).contains(word), "no '{word}' in: {}", stderr(&done));
+    }
+    let run = record(&dir.path().join("r.jsonl"));
+    let ids: Vec<&str> = run.cells.iter().map(|c| c.id.as_str()).collect();
+    let expected = ["My-Base/base", "aux/aux", "My-Base-KVP-aux/kvp"].map(|s| format!("ttft/{s}/b1/p4"));
+    assert_eq!(ids[..3], expected, "{ids:?}");
+    assert!(run.cells.iter().all(|c| c.gate.as_ref().is_some_and(|g| g.passed) && c.samples_ns.len() == 4));
+    let notes = run.run.notes.join("\n");
+    for word in ["My-Base: My-Base (llama), configuration sha256", "synthetic weights", "predicts nothing"] {
+        assert!(notes.contains(word), "no '{word}' in: {notes}");
+    }
+    // Nothing of where the folders lie.
+    let text = fs::read_to_string(dir.path().join("r.jsonl")).unwrap();
+    assert!(!text.contains(dir.path().to_str().unwrap()));
+    // Kept by what they are: the same configurations elsewhere need nothing new.
+    assert_eq!(fs::read_dir(&weights).unwrap().count(), 3);
+    let (base, aux) = (base.to_str().unwrap(), aux.to_str().unwrap());
+    let elsewhere = shape(dir.path(), "elsewhere", "base");
+    let again = format!(
+        "name = \"mine\"\ndescription = \"d\"\ndtype = \"f32\"\nlengths = [5]\nbatches = [2]\nrounds = 1\nbudget_s = 600\n\
+         [[pair]]\nname = \"twins\"\nbase = {:?}\naux = {aux:?}\n[[pair]]\nbase = {base:?}\naux = \"sub/aux\"\n",
+        elsewhere.to_str().unwrap()
+    );
+    fs::write(dir.path().join("mine.toml"), again).unwrap();
+    let mut c = ttft();
+    c.current_dir(dir.path()).args([
+        "bench",
+        "--threads",
+        "1",
+        "--processes",
+        "1",
+        "--preset",
+        "mine.toml",
+        "--weights",
+    ]);
+    succeed(c.arg(&weights).args(["--out", "mine.jsonl"]));
+    let systems: Vec<String> = record(&dir.path().join("mine.jsonl")).cells.iter().map(|c| c.system.clone()).collect();
+    assert_eq!(systems, ["elsewhere", "My-Base", "aux", "twins", "My-Base-KVP-aux"]);
+    assert_eq!(fs::read_dir(&weights).unwrap().count(), 3);
+    // The answer in words, a page, and a run that is gone on with; another base is another run.
+    let mut validate = ttft();
+    let answer = validate.arg("validate").arg(dir.path().join("r.jsonl")).output().unwrap();
+    assert!(String::from_utf8_lossy(&answer.stdout).contains("My-Base-KVP-aux"), "{}", stderr(&answer));
+    let page = dir.path().join("r.html");
+    succeed(ttft().arg("report").arg(dir.path().join("r.jsonl")).arg("--html").arg(&page));
+    assert!(fs::read_to_string(&page).unwrap().contains("predicts nothing"));
+    let resume = |base: &str| {
+        let mut c = bench("unused");
+        c.args(["--resume"]).arg(dir.path().join("r.jsonl"));
+        let args: Vec<_> = c.get_args().map(|a| if a == "My Base" { base.into() } else { a.to_owned() }).collect();
+        let mut again = ttft();
+        again.current_dir(dir.path()).args(&args);
+        again
+    };
+    succeed(&mut resume("My Base"));
+    fail(&mut resume("sub/aux"), &["not the same run", "notes"]);
+}
+
+/// Weights that lie in folders are used where they lie, and a given predictor too.
+#[test]
+fn a_pair_of_folders_with_weights() {
+    let dir = TempDir::new().unwrap();
+    let g = fixture("G");
+    let [base, aux, predictor] = ["base", "aux", "predictor"].map(|part| g.join(part));
+    let (weights, out) = (dir.path().join("w"), dir.path().join("r.jsonl"));
+    let mut c = ttft();
+    c.args(["bench", "--threads", "1", "--processes", "1", "--rounds", "2", "--scenario"]).arg(small(dir.path()));
+    c.arg("--base").arg(&base).arg("--aux").arg(&aux).arg("--predictor").arg(&predictor);
+    succeed(c.arg("--weights").arg(&weights).arg("--out").arg(&out));
+    assert!(!weights.exists(), "nothing is made");
+    let run = record(&out);
+    assert_eq!(run.cells.iter().map(|c| c.system.as_str()).collect::<Vec<_>>()[..3], ["base", "aux", "base-KVP-aux"]);
+    let notes = run.run.notes.join("\n");
+    assert!(notes.contains("its own weights (f32)") && notes.contains("predictor predictor"), "{notes}");
+    assert!(!notes.contains("synthetic") && !notes.contains("nothing"), "{notes}");
+
+    // The logits are those recorded; without the predictor they are others, and a word says why.
+    let tokens = tokens(dir.path(), &g);
+    let logits = |name: &str, with: bool| {
+        let mut c = ttft();
+        c.arg("logits").arg("--base").arg(&base).arg("--aux").arg(&aux).arg("--tokens").arg(&tokens);
+        if with {
+            c.arg("--predictor").arg(&predictor);
+        }
+        c.arg("--weights").arg(&weights).arg("--out").arg(dir.path().join(name));
+        c
+    };
+    succeed(&mut logits("with", true));
+    let said = logits("without", false).output().unwrap();
+    assert!(said.status.success() && stderr(&said).contains("predicts nothing"), "{}", stderr(&said));
+    let last = |path: &Path, name: &str| {
+        let bytes = fs::read(path).unwrap();
+        f32s(&SafeTensors::deserialize(&bytes).unwrap().tensor(name).unwrap())
+    };
+    let expected = last(&g.join("expected.safetensors"), "kvp_m1_s0_logits_last");
+    let differ = |name| {
+        let found = last(&dir.path().join(name), "logits_last");
+        expected.iter().zip(&found).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    };
+    assert!(differ("with") <= TOLERANCE && differ("without") > 0.1);
+}
+
+#[test]
+fn pairs_that_do_not_belong_together_are_refused() {
+    let dir = TempDir::new().unwrap();
+    let tokenizer = |folder: &Path, vocab: &str| {
+        fs::write(folder.join("tokenizer.json"), format!("{{\"model\": {{\"vocab\": {vocab}}}}}")).unwrap();
+    };
+    let (base, aux) = (shape(dir.path(), "b", "base"), shape(dir.path(), "a", "aux"));
+    let bench = |base: &Path, aux: &Path| {
+        let mut c = ttft();
+        c.args(["bench", "--plan", "--base"]).arg(base).arg("--aux").arg(aux);
+        c
+    };
+    tokenizer(&base, "{\"x\": 0, \"y\": 1}");
+    tokenizer(&aux, "{\"y\": 0, \"x\": 1}");
+    fail(&mut bench(&base, &aux), &["vocabularies differ", "'x' as 0", "a has it as 1"]);
+    fs::remove_file(aux.join("tokenizer.json")).unwrap();
+    succeed(&mut bench(&base, &aux));
+    fail(&mut bench(&base, Path::new("OE270M")), &["vocabularies differ", "b has 320", "OE270M has 32000"]);
+    fail(&mut bench(Path::new("nowhere"), &aux), &["base", "'nowhere' is no folder", "Llama-3.2-1B"]);
+    fail(ttft().args(["bench", "--plan", "--aux", "OE270M"]), &["--base"]);
+    let wrong = fixture("A").join("predictor");
+    fail(bench(&base, &aux).arg("--predictor").arg(wrong), &["predictor", "config.json", "base_num_layers"]);
+    let scenario = dir.path().join("s.toml");
+    let text = "name = \"s\"\ndescription = \"d\"\ndtype = \"bf16\"\nlengths = [5]\nbatches = [2]\nrounds = 1\nbudget_s = 600\n";
+    for (pair, words) in [
+        (format!("base = {:?}", fixture("G").join("base")), ["dtype", "f32"]),
+        ("base = \"OE1.1B\"\naux = \"OE270M\"\nname = \"a/b\"".into(), ["name", "a/b"]),
+        ("base = \"OE1.1B\"\nauxiliary = \"OE270M\"".into(), ["auxiliary", "unknown field"]),
+    ] {
+        fs::write(&scenario, format!("{text}[[pair]]\n{pair}\n")).unwrap();
+        fail(ttft().args(["bench", "--plan", "--preset"]).arg(&scenario), &words);
+    }
+}
+
+#[test]
+fn man_pages_and_completions_name_every_command() {
+    let dir = tempfile::tempdir().expect("a folder");
+    succeed(ttft().arg("shell-files").arg(dir.path().join("new")));
+    let text =
+        |path: &str| fs::read_to_string(dir.path().join("new").join(path)).unwrap_or_else(|e| panic!("{path}: {e}"));
+    for command in ["bench", "doctor", "report"] {
+        assert!(text("completions/ttft.bash").contains(command) && text("completions/_ttft").contains(command));
+        assert!(text(&format!("man/man1/ttft-{command}.1")).starts_with(".ie"));
+    }
+    assert!(text("man/man1/ttft-report.1").contains("svg"));
+    assert!(text("man/man1/ttft.1").contains("From nothing to a report"));
+    for hidden in ["worker", "shell-files"] {
+        assert!(
+            !text("completions/ttft.bash").contains(hidden) && !text("man/man1/ttft.1").contains(hidden),
+            "{hidden}"
+        );
+    }
 }

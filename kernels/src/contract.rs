@@ -342,7 +342,7 @@ pub(crate) type Unpack<T> =
 /// `a[i] = silu(a[i]) * b[i]`.
 ///
 /// # Safety
-/// Both are valid for `len` elements; the CPU has the ISA.
+/// Both are valid for `len` elements and do not overlap; the CPU has the ISA.
 pub(crate) type SiluMul = unsafe fn(len: usize, a: *mut f32, b: *const f32);
 
 /// What the GEMM driver needs of an ISA besides micro-kernels.

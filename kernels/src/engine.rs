@@ -84,20 +84,22 @@ impl Engine {
     pub fn linear<A: Element>(&self, x: Mat<'_, A>, w: Weight<'_>, out: Output<'_, A>) -> Result<()> {
         const OP: &str = "linear";
         expect(OP, "columns of x (K)", w.k(), x.cols())?;
-        let (rows, cols, n) = match &out {
-            Output::Store(y) | Output::Add(y) => (y.rows(), y.cols(), w.n()),
+        let (rows, cols) = match &out {
+            Output::Store(y) | Output::Add(y) => (y.rows(), y.cols()),
             Output::Bias(y, b) => {
                 expect(OP, "length of the bias (N)", w.n(), b.len())?;
-                (y.rows(), y.cols(), w.n())
+                (y.rows(), y.cols())
             }
-            Output::SwiGlu(y) => {
-                expect(OP, "rows of W modulo 2 (SwiGLU)", 0, w.n() % 2)?;
-                (y.rows(), y.cols(), w.n() / 2)
+            Output::SwiGlu(y, v) => {
+                expect(OP, "rows of the second matrix (SwiGLU)", w.n(), v.n())?;
+                expect(OP, "columns of the second matrix (SwiGLU)", w.k(), v.k())?;
+                expect(OP, "row stride of the second matrix (SwiGLU)", w.stride(), v.stride())?;
+                (y.rows(), y.cols())
             }
         };
         expect(OP, "rows of y (M)", x.rows(), rows)?;
-        expect(OP, "columns of y (N)", n, cols)?;
-        if x.rows() > 0 && n > 0 {
+        expect(OP, "columns of y (N)", w.n(), cols)?;
+        if x.rows() > 0 && w.n() > 0 {
             driver::linear::linear(&self.0, x, w, out);
         }
         Ok(())
@@ -118,6 +120,16 @@ impl Engine {
     }
 
     /// `x / sqrt(mean(x^2) + eps) * w` for each row.
+    ///
+    /// ```
+    /// # use ttft_kernels::*;
+    /// # let engine = Engine::new(&Options { threads: Some(1), ..Options::default() })?;
+    /// let mut y = [0.0f32; 2];
+    /// engine.rms_norm(Mat::new(&[3.0, 4.0], 1, 2), &[1.0, 2.0], 0.0, MatMut::new(&mut y, 1, 2))?;
+    /// let rms = 12.5f32.sqrt();
+    /// assert!((y[0] - 3.0 / rms).abs() < 1e-6 && (y[1] - 8.0 / rms).abs() < 1e-6);
+    /// # Ok::<(), Error>(())
+    /// ```
     ///
     /// # Errors
     /// [`Error::Shape`].
@@ -187,11 +199,11 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::Shape`].
-    pub fn project_heads<A: Element>(
+    pub fn project_heads<A: Element, X: Element>(
         &self,
         batch: usize,
         eps: f32,
-        products: &mut [HeadProjection<'_, A>],
+        products: &mut [HeadProjection<'_, A, X>],
     ) -> Result<()> {
         const OP: &str = "project_heads";
         if batch == 0 {
@@ -225,6 +237,23 @@ impl Engine {
 
     /// Causal attention with grouped heads: `softmax(q k^T / sqrt(d)) v`. Query head h reads KV head `h / (H / K)`; the
     /// query at position p sees positions `0..=p`. q and out are `[batch*n, H*d]`.
+    ///
+    /// ```
+    /// # use ttft_kernels::*;
+    /// # let engine = Engine::new(&Options { threads: Some(1), ..Options::default() })?;
+    /// // One head of one feature, two positions: the first sees itself alone, the second both, here with equal scores.
+    /// let mut keys = HeadCache::<f32>::new(1, 1, 2, 1);
+    /// let mut values = HeadCache::<f32>::new(1, 1, 2, 1);
+    /// keys.head_mut(0, 0).row_mut(0)[0] = 1.0;
+    /// keys.head_mut(0, 0).row_mut(1)[0] = 1.0;
+    /// values.head_mut(0, 0).row_mut(0)[0] = 10.0;
+    /// values.head_mut(0, 0).row_mut(1)[0] = 20.0;
+    /// let (q, mut out) = ([1.0f32, 1.0], [0.0f32; 2]);
+    /// let shape = AttnShape { batch: 1, n: 2, past: 0 };
+    /// engine.attention(Mat::new(&q, 2, 1), &keys, &values, shape, MatMut::new(&mut out, 2, 1))?;
+    /// assert!((out[0] - 10.0).abs() < 1e-5 && (out[1] - 15.0).abs() < 1e-5);
+    /// # Ok::<(), Error>(())
+    /// ```
     ///
     /// # Errors
     /// [`Error::Shape`].
@@ -321,6 +350,15 @@ impl Engine {
 
     /// `silu(a) * b` for rows `[a, b]`: `[M, 2F]` to `[M, F]`.
     ///
+    /// ```
+    /// # use ttft_kernels::*;
+    /// # let engine = Engine::new(&Options { threads: Some(1), ..Options::default() })?;
+    /// let mut y = [0.0f32; 1];
+    /// engine.silu_mul(Mat::new(&[2.0, 3.0], 1, 2), MatMut::new(&mut y, 1, 1))?;
+    /// assert!((y[0] - 2.0 / (1.0 + (-2.0f32).exp()) * 3.0).abs() < 1e-5);
+    /// # Ok::<(), Error>(())
+    /// ```
+    ///
     /// # Errors
     /// [`Error::Shape`].
     pub fn silu_mul<A: Element>(&self, ab: Mat<'_, f32>, out: MatMut<'_, A>) -> Result<()> {
@@ -331,11 +369,29 @@ impl Engine {
     }
 
     /// Softmax of each row, in place.
+    ///
+    /// ```
+    /// # use ttft_kernels::*;
+    /// # let engine = Engine::new(&Options { threads: Some(1), ..Options::default() })?;
+    /// let mut x = [0.0, 3.0f32.ln()];
+    /// engine.softmax(MatMut::new(&mut x, 1, 2));
+    /// assert!((x[0] - 0.25).abs() < 1e-6 && (x[1] - 0.75).abs() < 1e-6);
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn softmax(&self, x: MatMut<'_, f32>) {
         driver::rowwise::softmax(&self.0, x);
     }
 
     /// Index of the largest value of each row; the first of equals. NaN counts as smaller than anything.
+    ///
+    /// ```
+    /// # use ttft_kernels::*;
+    /// # let engine = Engine::new(&Options { threads: Some(1), ..Options::default() })?;
+    /// let mut best = [0; 2];
+    /// engine.argmax(Mat::new(&[1.0, 5.0, 5.0, f32::NAN, -2.0, -1.0], 2, 3), &mut best)?;
+    /// assert_eq!(best, [1, 2]);
+    /// # Ok::<(), Error>(())
+    /// ```
     ///
     /// # Errors
     /// [`Error::Shape`]: a row has no columns, or `out` is not one per row.

@@ -4,11 +4,7 @@ use crate::{
     contract::{DotKernel, Epilogues, GemmKernel, StreamKernel},
     isa::Isa,
     tuning::Tuning,
-    view::DType,
 };
-
-/// A loop of as many steps of multiply-adds in registers as it is told, and the operations that it did.
-pub(crate) type Spin = fn(u64) -> u64;
 
 /// One instruction-set level.
 #[derive(Clone, Copy, Debug)]
@@ -29,8 +25,6 @@ pub struct Level {
     pub(crate) detect: fn() -> bool,
     /// Whether it is faster than its base on CPUs of this vendor.
     pub(crate) faster: fn(vendor: [u8; 12]) -> bool,
-    /// What it multiplies beside vectors of f32, for measuring the peak.
-    pub(crate) spins: &'static [(DType, Spin)],
     /// What a thread does on entering a region and on leaving it, such as setting up registers that only this level has.
     pub(crate) around: Option<Around>,
 }

@@ -4,6 +4,21 @@
 //! [`Engine`] is the entry point. It owns a persistent thread pool and the kernels of one instruction set ([`Isa`]);
 //! every method checks shapes, so callers write no `unsafe`. Matrices are row-major ([`Mat`], [`MatMut`], [`Weight`]).
 //!
+//! ```
+//! use ttft_kernels::{Engine, Mat, MatMut, Options, Output, Weight};
+//!
+//! let engine = Engine::new(&Options { threads: Some(1), ..Options::default() })?;
+//! // Two tokens of three features, and a layer that makes four features of them: y = x W^T.
+//! let x = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
+//! let w = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0];
+//! let mut y = [0.0f32; 8];
+//! let (x, w) = (Mat::<f32>::new(&x, 2, 3), Weight::F32(Mat::new(&w, 4, 3)));
+//! engine.linear(x, w, Output::Store(MatMut::new(&mut y, 2, 4)))?;
+//! assert_eq!(y, [1.0, 2.0, 3.0, 6.0, 4.0, 5.0, 6.0, 15.0]);
+//! println!("{} ran on {}", engine.take_used().join(", "), engine.isa().name());
+//! # Ok::<(), ttft_kernels::Error>(())
+//! ```
+//!
 //! Numerics: products accumulate in f32. Activations are f32 or BF16 ([`Element`]); weights F32, F16 or BF16.
 //!
 //! Subnormal numbers: arithmetic in f32 keeps them at every level, and so do conversions. The crate leaves the control register of

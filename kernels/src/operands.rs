@@ -14,8 +14,8 @@ pub enum Output<'a, A> {
     Bias(MatMut<'a, f32>, &'a [f32]),
     /// `y += x W^T`.
     Add(MatMut<'a, f32>),
-    /// W stacks `[Wa; Wb]`, N = 2F; `y[M, F] = silu(x Wa^T) * (x Wb^T)`.
-    SwiGlu(MatMut<'a, A>),
+    /// `y = silu(x W^T) * (x V^T)`: a second matrix V of W's shape and row stride.
+    SwiGlu(MatMut<'a, A>, Weight<'a>),
 }
 
 /// Per-head RMSNorm (weight `[head_dim]`, eps) of [`crate::Engine::heads`].
@@ -50,11 +50,11 @@ pub enum HeadsOut<'a, A> {
     Cache(&'a mut HeadCache<A>, usize),
 }
 
-/// One of the products of [`crate::Engine::project_heads`].
+/// One of the products of [`crate::Engine::project_heads`], of x in one type into a cache of another, or of the same.
 #[derive(Debug)]
-pub struct HeadProjection<'a, A> {
+pub struct HeadProjection<'a, A, X = A> {
     /// `[B*n, K]`.
-    pub x: Mat<'a, A>,
+    pub x: Mat<'a, X>,
     /// `[heads*d, K]`.
     pub w: Weight<'a>,
     /// `[heads*d]`.

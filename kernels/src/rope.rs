@@ -1,6 +1,6 @@
 //! Rotary position embedding, half-split (rotate-half).
 
-/// Cosines and sines for positions `0..positions`: angle `p * theta^(-2j/d)` for pair j.
+/// Cosines and sines for positions `0..positions`: angle `p * f_j` for pair j.
 #[derive(Clone, Debug)]
 pub struct RopeTable {
     head_dim: usize,
@@ -10,14 +10,20 @@ pub struct RopeTable {
 }
 
 impl RopeTable {
-    /// A table for heads of `head_dim` (even) features.
+    /// A table for heads of `head_dim` (even) features, `f_j = theta^(-2j/d)`.
     ///
     /// # Panics
     /// If `head_dim` is odd.
     pub fn new(head_dim: usize, theta: f64, positions: usize) -> Self {
         assert!(head_dim.is_multiple_of(2), "RoPE pairs features: head_dim {head_dim} is odd");
-        let half = head_dim / 2;
-        let inv: Vec<f32> = (0..half).map(|j| theta.powf(-2.0 * j as f64 / head_dim as f64) as f32).collect();
+        let frequency = |j| theta.powf(-2.0 * j as f64 / head_dim as f64);
+        RopeTable::of(&(0..head_dim / 2).map(frequency).collect::<Vec<_>>(), positions)
+    }
+
+    /// A table of these frequencies, one for each pair of features: by how much it turns from one position to the next.
+    pub fn of(frequencies: &[f64], positions: usize) -> Self {
+        let half = frequencies.len();
+        let inv: Vec<f32> = frequencies.iter().map(|f| *f as f32).collect();
         let (mut cos, mut sin) = (Vec::with_capacity(half * positions), Vec::with_capacity(half * positions));
         for p in 0..positions {
             for &i in &inv {
@@ -27,7 +33,7 @@ impl RopeTable {
                 sin.push(a.sin() as f32);
             }
         }
-        RopeTable { head_dim, positions, cos, sin }
+        RopeTable { head_dim: 2 * half, positions, cos, sin }
     }
 
     /// Features of a head.

@@ -290,6 +290,11 @@ impl<'a> Weight<'a> {
         with_weight!(self, m => m.cols())
     }
 
+    /// Elements from one row's start to the next's.
+    pub(crate) fn stride(&self) -> usize {
+        with_weight!(self, m => m.stride())
+    }
+
     /// Storage type.
     pub fn dtype(&self) -> DType {
         match self {
@@ -315,7 +320,7 @@ pub(crate) struct Stored<'a> {
     bytes: &'a [u8],
     format: DType,
     /// Rows.
-    n: usize,
+    pub n: usize,
     /// Elements of a row.
     pub k: usize,
     /// Bytes between two rows.

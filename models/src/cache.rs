@@ -72,7 +72,7 @@ fn gather<A: Element>(
     NamedTensor { name, shape: vec![c.batch(), c.heads(), len, c.head_dim()], data }
 }
 
-/// Keys and values of one auxiliary layer as the predictor reads them: before k_norm, without RoPE, heads merged;
+/// Keys and values of one source layer as the predictor reads them: before k_norm, without RoPE, heads merged;
 /// `[batch * len, kv_heads * head_dim]` each.
 #[derive(Clone, Debug)]
 pub struct RawKv<A> {
@@ -104,4 +104,13 @@ pub(crate) fn heads_first<A: Element>(name: String, rows: &[A], batch: usize, he
         }
     }
     NamedTensor { name, shape: vec![batch, heads, len, d], data }
+}
+
+/// What maps read of a layer, of the first rows of each sequence.
+#[derive(Clone, Debug)]
+pub enum Source<A> {
+    /// Its keys and values.
+    KeysAndValues(RawKv<A>),
+    /// Its output, as it is or normalised, `[batch * len, D]`.
+    Hidden(Vec<f32>),
 }

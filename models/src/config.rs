@@ -24,10 +24,11 @@ pub mod bounds {
 /// A family of networks: how its `config.json` is read and written, and how its tensors are called.
 #[derive(Debug)]
 pub struct Family {
-    /// Entry of `architectures`.
-    pub architecture: &'static str,
-    /// Value of `model_type`.
-    pub model_type: &'static str,
+    /// Its name, that of its file.
+    pub name: &'static str,
+    /// What its configurations call themselves: an entry of `architectures`, and the `model_type` that goes with it. The
+    /// first is what is written.
+    pub calls_itself: &'static [(&'static str, &'static str)],
     /// Reads the keys of a `config.json`, whose path is for messages.
     pub parse: fn(&Path, serde_json::Value) -> Result<NetworkConfig>,
     /// Writes the keys that `parse` reads, and those that the family's own code wants.
@@ -38,7 +39,7 @@ pub struct Family {
 
 impl PartialEq for Family {
     fn eq(&self, other: &Family) -> bool {
-        self.architecture == other.architecture
+        self.name == other.name
     }
 }
 
@@ -120,12 +121,46 @@ pub struct Biases {
 pub struct Rope {
     /// Base of the frequencies: pair j of d features turns by `theta^(-2j/d)` from one position to the next.
     pub theta: f64,
+    /// How the frequencies are changed for contexts longer than those of the first training.
+    pub scaling: Option<RopeScaling>,
+}
+
+/// Llama 3's scaling of frequencies: those of wavelengths above `original / low` are divided by the factor, those below
+/// `original / high` stay, and those between go over from one to the other.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RopeScaling {
+    /// `factor`.
+    pub factor: f64,
+    /// `low_freq_factor`.
+    pub low: f64,
+    /// `high_freq_factor`.
+    pub high: f64,
+    /// `original_max_position_embeddings`: the context of the first training.
+    pub original: f64,
 }
 
 impl Rope {
     /// Frequencies as they come, not scaled.
     pub fn new(theta: f64) -> Rope {
-        Rope { theta }
+        Rope { theta, scaling: None }
+    }
+
+    /// The frequency of each pair of `head_dim` features: by how much it turns from one position to the next.
+    pub fn frequencies(&self, head_dim: usize) -> Vec<f64> {
+        let plain = (0..head_dim / 2).map(|j| self.theta.powf(-2.0 * j as f64 / head_dim as f64));
+        let scaled = |inverse: f64| {
+            let Some(s) = self.scaling else { return inverse };
+            let wavelength = 2.0 * std::f64::consts::PI / inverse;
+            if wavelength > s.original / s.low {
+                inverse / s.factor
+            } else if wavelength < s.original / s.high {
+                inverse
+            } else {
+                let share = (s.original / wavelength - s.low) / (s.high - s.low);
+                (1.0 - share) * inverse / s.factor + share * inverse
+            }
+        };
+        plain.map(scaled).collect()
     }
 }
 
@@ -173,11 +208,6 @@ impl NetworkConfig {
     /// Width of layer `i`'s keys (and of its values), `K_i * d`.
     pub fn kv_dim(&self, i: usize) -> usize {
         self.layers[i].kv_heads * self.head_dim
-    }
-
-    /// Whether gate and up projection are one tensor, without a bias: a product then ends in their gated product.
-    pub(crate) fn fused_ffn(&self) -> bool {
-        !self.biases.ffn && self.family.names.of(Part::GateUp, 0).is_some()
     }
 
     /// Shape and role of a part of layer `i`: `[out, in]`, or `[n]`.
@@ -232,6 +262,12 @@ impl NetworkConfig {
         }
         t.extend([Part::Norm, Part::Head].into_iter().flat_map(|part| of(part, 0)));
         t
+    }
+
+    /// Parameters of the embedding and of the first `layers` layers: of all, if there are no more.
+    pub fn layer_params(&self, layers: usize) -> u64 {
+        let layers = self.layers[..layers.min(self.layers.len())].to_vec();
+        NetworkConfig { layers, tied: true, ..self.clone() }.params() - self.dim as u64
     }
 
     /// Parameters; a tied embedding counts once.

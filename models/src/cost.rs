@@ -2,10 +2,14 @@
 //!
 //! A multiply-add is two FLOPs. Counted exactly: every projection (2 M N K), attention over the positions that a query
 //! sees (causal, 2 d for its product with a key and 2 d for the sum over values), the output head, the prediction. Not
-//! counted: norms, RoPE, softmax, SiLU, additions, look-ups; below 1% of the total for any network of the paper.
+//! counted: norms, RoPE, softmax, SiLU, additions, look-ups; below 1% of the total for any network of the paper. Sums and
+//! products end at the largest number, which no run that fits a machine comes near.
 
 use crate::{
+    config::NetworkConfig,
+    kv_prediction::layout::Input,
     schedule::{Entries, Net, Op, Out, Schedule, Step, next, shapes},
+    sizes::sum,
     spec::{Phase, RunSpec},
 };
 
@@ -27,7 +31,7 @@ pub struct Flops {
 impl Flops {
     /// All of them.
     pub fn total(&self) -> u64 {
-        self.projections + self.attention + self.head + self.prediction
+        sum([self.projections, self.attention, self.head, self.prediction])
     }
 }
 
@@ -35,10 +39,10 @@ impl std::ops::Add for Flops {
     type Output = Flops;
     fn add(self, o: Flops) -> Flops {
         Flops {
-            projections: self.projections + o.projections,
-            attention: self.attention + o.attention,
-            head: self.head + o.head,
-            prediction: self.prediction + o.prediction,
+            projections: self.projections.saturating_add(o.projections),
+            attention: self.attention.saturating_add(o.attention),
+            head: self.head.saturating_add(o.head),
+            prediction: self.prediction.saturating_add(o.prediction),
         }
     }
 }
@@ -53,8 +57,14 @@ pub struct PhaseCost {
     /// Bytes of weights, each tensor that the phase uses streamed once; of an embedding table the rows looked up, or the
     /// whole where it is also the head.
     pub weight_bytes: u64,
-    /// Bytes of keys and values written, and read back, each entry once per layer that uses it.
+    /// Bytes of keys and values written, and read back, each entry once per layer that uses it; and of the outputs of layers that
+    /// maps read.
     pub cache_bytes: u64,
+}
+
+/// The product, or the largest number.
+fn product<const N: usize>(factors: [u64; N]) -> u64 {
+    factors.into_iter().fold(1, u64::saturating_mul)
 }
 
 impl CostSystem {
@@ -87,8 +97,8 @@ impl CostSystem {
             match out.iter_mut().find(|sum| sum.phase == step.phase) {
                 Some(sum) => {
                     sum.flops = sum.flops + cost.flops;
-                    sum.weight_bytes += cost.weight_bytes;
-                    sum.cache_bytes += cost.cache_bytes;
+                    sum.weight_bytes = sum.weight_bytes.saturating_add(cost.weight_bytes);
+                    sum.cache_bytes = sum.cache_bytes.saturating_add(cost.cache_bytes);
                 }
                 None => out.push(cost),
             }
@@ -100,95 +110,121 @@ impl CostSystem {
     pub fn step(&self, spec: &RunSpec, step: &Step) -> PhaseCost {
         let b = spec.batch as u64;
         let [weight, cache] = [self.weights, spec.precision.dtype()].map(|t| t.size() as u64);
-        let (mut flops, mut weights, mut entries) = (Flops::default(), 0, 0);
+        let (mut flops, mut weights, mut entries) = (Flops::default(), 0, Vec::new());
+        // Outputs of layers, in f32 whatever the precision.
+        let mut outputs = Vec::new();
         match &step.op {
             Op::Embed { net, rows, .. } => {
                 let c = shapes(self, *net);
-                weights = (b * rows.count as u64).min(c.vocab as u64) * c.dim as u64;
+                weights = b.saturating_mul(rows.total() as u64).min(c.vocab as u64) * c.dim as u64;
             }
             Op::Layer(l) => {
                 let (c, i) = (shapes(self, l.net), l.layer);
                 let [dim, q_dim, kv_dim, f] = [c.dim, c.q_dim(i), c.kv_dim(i), c.layers[i].ffn].map(|n| n as u64);
-                let n = l.rows.count as u64;
+                let n = l.rows.total() as u64;
                 let bias = |has: bool, n: u64| if has { n } else { 0 };
                 let head_norms = if c.qk_norm { 2 * c.head_dim as u64 } else { 0 };
                 // Keys and values of all rows.
-                flops.projections = 2 * b * n * dim * 2 * kv_dim;
+                flops.projections = product([2, b, n, dim, 2 * kv_dim]);
                 weights = 2 * kv_dim * dim + dim + bias(c.biases.qkv, 2 * kv_dim);
                 if l.entries != Entries::None {
-                    entries += 2 * kv_dim * b * n;
+                    entries.push(product([2, kv_dim, b, n]));
                 }
-                if l.source {
-                    entries += 2 * kv_dim * b * n;
-                }
+                entries.push(product([2, kv_dim, b, l.source.kv as u64]));
+                outputs.push(product([(l.source.hidden + l.source.own) as u64, b, dim]));
                 // Queries, and all that follows, of those that go on.
-                let q = match l.out {
-                    Out::Rows(q) => q as u64,
-                    Out::Query => 1,
-                };
+                let (first, last) = l.out.ends();
+                let rows = l.rows.ends(first, last);
+                let q = rows.total() as u64;
                 if q > 0 {
-                    flops.projections += 2 * b * q * dim * q_dim;
+                    flops.projections = sum([flops.projections, product([2, b, q, dim, q_dim])]);
                     weights += q_dim * dim + head_norms + bias(c.biases.qkv, q_dim);
                 }
-                if let Out::Rows(q) = l.out
-                    && q > 0
-                {
-                    let rows = l.rows.last(q);
-                    flops.projections += 2 * b * q as u64 * (q_dim * dim + dim * 2 * f + f * dim);
-                    flops.attention = 4 * q_dim * b * rows.seen();
+                if l.out != Out::Query && q > 0 {
+                    let after = product([2, b, q, q_dim * dim + dim * 2 * f + f * dim]);
+                    flops.projections = sum([flops.projections, after]);
+                    flops.attention = product([4, q_dim, b, rows.seen()]);
                     weights += (q_dim + 3 * f) * dim + dim;
                     weights += bias(c.biases.out, dim) + bias(c.biases.ffn, 2 * f + dim);
-                    entries += 2 * kv_dim * b * rows.of as u64;
+                    entries.push(product([2, kv_dim, b, rows.of as u64]));
                 }
             }
             Op::Map { rows, maps } => {
                 for m in maps {
-                    let [n, k] = [(Net::Base, m.layer), (m.net, m.source)]
-                        .map(|(net, layer)| shapes(self, net).kv_dim(layer) as u64);
-                    flops.prediction += 2 * 2 * b * *rows as u64 * n * k;
-                    weights += 2 * (n * k + n);
-                    entries += 2 * (n + k) * b * *rows as u64;
+                    let (c, source, rows) = (&self.base, shapes(self, m.net), product([b, *rows as u64]));
+                    let [n, k] = [c.kv_dim(m.layer), m.input.width(source, m.source)].map(|n| n as u64);
+                    let arithmetic = product([2, 2, rows, n, k]);
+                    entries.push(product([2, n, rows]));
+                    match m.input {
+                        Input::KeysAndValues => entries.push(product([2, k, rows])),
+                        Input::Hidden | Input::Own => outputs.push(product([k, rows])),
+                    }
+                    weights += 2 * n * k;
+                    if m.input == Input::Own {
+                        flops.projections = sum([flops.projections, arithmetic]);
+                        weights += k + if c.biases.qkv { 2 * n } else { 0 };
+                    } else {
+                        flops.prediction = sum([flops.prediction, arithmetic]);
+                        weights += 2 * n;
+                    }
                 }
             }
             Op::Rank { layer: Some(i), of } => {
                 // A product of the last query with the keys, which are read again.
-                flops.attention = 2 * self.base.q_dim(*i) as u64 * b * *of as u64;
-                entries = self.base.kv_dim(*i) as u64 * b * *of as u64;
+                flops.attention = product([2, self.base.q_dim(*i) as u64, b, *of as u64]);
+                entries.push(product([self.base.kv_dim(*i) as u64, b, *of as u64]));
             }
-            Op::Rank { layer: None, .. } | Op::Choose { .. } | Op::Narrow { .. } => {}
+            Op::Rank { layer: None, .. } | Op::Choose { .. } | Op::Narrow { .. } | Op::Ends { .. } => {}
             Op::Head { net, rows } => {
                 let c = shapes(self, *net);
                 let (v, dim) = (c.vocab as u64, c.dim as u64);
-                flops.head = 2 * b * *rows as u64 * v * dim;
+                flops.head = product([2, b, *rows as u64, v, dim]);
                 weights = v * dim + dim;
             }
         }
-        PhaseCost { phase: step.phase, flops, weight_bytes: weights * weight, cache_bytes: entries * cache }
+        let cache_bytes = sum([sum(entries).saturating_mul(cache), sum(outputs).saturating_mul(4)]);
+        PhaseCost { phase: step.phase, flops, weight_bytes: weights * weight, cache_bytes }
     }
 
-    /// The paper's approximation, 2 FLOPs per parameter and token: `t_base(N)`, or `t_aux(N-1) + t_predictor(N-1) +
-    /// t_base(1)`; parameters with the tied embedding once. Of token pruning [`Pruning::paper_share`] of `t_base(N)`.
+    /// The paper's approximation, 2 FLOPs per parameter and token: `t_base(N)`, or `t_aux(N-m) + t_predictor(N-m) +
+    /// t_base(m + s)`; parameters with the tied embedding once. With shared layers these stand in for the auxiliary, on all N
+    /// tokens, and the base step is the layers above them. Of token pruning [`Pruning::paper_share`] of `t_base(N)`.
     ///
     /// [`Pruning::paper_share`]: crate::Pruning::paper_share
     pub fn paper_flops(&self, batch: usize, prompt: usize) -> u64 {
         let (b, n) = (batch as u64, prompt as u64);
         let base = self.base.params();
-        match &self.pair {
-            None => {
-                let all = 2 * b * n * base;
-                self.pruning.map_or(all, |p| (all as f64 * p.paper_share()).round() as u64)
-            }
-            Some((aux, _)) => 2 * b * ((n - 1) * (aux.params() + self.predictor_params()) + base),
+        let Some(p) = &self.prediction else {
+            let all = product([2, b, n, base]);
+            return self.pruning.map_or(all, |p| (all as f64 * p.paper_share()).round() as u64);
+        };
+        let own = sum([p.own.last as u64, p.own.first as u64]);
+        if own >= n {
+            return product([2, b, n, base]);
         }
+        let read = n - p.own.last as u64;
+        let maps = product([read, self.predictor_params()]);
+        let networks = match (p.layout.shared, &p.aux) {
+            (None, Some(aux)) => sum([product([read, aux.params()]), product([own, base])]),
+            (k, _) => {
+                let lower = self.base.layer_params(k.unwrap_or(0));
+                sum([product([n, lower]), product([own, base - lower])])
+            }
+        };
+        product([2, b, sum([maps, networks])])
     }
 
-    /// The paper's headline figure: `params(base) / params(auxiliary)`, the inverse of
+    /// The paper's headline figure: `params(base) / params(auxiliary)`, with shared layers their parameters; the inverse of
     /// [`Pruning::paper_share`], or 1.
     ///
     /// [`Pruning::paper_share`]: crate::Pruning::paper_share
     pub fn paper_reduction(&self) -> f64 {
-        match (&self.pair, self.pruning) {
-            (Some((aux, _)), _) => self.base.params() as f64 / aux.params() as f64,
+        match (&self.prediction, self.pruning) {
+            (Some(p), _) => {
+                let k = p.layout.shared.unwrap_or(0);
+                let source = p.aux.as_ref().map_or_else(|| self.base.layer_params(k), NetworkConfig::params);
+                self.base.params() as f64 / source as f64
+            }
             (None, Some(pruning)) => 1.0 / pruning.paper_share(),
             (None, None) => 1.0,
         }

@@ -128,6 +128,12 @@ pub enum Error {
         /// The name given.
         name: String,
     },
+    /// Text is to be scored by a KV prediction without an auxiliary.
+    #[error(
+        "text is scored by KV predictions that have an auxiliary, and this one shares layers of its base: score it with the \
+         base alone"
+    )]
+    NoAuxiliary,
     /// A prompt without tokens.
     #[error("prompt {row} is empty; give at least one token")]
     EmptyPrompt {
@@ -229,6 +235,20 @@ pub enum Error {
     Occupied {
         /// The folder.
         path: PathBuf,
+    },
+    /// A folder that is to be filled, and holds something.
+    #[error("{}: exists and is not empty; choose another folder or remove it", .path.display())]
+    NotEmpty {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A GGUF file that is broken, or holds what cannot be converted.
+    #[error("{}: cannot read this GGUF file: {reason}", .path.display())]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// What was found, and what to do about it.
+        reason: String,
     },
     /// A cached folder of synthetic weights that cannot be trusted.
     #[error("{}: not the synthetic weights expected: {reason}", .path.display())]

@@ -3,22 +3,25 @@
 //! [`plan`] allocates everything that a run needs; [`Inference::first_token`] then is the time to first token, and
 //! nothing else. What a run does is a list of steps, a [`schedule`], that is made from shapes alone: it is run, [`cost`]
 //! counts it, [`memory_of`] sizes it. A [`Network`] is a description ([`config`]) and its weights. [`synth`] writes weights
-//! of the same shapes, [`zoo`] holds the networks and pairs of the paper.
+//! of the same shapes, [`zoo`] holds the networks and pairs of the paper; [`gguf`] converts files of llama.cpp.
 
 pub mod activations;
 pub mod arch;
 pub mod cache;
 pub mod config;
 pub mod cost;
+mod decoder;
 mod engine;
 mod error;
+pub mod gguf;
 mod inference;
-mod json;
+pub mod json;
 pub mod kv_prediction;
 mod memory;
 pub mod network;
 pub mod prompts;
 pub mod pruning;
+mod publish;
 mod run;
 pub mod schedule;
 mod sizes;

@@ -7,10 +7,10 @@ use crate::{
     activations::Activations,
     cache::kv_bytes,
     config::{NetworkConfig, TensorSpec},
-    kv_prediction::predictor::Predictor,
+    kv_prediction::layout::Input,
     network::head_buffer,
     pruning::{Pruning, lazy::Lazy, select::Scores},
-    schedule::{KvShape, Op, Schedule, Slot, Step, shapes},
+    schedule::{KvShape, Op, Schedule, Slot, SourceShape, Step, shapes},
     sizes::{mul, sum},
     spec::{Precision, RunSpec},
     system::{CostSystem, System},
@@ -43,7 +43,9 @@ impl MemoryPlan {
 pub fn memory(system: &System, spec: &RunSpec) -> MemoryPlan {
     let weights = match system {
         System::Network(_) | System::Pruned(_) => system.base().mapped_bytes(),
-        System::KvPrediction(s) => sum([s.base.mapped_bytes(), s.aux.mapped_bytes(), s.predictor.mapped_bytes()]),
+        System::KvPrediction(s) => {
+            s.networks().map(|n| n.mapped_bytes()).fold(s.predictor.mapped_bytes(), u64::saturating_add)
+        }
     };
     MemoryPlan { weights, ..memory_of(&CostSystem::of(system), spec) }
 }
@@ -61,16 +63,15 @@ fn memory_as<A: Element>(system: &CostSystem, spec: &RunSpec) -> MemoryPlan {
         let elements = sum(t.iter().filter(|t| t.shape.len() == 2).map(TensorSpec::elements));
         elements.saturating_mul(system.weights.size() as u64)
     };
-    let weights = match &system.pair {
-        Some((aux, map)) => [aux.tensors(), Predictor::tensors(&system.base, aux, map)].map(matrices),
-        None => [0, 0],
-    };
+    let aux = system.prediction.as_ref().and_then(|p| p.aux.as_ref()).map_or_else(Vec::new, NetworkConfig::tensors);
+    let weights = [system.base.tensors(), aux, system.predictor_tensors()].map(matrices);
     let (b, c, schedule) = (spec.batch, &system.base, Schedule::new(system, spec));
     let kv = |slot: &Slot<KvShape>| {
         let s = slot.shape;
         kv_bytes::<A>(shapes(system, s.net), s.layer, b, s.entries)
     };
-    let caches = sum(schedule.caches.iter().chain(&schedule.sources).map(kv));
+    let source = |Slot { shape, .. }: &Slot<SourceShape>| source_bytes::<A>(system, b, shape);
+    let caches = sum(schedule.caches.iter().map(kv).chain(schedule.sources.iter().map(source)));
     let streams = schedule.streams.iter().map(|Slot { shape, .. }| {
         let (c, rows) = (shapes(system, shape.net), b.saturating_mul(shape.rows));
         let all = if shape.all_logits { mul(&[head_buffer(c, rows), 4]) } else { 0 };
@@ -89,7 +90,7 @@ fn memory_as<A: Element>(system: &CostSystem, spec: &RunSpec) -> MemoryPlan {
         _ => [0, 0],
     };
     MemoryPlan {
-        weights: sum([matrices(c.tensors()), sum(weights)]),
+        weights: sum(weights),
         caches: sum([caches, hidden]),
         activations: sum([sum(streams), chosen, kept, scores, tables]),
     }
@@ -98,4 +99,13 @@ fn memory_as<A: Element>(system: &CostSystem, spec: &RunSpec) -> MemoryPlan {
 /// Bytes of cosines and sines.
 fn rope_bytes(c: &NetworkConfig, positions: usize) -> u64 {
     mul(&[c.head_dim, positions, 4])
+}
+
+/// Bytes of what maps read of a layer.
+fn source_bytes<A: Element>(system: &CostSystem, batch: usize, s: &SourceShape) -> u64 {
+    let c = shapes(system, s.net);
+    match s.input {
+        Input::KeysAndValues => kv_bytes::<A>(c, s.layer, batch, s.entries),
+        Input::Hidden | Input::Own => mul(&[batch, s.entries, c.dim, 4]),
+    }
 }

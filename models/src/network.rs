@@ -3,10 +3,10 @@
 
 use std::{ops::Range, path::Path, sync::Arc};
 
-use ttft_kernels::{AttnShape, DType, Element, HeadsOut, Mat, MatMut, Output, Positions, Query, RopeTable, Weight};
+use ttft_kernels::{DType, Element, HeadsOut, Mat, MatMut, Output, Positions, Query, RopeTable, Weight};
 
 use crate::{
-    activations::{Activations, CHUNK, chunks},
+    activations::{Activations, CHUNK, Rows, Run, chunks},
     cache::{LayerCache, RawKv},
     config::{LayerShape, Names, NetworkConfig, Part},
     engine::Engine,
@@ -26,6 +26,8 @@ pub struct Network {
     head: Option<Matrix>,
     layers: Vec<Layer>,
     norm: Vec<f32>,
+    /// The weight of a norm that only divides by the root mean square, `[D]`.
+    ones: Vec<f32>,
 }
 
 #[derive(Debug)]
@@ -69,9 +71,16 @@ impl Stack {
         Ok(())
     }
 
-    /// The only tensor of all, if there is no bias either.
-    fn single(&self) -> Option<Weight<'_>> {
-        (self.matrices.len() == 1 && self.bias.is_none()).then(|| self.matrices[0].view())
+    /// The upper and the lower half, in a tensor each or in one, if there is no bias.
+    fn halves(&self) -> Option<(Weight<'_>, Weight<'_>)> {
+        match (&self.bias, &self.matrices[..]) {
+            (None, [both]) => {
+                let (both, half) = (both.view(), both.view().n() / 2);
+                Some((both.rows_at(0, half), both.rows_at(half, half)))
+            }
+            (None, [upper, lower]) => Some((upper.view(), lower.view())),
+            _ => None,
+        }
     }
 }
 
@@ -141,7 +150,8 @@ impl Network {
             });
         }
         let norm = vector(Part::Norm, 0)?;
-        Ok(Network { config, embedding, head, layers, norm })
+        let ones = vec![1.0; config.dim];
+        Ok(Network { config, embedding, head, layers, norm, ones })
     }
 
     /// Its description.
@@ -185,10 +195,10 @@ impl Network {
 
     /// cos/sin for `positions` positions.
     pub fn rope(&self, positions: usize) -> RopeTable {
-        RopeTable::new(self.config.head_dim, self.config.rope.theta, positions)
+        RopeTable::of(&self.config.rope.frequencies(self.config.head_dim), positions)
     }
 
-    /// Starts a pass: the embeddings of `ids` (`[batch * n]`), which stand at positions `past..past + n`.
+    /// Starts a pass: the embeddings of `ids`, those of `rows` of every sequence, in the order of [`Activations`].
     ///
     /// # Errors
     /// [`Error::Kernel`]: an id outside the vocabulary.
@@ -197,10 +207,10 @@ impl Network {
         e: &Engine,
         ids: &[u32],
         batch: usize,
-        past: usize,
+        rows: Rows,
         act: &mut Activations<A>,
     ) -> Result<()> {
-        act.start(batch, ids.len() / batch, past);
+        act.start(batch, rows);
         Ok(e.embed(self.embedding.view(), ids, MatMut::new(&mut act.x[..ids.len() * act.dim], ids.len(), act.dim))?)
     }
 
@@ -218,12 +228,9 @@ impl Network {
         out: Out,
     ) -> Result<()> {
         let (q_dim, kv_dim) = (self.config.q_dim(i), self.config.kv_dim(i));
-        let goes_on = match out {
-            Out::Rows(n) => n,
-            Out::Query => 1,
-        };
+        let (first, last) = out.ends();
         // Queries, keys and values come out of one product where all rows need all three.
-        let whole = matches!(kv.cache, Cache::Own(_)) && goes_on == act.n;
+        let whole = matches!(kv.cache, Cache::Own(_)) && (first, last) == (act.first, act.n);
         let keys_at = if whole { q_dim } else { 0 };
         if !matches!(kv.cache, Cache::Given(_)) {
             self.project(e, i, act, q_dim - keys_at..q_dim + 2 * kv_dim)?;
@@ -239,10 +246,10 @@ impl Network {
                 cache
             }
         };
-        if goes_on == 0 {
+        if last == 0 {
             return Ok(());
         }
-        act.keep_last(goes_on);
+        act.keep_ends(first, last);
         if !whole {
             self.project(e, i, act, 0..q_dim)?;
         }
@@ -250,9 +257,10 @@ impl Network {
         if out == Out::Query {
             return Ok(());
         }
-        let shape = AttnShape { batch: act.batch, n: act.n, past: act.past };
-        let (q, out) = act.attention(q_dim);
-        e.attention(q, &cache.k, &cache.v, shape, out)?;
+        for Run { rows, shape } in act.runs().into_iter().flatten() {
+            let (q, out) = act.attention(q_dim, rows);
+            e.attention(q, &cache.k, &cache.v, shape, out)?;
+        }
         self.finish(e, i, act)
     }
 
@@ -301,9 +309,63 @@ impl Network {
         queries: &[Query],
     ) -> Result<()> {
         self.queries(e, i, act, rope)?;
-        let (q, out) = act.attention(self.config.q_dim(i));
+        let (q, out) = act.attention(self.config.q_dim(i), 0..act.rows());
         e.attention_each(q, &cache.k, &cache.v, queries, out)?;
         self.finish(e, i, act)
+    }
+
+    /// Copies the residual stream of the first rows of each sequence, as many as fit into `to`; divided by its root mean
+    /// square, if `unit`.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    pub fn keep_hidden<A: Element>(&self, e: &Engine, act: &Activations<A>, unit: bool, to: &mut [f32]) -> Result<()> {
+        let dim = self.config.dim;
+        for part in act.leading(to.len() / dim) {
+            let x = &act.x[part.from * dim..][..part.rows * dim];
+            let to = &mut to[part.to * dim..][..part.rows * dim];
+            if unit {
+                let x = Mat::new(x, part.rows, dim);
+                e.rms_norm(x, &self.ones, self.config.eps, MatMut::new(to, part.rows, dim))?;
+            } else {
+                to.copy_from_slice(x);
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends to an empty cache the keys and values that layer `i` makes of a residual stream `x`, `[batch * n, D]`. What
+    /// `act` holds besides its residual stream is overwritten. `keep` receives the keys before k_norm and RoPE.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    #[allow(clippy::too_many_arguments)]
+    pub fn keys_and_values_of<A: Element>(
+        &self,
+        e: &Engine,
+        i: usize,
+        (x, batch): (&[f32], usize),
+        act: &mut Activations<A>,
+        rope: &RopeTable,
+        c: &mut LayerCache<A>,
+        keep: Option<&mut Vec<f32>>,
+    ) -> Result<()> {
+        let (dim, d, q_dim, kv_dim, eps) =
+            (self.config.dim, self.config.head_dim, self.config.q_dim(i), self.config.kv_dim(i), self.config.eps);
+        let (l, n, rows) = (&self.layers[i], 2 * kv_dim, x.len() / dim);
+        for (r, m) in chunks(rows, CHUNK) {
+            let h = self.normed(e, &l.attn_norm, &x[r * dim..][..m * dim], &mut act.h)?;
+            l.qkv.apply(e, h, q_dim..q_dim + n, &mut MatMut::new(&mut act.y[r * n..][..m * n], m, n))?;
+        }
+        let y = Mat::new(&act.y[..rows * n], rows, n);
+        let (keys, values) = (y.cols_at(0, kv_dim), y.cols_at(kv_dim, kv_dim));
+        if let Some(keep) = keep {
+            keep.clear();
+            (0..rows).for_each(|r| keep.extend(keys.row(r)));
+        }
+        let rope = Some((rope, Positions::From(0)));
+        e.heads(keys, batch, d, self.k_norm(i), eps, rope, HeadsOut::Cache(&mut c.k, 0))?;
+        Ok(e.heads(values, batch, d, None, eps, None, HeadsOut::Cache(&mut c.v, 0))?)
     }
 
     /// Columns `cols` of layer `i`'s queries, keys and values, out of the normalised residual stream.
@@ -336,11 +398,13 @@ impl Network {
         c: &mut LayerCache<A>,
     ) -> Result<()> {
         let (b, d, kv_dim, eps) = (act.batch, self.config.head_dim, self.config.kv_dim(i), self.config.eps);
-        let rope = Some((rope, Positions::Each(&act.positions[..act.rows()])));
-        let keys = HeadsOut::Cache(&mut c.k, act.past);
-        e.heads(act.y_at(at, kv_dim), b, d, self.k_norm(i), eps, rope, keys)?;
-        let values = HeadsOut::Cache(&mut c.v, act.past);
-        Ok(e.heads(act.y_at(at + kv_dim, kv_dim), b, d, None, eps, None, values)?)
+        for Run { rows, shape } in act.runs().into_iter().flatten() {
+            let y = |at| act.y_at(at, kv_dim).rows_at(rows.start, rows.len());
+            let rope = Some((rope, Positions::Each(&act.positions[rows.clone()])));
+            e.heads(y(at), b, d, self.k_norm(i), eps, rope, HeadsOut::Cache(&mut c.k, shape.past))?;
+            e.heads(y(at + kv_dim), b, d, None, eps, None, HeadsOut::Cache(&mut c.v, shape.past))?;
+        }
+        Ok(())
     }
 
     /// The heads of the queries, out of the last projection.
@@ -384,8 +448,8 @@ impl Network {
             let x = &mut act.x[r * dim..][..m * dim];
             let h = self.normed(e, &l.ffn_norm, x, &mut act.h)?;
             let g = &mut act.g[..m * f];
-            match l.gate_up.single() {
-                Some(w) => e.linear(h, w, Output::SwiGlu(MatMut::new(g, m, f)))?,
+            match l.gate_up.halves() {
+                Some((gate, up)) => e.linear(h, gate, Output::SwiGlu(MatMut::new(g, m, f), up))?,
                 None => {
                     let u = &mut act.u[..m * 2 * f];
                     l.gate_up.apply(e, h, 0..2 * f, &mut MatMut::new(u, m, 2 * f))?;
@@ -456,7 +520,7 @@ impl Network {
         let n = prompts::check_batch(ids, batch, self.config.vocab)?;
         let rope = self.rope(n);
         let mut act = Activations::<A>::new(&self.config, batch * n)?;
-        self.embed(e, ids, batch, 0, &mut act)?;
+        self.embed(e, ids, batch, Rows::all(n), &mut act)?;
         for (i, l) in self.config.layers.iter().enumerate() {
             let mut cache = LayerCache::new(batch, l.kv_heads, n, self.config.head_dim);
             let kv = Kv { cache: Cache::Own(&mut cache), source: None };
@@ -509,6 +573,19 @@ pub enum Cache<'a, A> {
 pub enum Out {
     /// The residual stream of so many last rows of each sequence; 0 where the layer ends after its keys and values.
     Rows(usize),
+    /// The residual stream of so many first and so many last rows of each sequence.
+    Ends(usize, usize),
     /// The last row's query.
     Query,
+}
+
+impl Out {
+    /// First and last rows of each sequence whose queries are made.
+    pub fn ends(self) -> (usize, usize) {
+        match self {
+            Out::Rows(last) => (0, last),
+            Out::Ends(first, last) => (first, last),
+            Out::Query => (0, 1),
+        }
+    }
 }

@@ -6,15 +6,18 @@ use std::{
 };
 
 use half::bf16;
-use ttft_kernels::{Element, Mat, Positions, RopeTable};
+use ttft_kernels::{Element, Mat, RopeTable};
 
 use crate::{
     activations::Activations,
-    cache::{LayerCache, NamedTensor, RawKv, heads_first},
+    cache::{LayerCache, NamedTensor, RawKv, Source, heads_first},
     engine::Engine,
     error::{Error, Result},
     inference::{Inference, PhaseTime, PhaseTimes, Ran},
-    kv_prediction::predictor::{Prediction, Predictor},
+    kv_prediction::{
+        layout::Input,
+        predictor::{Prediction, Predictor},
+    },
     memory::memory,
     network::{Cache, Kv, Network, head_buffer},
     prompts,
@@ -69,7 +72,7 @@ struct State<A> {
     dropped: usize,
     lanes: Vec<(Net, Lane<A>)>,
     caches: Vec<LayerCache<A>>,
-    sources: Vec<RawKv<A>>,
+    sources: Vec<Source<A>>,
     predictor: Option<Arc<Predictor>>,
     /// Predicted keys before k_norm, by base layer, if recorded.
     predicted: Option<Vec<Vec<f32>>>,
@@ -92,7 +95,7 @@ impl<A: Element> Run<A> {
         let schedule = Schedule::new(&shapes_of, &spec);
         let (b, c) = (spec.batch, &shapes_of.base);
         let net = |net| match (net, system) {
-            (Net::Auxiliary, System::KvPrediction(s)) => &s.aux,
+            (Net::Auxiliary, System::KvPrediction(s)) => s.aux.as_ref().expect("only pairs have steps of an auxiliary"),
             _ => system.base(),
         };
         let lane = |&Slot { shape: s, .. }: &Slot<Stream>| {
@@ -110,7 +113,7 @@ impl<A: Element> Run<A> {
             match step.op {
                 Op::Choose { keep, .. } => (kept, input) = (keep, keep),
                 Op::Embed { tokens: Tokens::Prompt, rows, .. } if rows.count < spec.prompt => {
-                    input = input.max(rows.count)
+                    input = input.max(rows.total())
                 }
                 _ => {}
             }
@@ -130,8 +133,14 @@ impl<A: Element> Run<A> {
             sources: schedule
                 .sources
                 .iter()
-                .map(|s| RawKv::new(b * s.shape.entries, shapes(&shapes_of, s.shape.net).kv_dim(s.shape.layer)))
-                .collect(),
+                .map(|Slot { shape: s, .. }| {
+                    let (c, rows) = (shapes(&shapes_of, s.net), b * s.entries);
+                    Ok(match s.input {
+                        Input::KeysAndValues => Source::KeysAndValues(RawKv::new(rows, c.kv_dim(s.layer))),
+                        Input::Hidden | Input::Own => Source::Hidden(zeroed((rows * c.dim) as u64)?),
+                    })
+                })
+                .collect::<Result<_>>()?,
             predictor: match system {
                 System::KvPrediction(s) => Some(Arc::clone(&s.predictor)),
                 _ => None,
@@ -177,27 +186,27 @@ impl<A: Element> State<A> {
         match op {
             &Op::Embed { net, rows, tokens } => {
                 self.input.clear();
-                let mut at = Positions::From(rows.past());
                 match tokens {
                     Tokens::Prompt if rows.count == prompt => {}
                     Tokens::Prompt => {
-                        let rows = ids.chunks_exact(prompt).flat_map(|row| &row[rows.past()..rows.of]);
-                        self.input.extend(rows);
+                        for run in [0..rows.first, rows.past()..rows.of] {
+                            self.input.extend(ids.chunks_exact(prompt).flat_map(|row| &row[run.clone()]));
+                        }
                     }
                     Tokens::Kept => {
                         let rows = ids.chunks_exact(prompt).zip(self.kept.chunks_exact(rows.count));
                         self.input.extend(rows.flat_map(|(ids, kept)| kept.iter().map(|&p| ids[p as usize])));
-                        at = Positions::Each(&self.kept);
                     }
-                    Tokens::Last => {
-                        self.input.extend(&self.ids);
-                        at = Positions::From(rows.past() + self.dropped);
-                    }
+                    Tokens::Last => self.input.extend(&self.ids),
                 }
                 let ids = if self.input.is_empty() { ids } else { &self.input };
                 let lane = lane(&mut self.lanes, net);
-                lane.net.embed(e, ids, b, rows.past(), &mut lane.act)?;
-                lane.act.place(at);
+                lane.net.embed(e, ids, b, rows, &mut lane.act)?;
+                match tokens {
+                    Tokens::Prompt => {}
+                    Tokens::Kept => lane.act.place(&self.kept),
+                    Tokens::Last => lane.act.shift(self.dropped),
+                }
                 if net == Net::Base
                     && matches!(tokens, Tokens::Last)
                     && let Some(lazy) = &mut self.lazy
@@ -207,6 +216,11 @@ impl<A: Element> State<A> {
                 Ok(ids.len())
             }
             Op::Layer(l) => self.layer(e, l, uses),
+            &Op::Ends { net, rows } => {
+                let act = &mut lane(&mut self.lanes, net).act;
+                act.keep_ends(rows.first, rows.count);
+                Ok(act.rows())
+            }
             Op::Map { rows, maps } => self.map(e, schedule, *rows, maps),
             &Op::Rank { layer, of } => {
                 let Some(scores) = self.scores.as_mut().filter(|_| of > 0) else { return Ok(0) };
@@ -251,28 +265,46 @@ impl<A: Element> State<A> {
             lazy.layer(e, (&lane.net, l.layer), &mut lane.act, &lane.rope, cache, gathered)?;
             return Ok(rows);
         }
+        let [kv_source, hidden, own] = uses.sources;
         let kv = Kv {
             cache: uses.cache.map_or(Cache::None, |i| Cache::Own(&mut self.caches[i])),
-            source: uses.source.map(|i| &mut self.sources[i]),
+            source: kv_source.map(|i| match &mut self.sources[i] {
+                Source::KeysAndValues(raw) => raw,
+                Source::Hidden(_) => unreachable!("a source is what its shape says"),
+            }),
         };
         lane.net.layer(e, l.layer, &mut lane.act, &lane.rope, kv, l.out)?;
+        for (slot, unit) in [(hidden, true), (own, false)] {
+            if let Some(Source::Hidden(to)) = slot.map(|i| &mut self.sources[i]) {
+                lane.net.keep_hidden(e, &lane.act, unit, to)?;
+            }
+        }
         Ok(rows)
     }
 
-    /// Fills the caches of base layers by all maps at once.
+    /// Fills the caches of base layers: of those that have maps all at once.
     fn map(&mut self, e: &Engine, schedule: &Schedule, rows: usize, maps: &[Map]) -> Result<usize> {
         let (lane, b) = (lane(&mut self.lanes, Net::Base), self.spec.batch);
-        let sources = &self.sources;
-        let mut keep = self.predicted.iter_mut().flatten();
-        let filled = self.caches.iter_mut().zip(&schedule.caches).filter_map(|(cache, slot)| {
-            let to = slot.shape;
-            let m = maps.iter().find(|m| to.kept && (to.net, to.layer) == (Net::Base, m.layer))?;
-            let read = |s: &Slot<KvShape>| (s.shape.net, s.shape.layer) == (m.net, m.source);
-            let raw = &sources[schedule.sources.iter().position(read)?];
-            Some(Prediction { layer: m.layer, raw, cache, keep: keep.next() })
-        });
+        let (mut from_kv, mut from_hidden) = (Vec::new(), Vec::new());
+        let mut kept: Vec<Option<&mut Vec<f32>>> = self.predicted.iter_mut().flatten().map(Some).collect();
+        for (cache, Slot { shape: to, .. }) in self.caches.iter_mut().zip(&schedule.caches) {
+            let map = maps.iter().find(|m| to.kept && (to.net, to.layer) == (Net::Base, m.layer));
+            let Some(m) = map else { continue };
+            let (layer, keep) = (m.layer, kept.get_mut(m.layer).and_then(Option::take));
+            let source = schedule.sources.iter().position(|slot| slot.shape.feeds(m)).expect("a map has a source");
+            match (&self.sources[source], m.input) {
+                (Source::KeysAndValues(raw), _) => {
+                    from_kv.push(Prediction { layer, k: &raw.k, v: &raw.v, cache, keep });
+                }
+                (Source::Hidden(x), Input::Own) => {
+                    lane.net.keys_and_values_of(e, layer, (x, b), &mut lane.act, &lane.rope, cache, keep)?;
+                }
+                (Source::Hidden(x), _) => from_hidden.push(Prediction { layer, k: x, v: x, cache, keep }),
+            }
+        }
         let predictor = self.predictor.as_ref().expect("only KV prediction maps");
-        predictor.predict(e, &lane.net, (b, rows), &lane.rope, filled)?;
+        predictor.predict(e, &lane.net, (b, rows), &lane.rope, from_kv)?;
+        predictor.predict(e, &lane.net, (b, rows), &lane.rope, from_hidden)?;
         Ok(b * rows)
     }
 
@@ -287,13 +319,16 @@ impl<A: Element> State<A> {
             lazy.finish(&mut lane.act);
         }
         let (b, n, v) = (self.spec.batch, lane.act.n(), lane.net.config().vocab);
+        let firsts = lane.act.rows() - b * n;
         if rows > 1 {
             let logits = &mut self.logits;
             lane.net.head_all(e, &mut lane.act, &mut lane.all, |row, m| {
                 // Of all these logits, only those of the last positions are looked at.
                 for r in 0..m.rows() {
-                    if (row + r) % n == n - 1 {
-                        logits[(row + r) / n * v..][..v].copy_from_slice(m.row(r));
+                    if let Some(at) = (row + r).checked_sub(firsts)
+                        && at % n == n - 1
+                    {
+                        logits[at / n * v..][..v].copy_from_slice(m.row(r));
                     }
                 }
             })?;
@@ -401,16 +436,26 @@ impl<A: Element> Inference for Run<A> {
                 let [mut k, v] = cache.dump(&format!("predicted.{}", m.layer), *rows, |_, p| (p, p), rope);
                 k.name = format!("predicted.{}.k_normed", m.layer);
                 out.extend([k, v]);
-                if let Some(keys) = s.predicted.as_ref().map(|p| &p[m.layer]) {
+                if let Some(keys) = s.predicted.as_ref().map(|p| &p[m.layer]).filter(|keys| !keys.is_empty()) {
                     let name = format!("predicted.{}.k", m.layer);
                     out.push(heads_first(name, keys, b, c.layers[m.layer].kv_heads, c.head_dim));
                 }
             }
         }
-        for (slot, raw) in self.schedule.sources.iter().zip(&s.sources) {
-            let (c, j) = (shapes(&self.shapes, slot.shape.net), slot.shape.layer);
-            for (part, rows) in [("k", &raw.k), ("v", &raw.v)] {
-                out.push(heads_first(format!("aux_cache.{j}.{part}"), rows, b, c.layers[j].kv_heads, c.head_dim));
+        for (Slot { shape: from, .. }, source) in self.schedule.sources.iter().zip(&s.sources) {
+            let (c, j) = (shapes(&self.shapes, from.net), from.layer);
+            let name = if from.net == Net::Base { "source" } else { "aux_cache" };
+            match source {
+                Source::KeysAndValues(raw) => {
+                    for (part, rows) in [("k", &raw.k), ("v", &raw.v)] {
+                        out.push(heads_first(format!("{name}.{j}.{part}"), rows, b, c.layers[j].kv_heads, c.head_dim));
+                    }
+                }
+                Source::Hidden(x) => {
+                    let part = if from.input == Input::Hidden { "unit" } else { "hidden" };
+                    let shape = vec![b, from.entries, c.dim];
+                    out.push(NamedTensor { name: format!("source.{j}.{part}"), shape, data: x.clone() });
+                }
             }
         }
         out
@@ -422,7 +467,10 @@ mod tests {
     use super::*;
     use crate::{
         cost::Flops,
-        kv_prediction::KvPrediction,
+        kv_prediction::{
+            KvPrediction,
+            layout::{Layout, Origin, OwnTokens},
+        },
         pruning::Pruned,
         spec::{Extent, Phase},
         synth, zoo,
@@ -450,11 +498,35 @@ mod tests {
         };
         make("base", synth::Spec::custom("base", base.clone(), ttft_kernels::DType::F32, 1));
         make("aux", synth::Spec::custom("aux", aux.clone(), ttft_kernels::DType::F32, 1));
-        make("predictor", synth::Spec::custom_predictor("p", base, aux, map, ttft_kernels::DType::F32, 1));
-        let pair = ["base", "aux", "predictor"].map(|part| dir.path().join(part));
-        let pair = KvPrediction::load(&pair[0], &pair[1], &pair[2]).unwrap();
+        let f32 = ttft_kernels::DType::F32;
+        let predictor = |name: &str, aux: Option<&crate::NetworkConfig>, layout: Layout| {
+            make(name, synth::Spec::custom_predictor("p", base.clone(), aux.cloned(), layout, f32, 1));
+        };
+        predictor("predictor", Some(&aux), Layout::auxiliary(&map));
+        let hidden = Origin { layer: 2, input: Input::Hidden };
+        predictor("hidden", Some(&aux), Layout { shared: None, layers: vec![Some(hidden); 7] });
+        // Every layer from another one, or in another way.
+        let mut mixed = Layout::shared(7, 3, Input::Own);
+        mixed.layers[5] = Some(Origin { layer: 0, input: Input::Hidden });
+        mixed.layers[6] = Some(Origin { layer: 2, input: Input::Hidden });
+        predictor("mixed", None, mixed.clone());
+        mixed.layers[3] = Some(Origin { layer: 1, input: Input::Hidden });
+        predictor("inexact", None, mixed);
+        predictor("S6", None, Layout::shared(7, 6, Input::Hidden));
+        predictor("own", None, Layout::shared(7, 2, Input::Own));
+        let kv = |i: usize| (i >= 3).then_some(Origin { layer: i % 3, input: Input::KeysAndValues });
+        predictor("kv", None, Layout { shared: Some(3), layers: (0..7).map(kv).collect() });
+        let part = |part: &str| dir.path().join(part);
+        let pair = KvPrediction::load(&part("base"), &part("aux"), &part("predictor")).unwrap();
+        let load = |aux, name| KvPrediction::new(Arc::clone(&pair.base), aux, &part(name)).unwrap();
+        let shared = ["mixed", "inexact", "S6", "own", "kv"].map(|name| load(None, name));
+        let reads = [(1, 0), (3, 2), (1, 4), (15, 1), (16, 1)];
+        let read = |s: &KvPrediction| reads.map(|(last, first)| s.clone().reading(OwnTokens { last, first }));
+        let variants = [pair.clone(), load(pair.aux.clone(), "hidden")].into_iter().chain(shared);
+        let variants: Vec<System> = variants.flat_map(|s| read(&s)).map(System::KvPrediction).collect();
         let pruned = |name: &str| System::Pruned(Pruned::new(Arc::clone(&pair.base), name.parse().unwrap()));
         let mut all = vec![System::Network(Arc::clone(&pair.base)), System::KvPrediction(pair.clone())];
+        all.extend(variants);
         all.extend(["RP-0.40", "SP-0.30", "SP-1.00", "L0.70-0.20", "L1.00-1.00"].map(pruned));
         all
     }
@@ -474,7 +546,11 @@ mod tests {
                     let spec = RunSpec { batch, prompt, generate: 6, precision: Precision::F32, extent };
                     let mut run = Run::<f32>::new(&system, spec).unwrap();
                     let ids: Vec<u32> = (0..batch * prompt).map(|i| (i * 31 % 99) as u32).collect();
-                    let what = format!("{:?} {spec:?}", run.shapes.pruning);
+                    let what = format!(
+                        "{:?} {:?} {spec:?}",
+                        run.shapes.pruning,
+                        run.shapes.prediction.as_ref().map(|p| (p.own, &p.layout))
+                    );
                     e.take();
                     run.first_token(&e, &ids).unwrap();
                     let asked = e.take();
@@ -489,7 +565,7 @@ mod tests {
                     assert_eq!(ran.iter().map(|r| r.time).sum::<Duration>(), times.phases.iter().map(|p| p.time).sum());
                     for (step, ran) in steps.iter().zip(ran) {
                         if let Op::Layer(l) = &step.op {
-                            assert_eq!(ran.rows, batch * l.rows.count, "{what}: {step}");
+                            assert_eq!(ran.rows, batch * l.rows.total(), "{what}: {step}");
                         }
                     }
                     e.take();

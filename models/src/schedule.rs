@@ -6,17 +6,18 @@
 
 use std::fmt;
 
-pub use crate::network::Out;
+pub use crate::{activations::Rows, network::Out};
 
 use crate::{
     config::NetworkConfig,
+    kv_prediction::{
+        self,
+        layout::{Input, Origin},
+    },
     pruning::Pruning,
     spec::{Extent, Phase, RunSpec},
     system::CostSystem,
 };
-
-/// Tokens of the prompt that the base of a KV prediction runs itself: the paper's 1.
-const BASE_TOKENS: usize = 1;
 
 /// A network of a system, by what it does there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -25,38 +26,6 @@ pub enum Net {
     Base,
     /// The one that reads the prompt for it.
     Auxiliary,
-}
-
-/// Rows of each sequence: the last `count` of the first `of` entries that it has, or will have, in the cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Rows {
-    /// So many.
-    pub count: usize,
-    /// Where they end.
-    pub of: usize,
-}
-
-impl Rows {
-    /// All of `n`.
-    pub fn all(n: usize) -> Rows {
-        Rows { count: n, of: n }
-    }
-
-    /// Entries before them.
-    pub fn past(self) -> usize {
-        self.of - self.count
-    }
-
-    /// Entries that they see in all, each those up to itself.
-    pub fn seen(self) -> u64 {
-        let (n, past) = (self.count as u64, self.past() as u64);
-        n * past + n * (n + 1) / 2
-    }
-
-    /// The last `n` of them.
-    pub fn last(self, n: usize) -> Rows {
-        Rows { count: n, ..self }
-    }
 }
 
 /// Which tokens are embedded.
@@ -81,6 +50,28 @@ pub enum Entries {
     None,
 }
 
+/// What is kept of a layer as a source of maps, of the first so many rows of each sequence; 0 where nothing is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Keeps {
+    /// A copy of its keys and values as they were before k_norm and RoPE.
+    pub kv: usize,
+    /// The residual stream behind it, divided by its root mean square.
+    pub hidden: usize,
+    /// The residual stream behind it.
+    pub own: usize,
+}
+
+impl Keeps {
+    /// The rows that are kept for an input of maps.
+    pub fn rows(self, input: Input) -> usize {
+        match input {
+            Input::KeysAndValues => self.kv,
+            Input::Hidden => self.hidden,
+            Input::Own => self.own,
+        }
+    }
+}
+
 /// A layer on some rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LayerStep {
@@ -94,8 +85,8 @@ pub struct LayerStep {
     pub revives: usize,
     /// Keys and values for its attention.
     pub entries: Entries,
-    /// Whether a copy of keys and values as they were before k_norm and RoPE is kept, as a source of maps.
-    pub source: bool,
+    /// What is kept of it for maps.
+    pub source: Keeps,
     /// What goes on.
     pub out: Out,
 }
@@ -105,10 +96,12 @@ pub struct LayerStep {
 pub struct Map {
     /// The base layer.
     pub layer: usize,
-    /// The network whose keys and values they are mapped from,
+    /// The network that they are mapped from,
     pub net: Net,
-    /// and the layer.
+    /// the layer,
     pub source: usize,
+    /// and what is read of it.
+    pub input: Input,
 }
 
 /// What a step does.
@@ -125,6 +118,13 @@ pub enum Op {
     },
     /// A layer.
     Layer(LayerStep),
+    /// All rows but these stop here.
+    Ends {
+        /// Whose.
+        net: Net,
+        /// The rows that go on.
+        rows: Rows,
+    },
     /// Fills the caches of base layers, all at once.
     Map {
         /// Entries of each sequence.
@@ -179,8 +179,9 @@ impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: ", self.phase.name())?;
         match &self.op {
-            Op::Embed { net, rows, tokens } => write!(f, "{net:?} embeds {} of {tokens:?}", rows.count),
-            Op::Layer(l) => write!(f, "{:?} layer {} on {} of {}", l.net, l.layer, l.rows.count, l.rows.of),
+            Op::Embed { net, rows, tokens } => write!(f, "{net:?} embeds {} of {tokens:?}", rows.total()),
+            Op::Layer(l) => write!(f, "{:?} layer {} on {} of {}", l.net, l.layer, l.rows.total(), l.rows.of),
+            Op::Ends { net, rows } => write!(f, "{net:?} goes on with {} of {}", rows.total(), rows.of),
             Op::Map { rows, maps } => write!(f, "maps of {} layers on {rows}", maps.len()),
             Op::Rank { layer: Some(i), of } => write!(f, "ranks {of} by layer {i}"),
             Op::Rank { layer: None, of } => write!(f, "ranks {of} by chance"),
@@ -216,8 +217,7 @@ pub struct Stream {
     pub all_logits: bool,
 }
 
-/// Keys and values of a layer: its cache, or the copy that maps read. A cache that is not kept serves layers of the same
-/// shape one after another.
+/// Keys and values of a layer, its cache. One that is not kept serves layers of the same shape one after another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvShape {
     /// Whose.
@@ -230,6 +230,26 @@ pub struct KvShape {
     pub kept: bool,
 }
 
+/// What maps read of a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SourceShape {
+    /// Whose.
+    pub net: Net,
+    /// The layer.
+    pub layer: usize,
+    /// What of it.
+    pub input: Input,
+    /// Rows of each sequence.
+    pub entries: usize,
+}
+
+impl SourceShape {
+    /// Whether a map reads it.
+    pub fn feeds(&self, m: &Map) -> bool {
+        (self.net, self.layer, self.input) == (m.net, m.source, m.input)
+    }
+}
+
 /// Which slots of [`Schedule`] a step uses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Uses {
@@ -237,8 +257,8 @@ pub struct Uses {
     pub cache: Option<usize>,
     /// Where the entries that it attends to are gathered, if not in `cache`.
     pub gathered: Option<usize>,
-    /// Where it keeps a source.
-    pub source: Option<usize>,
+    /// Where it keeps what maps read, by the place in [`Input::ALL`].
+    pub sources: [Option<usize>; 3],
 }
 
 /// The steps of a run, for the prompt and for a later token, and what they need.
@@ -255,7 +275,7 @@ pub struct Schedule {
     /// Caches.
     pub caches: Vec<Slot<KvShape>>,
     /// Sources of maps.
-    pub sources: Vec<Slot<KvShape>>,
+    pub sources: Vec<Slot<SourceShape>>,
     /// Tokens of each sequence that are scored at once, at most; 0 where none are.
     pub ranked: usize,
     /// Tokens of the prompt that are dropped before the base runs.
@@ -295,9 +315,9 @@ impl Schedule {
     fn place(&mut self, s: &CostSystem, spec: &RunSpec, at: usize, op: &Op) -> Uses {
         let mut uses = Uses::default();
         match op {
-            Op::Embed { net, rows, .. } => self.stream(spec, at, *net, *rows, rows.count),
+            Op::Embed { net, rows, .. } | Op::Ends { net, rows } => self.stream(spec, at, *net, *rows, rows.total()),
             Op::Layer(l) => {
-                self.stream(spec, at, l.net, l.rows, l.rows.count.max(l.revives));
+                self.stream(spec, at, l.net, l.rows, l.rows.total().max(l.revives));
                 let entries = if l.net == Net::Base { spec.positions() - self.dropped } else { l.rows.of };
                 match l.entries {
                     Entries::Kept => uses.cache = Some(self.cache(s, at, l, entries, true)),
@@ -307,16 +327,18 @@ impl Schedule {
                 if l.revives > 0 {
                     uses.gathered = Some(self.cache(s, at, l, entries, false));
                 }
-                if l.source {
-                    let shape = KvShape { net: l.net, layer: l.layer, entries: l.rows.count, kept: true };
-                    self.sources.push(Slot { shape, first: at, last: at });
-                    uses.source = Some(self.sources.len() - 1);
+                for (input, slot) in Input::ALL.into_iter().zip(&mut uses.sources) {
+                    let entries = l.source.rows(input);
+                    if entries > 0 {
+                        let shape = SourceShape { net: l.net, layer: l.layer, input, entries };
+                        self.sources.push(Slot { shape, first: at, last: at });
+                        *slot = Some(self.sources.len() - 1);
+                    }
                 }
             }
             Op::Map { maps, .. } => {
                 for m in maps {
-                    let read = (m.net, m.source);
-                    let source = self.sources.iter_mut().find(|slot| (slot.shape.net, slot.shape.layer) == read);
+                    let source = self.sources.iter_mut().find(|slot| slot.shape.feeds(m));
                     source.expect("a map reads what a layer has left").last = at;
                     let shape = KvShape { net: Net::Base, layer: m.layer, entries: spec.positions(), kept: true };
                     self.caches.push(Slot { shape, first: at, last: at });
@@ -380,9 +402,11 @@ impl Schedule {
 /// # Panics
 /// If it has no auxiliary.
 pub fn shapes(s: &CostSystem, net: Net) -> &NetworkConfig {
-    match (net, &s.pair) {
-        (Net::Base, _) => &s.base,
-        (Net::Auxiliary, pair) => &pair.as_ref().expect("only pairs have steps of an auxiliary").0,
+    match net {
+        Net::Base => &s.base,
+        Net::Auxiliary => {
+            s.prediction.as_ref().and_then(|p| p.aux.as_ref()).expect("only pairs have steps of an auxiliary")
+        }
     }
 }
 
@@ -400,8 +424,8 @@ fn dropped(s: &CostSystem, spec: &RunSpec) -> usize {
 fn prompt(s: &CostSystem, spec: &RunSpec) -> Vec<Step> {
     let (n, extent, c) = (spec.prompt, spec.extent, &s.base);
     let mut out = Vec::new();
-    match (&s.pair, s.pruning) {
-        (Some((aux, map)), _) => predicted(c, aux, map, BASE_TOKENS, n, extent, &mut out),
+    match (&s.prediction, s.pruning) {
+        (Some(p), _) => predicted(c, p, n, extent, &mut out),
         (None, None) => pass(Phase::Prefill, Tokens::Prompt, c, Rows::all(n), extent, &mut out),
         (None, Some(p @ Pruning::Lazy { .. })) => lazy(Phase::Prefill, c, p, n, None, extent, &mut out),
         (None, Some(p)) => subset(c, p, n, extent, &mut out),
@@ -417,7 +441,7 @@ pub fn next(s: &CostSystem, spec: &RunSpec, past: usize, out: &mut Vec<Step>) {
     match s.pruning {
         Some(p @ Pruning::Lazy { .. }) => lazy(phase, c, p, past.saturating_add(1), Some(spec.prompt), extent, out),
         _ => {
-            let rows = Rows { count: 1, of: past.saturating_add(1) - dropped(s, spec) };
+            let rows = Rows::last_of(1, past.saturating_add(1) - dropped(s, spec));
             pass(phase, Tokens::Last, c, rows, extent, out);
         }
     }
@@ -425,14 +449,16 @@ pub fn next(s: &CostSystem, spec: &RunSpec, past: usize, out: &mut Vec<Step>) {
 
 /// A pass of the base: all of its layers, then its head.
 fn pass(phase: Phase, tokens: Tokens, c: &NetworkConfig, rows: Rows, extent: Extent, out: &mut Vec<Step>) {
-    let net = Net::Base;
-    let needed = needed(extent, rows.count);
-    out.push(Step { phase, op: Op::Embed { net, rows, tokens } });
-    for layer in 0..c.layers.len() {
-        let goes_on = if layer + 1 == c.layers.len() { needed } else { rows.count };
-        out.push(Step { phase, op: kept(layer, rows, goes_on) });
+    out.push(Step { phase, op: Op::Embed { net: Net::Base, rows, tokens } });
+    rest(phase, 0, c, rows, extent, out);
+}
+
+/// The layers of the base from `first` on, then its head.
+fn rest(phase: Phase, first: usize, c: &NetworkConfig, rows: Rows, extent: Extent, out: &mut Vec<Step>) {
+    for layer in first..c.layers.len() {
+        out.push(Step { phase, op: kept(layer, rows, goes_on(layer, c, rows, extent)) });
     }
-    out.push(Step { phase, op: Op::Head { net, rows: needed } });
+    out.push(Step { phase, op: Op::Head { net: Net::Base, rows: needed(extent, rows.total()) } });
 }
 
 /// Rows of `n` whose logits an extent asks for.
@@ -440,43 +466,95 @@ fn needed(extent: Extent, n: usize) -> usize {
     if extent == Extent::FirstToken { 1 } else { n }
 }
 
-/// A layer of the base that keeps its entries.
-fn kept(layer: usize, rows: Rows, goes_on: usize) -> Op {
-    let out = Out::Rows(goes_on);
-    Op::Layer(LayerStep { net: Net::Base, layer, rows, revives: 0, entries: Entries::Kept, source: false, out })
+/// What a layer of the base puts out of `rows`: of the last layer what the head needs.
+fn goes_on(layer: usize, c: &NetworkConfig, rows: Rows, extent: Extent) -> Out {
+    if layer + 1 == c.layers.len() && extent == Extent::FirstToken { Out::Rows(1) } else { ends(rows) }
 }
 
-/// KV prediction: the auxiliary on all but the last `base_tokens` of `n` tokens, maps, and the base on these. The auxiliary
-/// goes no further than the last layer that a map reads, unless the extent is all of it.
-fn predicted(
-    base: &NetworkConfig,
-    aux: &NetworkConfig,
-    map: &[usize],
-    base_tokens: usize,
-    n: usize,
-    extent: Extent,
-    out: &mut Vec<Step>,
-) {
-    let (net, phase, whole) = (Net::Auxiliary, Phase::Auxiliary, extent == Extent::FullNetwork);
-    let m = base_tokens.min(n);
-    let rows = Rows::all(n - m);
-    if rows.count > 0 {
-        out.push(Step { phase, op: Op::Embed { net, rows, tokens: Tokens::Prompt } });
-        let layers = if whole { aux.layers.len() } else { map.iter().max().map_or(0, |j| j + 1) };
-        for layer in 0..layers {
-            let ends = layer + 1 == layers && !whole;
-            let (entries, goes_on) = if ends { (Entries::None, 0) } else { (Entries::Passing, rows.count) };
-            let out_rows = Out::Rows(goes_on);
-            let op = LayerStep { net, layer, rows, revives: 0, entries, source: true, out: out_rows };
-            out.push(Step { phase, op: Op::Layer(op) });
-        }
-        if whole {
-            out.push(Step { phase, op: Op::Head { net, rows: rows.count } });
-        }
-        let maps = map.iter().enumerate().map(|(layer, &source)| Map { layer, net, source }).collect();
-        out.push(Step { phase: Phase::Prediction, op: Op::Map { rows: rows.count, maps } });
+/// These rows.
+fn ends(rows: Rows) -> Out {
+    if rows.first == 0 { Out::Rows(rows.count) } else { Out::Ends(rows.first, rows.count) }
+}
+
+/// A layer of the base that keeps its entries.
+fn kept(layer: usize, rows: Rows, out: Out) -> Op {
+    let source = Keeps::default();
+    Op::Layer(LayerStep { net: Net::Base, layer, rows, revives: 0, entries: Entries::Kept, source, out })
+}
+
+/// KV prediction of `n` tokens: a source reads the prompt but for the base's last tokens, maps, and the base on those that it
+/// reads itself. If these are all, there is nothing to predict.
+fn predicted(base: &NetworkConfig, p: &kv_prediction::Shape, n: usize, extent: Extent, out: &mut Vec<Step>) {
+    let (last, first) = (p.own.last, p.own.first);
+    if last.saturating_add(first) >= n {
+        return pass(Phase::BaseStep, Tokens::Prompt, base, Rows::all(n), extent, out);
     }
-    pass(Phase::BaseStep, Tokens::Prompt, base, Rows { count: m, of: n }, extent, out);
+    let own = Rows { first, count: last, of: n };
+    match (p.layout.shared, &p.aux) {
+        (Some(k), _) => shared(base, k, p, own, extent, out),
+        (None, aux) => {
+            auxiliary(aux.as_ref().expect("an auxiliary, where no layers are shared"), p, own.past(), extent, out);
+            pass(Phase::BaseStep, Tokens::Prompt, base, own, extent, out);
+        }
+    }
+}
+
+/// The auxiliary on `n` tokens, as far as the last layer that a map reads, unless the extent is all of it; and the maps.
+fn auxiliary(aux: &NetworkConfig, p: &kv_prediction::Shape, n: usize, extent: Extent, out: &mut Vec<Step>) {
+    let (net, phase, whole, rows) = (Net::Auxiliary, Phase::Auxiliary, extent == Extent::FullNetwork, Rows::all(n));
+    let read = |layer, input| p.layout.predicted().any(|(_, o)| (o.layer, o.input) == (layer, input));
+    let deepest = p.layout.predicted().map(|(_, o)| o.layer).max().expect("a base has layers");
+    let from_kv = p.layout.predicted().any(|(_, o)| o.input == Input::KeysAndValues);
+    out.push(Step { phase, op: Op::Embed { net, rows, tokens: Tokens::Prompt } });
+    let layers = if whole { aux.layers.len() } else { deepest + 1 };
+    for layer in 0..layers {
+        let hidden = if read(layer, Input::Hidden) { n } else { 0 };
+        let ends = layer + 1 == layers && !whole && hidden == 0;
+        let (entries, goes_on) = if ends { (Entries::None, 0) } else { (Entries::Passing, n) };
+        let source = Keeps { kv: if from_kv { n } else { 0 }, hidden, own: 0 };
+        let op = LayerStep { net, layer, rows, revives: 0, entries, source, out: Out::Rows(goes_on) };
+        out.push(Step { phase, op: Op::Layer(op) });
+    }
+    if whole {
+        out.push(Step { phase, op: Op::Head { net, rows: n } });
+    }
+    maps(net, p.layout.predicted(), n, out);
+}
+
+fn maps(net: Net, from: impl Iterator<Item = (usize, Origin)>, rows: usize, out: &mut Vec<Step>) {
+    let map = |(layer, Origin { layer: source, input })| Map { layer, net, source, input };
+    let maps: Vec<Map> = from.map(map).collect();
+    if !maps.is_empty() {
+        out.push(Step { phase: Phase::Prediction, op: Op::Map { rows, maps } });
+    }
+}
+
+/// The first `k` layers of the base on the whole prompt, maps, and the layers above on `own`. If layer k projects what layer
+/// k-1 left, its keys and values are those of full prefill, of all rows, and made in its own step.
+fn shared(base: &NetworkConfig, k: usize, p: &kv_prediction::Shape, own: Rows, extent: Extent, out: &mut Vec<Step>) {
+    let (net, phase, all, n) = (Net::Base, Phase::SharedLayers, Rows::all(own.of), own.past());
+    let exact = p.layout.layers[k] == Some(Origin { layer: k - 1, input: Input::Own });
+    let predicted = || p.layout.predicted().filter(|(i, _)| !(exact && *i == k));
+    out.push(Step { phase, op: Op::Embed { net, rows: all, tokens: Tokens::Prompt } });
+    let mut narrow = false;
+    for layer in 0..k {
+        let kept = |input| if predicted().any(|(_, o)| (o.layer, o.input) == (layer, input)) { n } else { 0 };
+        let source = Keeps { kv: kept(Input::KeysAndValues), hidden: kept(Input::Hidden), own: kept(Input::Own) };
+        // Of the other rows nothing is read but keys and values.
+        narrow = layer + 1 == k && !exact && source.hidden + source.own == 0 && extent == Extent::FirstToken;
+        let goes_on = if narrow { ends(own) } else { Out::Rows(own.of) };
+        let entries = Entries::Kept;
+        let op = LayerStep { net, layer, rows: all, revives: 0, entries, source, out: goes_on };
+        out.push(Step { phase, op: Op::Layer(op) });
+    }
+    maps(net, predicted(), n, out);
+    let phase = Phase::BaseStep;
+    if exact {
+        out.push(Step { phase, op: kept(k, all, goes_on(k, base, own, extent)) });
+    } else if !narrow {
+        out.push(Step { phase, op: Op::Ends { net, rows: own } });
+    }
+    rest(phase, k + usize::from(exact), base, own, extent, out);
 }
 
 /// Random and static pruning: the base on tokens that are chosen before it runs, by chance or by its first layers.
@@ -492,8 +570,8 @@ fn subset(c: &NetworkConfig, p: Pruning, n: usize, extent: Extent, out: &mut Vec
     for layer in 0..layers {
         let ends = layer + 1 == layers && extent == Extent::FirstToken;
         let goes_on = if ends { Out::Query } else { Out::Rows(n) };
-        let entries = Entries::Passing;
-        let op = LayerStep { net, layer, rows, revives: 0, entries, source: false, out: goes_on };
+        let (entries, source) = (Entries::Passing, Keeps::default());
+        let op = LayerStep { net, layer, rows, revives: 0, entries, source, out: goes_on };
         out.push(Step { phase, op: Op::Layer(op) });
         out.push(Step { phase, op: Op::Rank { layer: Some(layer), of: n } });
     }
@@ -515,7 +593,7 @@ fn lazy(
     let first = p.first_narrowed(layers);
     let rows_of = |layer: usize| {
         let of = p.tokens(layer, layers, n);
-        Rows { count: if prompt.is_some() { 1 } else { of }, of }
+        Rows::last_of(if prompt.is_some() { 1 } else { of }, of)
     };
     let tokens = if prompt.is_some() { Tokens::Last } else { Tokens::Prompt };
     out.push(Step { phase, op: Op::Embed { net, rows: rows_of(0), tokens } });
@@ -527,7 +605,7 @@ fn lazy(
             out.push(Step { phase, op: Op::Narrow { layer, of, keep: rows.of, revives: prompt.is_some() } });
         }
         let goes_on = if layer + 1 == layers { needed } else { rows.count };
-        let mut op = kept(layer, rows, goes_on);
+        let mut op = kept(layer, rows, Out::Rows(goes_on));
         if let (Op::Layer(l), Some(prompt)) = (&mut op, prompt)
             && layer >= first
         {
@@ -547,7 +625,7 @@ mod tests {
     use ttft_kernels::DType;
 
     use super::*;
-    use crate::{spec::Precision, zoo};
+    use crate::{kv_prediction::layout::Layout, spec::Precision, zoo};
 
     fn spec(prompt: usize, extent: Extent) -> RunSpec {
         RunSpec { batch: 2, prompt, generate: 3, precision: Precision::F32, extent }
@@ -555,7 +633,9 @@ mod tests {
 
     fn all() -> impl Iterator<Item = CostSystem> {
         let pruned = zoo::PRUNINGS.map(|p| format!("OE270M-{p}"));
-        let names = zoo::names().map(String::from).chain(pruned);
+        let own = ["OE1.1B-KVP-C-270M-m16-s1", "OE1.1B-KVP-S19own-m15", "OE3B-KVP-S1-m2-s3"];
+        let own = own.into_iter().chain(zoo::SHARED).map(String::from);
+        let names = zoo::names().map(String::from).chain(pruned).chain(own);
         names.map(|name| CostSystem::named(&name, DType::BF16).unwrap())
     }
 
@@ -563,7 +643,7 @@ mod tests {
     fn a_trace_names_what_is_done() {
         let mut s = CostSystem::named("OE1.1B-KVP-C-270M", DType::BF16).unwrap();
         s.base.layers.truncate(2);
-        s.pair.as_mut().unwrap().1 = vec![0, 1];
+        s.prediction.as_mut().unwrap().layout = Layout::auxiliary(&[0, 1]);
         let steps: Vec<String> =
             Schedule::new(&s, &spec(9, Extent::FirstToken)).prompt.iter().map(Step::to_string).collect();
         assert_eq!(
@@ -581,24 +661,72 @@ mod tests {
         );
     }
 
-    /// A base that runs the last four tokens of nine, of which only the last goes on from its last layer.
+    fn steps(name: &str, n: usize, extent: Extent) -> Vec<String> {
+        let mut s = CostSystem::named(name, DType::BF16).unwrap();
+        s.base.layers.truncate(4);
+        let p = s.prediction.as_mut().unwrap();
+        p.layout.layers.truncate(4);
+        Schedule::new(&s, &spec(n, extent)).prompt.iter().map(Step::to_string).collect()
+    }
+
+    /// A base that reads the last four tokens of nine and the first, of which only the last goes on from its last layer.
     #[test]
-    fn the_base_may_run_more_tokens() {
-        let mut s = CostSystem::named("OE1.1B-KVP-C-270M", DType::BF16).unwrap();
-        s.base.layers.truncate(1);
-        let (aux, _) = s.pair.clone().unwrap();
-        let mut steps = Vec::new();
-        predicted(&s.base, &aux, &[0], 4, 9, Extent::FirstToken, &mut steps);
-        let rows = Rows { count: 4, of: 9 };
-        let base: Vec<Op> = steps.split_off(3).into_iter().map(|s| s.op).collect();
-        let embed = Op::Embed { net: Net::Base, rows, tokens: Tokens::Prompt };
-        assert_eq!(base, [embed, kept(0, rows, 1), Op::Head { net: Net::Base, rows: 1 }]);
-        // At positions 5 to 8 they see 6 + 7 + 8 + 9.
-        assert_eq!((rows.past(), rows.seen()), (5, 30));
-        // All nine: nothing is left to predict.
-        steps.clear();
-        predicted(&s.base, &aux, &[0], 9, 9, Extent::FirstToken, &mut steps);
-        assert_eq!(steps.len(), 3);
+    fn the_base_may_read_more_tokens() {
+        let all = steps("OE1.1B-KVP-C-270M-m4-s1", 9, Extent::FirstToken);
+        assert_eq!(
+            all[3..],
+            [
+                "prediction: maps of 4 layers on 5",
+                "base_step: Base embeds 5 of Prompt",
+                "base_step: Base layer 0 on 5 of 9",
+                "base_step: Base layer 1 on 5 of 9",
+                "base_step: Base layer 2 on 5 of 9",
+                "base_step: Base layer 3 on 5 of 9",
+                "base_step: Base head on 1",
+            ]
+        );
+        // At positions 0 and 5 to 8 they see 1 + 6 + 7 + 8 + 9.
+        let rows = Rows { first: 1, count: 4, of: 9 };
+        assert_eq!((rows.past(), rows.seen(), rows.total()), (5, 31, 5));
+        // All nine: nothing is left to predict, and every row passes every layer once.
+        for name in ["OE1.1B-KVP-C-270M-m8-s1", "OE1.1B-KVP-C-270M-m9", "OE1.1B-KVP-S2-m2-s7"] {
+            let all = steps(name, 9, Extent::FirstToken);
+            assert_eq!((all.len(), all[1].as_str()), (6, "base_step: Base layer 0 on 9 of 9"), "{name}");
+        }
+    }
+
+    #[test]
+    fn shared_layers_read_the_prompt_and_the_rest_a_few_tokens() {
+        // Layer 2 projects the state behind layer 1 itself, on all rows; layer 3 has a map.
+        let first = [
+            "shared_layers: Base embeds 9 of Prompt",
+            "shared_layers: Base layer 0 on 9 of 9",
+            "shared_layers: Base layer 1 on 9 of 9",
+            "prediction: maps of 1 layers on 5",
+        ];
+        let last = ["base_step: Base layer 3 on 5 of 9", "base_step: Base head on 1"];
+        for name in ["OE1.1B-KVP-S2-m4-s1", "OE1.1B-KVP-S2own-m4-s1"] {
+            let exact = ["base_step: Base layer 2 on 9 of 9"];
+            assert_eq!(steps(name, 9, Extent::FirstToken), [&first[..], &exact, &last].concat(), "{name}");
+        }
+        let mut s = CostSystem::named("OE1.1B-KVP-S2-m4-s1", DType::BF16).unwrap();
+        s.base.layers.truncate(4);
+        let p = s.prediction.as_mut().unwrap();
+        let with = |input, source| {
+            let origin = |i| (i >= 2).then_some(Origin { layer: source, input });
+            Layout { shared: Some(2), layers: (0..4).map(origin).collect() }
+        };
+        // From keys and values: nobody reads more of layer 1 than these, but for the rows that go on.
+        p.layout = with(Input::KeysAndValues, 1);
+        let prompt = Schedule::new(&s, &spec(9, Extent::FirstToken)).prompt;
+        let Op::Layer(LayerStep { out, .. }) = prompt[2].op else { panic!("{}", prompt[2]) };
+        assert_eq!((out, prompt.len()), (Out::Ends(1, 4), 7));
+        // From the hidden state the layer is run whole, and rows are left out after it.
+        s.prediction.as_mut().unwrap().layout = with(Input::Hidden, 1);
+        let prompt = Schedule::new(&s, &spec(9, Extent::FirstToken)).prompt;
+        assert_eq!(prompt[4].to_string(), "base_step: Base goes on with 5 of 9");
+        let own = Rows { first: 1, count: 4, of: 9 };
+        assert_eq!(prompt[5].op, kept(2, own, Out::Ends(1, 4)));
     }
 
     /// A slot is in use from its first step to its last, and a cache that layers share by one of them at a time.
@@ -612,10 +740,11 @@ mod tests {
                 // Which layers a shared cache serves, in order.
                 let mut serves = vec![Vec::new(); schedule.caches.len()];
                 for (at, (step, uses)) in steps.iter().zip(&schedule.uses).enumerate() {
-                    let sources = uses.source.map(|i| schedule.sources[i]);
+                    let sources = uses.sources.into_iter().flatten().map(|i| schedule.sources[i]);
                     let caches = [uses.cache, uses.gathered].into_iter().flatten().map(|i| schedule.caches[i]);
-                    for slot in caches.chain(sources) {
-                        assert!((slot.first..=slot.last).contains(&at), "{step}");
+                    let lives = caches.map(|slot| slot.first..=slot.last);
+                    for lives in lives.chain(sources.map(|slot| slot.first..=slot.last)) {
+                        assert!(lives.contains(&at), "{step}");
                     }
                     if let Op::Layer(l) = &step.op {
                         let heads = |layer: usize| shapes(&s, l.net).layers[layer].kv_heads;
@@ -640,7 +769,7 @@ mod tests {
                 if let Some(read) = steps.iter().position(map) {
                     let Op::Map { maps, .. } = &steps[read].op else { unreachable!() };
                     for slot in &schedule.sources {
-                        let wanted = maps.iter().any(|m| m.source == slot.shape.layer);
+                        let wanted = maps.iter().any(|m| slot.shape.feeds(m));
                         assert_eq!(slot.last, if wanted { read } else { slot.first });
                     }
                 }

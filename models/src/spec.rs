@@ -100,21 +100,28 @@ pub enum Phase {
     Selection,
     /// A network alone, on the whole prompt or what is kept of it.
     Prefill,
-    /// The auxiliary network on all but the last token.
+    /// The auxiliary network on all but the base's last tokens.
     Auxiliary,
-    /// Its cache to the base's.
+    /// The base's first layers on the whole prompt, in place of an auxiliary.
+    SharedLayers,
+    /// From what one of the two leaves to the base's cache.
     Prediction,
-    /// The base on the last token.
+    /// The base on the last token, or on a few.
     BaseStep,
 }
 
 impl Phase {
+    /// All of them, each where it runs if others do too.
+    pub const ALL: [Phase; 6] =
+        [Phase::Selection, Phase::Prefill, Phase::Auxiliary, Phase::SharedLayers, Phase::Prediction, Phase::BaseStep];
+
     /// Name, as in records.
     pub const fn name(self) -> &'static str {
         match self {
             Phase::Selection => "selection",
             Phase::Prefill => "prefill",
             Phase::Auxiliary => "auxiliary",
+            Phase::SharedLayers => "shared_layers",
             Phase::Prediction => "prediction",
             Phase::BaseStep => "base_step",
         }

@@ -4,12 +4,7 @@
 //! by one f32 product, rounded to the storage type. Nothing depends on the machine, the threads or the order of writing.
 //! A folder appears under its name complete or not at all.
 
-mod publish;
-
-pub use publish::abandon;
-
 use std::{
-    collections::HashMap,
     fs::File,
     io::{Read, Seek, SeekFrom, Write},
     path::Path,
@@ -24,7 +19,6 @@ use rand_chacha::{
     ChaCha8Rng,
     rand_core::{Rng, SeedableRng},
 };
-use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde::{Deserialize, Serialize};
 use ttft_kernels::DType;
 
@@ -32,9 +26,12 @@ use crate::{
     config::{NetworkConfig, Role, TensorSpec},
     error::{Error, Result},
     json,
-    kv_prediction::predictor::Predictor,
-    zoo,
+    kv_prediction::layout,
+    publish::{self, Replaces, flushed, write_json},
+    weights, zoo,
 };
+
+pub use crate::publish::{Made, abandon};
 
 /// Version of the generator: raised whenever any byte it writes changes.
 const GENERATOR: u32 = 1;
@@ -45,22 +42,8 @@ const CHUNK: u64 = 2 << 20;
 /// Values of a sampled block.
 const SAMPLE: u64 = 2048;
 
-/// A file's data starts at a multiple of this, so that rows of weights align with cache lines.
-const ALIGN: usize = 64;
-
 /// Receives (bytes written, bytes in all); called from several threads.
 pub type Progress<'a> = &'a (dyn Fn(u64, u64) + Sync);
-
-/// What became of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Made {
-    /// The folder was there, and is what was asked for.
-    Reused,
-    /// It was written.
-    Written,
-    /// It was written, on a file system without locks: whoever else wanted it at the same time wrote it too.
-    WrittenUnlocked,
-}
 
 /// A folder of synthetic weights, to be written or verified.
 #[derive(Clone, Debug)]
@@ -74,7 +57,7 @@ pub struct Spec {
 #[derive(Clone, Debug)]
 enum Kind {
     Network(NetworkConfig),
-    Predictor { base: NetworkConfig, aux: NetworkConfig, layer_map: Vec<usize> },
+    Predictor { base: NetworkConfig, source: NetworkConfig, layout: layout::Layout },
 }
 
 /// `synth.json`: what a folder claims to be.
@@ -106,45 +89,47 @@ impl Spec {
         Spec { name: name.to_owned(), dtype, seed, kind: Kind::Network(config) }
     }
 
-    /// The predictor of a pair of the zoo.
+    /// The predictor of a KV prediction of the zoo.
     ///
     /// # Errors
     /// [`Error::UnknownName`].
-    pub fn predictor(pair: &str, dtype: DType, seed: u64) -> Result<Spec> {
-        let p = zoo::pair(pair)?;
-        let (base, aux) = (zoo::network(p.base)?, zoo::network(p.aux)?);
-        Ok(Spec::custom_predictor(pair, base, aux, p.layer_map, dtype, seed))
+    pub fn predictor(name: &str, dtype: DType, seed: u64) -> Result<Spec> {
+        let p = zoo::prediction(name)?;
+        let aux = p.aux.map(zoo::network).transpose()?;
+        Ok(Spec::custom_predictor(&p.predictor, zoo::network(p.base)?, aux, p.layout, dtype, seed))
     }
 
-    /// The predictor of any pair. The name is part of what its values are drawn from.
+    /// The predictor of any base, and of its auxiliary if there is one. The name is part of what its values are drawn from.
     pub fn custom_predictor(
         name: &str,
         base: NetworkConfig,
-        aux: NetworkConfig,
-        layer_map: Vec<usize>,
+        aux: Option<NetworkConfig>,
+        layout: layout::Layout,
         dtype: DType,
         seed: u64,
     ) -> Spec {
-        Spec { name: name.to_owned(), dtype, seed, kind: Kind::Predictor { base, aux, layer_map } }
+        let source = aux.unwrap_or_else(|| base.clone());
+        Spec { name: name.to_owned(), dtype, seed, kind: Kind::Predictor { base, source, layout } }
     }
 
-    /// The three parts of a pair of the zoo, by the name of their folder.
+    /// The parts of a KV prediction of the zoo, by the name of their folder: three, or two where layers are shared.
     ///
     /// # Errors
     /// [`Error::UnknownName`].
-    pub fn pair(pair: &str, dtype: DType, seed: u64) -> Result<[(&'static str, Spec); 3]> {
-        let p = zoo::pair(pair)?;
-        Ok([
-            ("base", Spec::network(p.base, dtype, seed)?),
-            ("aux", Spec::network(p.aux, dtype, seed)?),
-            ("predictor", Spec::predictor(pair, dtype, seed)?),
-        ])
+    pub fn pair(name: &str, dtype: DType, seed: u64) -> Result<Vec<(&'static str, Spec)>> {
+        let p = zoo::prediction(name)?;
+        let mut parts = vec![("base", Spec::network(p.base, dtype, seed)?)];
+        if let Some(aux) = p.aux {
+            parts.push(("aux", Spec::network(aux, dtype, seed)?));
+        }
+        parts.push(("predictor", Spec::predictor(name, dtype, seed)?));
+        Ok(parts)
     }
 
     fn tensors(&self) -> Vec<TensorSpec> {
         match &self.kind {
             Kind::Network(c) => c.tensors(),
-            Kind::Predictor { base, aux, layer_map } => Predictor::tensors(base, aux, layer_map),
+            Kind::Predictor { base, source, layout } => layout.tensors(base, source),
         }
     }
 
@@ -162,11 +147,7 @@ impl Spec {
                 DType::F16 => "float16",
                 DType::BF16 => "bfloat16",
             }),
-            Kind::Predictor { base, aux, layer_map } => serde_json::json!({
-                "aux_layer_for_base_layer": layer_map,
-                "base_num_layers": base.layers.len(),
-                "aux_num_layers": aux.layers.len(),
-            }),
+            Kind::Predictor { base, source, layout } => layout.to_json(base, source),
         }
     }
 
@@ -281,7 +262,8 @@ impl Spec {
     }
 }
 
-/// Makes `dir` the folders base/, aux/ and predictor/ of a pair of the zoo: verifies what is there, or writes it.
+/// Makes `dir` the folders base/, aux/ (if there is an auxiliary) and predictor/ of a KV prediction of the zoo: verifies what is
+/// there, or writes it.
 ///
 /// # Errors
 /// [`Error::UnknownName`], [`Error::DiskSpace`], [`Error::Occupied`]: something else is at `dir`; [`Error::Io`].
@@ -294,7 +276,7 @@ pub fn pair(name: &str, dtype: DType, seed: u64, dir: &Path, progress: Progress<
 /// # Errors
 /// As [`pair`]; [`Error::UnknownName`] lists the names of both.
 pub fn named(name: &str, dtype: DType, seed: u64, dir: &Path, progress: Progress<'_>) -> Result<Made> {
-    if zoo::PAIRS.contains(&name) {
+    if zoo::prediction(name).is_ok() {
         return pair(name, dtype, seed, dir, progress);
     }
     if !zoo::NETWORKS.contains(&name) {
@@ -307,7 +289,7 @@ pub fn named(name: &str, dtype: DType, seed: u64, dir: &Path, progress: Progress
 fn make(dir: &Path, parts: &[(&'static str, Spec)], progress: Progress<'_>) -> Result<Made> {
     let total: u64 = parts.iter().map(|(_, s)| s.bytes()).sum();
     let verified = |dir: &Path| parts.iter().try_for_each(|(sub, s)| s.verify(&dir.join(sub)));
-    publish::folder(dir, total, verified, |temp| {
+    publish::folder(dir, total, Replaces::Synthetic, verified, |temp| {
         let done = AtomicU64::new(0);
         let report = |n: u64| progress(done.fetch_add(n, Relaxed) + n, total);
         for (sub, spec) in parts {
@@ -319,22 +301,6 @@ fn make(dir: &Path, parts: &[(&'static str, Spec)], progress: Progress<'_>) -> R
     })
 }
 
-fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
-    let mut text = serde_json::to_vec_pretty(value).map_err(Error::json(path))?;
-    text.push(b'\n');
-    let mut file = File::create(path).map_err(Error::io(path, "create"))?;
-    file.write_all(&text).and_then(|()| flushed(&file)).map_err(Error::io(path, "write"))
-}
-
-/// Makes a file last, where the file system can.
-fn flushed(file: &File) -> std::io::Result<()> {
-    use std::io::ErrorKind::{InvalidInput, Unsupported};
-    match file.sync_all() {
-        Err(e) if matches!(e.kind(), InvalidInput | Unsupported) => Ok(()),
-        done => done,
-    }
-}
-
 /// A safetensors file: header, and where each tensor comes from.
 struct Layout {
     /// Length, JSON, padding.
@@ -344,32 +310,18 @@ struct Layout {
 
 impl Layout {
     fn new(spec: &Spec) -> Layout {
-        let dtype = match spec.dtype {
-            DType::F32 => Dtype::F32,
-            DType::F16 => Dtype::F16,
-            DType::BF16 => Dtype::BF16,
-        };
         let depth = match &spec.kind {
             Kind::Network(c) => c.layers.len(),
             Kind::Predictor { .. } => 1,
         };
-        let (mut at, mut tensors, mut infos) = (0, Vec::new(), Vec::new());
-        for t in spec.tensors() {
-            let elements = t.elements();
-            let end = at + elements * spec.dtype.size() as u64;
-            let offsets = (at as usize, end as usize);
-            infos.push((t.name.clone(), TensorInfo { dtype, shape: t.shape.clone(), data_offsets: offsets }));
+        let specs = spec.tensors();
+        let (header, places) = weights::header(spec.dtype, specs.iter().map(|t| (&*t.name, &*t.shape)));
+        let generator = |(t, at): (TensorSpec, u64)| {
             let stream = fnv(&[spec.name.as_bytes(), b"/", t.name.as_bytes()]);
             let (centre, spread) = scale(&t, depth);
-            tensors.push(Generator { name: t.name, elements, at, seed: spec.seed, stream, centre, spread });
-            at = end;
-        }
-        let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-        let meta = Metadata::new(Some(format), infos).expect("the offsets are contiguous by construction");
-        let mut json = serde_json::to_vec(&meta).expect("plain names and numbers");
-        json.resize((json.len() + 8).next_multiple_of(ALIGN) - 8, b' ');
-        let mut header = (json.len() as u64).to_le_bytes().to_vec();
-        header.extend(json);
+            Generator { elements: t.elements(), name: t.name, at, seed: spec.seed, stream, centre, spread }
+        };
+        let tensors = specs.into_iter().zip(places).map(generator).collect();
         Layout { header, tensors }
     }
 
@@ -528,7 +480,7 @@ mod tests {
     fn values_are_pinned() {
         let spec = Spec::network("OE270M", DType::BF16, 0).unwrap();
         let layout = Layout::new(&spec);
-        assert_eq!(layout.header.len() % ALIGN, 0);
+        assert_eq!(layout.header.len() % 64, 0);
         assert_eq!(layout.manifest(&spec).sampled, "ebe828507cfbe24c");
         let other = Spec::network("OE270M", DType::BF16, 1).unwrap();
         assert_ne!(Layout::new(&other).manifest(&other).sampled, layout.manifest(&spec).sampled);

@@ -7,7 +7,7 @@ use ttft_kernels::DType;
 use crate::{
     config::{NetworkConfig, TensorSpec},
     error::Result,
-    kv_prediction::{KvPrediction, predictor::Predictor},
+    kv_prediction::{self, KvPrediction},
     network::Network,
     pruning::{Pruned, Pruning},
     zoo,
@@ -40,8 +40,8 @@ impl System {
 pub struct CostSystem {
     /// The network that answers.
     pub base: NetworkConfig,
-    /// The auxiliary and the layer map, of KV prediction.
-    pub pair: Option<(NetworkConfig, Vec<usize>)>,
+    /// What reads the prompt in its place and what is predicted from that, of KV prediction.
+    pub prediction: Option<kv_prediction::Shape>,
     /// On which tokens it works, if not on all.
     pub pruning: Option<Pruning>,
     /// Storage type of the weights.
@@ -52,17 +52,20 @@ impl CostSystem {
     /// The shapes of a loaded system.
     pub fn of(system: &System) -> CostSystem {
         let base = system.base();
-        let (pair, pruning) = match system {
+        let (prediction, pruning) = match system {
             System::Network(_) => (None, None),
-            System::KvPrediction(s) => (Some((s.aux.config().clone(), s.predictor.layer_map().to_vec())), None),
+            System::KvPrediction(s) => {
+                let aux = s.aux.as_ref().map(|aux| aux.config().clone());
+                (Some(kv_prediction::Shape { aux, layout: s.predictor.layout().clone(), own: s.own }), None)
+            }
             System::Pruned(s) => (None, Some(s.pruning)),
         };
-        CostSystem { base: base.config().clone(), pair, pruning, weights: base.weight_dtype() }
+        CostSystem { base: base.config().clone(), prediction, pruning, weights: base.weight_dtype() }
     }
 
     /// The shapes of one network on its own.
     pub fn network(base: NetworkConfig, weights: DType) -> CostSystem {
-        CostSystem { base, pair: None, pruning: None, weights }
+        CostSystem { base, prediction: None, pruning: None, weights }
     }
 
     /// The shapes of a network, pair or pruned network of the zoo.
@@ -70,9 +73,10 @@ impl CostSystem {
     /// # Errors
     /// [`crate::Error::UnknownName`].
     pub fn named(name: &str, weights: DType) -> Result<CostSystem> {
-        if let Ok(p) = zoo::pair(name) {
-            let pair = Some((zoo::network(p.aux)?, p.layer_map));
-            return Ok(CostSystem { pair, ..Self::network(zoo::network(p.base)?, weights) });
+        if let Ok(p) = zoo::prediction(name) {
+            let aux = p.aux.map(zoo::network).transpose()?;
+            let prediction = Some(kv_prediction::Shape { aux, layout: p.layout, own: p.own });
+            return Ok(CostSystem { prediction, ..Self::network(zoo::network(p.base)?, weights) });
         }
         if let Ok((base, pruning)) = zoo::token_pruned(name) {
             return Ok(CostSystem { pruning: Some(pruning), ..Self::network(zoo::network(base)?, weights) });
@@ -82,7 +86,11 @@ impl CostSystem {
 
     /// Parameters of the predictor; 0 without one.
     pub fn predictor_params(&self) -> u64 {
-        let Some((aux, map)) = &self.pair else { return 0 };
-        Predictor::tensors(&self.base, aux, map).iter().map(TensorSpec::elements).sum()
+        self.predictor_tensors().iter().map(TensorSpec::elements).sum()
+    }
+
+    pub(crate) fn predictor_tensors(&self) -> Vec<TensorSpec> {
+        let Some(p) = &self.prediction else { return Vec::new() };
+        p.layout.tensors(&self.base, p.layout.source(&self.base, p.aux.as_ref()))
     }
 }

@@ -1,9 +1,14 @@
-//! The networks and pairs of the paper (Tables 1 and 4) and the token prunings it times (Table 5), as data.
+//! The networks and pairs of the paper (Tables 1 and 4) and the token prunings it times (Table 5), and those of the families
+//! that fill the Hub, as data.
 
 use crate::{
-    arch::openelm,
-    config::{Biases, LayerShape, NetworkConfig, Rope, make_divisible},
+    arch::{llama, openelm, qwen2, qwen3},
+    config::{Biases, Family, LayerShape, NetworkConfig, Rope, RopeScaling, make_divisible},
     error::{Error, Result},
+    kv_prediction::{
+        self,
+        layout::{Input, Layout, OwnTokens},
+    },
     pruning::Pruning,
 };
 
@@ -30,8 +35,91 @@ const FFN_DIVISOR: usize = 256;
 /// The tokenizer's vocabulary; one embedding table, which is also the output head.
 pub const VOCAB: usize = 32000;
 
-/// Names of the networks: the canonical four and the layer-pruned six.
-pub const NETWORKS: [&str; 10] = [
+/// A network of the Hub, all of whose layers are alike and whose head is its embedding table.
+struct Hub {
+    name: &'static str,
+    family: &'static Family,
+    vocab: usize,
+    layers: usize,
+    dim: usize,
+    ffn: usize,
+    /// Of queries, and of keys and values.
+    heads: (usize, usize),
+    head_dim: usize,
+    eps: f32,
+    rope: Rope,
+    max_context: usize,
+}
+
+/// Of Llama 3.2.
+const LLAMA_ROPE: Rope =
+    Rope { theta: 500_000.0, scaling: Some(RopeScaling { factor: 32.0, low: 1.0, high: 4.0, original: 8192.0 }) };
+
+const fn rope(theta: f64) -> Rope {
+    Rope { theta, scaling: None }
+}
+
+const fn llama(name: &'static str, layers: usize, dim: usize, heads: (usize, usize), head_dim: usize) -> Hub {
+    let (ffn, max_context) = (8192, 131_072);
+    let (family, vocab, eps, rope) = (&llama::FAMILY, 128_256, 1e-5, LLAMA_ROPE);
+    Hub { name, family, vocab, layers, dim, ffn, heads, head_dim, eps, rope, max_context }
+}
+
+const fn smollm(name: &'static str, layers: usize, dim: usize, ffn: usize, heads: (usize, usize), theta: f64) -> Hub {
+    let (family, vocab, eps, rope) = (&llama::FAMILY, 49152, 1e-5, rope(theta));
+    Hub { name, family, vocab, layers, dim, ffn, heads, head_dim: 64, eps, rope, max_context: 8192 }
+}
+
+const fn qwen(
+    name: &'static str,
+    family: &'static Family,
+    (layers, dim, ffn): (usize, usize, usize),
+    heads: (usize, usize),
+    head_dim: usize,
+    max_context: usize,
+) -> Hub {
+    let (vocab, eps, rope) = (151_936, 1e-6, rope(1e6));
+    Hub { name, family, vocab, layers, dim, ffn, heads, head_dim, eps, rope, max_context }
+}
+
+static HUB: [Hub; 11] = [
+    llama("Llama-3.2-1B", 16, 2048, (32, 8), 64),
+    llama("Llama-3.2-3B", 28, 3072, (24, 8), 128),
+    smollm("SmolLM2-135M", 30, 576, 1536, (9, 3), 100_000.0),
+    smollm("SmolLM2-360M", 32, 960, 2560, (15, 5), 100_000.0),
+    smollm("SmolLM2-1.7B", 24, 2048, 8192, (32, 32), 130_000.0),
+    qwen("Qwen2.5-0.5B", &qwen2::FAMILY, (24, 896, 4864), (14, 2), 64, 32768),
+    qwen("Qwen2.5-1.5B", &qwen2::FAMILY, (28, 1536, 8960), (12, 2), 128, 131_072),
+    qwen("Qwen2.5-3B", &qwen2::FAMILY, (36, 2048, 11008), (16, 2), 128, 32768),
+    qwen("Qwen3-0.6B", &qwen3::FAMILY, (28, 1024, 3072), (16, 8), 128, 40960),
+    qwen("Qwen3-1.7B", &qwen3::FAMILY, (28, 2048, 6144), (16, 8), 128, 40960),
+    qwen("Qwen3-4B", &qwen3::FAMILY, (36, 2560, 9728), (32, 8), 128, 40960),
+];
+
+impl Hub {
+    fn config(&self) -> NetworkConfig {
+        let Hub { family, vocab, dim, ffn, heads: (query_heads, kv_heads), head_dim, eps, rope, max_context, .. } =
+            *self;
+        let layer = LayerShape { query_heads, kv_heads, ffn, ffn_multiplier: ffn as f64 / dim as f64 };
+        NetworkConfig {
+            family,
+            vocab,
+            dim,
+            head_dim,
+            layers: vec![layer; self.layers],
+            ffn_dim_divisor: 1,
+            eps,
+            qk_norm: *family == qwen3::FAMILY,
+            biases: Biases { qkv: *family == qwen2::FAMILY, ..Biases::default() },
+            tied: true,
+            rope,
+            max_context,
+        }
+    }
+}
+
+/// Names of the networks: of OpenELM the canonical four and the layer-pruned six, then those of the Hub.
+pub const NETWORKS: [&str; 21] = [
     "OE270M",
     "OE450M",
     "OE1.1B",
@@ -42,10 +130,32 @@ pub const NETWORKS: [&str; 10] = [
     "OE3B-LP-0.75",
     "OE3B-LP-0.50",
     "OE3B-LP-0.25",
+    "Llama-3.2-1B",
+    "Llama-3.2-3B",
+    "SmolLM2-135M",
+    "SmolLM2-360M",
+    "SmolLM2-1.7B",
+    "Qwen2.5-0.5B",
+    "Qwen2.5-1.5B",
+    "Qwen2.5-3B",
+    "Qwen3-0.6B",
+    "Qwen3-1.7B",
+    "Qwen3-4B",
 ];
 
-/// Names of the pairs.
-pub const PAIRS: [&str; 11] = [
+/// Pairs of the Hub's networks: name, base and auxiliary.
+const HUB_PAIRS: [(&str, &str, &str); 7] = [
+    ("Llama-3.2-3B-KVP-1B", "Llama-3.2-3B", "Llama-3.2-1B"),
+    ("SmolLM2-1.7B-KVP-360M", "SmolLM2-1.7B", "SmolLM2-360M"),
+    ("SmolLM2-1.7B-KVP-135M", "SmolLM2-1.7B", "SmolLM2-135M"),
+    ("Qwen2.5-1.5B-KVP-0.5B", "Qwen2.5-1.5B", "Qwen2.5-0.5B"),
+    ("Qwen2.5-3B-KVP-0.5B", "Qwen2.5-3B", "Qwen2.5-0.5B"),
+    ("Qwen3-1.7B-KVP-0.6B", "Qwen3-1.7B", "Qwen3-0.6B"),
+    ("Qwen3-4B-KVP-0.6B", "Qwen3-4B", "Qwen3-0.6B"),
+];
+
+/// Names of the pairs: those of the paper, then those of the Hub's networks.
+pub const PAIRS: [&str; 18] = [
     "OE1.1B-KVP-C-450M",
     "OE1.1B-KVP-C-270M",
     "OE1.1B-KVP-LP-0.75",
@@ -57,6 +167,13 @@ pub const PAIRS: [&str; 11] = [
     "OE3B-KVP-LP-0.75",
     "OE3B-KVP-LP-0.50",
     "OE3B-KVP-LP-0.25",
+    "Llama-3.2-3B-KVP-1B",
+    "SmolLM2-1.7B-KVP-360M",
+    "SmolLM2-1.7B-KVP-135M",
+    "Qwen2.5-1.5B-KVP-0.5B",
+    "Qwen2.5-3B-KVP-0.5B",
+    "Qwen3-1.7B-KVP-0.6B",
+    "Qwen3-4B-KVP-0.6B",
 ];
 
 /// Names of the pairs that are controls, not systems of the paper: a network as its own auxiliary, which must take its own
@@ -149,6 +266,9 @@ fn kept(fraction: &str, i: usize) -> bool {
 pub fn network(name: &str) -> Result<NetworkConfig> {
     let unknown = || Error::UnknownName { what: "network", name: name.to_owned(), known: NETWORKS.to_vec() };
     let name = NETWORKS.into_iter().find(|n| *n == name).ok_or_else(unknown)?;
+    if let Some(hub) = HUB.iter().find(|h| h.name == name) {
+        return Ok(hub.config());
+    }
     let (base, fraction) = name.split_once("-LP-").unwrap_or((name, ""));
     let mut c = canonical(CANONICAL.iter().find(|c| c.name == base).ok_or_else(unknown)?);
     if !fraction.is_empty() {
@@ -171,6 +291,10 @@ pub fn pruned_from(name: &str) -> Option<&'static str> {
 pub fn pair(name: &str) -> Result<Pair> {
     let unknown = || Error::UnknownName { what: "pair", name: name.to_owned(), known: PAIRS.to_vec() };
     let name = PAIRS.into_iter().chain(CONTROLS).find(|n| *n == name).ok_or_else(unknown)?;
+    if let Some((name, base, aux)) = HUB_PAIRS.into_iter().find(|(n, ..)| *n == name) {
+        let layer_map = kv_prediction::layer_map(network(base)?.layers.len(), network(aux)?.layers.len());
+        return Ok(Pair { name, base, aux, layer_map });
+    }
     // Runs of (auxiliary layers, base layers that each of them serves).
     let runs = |runs: &[(usize, usize)]| {
         let counts = runs.iter().flat_map(|&(layers, each)| std::iter::repeat_n(each, layers));
@@ -212,4 +336,65 @@ pub fn token_pruned(name: &str) -> Result<(&'static str, Pruning)> {
         .max_by_key(|(n, _)| n.len())
         .ok_or_else(|| Error::UnknownName { what: "network", name: name.to_owned(), known: NETWORKS.to_vec() })?;
     Ok((base, rest.parse()?))
+}
+
+/// Examples of names of KV predictions that have no row of their own.
+pub const SHARED: [&str; 3] = ["OE1.1B-KVP-S10-m15-s1", "OE1.1B-KVP-S14-m15-s1", "OE1.1B-KVP-S19-m15-s1"];
+
+/// A KV prediction.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Prediction {
+    /// Name of the base network.
+    pub base: &'static str,
+    /// Name of the auxiliary network; none where layers of the base read the prompt.
+    pub aux: Option<&'static str>,
+    /// What is predicted from where.
+    pub layout: Layout,
+    /// Tokens that the base reads itself, which are no matter of weights.
+    pub own: OwnTokens,
+    /// The name without these.
+    pub predictor: String,
+}
+
+/// A pair of [`PAIRS`] or [`CONTROLS`], or shared layers: `OE1.1B-KVP-S19` is a network whose first 19 layers read the prompt,
+/// the others predicted from the hidden state behind them by maps, but for the first of them, which projects it itself;
+/// `OE1.1B-KVP-S19own` has no maps: all layers project it themselves. Behind either, `-m15` and `-s1`: the base reads the last 15
+/// tokens and the first one itself.
+///
+/// # Errors
+/// [`Error::UnknownName`].
+pub fn prediction(name: &str) -> Result<Prediction> {
+    let (plain, own) = OwnTokens::strip(name);
+    let predictor = plain.to_owned();
+    let base = shared_layers(plain).and_then(|(base, ..)| NETWORKS.into_iter().find(|n| *n == base));
+    if let Some(base) = base
+        && let Some(layout) = shared(plain, &network(base)?)
+    {
+        return Ok(Prediction { base, aux: None, layout, own, predictor });
+    }
+    let unknown = |_| Error::UnknownName {
+        what: "KV prediction",
+        name: name.to_owned(),
+        known: PAIRS.into_iter().chain(SHARED).collect(),
+    };
+    let p = pair(plain).map_err(unknown)?;
+    Ok(Prediction { base: p.base, aux: Some(p.aux), layout: Layout::auxiliary(&p.layer_map), own, predictor })
+}
+
+/// What is predicted from where by a name such as `OE1.1B-KVP-S19`, of this base; none of any other name, or if the base has no
+/// more layers than that.
+pub fn shared(name: &str, base: &NetworkConfig) -> Option<Layout> {
+    let (_, k, input) = shared_layers(name)?;
+    (1..base.layers.len()).contains(&k).then(|| Layout::shared(base.layers.len(), k, input))
+}
+
+/// The base, the number of layers and what the others are predicted from, of a name such as `OE1.1B-KVP-S19`.
+pub fn shared_layers(name: &str) -> Option<(&str, usize, Input)> {
+    let (base, rest) = name.rsplit_once("-KVP-S")?;
+    let (digits, input) = match rest.strip_suffix("own") {
+        Some(digits) => (digits, Input::Own),
+        None => (rest, Input::Hidden),
+    };
+    let plain = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) && !digits.starts_with('0');
+    Some((base, digits.parse().ok().filter(|_| plain)?, input))
 }

@@ -138,9 +138,11 @@ impl Calibration {
     /// Fewer than three occasions, different machines, or no cell that every occasion measured in two processes or more.
     pub fn of(records: &[Record]) -> Result<Self, CalibrationError> {
         let refuse = |message: String| Err(CalibrationError::Records(message));
-        let [first, rest @ ..] = records else { return refuse("a calibration needs records, none is given".into()) };
+        let [first, rest @ ..] = records else {
+            return refuse("a calibration needs records, and none is given".into());
+        };
         if rest.len() < 2 {
-            return refuse(format!("a calibration needs at least 3 occasions, {} given", records.len()));
+            return refuse(format!("a calibration needs at least 3 occasions, and {} are given", records.len()));
         }
         if let Some(other) = rest.iter().find(|r| !same_machine(&first.run.machine, &r.run.machine)) {
             return refuse(format!(
@@ -191,9 +193,9 @@ impl Calibration {
         let text = std::fs::read_to_string(path).map_err(|e| fault(format!("cannot read it: {e}")))?;
         let mut json = serde_json::Deserializer::from_str(&text);
         let calibration: Self = serde_path_to_error::deserialize(&mut json)
-            .map_err(|e| fault(format!("no calibration of ttft: field `{}`: {}", e.path(), e.inner())))?;
+            .map_err(|e| fault(format!("this is no calibration of ttft: field `{}`: {}", e.path(), e.inner())))?;
         if calibration.schema != SCHEMA {
-            return Err(fault(format!("its schema is `{}`, this program reads `{SCHEMA}`", calibration.schema)));
+            return Err(fault(format!("its schema is `{}`, and this program reads `{SCHEMA}`", calibration.schema)));
         }
         Ok(calibration)
     }

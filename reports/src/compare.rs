@@ -139,13 +139,15 @@ pub struct Means {
 #[derive(Debug, thiserror::Error)]
 pub enum CompareError {
     /// Fewer than two.
-    #[error("comparing needs at least two runs, {0} given")]
+    #[error("a comparison needs at least two runs, and {0} was given")]
     TooFew(usize),
     /// A side without records.
-    #[error("`{0}` has no records: give at least one a side")]
+    #[error("`{0}` has no records: give at least one for each side")]
     Empty(String),
     /// Fewer than three pairs of processes.
-    #[error("judging needs at least three pairs of processes, {0} given: ask for more, ten find 10% as a rule")]
+    #[error(
+        "a judgement needs at least three pairs of processes, and {0} were given: ask for ten, which find 10% as a rule"
+    )]
     TooFewPairs(usize),
     /// No workload in common.
     #[error("`{first}` and `{other}` have no comparable workload in common: {reason}")]
@@ -230,7 +232,7 @@ pub fn compare<'a>(sides: &[Side<'a>], calibrations: &[Calibration]) -> Result<C
             return Err(CompareError::Nothing { first: first.name.into(), other: side.name.into(), reason });
         }
         if !list.is_empty() {
-            warnings.insert(format!("{}: cells left out: {list}", side.name));
+            warnings.insert(format!("{}: some cells are left out: {list}", side.name));
         }
         let faulty = |l: &Line| [&l.rows[0], &l.rows[i + 1]].into_iter().flatten().any(|row| row.cell.has_faults());
         let all = versus.len();
@@ -238,7 +240,7 @@ pub fn compare<'a>(sides: &[Side<'a>], calibrations: &[Calibration]) -> Result<C
         if versus.len() < all {
             let n = all - versus.len();
             warnings.insert(format!(
-                "{}: left out of the mean for known faults of a figure: {n} of {all} workloads",
+                "{}: {n} of {all} workloads are left out of the mean, because a figure has known faults",
                 side.name
             ));
         }
@@ -691,7 +693,7 @@ mod tests {
             "{:?}",
             comparison.warnings
         );
-        assert!(comparison.warnings.iter().any(|w| w.starts_with("there: cells left out: precision")));
+        assert!(comparison.warnings.iter().any(|w| w.starts_with("there: some cells are left out: precision")));
         b.cells[0].phases[0].cost.as_mut().unwrap().flops.projections /= 1000;
         assert!(compare(&sides(&a, &b)).unwrap_err().to_string().contains("by exact count"));
         b.cells.truncate(0);
@@ -740,7 +742,7 @@ mod tests {
         pruned.cells[1] = Cell { samples_ns: pruned.cells[1].samples_ns.clone(), ..random_pruned(faulty) };
         let comparison = compare(&[side("paper", &paper), side("here", &pruned)]).unwrap();
         assert_eq!((comparison.lines.len(), comparison.means[0].workloads), (3, 2), "{:?}", comparison.warnings);
-        assert!(comparison.warnings.iter().any(|w| w.ends_with("1 of 3 workloads")));
+        assert!(comparison.warnings.iter().any(|w| w.contains("1 of 3 workloads are left out")));
         let unknown = |needle: &str| there.warnings.iter().any(|w| w.starts_with(needle));
         assert!(unknown("paper does not record the type of weights"));
         assert!(unknown("paper does not record its peak and bandwidth"));

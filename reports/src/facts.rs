@@ -2,7 +2,7 @@
 
 use crate::{
     format,
-    schema::{Dtype, RunHeader, Sampler, Start},
+    schema::{Dtype, Peak, Record, RunHeader, Sampler, Start},
 };
 
 /// The machine in one line.
@@ -27,12 +27,14 @@ pub fn machine(run: &RunHeader) -> String {
 /// The measured limits in one line.
 pub fn limits(run: &RunHeader) -> String {
     let limits = &run.limits;
-    let peak = |dtype: Dtype| Some(format!("{} {} GFLOP/s", dtype.name(), format::figure(limits.peak_gflops(dtype)?)));
-    let mut parts: Vec<String> =
-        [Dtype::F32, Dtype::Bf16, Dtype::F16, Dtype::I8].into_iter().filter_map(peak).collect();
-    // Which roof it is that shares of the peak stand against.
-    if let (Some(last), Some(isa)) = (parts.last_mut(), limits.peaks.first().and_then(|p| p.isa.as_deref())) {
-        last.push_str(&format!(" ({isa})"));
+    let peaks: Vec<&Peak> =
+        [Dtype::F32, Dtype::Bf16, Dtype::F16, Dtype::I8].map(|d| limits.fastest(d)).into_iter().flatten().collect();
+    // One name after all of them, or each with its own.
+    let alike = peaks.windows(2).all(|p| p[0].isa == p[1].isa);
+    let mut parts: Vec<String> = Vec::new();
+    for (i, p) in peaks.iter().enumerate() {
+        let isa = p.isa.as_ref().filter(|_| !alike || i + 1 == peaks.len()).map(|isa| format!(" ({isa})"));
+        parts.push(format!("{} {} GFLOP/s{}", p.dtype.name(), format::figure(p.gflops), isa.unwrap_or_default()));
     }
     parts.extend(limits.read_gb_per_s.map(|b| format!("memory read {} GB/s", format::figure(b))));
     if parts.is_empty() {
@@ -40,6 +42,31 @@ pub fn limits(run: &RunHeader) -> String {
     }
     let threads = limits.threads.map(|n| format!(" with {n} thread{}", if n == 1 { "" } else { "s" }));
     format!("measured {}{}", parts.join(", "), threads.unwrap_or_default())
+}
+
+/// How much faster a unit must be to be worth a word: less, and the probes differ by chance.
+const WORTH_SAYING: f64 = 1.03;
+
+/// What the peaks leave to be said of a run: a faster unit that its kernels leave unused, or one that was not reached.
+pub fn units(record: &Record) -> Vec<String> {
+    let limits = &record.run.limits;
+    let mut said = Vec::new();
+    let dtype = record.cells.iter().find_map(|c| c.compute_dtype);
+    if let (Some(used), Some(peak)) = (limits.in_use(), dtype.and_then(|d| limits.peak(d)))
+        && peak.gflops > WORTH_SAYING * used.gflops
+    {
+        let name =
+            |p: &Peak| format!("{} ({} GFLOP/s)", p.isa.as_deref().unwrap_or(p.dtype.name()), format::figure(p.gflops));
+        said.push(format!(
+            "the kernels use {} and leave {} unused, of which shares of the peak are",
+            name(used),
+            name(peak)
+        ));
+    }
+    if let Some(unit) = &limits.out_of_reach {
+        said.push(format!("the peak is that of the units that the program can reach, which {unit} is not among"));
+    }
+    said
 }
 
 /// Settings and revision in one line.
@@ -67,4 +94,70 @@ pub fn settings(run: &RunHeader) -> String {
         run.started_at.clone(),
     ];
     parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::samples;
+
+    fn peak(dtype: Dtype, isa: &str, gflops: f64, in_use: bool) -> Peak {
+        Peak { dtype, isa: Some(isa.into()), gflops, in_use: Some(in_use) }
+    }
+
+    #[test]
+    fn a_faster_unit_that_is_left_unused_is_named_and_is_the_peak() {
+        let mut record = samples::run();
+        assert_eq!(units(&record), Vec::<String>::new(), "a record that does not say which unit is used");
+        let with = |amx: f64| {
+            vec![
+                peak(Dtype::F32, "FMA", 230.0, false),
+                peak(Dtype::Bf16, "vdpbf16ps", 460.0, true),
+                peak(Dtype::Bf16, "AMX", amx, false),
+                peak(Dtype::I8, "VNNI", 9000.0, false),
+            ]
+        };
+        record.run.limits.peaks = with(4600.0);
+        let said = units(&record);
+        assert_eq!(
+            said,
+            [
+                "the kernels use vdpbf16ps (460 GFLOP/s) and leave AMX (4600 GFLOP/s) unused, of which shares of the peak are"
+            ]
+        );
+        assert_eq!(record.run.limits.peak_gflops(Dtype::Bf16), Some(4600.0));
+        assert!(limits(&record.run).contains("f32 230 GFLOP/s (FMA), bf16 4600 GFLOP/s (AMX), i8 9000 GFLOP/s (VNNI)"));
+        // As fast as probes can tell.
+        record.run.limits.peaks = with(465.0);
+        assert!(units(&record).is_empty());
+        // Products of F32 have none of it.
+        record.run.limits.peaks = with(4600.0);
+        record.run.limits.peaks.iter_mut().for_each(|p| p.in_use = Some(p.isa.as_deref() == Some("FMA")));
+        record.cells.iter_mut().for_each(|c| c.compute_dtype = Some(Dtype::F32));
+        assert!(units(&record).is_empty() && record.run.limits.peak_gflops(Dtype::F32) == Some(230.0));
+    }
+
+    #[test]
+    fn factors_of_16_bits_may_be_widened() {
+        let mut record = samples::run();
+        record.run.limits.peaks = vec![peak(Dtype::F32, "FMA", 230.0, true)];
+        assert_eq!(record.run.limits.peak_gflops(Dtype::Bf16), Some(230.0));
+        assert_eq!(record.run.limits.peak_gflops(Dtype::I8), None);
+        assert!(units(&record).is_empty());
+        // BF16 instructions that are slower than that are not the peak.
+        record.run.limits.peaks.push(peak(Dtype::Bf16, "vdpbf16ps", 150.0, false));
+        assert_eq!(record.run.limits.peak_gflops(Dtype::Bf16), Some(230.0));
+    }
+
+    #[test]
+    fn a_unit_out_of_reach_is_named() {
+        let mut record = samples::run();
+        record.run.limits.out_of_reach = Some("the matrix unit".into());
+        let said = units(&record);
+        assert_eq!(
+            said,
+            ["the peak is that of the units that the program can reach, which the matrix unit is not among"]
+        );
+        assert!(crate::terminal::render(&record, None).contains(&format!("peak     {}", said[0])));
+    }
 }

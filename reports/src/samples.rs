@@ -137,10 +137,11 @@ pub fn run() -> Record {
             },
             limits: Limits {
                 peaks: [(Dtype::F32, 233.0), (Dtype::Bf16, 468.0)]
-                    .map(|(dtype, gflops)| Peak { dtype, isa: Some("avx512".into()), gflops })
+                    .map(|(dtype, gflops)| Peak { dtype, isa: Some("avx512".into()), gflops, in_use: None })
                     .into(),
                 read_gb_per_s: Some(40.0),
                 threads: Some(2),
+                out_of_reach: None,
             },
             notes: Vec::new(),
         },

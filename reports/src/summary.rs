@@ -104,6 +104,8 @@ pub enum Doubt {
     MajorFaults(u64),
     /// More was running than there are cores: load average, cores.
     Load(f64, u32),
+    /// Heat slowed the clock so many times while the samples were taken.
+    Throttled(u64),
     /// Timed without a correctness gate.
     NoGate,
     /// A cold start that read less from storage than its weights are: bytes read, and bytes of weights.
@@ -125,6 +127,7 @@ impl fmt::Display for Doubt {
             }
             Doubt::MajorFaults(n) => write!(f, "{n} page faults read from disk"),
             Doubt::Load(load, cores) => write!(f, "load {load:.1} on {cores} cores"),
+            Doubt::Throttled(n) => write!(f, "heat slowed the clock {n} times"),
             Doubt::NotCold(read, needed) => {
                 let (read, needed) = (format::bytes(*read), format::bytes(*needed));
                 write!(f, "{read} of {needed} of weights were read from storage: a cache held the rest")
@@ -366,6 +369,7 @@ pub fn doubts(cell: &Cell, cores: Option<u32>) -> Vec<Doubt> {
     {
         doubts.push(Doubt::Load(load, cores));
     }
+    doubts.extend(cell.throttled().filter(|n| *n > 0).map(Doubt::Throttled));
     if cell.gate.is_none() {
         doubts.push(Doubt::NoGate);
     }
@@ -457,7 +461,10 @@ pub fn largest_drift(record: &Record) -> Option<(f64, &Cell)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{samples, schema::Drift};
+    use crate::{
+        samples,
+        schema::{Clocks, Drift},
+    };
 
     fn find<'a>(rows: &'a [Row<'a>], id: &str) -> &'a Row<'a> {
         rows.iter().find(|r| r.cell.id == id).unwrap()
@@ -557,7 +564,9 @@ mod tests {
             "{:?}",
             row.doubts
         );
-        assert!(crate::terminal::render(&record, None).contains("no speedup: the machine's speed differed"));
+        assert!(
+            crate::terminal::render(&record, None).contains("A speedup is missing where the machine's speed differed")
+        );
         // In common rounds the machine's speed cancels.
         let (mut paired, mut with) = (base, at("OE450M", 260.0, 262.0));
         paired.rounds = Some((0..10).collect());
@@ -603,6 +612,8 @@ mod tests {
         assert!(matches!(doubts(&Cell { drift: Some(moved), ..good.clone() }, None)[..], [Doubt::Drift(_)]));
         assert_eq!(doubts(&Cell { gate: None, ..good.clone() }, None), [Doubt::NoGate]);
         assert_eq!(doubts(&Cell { load_after: Some(5.0), ..good.clone() }, Some(2)), [Doubt::Load(5.0, 2)]);
+        let clocks = Clocks { throttled: Some(vec![0, 2, 1]), ..Clocks::default() };
+        assert_eq!(doubts(&Cell { clocks: Some(clocks), ..good.clone() }, None), [Doubt::Throttled(3)]);
         let mut cold = good.clone();
         cold.memory.as_mut().unwrap().major_faults = Some(3);
         assert_eq!(doubts(&cold, None), [Doubt::MajorFaults(3)]);

@@ -40,13 +40,13 @@ pub fn render(record: &Record, width: Option<u16>) -> String {
     }
     let doubted: Vec<&Row> = rows.iter().filter(|r| !r.doubts.is_empty()).collect();
     if !doubted.is_empty() {
-        text.push_str("\n(!) Not to be trusted:\n");
+        text.push_str("\n(!) These cells are not to be trusted:\n");
         for row in doubted {
             text.push_str(&format!("  {}: {}\n", row.cell.id, doubts(row)));
         }
     }
     if !record.skipped.is_empty() {
-        text.push_str("\nSkipped:\n");
+        text.push_str("\nThese cells were skipped:\n");
         for skipped in &record.skipped {
             text.push_str(&format!("  {}: {}\n", skipped.id, skipped.reason));
         }
@@ -67,6 +67,16 @@ pub fn validation(record: &Record, width: Option<u16>) -> String {
     blocks.extend(cold::blocks(&summary::rows(record)));
     let answer = if blocks.is_empty() { String::new() } else { words(&blocks, width) };
     format!("{}\n{nothing}{answer}", head(record))
+}
+
+/// Whether the reduction of operations was a reduction of time in this run, and what stood in the way, in a few sentences;
+/// `None` if no system was measured beside its base. `command` decides, where one process took all samples.
+pub fn answer(record: &Record, command: &str) -> Option<String> {
+    let mut validation = validate::validate(record);
+    let one_process = record.cells.iter().all(|c| c.processes.is_none());
+    validation.command = one_process.then(|| command.to_owned());
+    let blocks = verdict::verdict(&validation);
+    (!validation.claims.is_empty()).then(|| words(&blocks[..verdict::ANSWER], None))
 }
 
 /// Runs side by side: `ttft compare`.
@@ -143,6 +153,7 @@ pub fn head(record: &Record) -> String {
         ("run", facts::settings(&record.run)),
         ("drift", drift),
     ];
+    lines.extend(facts::units(record).into_iter().map(|said| ("peak", said)));
     lines.extend(record.run.notes.iter().map(|note| ("note", note.clone())));
     lines.into_iter().map(|(name, text)| format!("{name:<8} {text}\n")).collect()
 }
@@ -206,32 +217,33 @@ fn footnotes(rows: &[Row]) -> String {
         true => {
             "from opening the folders of the weights, of which nothing is in memory, to the first token of the whole batch"
         }
-        false => "from token ids in memory to the first token of the whole batch, weights warm",
+        false => "from token ids in memory to the first token of the whole batch, with warm weights",
     };
-    let mut notes = vec![format!("TTFT: {centre}, {from}. ratio: speedup / FLOPs reduction.")];
+    let mut notes = vec![format!("TTFT is the {centre}, {from}. The ratio is the speedup over the FLOPs reduction.")];
     let low = rows.iter().filter_map(|r| r.ttft?.interval).map(|i| i.level).reduce(f64::min);
     if let Some(level) = low {
         let exception = if level < crate::stats::LEVEL { ", or less where it says so (few samples)" } else { "" };
         let within = if processes > 1 { "" } else { ", within one process" };
-        notes.push(format!("interval: {:.0}% confidence{exception}{within}.", 100.0 * crate::stats::LEVEL));
+        notes.push(format!("The interval has {:.0}% confidence{exception}{within}.", 100.0 * crate::stats::LEVEL));
     }
     if rows.iter().any(|r| r.speedup.is_some_and(|s| s.pairing == Pairing::Unpaired) && r.cell.system != r.cell.base) {
-        notes.push("speedup: ratio of medians; the samples were not taken in common rounds.".into());
+        notes.push("The speedup is a ratio of medians, because the samples were not taken in common rounds.".into());
     }
     if rows.iter().any(|r| r.flops_reduction.is_none() && r.paper_flops_reduction.is_some()) {
-        notes.push("*: FLOPs by the paper's approximation; no exact count.".into());
+        notes.push("A star marks FLOPs by the paper's approximation, where there is no exact count.".into());
     }
     notes.extend(rows.iter().filter_map(content::modes).map(|modes| modes + "."));
     if rows.iter().any(|r| r.doubts.iter().any(|d| matches!(d, Doubt::NoRatio(_)))) {
         notes.push(
-            "no speedup: the machine's speed differed between a system and its base, and they were not measured in common rounds."
+            "A speedup is missing where the machine's speed differed between a system and its base, and they were not measured in common \
+             rounds."
                 .into(),
         );
     }
     let again = rows.iter().map(|r| r.cell).filter(|c| c.attempt > 1);
     let again: Vec<String> = again.map(|c| format!("{} ({} attempts)", c.id, c.attempt)).collect();
     if !again.is_empty() {
-        notes.push(format!("measured again, the last attempt stands: {}.", again.join(", ")));
+        notes.push(format!("These cells were measured again, and the last attempt counts: {}.", again.join(", ")));
     }
     notes.into_iter().map(|n| n + "\n").collect()
 }
@@ -255,7 +267,7 @@ mod tests {
         let mut record = samples::run();
         assert!(!render(&record, None).contains("again"));
         record.cells[1].attempt = 3;
-        assert!(render(&record, None).contains("stands: ttft/OE450M/aux/b1/p64 (3 attempts)."));
+        assert!(render(&record, None).contains("counts: ttft/OE450M/aux/b1/p64 (3 attempts)."));
     }
 
     #[test]
@@ -267,6 +279,18 @@ mod tests {
         assert!(validation(&record, None).ends_with("Nothing to validate: no system was measured beside its base.\n"));
         record.cells = vec![samples::cell("OE1.1B", 1, 64, 12)];
         assert!(validation(&record, None).contains("A/A: odd against even samples of ttft/OE1.1B/base/b1/p64"));
+    }
+
+    #[test]
+    fn the_answer_in_a_few_sentences() {
+        let mut record = samples::run();
+        let text = answer(&record, "ttft bench --preset quick").unwrap();
+        insta::assert_snapshot!(text);
+        assert!(text.replace('\n', " ").contains("The following command decides: ttft bench --preset quick."));
+        let decided = samples::occasions(1, 5, 5, [0.0, 0.01, 0.01], 4).remove(0);
+        assert!(!answer(&decided, "ttft bench").unwrap().contains("ttft bench"));
+        record.cells.truncate(1);
+        assert_eq!(answer(&record, "ttft bench"), None);
     }
 
     #[test]
@@ -291,7 +315,7 @@ mod tests {
     #[test]
     fn a_narrow_terminal_keeps_its_width() {
         let text = render(&samples::run(), Some(100));
-        let table = text.lines().skip_while(|l| !l.contains("system")).take_while(|l| !l.starts_with("TTFT:"));
+        let table = text.lines().skip_while(|l| !l.contains("system")).take_while(|l| !l.starts_with("TTFT is"));
         assert!(table.clone().count() > 5);
         for line in table {
             assert!(line.chars().count() <= 100, "{line}");
@@ -310,7 +334,7 @@ mod tests {
         run      
         drift    unknown
 
-        Skipped:
+        These cells were skipped:
           ttft/a: needs 30 GiB
         ");
     }

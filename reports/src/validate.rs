@@ -75,7 +75,7 @@ pub enum Verdict {
     FallsShort(f64),
     /// The TTFT reduction is larger than the FLOPs reduction by this share.
     Exceeds(f64),
-    /// There is no figure to judge by, or it straddles the border.
+    /// There is no figure to judge by, or its interval reaches over the border.
     Undecided(Why),
 }
 
@@ -90,9 +90,9 @@ pub enum Why {
     NoFlops,
     /// Fewer than 3 samples.
     TooFew,
-    /// The interval straddles the border: so many processes would decide, if a sensible number would.
+    /// The interval reaches over the border: so many processes would decide, if a sensible number would.
     Straddles(Option<usize>),
-    /// The interval of one process straddles the border.
+    /// The interval of one process reaches over the border.
     OneProcess,
 }
 
@@ -100,12 +100,12 @@ impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Why::NoBase => f.write_str("the base was not measured"),
-            Why::NoRatio => f.write_str("the machine's speed moved between it and its base"),
-            Why::NoFlops => f.write_str("FLOPs are unknown"),
-            Why::TooFew => f.write_str("fewer than 3 samples"),
+            Why::NoRatio => f.write_str("the machine's speed moved between the system and its base"),
+            Why::NoFlops => f.write_str("its FLOPs are unknown"),
+            Why::TooFew => f.write_str("it has fewer than 3 samples"),
             Why::Straddles(Some(n)) => write!(f, "about {n} processes would decide"),
-            Why::Straddles(None) => f.write_str("too near the border for any sensible number of processes"),
-            Why::OneProcess => f.write_str("its interval straddles the border"),
+            Why::Straddles(None) => f.write_str("it is too near the border of 5% for any sensible number of processes"),
+            Why::OneProcess => f.write_str("its interval reaches over the border of 5%"),
         }
     }
 }
@@ -137,11 +137,13 @@ pub enum Cause {
     SmallModel,
     /// The base on part of the prompt runs at a lower rate than on all of it.
     FewerTokens,
+    /// The base's own layers that read the prompt run at another rate than all of them.
+    SharedLayers,
     /// Choosing the tokens that are kept.
     Selection,
-    /// Reading weights and cache for one token takes longer than its FLOPs.
+    /// Reading weights and cache for the base's own tokens takes longer than their FLOPs.
     StepBandwidth,
-    /// The one-token step is slower than its bytes and FLOPs.
+    /// The step on these tokens is slower than its bytes and FLOPs.
     StepBeyondBandwidth,
     /// The KV predictor.
     Prediction,
@@ -161,6 +163,7 @@ impl Cause {
         match self {
             Cause::SmallModel => "compute efficiency of the small model",
             Cause::FewerTokens => "compute efficiency on fewer tokens",
+            Cause::SharedLayers => "compute efficiency of the shared layers",
             Cause::Selection => "choosing tokens",
             Cause::StepBandwidth => "bandwidth-bound base step",
             Cause::StepBeyondBandwidth => "base step beyond its bandwidth",
@@ -169,6 +172,27 @@ impl Cause {
             Cause::Reading => "reading weights from storage",
             Cause::UnknownPhase => "unknown phase",
             Cause::Unattributed => "unattributed overhead",
+        }
+    }
+
+    /// As the end of a sentence that begins with "most of the missing time went into".
+    pub fn in_words(self) -> &'static str {
+        match self {
+            Cause::SmallModel => "the smaller network, which runs at a lower rate than the base",
+            Cause::FewerTokens => "the base on a part of the prompt, which runs at a lower rate than on all of it",
+            Cause::SharedLayers => {
+                "the base's own layers that read the prompt, which run at a lower rate than all of them"
+            }
+            Cause::Selection => "choosing the tokens that are kept",
+            Cause::StepBandwidth => "the base's step on its own tokens, which reads all its weights from memory",
+            Cause::StepBeyondBandwidth => {
+                "the base's step on its own tokens, which takes longer than reading its weights from memory"
+            }
+            Cause::Prediction => "the predictor of the cache",
+            Cause::Opening => "opening the files of the weights",
+            Cause::Reading => "reading weights from storage",
+            Cause::UnknownPhase => "a phase that this program does not know",
+            Cause::Unattributed => "work outside of all phases",
         }
     }
 }
@@ -391,6 +415,7 @@ fn losses(record: &Record, base: &Cell, cell: &Cell) -> Vec<Loss> {
                 Cause::FewerTokens
             }
             "prefill" | "auxiliary" => Cause::SmallModel,
+            "shared_layers" => Cause::SharedLayers,
             _ => Cause::UnknownPhase,
         };
         losses.push(Loss { cause, seconds: loss });
@@ -683,6 +708,17 @@ mod tests {
         let validation = validate(&processes);
         assert!(validation.claims.iter().all(|c| !c.indicative && c.row.processes == 5));
         assert_eq!(validation.command, None);
+    }
+
+    #[test]
+    fn every_phase_of_a_record_has_a_cause() {
+        for name in crate::schema::PHASES {
+            let mut record = samples::run();
+            record.cells[1].phases[0].name = name.into();
+            let validation = validate(&record);
+            let losses = &claim_of(&validation, "ttft/OE450M/aux/b1/p64").losses;
+            assert!(!losses.is_empty() && losses.iter().all(|l| l.cause != Cause::UnknownPhase), "{name}");
+        }
     }
 
     #[test]

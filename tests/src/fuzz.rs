@@ -13,7 +13,11 @@ use std::{
 use stats_alloc::INSTRUMENTED_SYSTEM;
 use ttft_bench::{capacity, scenario::Scenario};
 use ttft_models::{
-    DType, Extent, NetworkConfig, Precision, Predictor, RunSpec, cost::CostSystem, memory_of, weights, zoo,
+    DType, Extent, NetworkConfig, Precision, RunSpec,
+    cost::CostSystem,
+    gguf::{Container, Conversion},
+    kv_prediction::layout::Layout,
+    memory_of, weights, zoo,
 };
 use ttft_reports::{
     render,
@@ -51,7 +55,7 @@ pub struct Target {
 }
 
 /// Everything that is fuzzed.
-pub const TARGETS: [Target; 5] = [
+pub const TARGETS: [Target; 6] = [
     Target {
         name: "safetensors",
         seeds: safetensors_seeds,
@@ -85,14 +89,26 @@ pub const TARGETS: [Target; 5] = [
     },
     Target {
         name: "predictor",
-        seeds: || vec![PREDICTOR.to_vec()],
-        words: &["NaN", "\u{feff}", "\"aux_layer_for_base_layer\"", "\"base_num_layers\"", "\"aux_num_layers\""],
+        seeds: || vec![PREDICTOR.to_vec(), SHARED.to_vec()],
+        words: &[
+            "NaN",
+            "\u{feff}",
+            "\"aux_layer_for_base_layer\"",
+            "\"source_layer_for_base_layer\"",
+            "\"base_num_layers\"",
+            "\"aux_num_layers\"",
+            "\"shared_layers\"",
+            "\"hidden\"",
+        ],
         wrap: |text, _| text.to_vec(),
         read: |text, _| {
             static NETWORKS: LazyLock<[NetworkConfig; 2]> = LazyLock::new(|| {
                 [CONFIG, AUX].map(|c| NetworkConfig::parse(Path::new("config.json"), c).expect("the fixture is good"))
             });
-            Predictor::parse_map(Path::new("config.json"), text, &NETWORKS[0], &NETWORKS[1]).is_ok()
+            let [base, aux] = &*NETWORKS;
+            let read = |aux| Layout::parse(Path::new("config.json"), text, base, aux).is_ok();
+            // Both readers see every input.
+            read(Some(aux)) | read(None)
         },
     },
     Target {
@@ -131,11 +147,34 @@ pub const TARGETS: [Target; 5] = [
         wrap: |text, _| text.to_vec(),
         read: read_scenario,
     },
+    Target {
+        name: "gguf",
+        seeds: || vec![SMOLLM.to_vec(), QWEN3.to_vec(), FORMATS.to_vec()],
+        words: &[
+            "GGUF",
+            "general.alignment",
+            "general.architecture",
+            "llama.block_count",
+            "llama.rope.scaling.type",
+            "rope_freqs.weight",
+            "output.weight",
+            "tokenizer.ggml.pre",
+            "qwen2",
+            "\0\0\0\0",
+            "\u{1}\0\0\0\0\0\0\0",
+        ],
+        wrap: gguf_file,
+        read: read_gguf,
+    },
 ];
 
+const SMOLLM: &[u8] = include_bytes!("../fixtures/gguf/smollm.gguf");
+const QWEN3: &[u8] = include_bytes!("../fixtures/gguf/qwen3.gguf");
+const FORMATS: &[u8] = include_bytes!("../fixtures/gguf/formats.gguf");
 const CONFIG: &[u8] = include_bytes!("../fixtures/A/base/config.json");
 const AUX: &[u8] = include_bytes!("../fixtures/A/aux/config.json");
 const PREDICTOR: &[u8] = include_bytes!("../fixtures/A/predictor/config.json");
+const SHARED: &[u8] = include_bytes!("../fixtures/A2/predictor/config.json");
 const RECORD: &str = include_str!("../../reports/data/amd-epyc-zen5-2c/quick.jsonl");
 const PAPER: &str = include_str!("../../reports/data/apple-m2-pro/table5.jsonl");
 
@@ -159,6 +198,46 @@ fn safetensors_file(header: &[u8], random: &mut Random) -> Vec<u8> {
     };
     let data = [0, 8, 24, 32, 33][random.below(5)];
     [&length.to_le_bytes(), header, &vec![0; data]].concat()
+}
+
+/// A file some of whose numbers are hostile: lengths and counts are numbers of 64 bits, at any place.
+fn gguf_file(file: &[u8], random: &mut Random) -> Vec<u8> {
+    let mut file = file.to_vec();
+    for _ in 0..random.below(4) {
+        let number = match random.below(6) {
+            0 => random.next(),
+            1 => u64::MAX - random.below(64) as u64,
+            2 => 1 << random.below(64),
+            3 => file.len() as u64,
+            _ => random.below(64) as u64,
+        };
+        // Most of what is read as a number stands before the tensors.
+        let longest = if random.below(2) == 0 { 1 << 10 } else { file.len() };
+        let at = random.below(longest.min(file.len()));
+        let len = [1, 4, 8][random.below(3)].min(file.len() - at);
+        file[at..at + len].copy_from_slice(&number.to_le_bytes()[..len]);
+    }
+    file
+}
+
+fn read_gguf(file: &[u8], _: &mut Random) -> bool {
+    let path = Path::new("x.gguf");
+    let Ok(container) = Container::parse(path, file) else { return false };
+    for (_, value) in container.values() {
+        std::hint::black_box(value.to_string());
+    }
+    for (_, tensor) in container.tensors() {
+        let values: usize = tensor.shape.iter().product();
+        if let Some(widen) = tensor.format.widen.filter(|_| values <= 1 << 20) {
+            widen(tensor.bytes, &mut vec![0.0; values]);
+        }
+    }
+    let Ok(conversion) = Conversion::new(&container, DType::F32, true) else {
+        return Conversion::new(&container, DType::BF16, false).is_ok();
+    };
+    assert!(conversion.tokenizer().is_some() && conversion.bytes() > 0);
+    NetworkConfig::parse(path, conversion.config().to_string().as_bytes()).expect("what is written is read back");
+    true
 }
 
 /// Short records: one cell of each sampler, and one that has everything.
@@ -196,7 +275,7 @@ fn read_config(text: &[u8], _: &mut Random) -> bool {
     let again = NetworkConfig::parse(Path::new("config.json"), config.to_json("float32").to_string().as_bytes());
     assert_eq!(again.as_ref().ok(), Some(&config), "what is written is read back");
     if config.layers.len() <= 64 {
-        let system = CostSystem { base: config, pair: None, pruning: None, weights: DType::F32 };
+        let system = CostSystem { base: config, prediction: None, pruning: None, weights: DType::F32 };
         let (precision, extent) = (Precision::F32, Extent::FirstToken);
         let spec = |batch, prompt| RunSpec { batch, prompt, generate: 1, precision, extent };
         // Operations are counted for runs that somebody can wait for, memory for whatever is asked.
@@ -383,7 +462,9 @@ pub fn run(target: &Target, count: u64, seed: u64) -> Result<Summary, (String, V
     let mut summary = Summary::default();
     for seed in &inputs {
         let file = (target.wrap)(seed, &mut Random(2));
-        assert!((target.read)(&file, &mut random) || target.name == "safetensors", "{}: a good input", target.name);
+        // What surrounds these makes them bad as often as not.
+        let surrounded = ["safetensors", "gguf"].contains(&target.name);
+        assert!((target.read)(&file, &mut random) || surrounded, "{}: a good input", target.name);
     }
     for _ in 0..count {
         let mut input = random.of(&inputs).clone();

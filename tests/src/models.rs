@@ -8,13 +8,23 @@ use std::{
 
 use safetensors::{Dtype, SafeTensors};
 use ttft_kernels::{Backend, Engine};
-use ttft_models::{KvPrediction, System};
+use ttft_models::{KvPrediction, Network, System};
 
 /// The recorded fixtures.
 pub const FIXTURES: [&str; 3] = ["A", "B", "C"];
 
 /// How far an f32 implementation may be from a recorded tensor.
 pub const ATOL: f32 = 1e-4;
+
+/// BF16 activations against f32. A rounding errs by at most u = 2^-8 of the value, 0.4 u in the root mean square. A layer
+/// rounds seven times what its products read (two norms, queries, keys, values, attention's output, the gate), the head
+/// once; independent, so they add as a square root. What reads an erroneous input errs more than its input (the gate is
+/// a product of two, the softmax an exponential): a factor of 2. The largest of some thousand logits is within 5 standard
+/// deviations. In all 5 * 2 * 0.4 u sqrt(7 L + 1) of the logits' root mean square.
+pub fn bf16_tolerance(exact: &[f32], layers: usize) -> f32 {
+    let rms = (exact.iter().map(|x| x * x).sum::<f32>() / exact.len() as f32).sqrt();
+    5.0 * 2.0 * 0.4 * 2f32.powi(-8) * (7.0 * layers as f32 + 1.0).sqrt() * rms
+}
 
 /// Folder of a fixture.
 pub fn fixture(name: &str) -> PathBuf {
@@ -27,9 +37,17 @@ pub fn load(name: &str) -> KvPrediction {
     KvPrediction::load(&dir.join("base"), &dir.join("aux"), &dir.join("predictor")).expect("the fixture loads")
 }
 
+/// The auxiliary of a pair.
+///
+/// # Panics
+/// If it shares layers instead.
+pub fn aux(s: &KvPrediction) -> Arc<Network> {
+    Arc::clone(s.aux.as_ref().expect("a pair"))
+}
+
 /// Base alone, auxiliary alone, KV prediction.
 pub fn systems(s: &KvPrediction) -> [System; 3] {
-    [System::Network(Arc::clone(&s.base)), System::Network(Arc::clone(&s.aux)), System::KvPrediction(s.clone())]
+    [System::Network(Arc::clone(&s.base)), System::Network(aux(s)), System::KvPrediction(s.clone())]
 }
 
 /// A tensor of a recorded file.

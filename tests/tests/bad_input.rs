@@ -17,7 +17,7 @@ use ttft_models::{
 };
 use ttft_tests::{
     engine,
-    models::{fixture, load, systems},
+    models::{aux, fixture, load, systems},
 };
 
 /// A copy of part of fixture A, to be damaged.
@@ -219,7 +219,7 @@ fn pointers_and_pipes_are_no_weights() {
 #[test]
 fn unknown_architectures() {
     for (architectures, model_type, named) in [
-        (json!(["LlamaForCausalLM"]), json!("llama"), "LlamaForCausalLM (llama)"),
+        (json!(["GemmaForCausalLM"]), json!("gemma"), "GemmaForCausalLM (gemma)"),
         (json!(["OpenELMForCausalLM"]), json!("llama"), "llama"),
         (json!(["LlamaForCausalLM"]), json!("openelm"), "LlamaForCausalLM"),
         (Value::Null, Value::Null, "none"),
@@ -339,13 +339,23 @@ fn predictors_that_do_not_fit() {
     let fails = |edit: &dyn Fn(&mut Value)| {
         let c = Copy::of("predictor");
         c.edit_json("config.json", edit);
-        message(Predictor::load(c.dir.path(), &a.base, &a.aux))
+        message(Predictor::load(c.dir.path(), &a.base, a.aux.as_deref()))
     };
     let map = "aux_layer_for_base_layer";
     says(&fails(&|v| v[map] = json!([0, 0, 1])), &["config.json", map, "5 base layers", "3 entries"]);
     says(&fails(&|v| v[map][3] = json!(3)), &["config.json", "[3]", "0 to 2", "3"]);
     says(&fails(&|v| v[map][3] = json!(-1)), &["config.json", "JSON"]);
     says(&fails(&|v| v["aux_num_layers"] = json!(4)), &["aux_num_layers", "3", "4"]);
+    let sources = "source_layer_for_base_layer";
+    says(&fails(&|v| v[sources] = json!([0, 0, 0, 0, 0])), &[map, sources, "[0, 0, 0, 0, 0]"]);
+    says(&fails(&|v| drop(v.as_object_mut().unwrap().remove(map))), &[sources, "a list", "none"]);
+    says(&fails(&|v| v["shared_layers"] = json!(2)), &["shared_layers", "auxiliary", "2"]);
+    says(&fails(&|v| v["source"] = json!("shared_layers")), &["shared_layers", "1 to 4", "none"]);
+    says(&fails(&|v| v["source"] = json!("nobody")), &["source", "auxiliary or shared_layers", "nobody"]);
+    says(&fails(&|v| v["input"] = json!("logits")), &["input", "kv or hidden", "logits"]);
+    // From the hidden state, maps are as wide as that.
+    let width = a.aux.as_ref().unwrap().config().dim;
+    says(&fails(&|v| v["input"] = json!("hidden")), &["key_transforms.0.weight", &format!("{width}]"), "[32, 16]"]);
     // Another map asks for other widths.
     says(&fails(&|v| v[map] = json!([2, 0, 1, 1, 2])), &["key_transforms.0.weight", "[32, 48]", "[32, 16]"]);
 
@@ -354,10 +364,40 @@ fn predictors_that_do_not_fit() {
         let t = h.as_object_mut().unwrap().remove("value_transforms.1.bias").unwrap();
         h["other"] = t;
     });
-    says(&message(Predictor::load(c.dir.path(), &a.base, &a.aux)), &["value_transforms.1.bias", "missing"]);
+    says(&message(Predictor::load(c.dir.path(), &a.base, a.aux.as_deref())), &["value_transforms.1.bias", "missing"]);
     // A predictor of other networks.
-    says(&message(Predictor::load(&fixture("B").join("predictor"), &a.base, &a.aux)), &["5", "6"]);
-    says(&message(Predictor::load(Path::new("nowhere"), &a.base, &a.aux)), &["nowhere", "read"]);
+    says(&message(Predictor::load(&fixture("B").join("predictor"), &a.base, a.aux.as_deref())), &["5", "6"]);
+    says(&message(Predictor::load(Path::new("nowhere"), &a.base, a.aux.as_deref())), &["nowhere", "read"]);
+}
+
+#[test]
+fn predictors_of_shared_layers_that_do_not_fit() {
+    let a = load("A");
+    let fails = |aux: Option<&Network>, edit: &dyn Fn(&mut Value)| {
+        let c = Copy::of("../A2/predictor");
+        c.edit_json("config.json", edit);
+        message(Predictor::load(c.dir.path(), &a.base, aux))
+    };
+    let (k, map) = ("shared_layers", "source_layer_for_base_layer");
+    says(&fails(a.aux.as_deref(), &|_| ()), &["config.json", "source", "auxiliary", "shared_layers"]);
+    says(&fails(None, &|v| v["source"] = json!("auxiliary")), &[k, "auxiliary", "3"]);
+    for (bad, found) in [(json!(0), "0"), (json!(5), "5"), (json!(null), "none")] {
+        says(&fails(None, &|v| v[k] = bad.clone()), &[k, "1 to 4", "5 layers", found]);
+    }
+    says(&fails(None, &|v| v[map][4] = json!(3)), &["[4]", "reads the prompt", "0 to 2", "3"]);
+    says(&fails(None, &|v| v[map][1] = json!(0)), &["[1]", "1, as this layer reads the prompt itself", "0"]);
+    says(&fails(None, &|v| v[map] = json!([0, 1])), &[map, "5 base layers", "2 entries"]);
+    // A layer that reads the prompt and has a map; one whose map is half there.
+    says(&fails(None, &|v| (v[k], v[map][3]) = (json!(4), json!(3))), &["key_transforms.3", "no tensors"]);
+    let c = Copy::of("../A2/predictor");
+    c.edit_header("predictor.safetensors", |h| {
+        let t = h.as_object_mut().unwrap().remove("value_transforms.4.bias").unwrap();
+        h["other"] = t;
+    });
+    says(&message(Predictor::load(c.dir.path(), &a.base, None)), &["value_transforms.4.bias", "missing"]);
+    // An auxiliary that was not given.
+    let alone = message(Predictor::load(&fixture("A").join("predictor"), &a.base, None));
+    says(&alone, &["source", "no auxiliary was given"]);
 }
 
 #[test]
@@ -382,9 +422,9 @@ fn the_references_own_names_in_one_file() {
         }
     }
     fs::write(&file, join(&header, &data)).unwrap();
-    let (base, aux) = (a.base.config().clone(), a.aux.config().clone());
-    let map = a.predictor.layer_map();
-    let one = KvPrediction::load_corenet(&file, base.clone(), aux.clone(), map).unwrap();
+    let (base, aux) = (a.base.config().clone(), aux(&a).config().clone());
+    let map: Vec<usize> = a.predictor.layout().predicted().map(|(_, origin)| origin.layer).collect();
+    let one = KvPrediction::load_corenet(&file, base.clone(), aux.clone(), &map).unwrap();
     let e = engine(Isa::Portable, 1, Backend::Ours);
     let ids: Vec<u32> = (0..22).collect();
     let first = |s: &KvPrediction| {

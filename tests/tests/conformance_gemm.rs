@@ -85,7 +85,9 @@ fn check<A: Element>(e: &Engine, c: Case) {
     let padded: Vec<A> = (0..m * (k + pad)).map(|i| A::from_f32(at(i))).collect();
     let xg = Guarded::new(&padded, flush);
     let x = Mat::new(xg.as_slice(), m, k + pad).cols_at(0, k);
-    let wg = Stored::new(dtype, &ws, flush);
+    // What is gated and what it is multiplied with are two matrices.
+    let (first, second) = ws.split_at(cols * k);
+    let [wg, vg] = [first, second].map(|w| Stored::new(dtype, w, flush));
     let mut y32 = Guarded::new(&y0, flush);
     let mut ya = Guarded::new(&y0.iter().map(|v| A::from_f32(*v)).collect::<Vec<_>>(), flush);
     let y = MatMut::new(y32.as_mut_slice(), m, cols + pad).cols_at(0, cols);
@@ -93,9 +95,11 @@ fn check<A: Element>(e: &Engine, c: Case) {
         Out::Store => Output::Store(y),
         Out::Bias => Output::Bias(y, &bias),
         Out::Add => Output::Add(y),
-        Out::SwiGlu => Output::SwiGlu(MatMut::new(ya.as_mut_slice(), m, cols + pad).cols_at(0, cols)),
+        Out::SwiGlu => {
+            Output::SwiGlu(MatMut::new(ya.as_mut_slice(), m, cols + pad).cols_at(0, cols), vg.weight(cols, k))
+        }
     };
-    e.linear(x, wg.weight(n, k), target).unwrap();
+    e.linear(x, wg.weight(cols, k), target).unwrap();
 
     let exact = oracle(&xs, &ws, m, n, k);
     for (at, before) in y0.iter().enumerate() {

@@ -6,6 +6,10 @@ use ttft_models::{
     arch::openelm,
     config::{Biases, LayerShape, Rope, TensorSpec},
     cost::{CostSystem, Flops, PhaseCost},
+    kv_prediction::{
+        Shape,
+        layout::{Input, Layout, Origin, OwnTokens},
+    },
     zoo,
 };
 use ttft_tests::models::{FIXTURES, load, systems};
@@ -125,9 +129,9 @@ fn headline_reductions_of_the_paper() {
 fn at_the_papers_point(name: &str, extent: Extent) -> Vec<u64> {
     let s = CostSystem::named(name, DType::F32).unwrap();
     let head = |c: &NetworkConfig| 2 * 64 * (c.vocab * c.dim) as u64;
-    let flops = |p: &PhaseCost| match (extent, p.phase, &s.pair) {
+    let flops = |p: &PhaseCost| match (extent, p.phase, &s.prediction) {
         (Extent::FirstToken, ..) | (_, Phase::Prediction, _) => p.flops.total(),
-        (_, Phase::Auxiliary, Some((aux, _))) => p.flops.total() - p.flops.head + head(aux),
+        (_, Phase::Auxiliary, Some(Shape { aux: Some(aux), .. })) => p.flops.total() - p.flops.head + head(aux),
         _ => p.flops.total() - p.flops.head + head(&s.base),
     };
     s.first_token(&spec(64, 59, extent)).iter().map(flops).collect()
@@ -220,9 +224,103 @@ fn a_small_prefill_by_hand() {
     assert_eq!(s.next_token(&spec(3, 5, Extent::FirstToken), 5).flops.attention, 2 * (3 * 4 * 6 * 8));
 }
 
+fn with(aux: Option<NetworkConfig>, layout: Layout, own: OwnTokens, base: NetworkConfig) -> CostSystem {
+    let prediction = Some(Shape { aux, layout, own });
+    CostSystem { prediction, ..CostSystem::network(base, DType::F32) }
+}
+
+/// Two last tokens and a first of six are the base's own; its two layers are predicted from layer 1 of the auxiliary's three.
+#[test]
+fn more_tokens_of_the_base_by_hand() {
+    let own = OwnTokens { last: 2, first: 1 };
+    let s = with(Some(tiny(3)), Layout::auxiliary(&[1, 1]), own, tiny(2));
+    let [aux, prediction, step]: [_; 3] = s.first_token(&spec(1, 6, Extent::FirstToken)).try_into().unwrap();
+    // The auxiliary and the maps on four tokens, as with one token of the base and five in all.
+    let paper = with(Some(tiny(3)), Layout::auxiliary(&[1, 1]), OwnTokens::PAPER, tiny(2));
+    assert_eq!([aux, prediction], paper.first_token(&spec(1, 5, Extent::FirstToken))[..2]);
+    // Layer 0 on three rows, which see 1, 5 and 6 entries; of layer 1 keys and values [8, 8] for all, the other 272 weights
+    // for the last.
+    assert_eq!(step.flops.projections, 2 * 3 * 336 + 2 * 3 * 64 + 2 * 272);
+    assert_eq!(step.flops.attention, 4 * 8 * (1 + 5 + 6) + 4 * 8 * 6);
+    assert_eq!(step.flops.head, 2 * 80);
+    // Each layer streams once, however many rows there are: the table, which is the head, and all norms.
+    assert_eq!(step.weight_bytes, 4 * (2 * 356 + 80 + 8));
+    assert_eq!(step.cache_bytes, 4 * 2 * 8 * (3 + 6));
+    assert_eq!(s.paper_flops(1, 6), 2 * (4 * (tiny(3).params() + 80) + 3 * tiny(2).params()));
+    // All of them: full prefill.
+    let all = OwnTokens { last: 5, first: 1 };
+    let [whole]: [_; 1] = with(Some(tiny(3)), Layout::auxiliary(&[1, 1]), all, tiny(2))
+        .first_token(&spec(1, 6, Extent::FirstToken))
+        .try_into()
+        .unwrap();
+    let [alone]: [_; 1] =
+        CostSystem::network(tiny(2), DType::F32).first_token(&spec(1, 6, Extent::FirstToken)).try_into().unwrap();
+    assert_eq!(
+        (whole.flops, whole.weight_bytes, whole.cache_bytes),
+        (alone.flops, alone.weight_bytes, alone.cache_bytes)
+    );
+}
+
+/// The first two of four layers read six tokens, of which the base reads two last and one first; layer 2 projects the state
+/// behind layer 1 itself, layer 3 has maps from it.
+#[test]
+fn small_shared_layers_by_hand() {
+    let own = OwnTokens { last: 2, first: 1 };
+    let s = with(None, Layout::shared(4, 2, Input::Hidden), own, tiny(4));
+    let [shared, prediction, step]: [_; 3] = s.first_token(&spec(1, 6, Extent::FirstToken)).try_into().unwrap();
+    assert_eq!([shared.phase, prediction.phase, step.phase], [Phase::SharedLayers, Phase::Prediction, Phase::BaseStep]);
+    let seen = 1 + 2 + 3 + 4 + 5 + 6;
+    assert_eq!(
+        shared.flops,
+        Flops { projections: 2 * 2 * 6 * 336, attention: 2 * 4 * 8 * seen, head: 0, prediction: 0 }
+    );
+    // The state of four tokens, [4, 8], is kept for the maps.
+    assert_eq!(shared.cache_bytes, 4 * (2 * 2 * 8 * 6 + 4 * 8));
+    assert_eq!(shared.weight_bytes, 4 * (2 * 356 + 6 * 8));
+    // Keys and values of one layer: two maps [4, 8] with a bias, for four tokens.
+    assert_eq!(prediction.flops.total(), 2 * 2 * 4 * 4 * 8);
+    assert_eq!(prediction.weight_bytes, 4 * 2 * (4 * 8 + 4));
+    assert_eq!(prediction.cache_bytes, 4 * 4 * (2 * 4 + 8));
+    assert_eq!(s.predictor_params(), 2 * (4 * 8 + 4));
+    // Keys and values of layer 2 for all tokens, the rest of it for three; layer 3 as in a pair.
+    assert_eq!(step.flops.projections, 2 * 6 * 64 + 2 * 3 * 272 + 2 * 3 * 64 + 2 * 272);
+    assert_eq!(step.flops.attention, 4 * 8 * (1 + 5 + 6) + 4 * 8 * 6);
+    assert_eq!(step.weight_bytes, 4 * (2 * 356 + 80 + 8));
+    assert_eq!(step.cache_bytes, 4 * 8 * (6 + 6 + 3 + 6));
+    // By the paper's formula, the table counts with the lower layers.
+    let (all, lower) = (tiny(4).params(), 2 * 356 + 80);
+    assert_eq!(s.paper_flops(1, 6), 2 * (6 * lower + 4 * 72 + 3 * (all - lower)));
+
+    // Without maps, layer 3 projects the state itself: its own norm and key and value projections.
+    let s = with(None, Layout::shared(4, 2, Input::Own), own, tiny(4));
+    let [_, prediction, _]: [_; 3] = s.first_token(&spec(1, 6, Extent::FirstToken)).try_into().unwrap();
+    assert_eq!(prediction.flops, Flops { projections: 2 * 4 * 64, ..Flops::default() });
+    assert_eq!((prediction.weight_bytes, s.predictor_params()), (4 * (64 + 8), 0));
+
+    // Maps from keys and values: of layer 1 nothing else is made but for the three rows that go on.
+    let kv = |i: usize| (i >= 2).then(|| Origin { layer: i - 2, input: Input::KeysAndValues });
+    let s = with(None, Layout { shared: Some(2), layers: (0..4).map(kv).collect() }, own, tiny(4));
+    let [shared, _, step]: [_; 3] = s.first_token(&spec(1, 6, Extent::FirstToken)).try_into().unwrap();
+    assert_eq!(shared.flops.projections, 2 * 6 * 336 + 2 * 6 * 64 + 2 * 3 * 272);
+    assert_eq!(shared.flops.attention, 4 * 8 * (seen + 1 + 5 + 6));
+    assert_eq!(step.flops.projections, 2 * 3 * 336 + 2 * 3 * 64 + 2 * 272);
+}
+
+/// The shares of the base's bytes that the maps of shared layers add, which bound what they may cost where memory does.
+#[test]
+fn the_preset_of_shared_layers_adds_little() {
+    for (name, share) in zoo::SHARED.into_iter().zip([2.8, 2.2, 1.5]) {
+        let s = CostSystem::named(name, DType::BF16).unwrap();
+        let found = 100.0 * s.predictor_params() as f64 / s.base.params() as f64;
+        assert!((found - share).abs() < 0.06, "{name}: {found}");
+        let own = CostSystem::named(&name.replace("-m15", "own-m15"), DType::BF16).unwrap();
+        assert_eq!(own.predictor_params(), 0);
+    }
+}
+
 #[test]
 fn a_small_prediction_by_hand() {
-    let s = CostSystem { pair: Some((tiny(3), vec![1, 1])), ..CostSystem::network(tiny(2), DType::F32) };
+    let s = with(Some(tiny(3)), Layout::auxiliary(&[1, 1]), OwnTokens::PAPER, tiny(2));
     let [aux, prediction, step]: [_; 3] = s.first_token(&spec(1, 4, Extent::FirstToken)).try_into().unwrap();
     assert_eq!([aux.phase, prediction.phase, step.phase], [Phase::Auxiliary, Phase::Prediction, Phase::BaseStep]);
     // Three tokens; layer 0 whole, of layer 1 keys and values alone, layer 2 is read by nobody.
@@ -343,11 +441,11 @@ fn the_zoo_is_complete_and_consistent() {
         let p = zoo::pair(name).unwrap();
         let (base, aux) = (zoo::network(p.base).unwrap(), zoo::network(p.aux).unwrap());
         assert_eq!(p.layer_map.len(), base.layers.len(), "{name}");
-        // Every map is monotonic and uses every auxiliary layer.
-        assert!(p.layer_map.is_sorted(), "{name}");
+        // Every map is monotonic and uses every auxiliary layer, or of a deeper auxiliary as many as the base has.
+        assert!(p.layer_map.is_sorted() && p.layer_map.last() == Some(&(aux.layers.len() - 1)), "{name}");
         let mut used = p.layer_map.clone();
         used.dedup();
-        assert_eq!(used, (0..aux.layers.len()).collect::<Vec<_>>(), "{name}");
+        assert_eq!(used.len(), aux.layers.len().min(base.layers.len()), "{name}");
     }
     // Table 1, verbatim.
     let table = [
@@ -369,9 +467,61 @@ fn the_zoo_is_complete_and_consistent() {
         ("OE3B-KVP-LP-0.50", "0 0 1 1 2 2 3 3 4 4 5 5 6 6 7 7 8 8 9 9 10 10 11 11 12 12 13 13 14 14 15 15 16 16 17 17"),
         ("OE3B-KVP-LP-0.25", "0 0 0 0 1 1 1 1 2 2 2 2 3 3 3 3 4 4 4 4 5 5 5 5 6 6 6 6 7 7 7 7 8 8 8 8"),
     ];
-    assert_eq!(table.map(|(name, _)| name), zoo::PAIRS);
+    assert_eq!(table.map(|(name, _)| name), zoo::PAIRS[..table.len()]);
     for (name, map) in table {
         let expected: Vec<usize> = map.split(' ').map(|j| j.parse().unwrap()).collect();
         assert_eq!(zoo::pair(name).unwrap().layer_map, expected, "{name}");
+    }
+}
+
+/// The networks of the Hub against a count written out: the head is a large part where the vocabulary is.
+#[test]
+fn vocabularies_of_the_hub() {
+    for (name, layers, dim, ffn, heads, kv_heads, d, vocab, biases) in [
+        ("Qwen2.5-0.5B", 24, 896, 4864, 14, 2, 64, 151_936, true),
+        ("Qwen3-0.6B", 28, 1024, 3072, 16, 8, 128, 151_936, false),
+        ("Llama-3.2-1B", 16, 2048, 8192, 32, 8, 64, 128_256, false),
+    ] {
+        let s = CostSystem::named(name, DType::BF16).unwrap();
+        let (q, kv) = (heads * d, kv_heads * d);
+        let matrices = dim * (q + 2 * kv) + q * dim + 3 * dim * ffn;
+        for n in [1u64, 64] {
+            let spec = RunSpec { precision: Precision::Bf16, ..spec(1, n as usize, Extent::FullNetwork) };
+            let [cost] = s.first_token(&spec)[..] else { panic!("one phase") };
+            assert_eq!(cost.flops.projections, 2 * n * layers * matrices, "{name}");
+            assert_eq!(cost.flops.attention, layers * q * 4 * n * (n + 1) / 2, "{name}");
+            assert_eq!(cost.flops.head, 2 * n * dim * vocab, "{name}");
+            let spec = RunSpec { extent: Extent::FirstToken, ..spec };
+            assert_eq!(s.first_token(&spec)[0].flops.head, 2 * dim * vocab, "{name}: the last position alone");
+        }
+        // The table is the head, so it is streamed once; norms are vectors, and so are biases.
+        let head_norms = if name.starts_with("Qwen3") { 2 * d } else { 0 };
+        let vectors = 2 * dim + head_norms + if biases { q + 2 * kv } else { 0 };
+        let params = layers * (matrices + vectors) + dim + vocab * dim;
+        assert_eq!(s.base.params(), params, "{name}");
+        assert_eq!(s.first_token(&spec(1, 1, Extent::FirstToken))[0].weight_bytes, 2 * params, "{name}");
+        let plan = ttft_models::memory_of(&s, &spec(1, 1, Extent::FirstToken));
+        assert_eq!(plan.weights, 2 * (layers * matrices + vocab * dim), "{name}");
+        assert!(plan.activations >= 4 * vocab && plan.activations < 4 * vocab + (1 << 20), "{name}: {plan:?}");
+    }
+}
+
+/// Sizes that no machine holds: the largest number, no panic and no small one.
+#[test]
+fn absurd_sizes_end_at_the_largest_number() {
+    for name in ["Qwen3-4B-KVP-0.6B", "OE3B-LP-0.50", "OE1.1B-RP-0.50", "OE1.1B-L0.75-0.10"] {
+        let s = CostSystem::named(name, DType::BF16).unwrap();
+        let counted = |batch, prompt| {
+            let spec = spec(batch, prompt, Extent::FullNetwork);
+            let all = |costs: &[PhaseCost]| costs.iter().map(|c| c.flops.total()).fold(0, u64::saturating_add);
+            let plan = ttft_models::memory_of(&s, &spec).total();
+            [all(&s.first_token(&spec)), s.paper_flops(batch, prompt), plan]
+        };
+        let largest = counted(1 << 20, 1 << 24);
+        let sensible = counted(64, 1 << 13);
+        assert!(sensible.iter().zip(&largest).all(|(a, b)| a < b), "{name}: {sensible:?} {largest:?}");
+        for (batch, prompt) in [(1 << 40, 1 << 40), (usize::MAX, 1 << 30), (1 << 30, usize::MAX >> 8)] {
+            assert!(counted(batch, prompt).iter().zip(&largest).all(|(a, b)| a >= b), "{name} {batch} {prompt}");
+        }
     }
 }

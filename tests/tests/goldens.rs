@@ -10,7 +10,8 @@ use ttft_models::{
     plan, synth,
 };
 use ttft_tests::models::{
-    ATOL, FIXTURES, Tensor, assert_close, describe, engines, fixture, load, max_abs_diff, read, systems,
+    ATOL, FIXTURES, Tensor, assert_close, aux, bf16_tolerance, describe, engines, fixture, load, max_abs_diff, read,
+    systems,
 };
 
 struct Case {
@@ -79,7 +80,7 @@ fn every_recorded_tensor_on_every_engine() {
             case.check(&mut seen, &engine, "base_logits", &all);
             let shorter: Vec<u32> =
                 case.ids.chunks_exact(case.prompt).flat_map(|r| r[..case.prompt - 1].to_vec()).collect();
-            let all = s.aux.logits::<f32>(e, &shorter, case.batch).unwrap();
+            let all = aux(s).logits::<f32>(e, &shorter, case.batch).unwrap();
             case.check(&mut seen, &engine, "aux_logits", &all);
             let scored = likelihood::<f32>(s, e, &case.ids, case.batch).unwrap();
             case.check(&mut seen, &engine, "kvp_nocache_logits", &scored.logits);
@@ -167,16 +168,6 @@ fn phases_are_those_of_the_system() {
     assert_eq!(phases(&kvp, 1), [Phase::BaseStep]);
 }
 
-/// BF16 activations against f32. A rounding errs by at most u = 2^-8 of the value, 0.4 u in the root mean square. A layer
-/// rounds seven times what its products read (two norms, queries, keys, values, attention's output, the gate), the head
-/// once; independent, so they add as a square root. What reads an erroneous input errs more than its input (the gate is
-/// a product of two, the softmax an exponential): a factor of 2. The largest of some thousand logits is within 5 standard
-/// deviations. In all 5 * 2 * 0.4 u sqrt(7 L + 1) of the logits' root mean square.
-fn bf16_tolerance(exact: &[f32], layers: usize) -> f32 {
-    let rms = (exact.iter().map(|x| x * x).sum::<f32>() / exact.len() as f32).sqrt();
-    5.0 * 2.0 * 0.4 * 2f32.powi(-8) * (7.0 * layers as f32 + 1.0).sqrt() * rms
-}
-
 #[test]
 fn bf16_stays_within_its_rounding() {
     for case in cases() {
@@ -190,7 +181,7 @@ fn bf16_stays_within_its_rounding() {
             let exact = first(&engines[0], Precision::F32);
             let layers = match &system {
                 System::Network(_) | System::Pruned(_) => system.base().config().layers.len(),
-                System::KvPrediction(s) => s.base.config().layers.len() + s.aux.config().layers.len(),
+                System::KvPrediction(s) => s.networks().map(|n| n.config().layers.len()).sum(),
             };
             let tolerance = bf16_tolerance(&exact, layers);
             for e in &engines {
@@ -246,7 +237,7 @@ fn the_likelihood_path_stays_within_the_rounding_of_bf16() {
         likelihood::<f32>(&case.models, e, &case.ids, case.batch).unwrap(),
         likelihood::<bf16>(&case.models, e, &case.ids, case.batch).unwrap(),
     ];
-    let (base, aux) = (case.models.base.config().layers.len(), case.models.aux.config().layers.len());
+    let (base, aux) = (case.models.base.config().layers.len(), aux(&case.models).config().layers.len());
     for (exact, rounded, layers) in
         [(exact.logits, rounded.logits, base + aux), (exact.aux_logits, rounded.aux_logits, aux)]
     {

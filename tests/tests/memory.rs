@@ -1,15 +1,18 @@
 //! The memory plan against an allocator that counts.
 
-use std::{alloc::System as SystemAllocator, sync::Arc};
+use std::{alloc::System as SystemAllocator, path::Path, sync::Arc};
 
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use ttft_kernels::{Backend, Isa};
 use ttft_models::{
-    DType, Extent, Network, Precision, Pruned, RunSpec, System, cost::CostSystem, memory, memory_of, plan, synth,
+    DType, Extent, KvPrediction, Network, Precision, Pruned, RunSpec, System,
+    cost::CostSystem,
+    kv_prediction::layout::{Input, Layout, OwnTokens},
+    memory, memory_of, plan, synth,
 };
 use ttft_tests::{
     engine,
-    models::{load, systems},
+    models::{fixture, load, systems},
     small,
 };
 
@@ -37,7 +40,21 @@ fn plans_are_what_is_allocated_and_weights_stay_mapped() {
     let [base, aux, kvp] = systems(&models);
     let pruned = |p: &str| System::Pruned(Pruned::new(Arc::clone(&models.base), p.parse().unwrap()));
     let pruned = ["RP-0.50", "SP-0.25", "L0.75-0.10"].map(pruned);
-    for system in [base, aux, kvp, System::Network(Arc::new(wide))].into_iter().chain(pruned) {
+    // Shared layers from keys and values, from hidden states, and by the layers' own projections.
+    let load_shared = |to: &Path| KvPrediction::new(Arc::clone(&models.base), None, to).unwrap();
+    let shared = [Input::Hidden, Input::Own].map(|input| {
+        let (to, config) = (dir.path().join(format!("{input:?}")), models.base.config().clone());
+        let layout = Layout::shared(config.layers.len(), 2, input);
+        let spec = synth::Spec::custom_predictor("p", config, None, layout, DType::F32, 0);
+        spec.make(&to, &|_, _| ()).unwrap();
+        load_shared(&to)
+    });
+    let shared = shared.into_iter().chain([load_shared(&fixture("A2").join("predictor")), models.clone()]);
+    let shared = shared.flat_map(|s| {
+        [(1, 0), (4, 2)].map(|(last, first)| System::KvPrediction(s.clone().reading(OwnTokens { last, first })))
+    });
+    let systems = [base, aux, kvp, System::Network(Arc::new(wide))].into_iter().chain(pruned).chain(shared);
+    for system in systems {
         for precision in [Precision::F32, Precision::Bf16] {
             for extent in [Extent::FirstToken, Extent::FullNetwork] {
                 for (batch, prompt, generate) in [(1, 1, 1), (2, 9, 4), (3, longest, 2)] {

@@ -17,8 +17,8 @@ use ttft_tests::{
 
 /// OpenELM with queries, keys and values, and gate and up projections, in tensors of their own.
 static APART: Family = Family {
-    architecture: "Apart",
-    model_type: "apart",
+    name: "apart",
+    calls_itself: &[("Apart", "apart")],
     parse: |_, _| unreachable!("loaded from tensors"),
     write: |c| (openelm::FAMILY.write)(c),
     names: Names {
@@ -138,7 +138,7 @@ fn biases_are_added() {
         for e in engines() {
             for net in &nets {
                 let logits = net.logits::<f32>(&e, &ids, 1).unwrap();
-                let what = format!("{:?} {} {}", config.biases, net.config().family.architecture, describe(&e));
+                let what = format!("{:?} {} {}", config.biases, net.config().family.name, describe(&e));
                 assert_close(&what, &expected, &logits[logits.len() - config.vocab..]);
             }
         }

@@ -13,7 +13,7 @@ use ttft_models::{
 };
 use ttft_tests::{
     engine,
-    models::{ATOL, FIXTURES, assert_close, describe, fixture, max_abs_diff, read},
+    models::{ATOL, FIXTURES, assert_close, bf16_tolerance, describe, fixture, max_abs_diff, read},
     pruning::{Oracle, Sequence, only_layers},
 };
 
@@ -148,9 +148,10 @@ fn compare(case: &Case, system: &System, extent: Extent, e: &Engine, expected: &
     assert!(run.next_token(e).unwrap_err().to_string().contains("planned"), "{what}");
 }
 
-fn against_the_oracle(names: &[&str]) -> usize {
-    let mut revived = 0;
-    for case in cases() {
+/// How many tokens were revived in each case.
+fn against_the_oracle(names: &[&str]) -> Vec<usize> {
+    let case_revived = |case: Case| {
+        let mut revived = 0;
         for name in names {
             let system = case.pruned(name);
             let pruning: Pruning = name.parse().unwrap();
@@ -168,8 +169,9 @@ fn against_the_oracle(names: &[&str]) -> usize {
                 }
             }
         }
-    }
-    revived
+        revived
+    };
+    cases().into_iter().map(case_revived).collect()
 }
 
 #[test]
@@ -185,7 +187,7 @@ fn static_pruning_keeps_what_the_first_layers_attend_to() {
 #[test]
 fn lazy_pruning_drops_and_revives_as_defined() {
     let revived = against_the_oracle(&["L0.75-0.50", "L0.50-0.01", "L1.00-0.25"]);
-    assert!(revived > 10, "{revived} tokens were revived: too few to test anything");
+    assert!(revived.iter().all(|n| *n > 0), "{revived:?}: a case in which no token comes back tests no revival");
 }
 
 #[test]
@@ -251,8 +253,7 @@ fn bf16_stays_within_its_rounding() {
                 (0..case.batch).flat_map(|b| run.logits().row(b).to_vec()).collect::<Vec<f32>>()
             };
             let exact = run(&e[0], Precision::F32);
-            let rms = (exact.iter().map(|x| x * x).sum::<f32>() / exact.len() as f32).sqrt();
-            let tolerance = 4.0 * 2f32.powi(-8) * (7.0 * case.net.config().layers.len() as f32 + 1.0).sqrt() * rms;
+            let tolerance = bf16_tolerance(&exact, case.net.config().layers.len());
             for e in e {
                 let d = max_abs_diff(&exact, &run(e, Precision::Bf16));
                 assert!(d <= tolerance && d > ATOL, "{} {name} {}: {d}, at most {tolerance}", case.name, describe(e));

@@ -66,7 +66,12 @@ fn products<A: Element>(out: &mut Vec<Op>) {
                 let (mut y, mut z, mut gated) = (vec![0.5; m * n], vec![0.0; m * n], vec![A::default(); m * n / 2]);
                 e.linear(x, w, Output::Add(MatMut::new(&mut y, m, n))).unwrap();
                 e.linear(x, w, Output::Bias(MatMut::new(&mut z, m, n), &bias)).unwrap();
-                e.linear(x, w, Output::SwiGlu(MatMut::new(&mut gated, m, n / 2))).unwrap();
+                e.linear(
+                    x,
+                    w.rows_at(0, n / 2),
+                    Output::SwiGlu(MatMut::new(&mut gated, m, n / 2), w.rows_at(n / 2, n / 2)),
+                )
+                .unwrap();
                 [bytes(&y), bytes(&z), bytes(&gated)].concat()
             }));
         }

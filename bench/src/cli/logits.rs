@@ -10,8 +10,10 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use safetensors::{Dtype, View, serialize};
 use serde_json::Value;
+use ttft_kernels::DType;
 use ttft_models::{
-    Extent, KvPrediction, NamedTensor, Network, Precision, Predictor, Pruned, Pruning, RunSpec, System, memory, plan,
+    Extent, KvPrediction, NamedTensor, Network, Precision, Pruned, Pruning, RunSpec, System, cost::CostSystem, memory,
+    plan,
 };
 
 use ttft_reports::{
@@ -19,7 +21,16 @@ use ttft_reports::{
     text::{stand_in, without_mark},
 };
 
-use crate::{console, knobs::EngineKnobs, machine, output::Pending, scenario::Named};
+use crate::{
+    catalog::{Asked, Catalog},
+    console,
+    knobs::EngineKnobs,
+    machine,
+    output::Pending,
+    scenario::Named,
+    trace::Trace,
+    weights::{Size, Weights},
+};
 
 /// Longest tokens file that is read.
 const MAX_TOKENS_BYTES: u64 = 256 << 20;
@@ -30,17 +41,27 @@ const MAX_TOKENS_BYTES: u64 = 256 << 20;
                         ttft logits --base pair/base --aux pair/aux --predictor pair/predictor --tokens tokens.json \
                         --out logits.safetensors")]
 pub struct Logits {
-    /// Folder of the base network (config.json, model.safetensors)
+    /// The base network: a folder as the Hub has it (config.json, model.safetensors or shards), a folder or file with only a
+    /// config.json (weights of its shape are then made), or a network of the zoo
+    #[arg(long, value_name = "DIR|NAME")]
+    base: String,
+    /// The auxiliary network, likewise; without it the base runs alone, or with a predictor its first layers read the prompt
+    #[arg(long, value_name = "DIR|NAME")]
+    aux: Option<String>,
+    /// Folder of the predictor (default with an auxiliary: one of the right shape with random values, which predicts nothing)
     #[arg(long, value_name = "DIR")]
-    base: PathBuf,
-    /// Folder of the auxiliary network; without it the base runs alone
-    #[arg(long, value_name = "DIR", requires = "predictor")]
-    aux: Option<PathBuf>,
-    /// Folder of the predictor
-    #[arg(long, value_name = "DIR", requires = "aux")]
     predictor: Option<PathBuf>,
+    /// Last tokens of each prompt that the base of a KV prediction reads itself [default: 1]
+    #[arg(long, value_name = "M", value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    base_tokens: Option<u32>,
+    /// First tokens of each prompt that the base of a KV prediction reads itself [default: 0]
+    #[arg(long, value_name = "S", value_parser = clap::value_parser!(u32).range(0..=1 << 24))]
+    sink_tokens: Option<u32>,
+    /// Folder in which synthetic weights are kept (default: ttft-weights in the target folder)
+    #[arg(long, env = "TTFT_WEIGHTS", value_name = "DIR")]
+    weights: Option<PathBuf>,
     /// Token pruning of the base, such as RP-0.50 (random), SP-0.25 (static) or L0.75-0.10 (LazyLLM)
-    #[arg(long, value_name = "PRUNING", conflicts_with = "aux")]
+    #[arg(long, value_name = "PRUNING", conflicts_with_all = ["aux", "predictor"])]
     prune: Option<Pruning>,
     /// JSON file with the prompts: an array of equal-length arrays of token ids
     #[arg(long, value_name = "FILE")]
@@ -54,6 +75,9 @@ pub struct Logits {
     /// File for the tensors: logits_last [B,V], greedy_ids [B,T], greedy_logits [B,T,V]
     #[arg(long, value_name = "FILE.safetensors")]
     out: PathBuf,
+    /// Also write what each step took, for chrome://tracing or ui.perfetto.dev
+    #[arg(long, value_name = "FILE.json")]
+    trace: Option<PathBuf>,
     /// Also write the caches after the first token
     #[arg(long)]
     dump_cache: bool,
@@ -66,39 +90,63 @@ pub struct Logits {
 
 impl Logits {
     pub fn run(self) -> Result<()> {
-        for input in
-            [Some(&self.tokens), Some(&self.base), self.aux.as_ref(), self.predictor.as_ref()].into_iter().flatten()
-        {
-            let same = |a: &Path| matches!((a.canonicalize(), self.out.canonicalize()), (Ok(a), Ok(b)) if a == b);
-            let inside = ["model.safetensors", "predictor.safetensors", "config.json"].map(|name| input.join(name));
-            ensure!(
-                !inside.iter().map(PathBuf::as_path).chain([input.as_path()]).any(same) || !self.out.is_file(),
-                "{} is read, so it is not written: give another file for the output",
-                self.out.display()
-            );
+        let (base_path, aux_path) = (Path::new(&self.base), self.aux.as_ref().map(Path::new));
+        let inputs = [Some(self.tokens.as_path()), Some(base_path), aux_path, self.predictor.as_deref()];
+        for input in inputs.into_iter().flatten() {
+            for out in [Some(&self.out), self.trace.as_ref()].into_iter().flatten() {
+                let same = |a: &Path| matches!((a.canonicalize(), out.canonicalize()), (Ok(a), Ok(b)) if a == b);
+                let inside = ["model.safetensors", "predictor.safetensors", "config.json"].map(|name| input.join(name));
+                ensure!(
+                    !inside.iter().map(PathBuf::as_path).chain([input]).any(same) || !out.is_file(),
+                    "{} is read, so it is not written: give another file for the output",
+                    out.display()
+                );
+            }
         }
         let out = Pending::claim(&self.out)?;
+        let trace_out = self.trace.as_deref().map(Pending::claim).transpose()?;
         let (ids, batch, prompt) = read_tokens(&self.tokens)?;
         let engine = self.engine.engine()?;
-        let base = Arc::new(Network::load(&self.base)?);
-        check_vocab(&ids, prompt, &base, &self.base, &self.tokens)?;
+        let prediction = self.aux.is_some() || self.predictor.is_some();
+        ensure!(
+            prediction || (self.base_tokens.is_none() && self.sink_tokens.is_none()),
+            "--base-tokens and --sink-tokens say what the base of a KV prediction reads itself: give its --predictor, or an \
+             --aux, too"
+        );
+        let count = |n: Option<u32>| n.map(|n| n as usize);
+        let asked = Asked {
+            name: None,
+            base: self.base.clone(),
+            aux: self.aux.clone(),
+            predictor: self.predictor.clone(),
+            base_tokens: count(self.base_tokens),
+            sink_tokens: count(self.sink_tokens),
+        };
+        let (catalog, names) = Catalog::new(&[asked])?;
+        catalog.stand_ins().iter().for_each(console::note);
+        let dtype = catalog.dtype().ok().flatten().unwrap_or(DType::BF16);
+        let pair = prediction.then(|| catalog.pair(&names[0])).transpose()?;
+        let made = Weights::new(self.weights.clone(), dtype, 0, Size::Real)?.of(catalog);
+        let load = |name: &str, given: &str| -> Result<Arc<Network>> {
+            let network = Arc::new(Network::load(&made.network_dir(name)?)?);
+            check_vocab(&ids, prompt, &network, Path::new(given), &self.tokens)?;
+            Ok(network)
+        };
+        let base = load(pair.as_ref().map_or(&names[0], |p| &p.base), &self.base)?;
         let (vocab, weights) = (base.config().vocab, base.weight_dtype());
-        let system = match (&self.aux, &self.predictor) {
-            (Some(aux_dir), Some(predictor)) => {
-                let aux = Arc::new(Network::load(aux_dir)?);
-                check_vocab(&ids, prompt, &aux, aux_dir, &self.tokens)?;
-                let predictor = Arc::new(Predictor::load(predictor, &base, &aux)?);
-                System::KvPrediction(KvPrediction { base, aux, predictor })
+        let system = match &pair {
+            Some(p) => {
+                let aux = p.aux.as_ref().zip(self.aux.as_ref()).map(|(aux, given)| load(aux, given)).transpose()?;
+                let predictor = made.predictor_dir(&names[0])?;
+                System::KvPrediction(KvPrediction::new(base, aux, &predictor)?.reading(p.own))
             }
-            _ => match self.prune {
+            None => match self.prune {
                 Some(pruning) => System::Pruned(Pruned::new(base, pruning)),
                 None => System::Network(base),
             },
         };
         let copied = match &system {
-            System::KvPrediction(KvPrediction { base, aux, predictor }) => {
-                base.copied_bytes() + aux.copied_bytes() + predictor.copied_bytes()
-            }
+            System::KvPrediction(s) => s.networks().map(|n| n.copied_bytes()).sum::<u64>() + s.predictor.copied_bytes(),
             system => system.base().copied_bytes(),
         };
         if copied > 0 {
@@ -116,7 +164,7 @@ impl Logits {
         if let Some(free) = machine::available_memory() {
             ensure!(
                 need <= free,
-                "{batch} prompts of {prompt} tokens, {generate} generated, need {} of memory, {} are available: take \
+                "{batch} prompts of {prompt} tokens with {generate} generated need {} of memory, and {} are available: take \
                  fewer or shorter prompts",
                 bytes(need),
                 bytes(free)
@@ -125,17 +173,20 @@ impl Logits {
 
         let mut inference = plan(&system, &spec)?;
         inference.record(self.dump_cache);
+        let mut trace = Trace::new(CostSystem::of(&system), spec);
         let mut tensors = Vec::new();
         let mut greedy_ids = vec![0i64; batch * generate];
         let mut greedy_logits = vec![0f32; batch * generate * vocab];
         for t in 0..generate {
             if t == 0 {
-                inference.first_token(&engine, &ids)?;
+                let times = inference.first_token(&engine, &ids)?;
+                trace.call("first token", times.total, &*inference);
                 if self.dump_cache {
                     tensors.extend(inference.cache_dump().into_iter().map(Tensor::from));
                 }
             } else {
-                inference.next_token(&engine)?;
+                let took = inference.next_token(&engine)?;
+                trace.call(&format!("token {}", t + 1), took, &*inference);
             }
             let logits = inference.logits();
             for b in 0..batch {
@@ -149,7 +200,21 @@ impl Logits {
         tensors.push(Tensor::f32("greedy_logits", vec![batch, generate, vocab], greedy_logits));
         let about = (copied > 0).then(|| HashMap::from([("ttft_copied_weight_bytes".to_owned(), copied.to_string())]));
         let contents = serialize(tensors.iter().map(|t| (&t.name, t)), about)?;
-        out.write(|w| Ok(w.write_all(&contents)?))
+        out.write(|w| Ok(w.write_all(&contents)?))?;
+        if let Some(out) = trace_out {
+            let about = serde_json::json!({
+                "program": concat!("ttft ", env!("CARGO_PKG_VERSION")),
+                "batch": batch,
+                "prompt": prompt,
+                "precision": precision.name(),
+                "extent": extent.name(),
+                "threads": engine.threads(),
+                "isa": engine.isa().name(),
+                "backend": engine.backend().name(),
+            });
+            out.write(|w| Ok(serde_json::to_writer(w, &trace.json(about))?))?;
+        }
+        Ok(())
     }
 }
 
@@ -210,7 +275,7 @@ fn read_tokens(path: &Path) -> Result<(Vec<u32>, usize, usize)> {
     let file = File::open(path).with_context(|| format!("{}: cannot read the tokens", path.display()))?;
     let mut text = Vec::new();
     file.take(MAX_TOKENS_BYTES + 1).read_to_end(&mut text).with_context(|| format!("{}", path.display()))?;
-    ensure!(text.len() as u64 <= MAX_TOKENS_BYTES, "{}: longer than {}", path.display(), bytes(MAX_TOKENS_BYTES));
+    ensure!(text.len() as u64 <= MAX_TOKENS_BYTES, "{}: it is longer than {}", path.display(), bytes(MAX_TOKENS_BYTES));
     parse_tokens(&text).with_context(|| format!("{}", path.display()))
 }
 

@@ -3,7 +3,7 @@ use clap::Args;
 use comfy_table::{Table, presets};
 use serde::Serialize;
 use ttft_kernels::DType;
-use ttft_reports::schema::{Limits, Machine as Fingerprint};
+use ttft_reports::schema::{Dtype, Limits, Machine as Fingerprint};
 
 use ttft_reports::format::bytes;
 
@@ -49,14 +49,20 @@ fn or_unknown(value: Option<impl ToString>) -> String {
     value.map_or("unknown".into(), |v| v.to_string())
 }
 
-fn table(report: &Report, isa: &str) -> Table {
-    let Report { machine: m, limits } = report;
+/// A table without lines, as wide as the terminal.
+pub(super) fn columns() -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     // Some terminals say that they are 0 columns wide, which is to say nothing.
     if table.width().is_some_and(|columns| columns >= NARROWEST) {
         table.set_content_arrangement(comfy_table::ContentArrangement::Dynamic);
     }
+    table
+}
+
+fn table(report: &Report, isa: &str) -> Table {
+    let Report { machine: m, limits } = report;
+    let mut table = columns();
     let mut row = |name: &str, value: String| {
         table.add_row([name.to_owned(), value]);
     };
@@ -84,9 +90,19 @@ fn table(report: &Report, isa: &str) -> Table {
     row("virtual", m.virtualised.map_or("unknown", |v| if v { "yes" } else { "no" }).into());
     let threads = or_unknown(limits.threads);
     for p in &limits.peaks {
-        row(&format!("peak {}", p.dtype.name()), format!("{:.0} GFLOP/s with {threads} threads", p.gflops));
+        let best = limits.fastest(p.dtype) == Some(p);
+        let operations = if p.dtype == Dtype::I8 { "GOP/s" } else { "GFLOP/s" };
+        let mut said = format!("{:.0} {operations} by {}", p.gflops, or_unknown(p.isa.as_ref()));
+        if best {
+            said.push_str(": the peak");
+        }
+        row(&format!("{} unit", p.dtype.name()), said);
     }
-    let read = limits.read_gb_per_s.map_or("unknown".into(), |r| format!("{r:.1} GB/s with {threads} threads"));
+    if let Some(unit) = &limits.out_of_reach {
+        row("out of reach", format!("{unit}: the peaks are those of the units above"));
+    }
+    let read = limits.read_gb_per_s.map_or("unknown".into(), |r| format!("{r:.1} GB/s"));
     row("memory read", read);
+    row("measured with", format!("{threads} threads"));
     table
 }

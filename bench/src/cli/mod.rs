@@ -3,9 +3,13 @@
 mod bench;
 mod calibrate;
 mod compare;
+mod convert;
+mod doctor;
+mod generate;
 mod logits;
 mod machine;
 mod report;
+mod shell_files;
 mod synth;
 mod zoo;
 
@@ -21,6 +25,7 @@ use crate::{
 };
 
 const AFTER: &str = "From nothing to a report:
+  ttft doctor                                 says what would spoil a measurement here
   ttft bench --preset quick --plan            prints the time, memory and disk that a run takes
   ttft bench --preset quick --out run.jsonl   measures for some minutes
   ttft validate run.jsonl                     says whether the FLOPs saved were time saved
@@ -44,9 +49,14 @@ enum Command {
     Compare(Box<compare::Compare>),
     Report(report::Report),
     Logits(logits::Logits),
+    Generate(generate::Generate),
+    Convert(convert::Convert),
     Machine(machine::Machine),
+    Doctor(doctor::Doctor),
     Synth(synth::Synth),
     Zoo(zoo::Zoo),
+    #[command(hide = true)]
+    ShellFiles(shell_files::ShellFiles),
     /// Measure one group, for `ttft bench` itself
     #[command(name = processes::WORKER, hide = true)]
     Worker {
@@ -58,7 +68,8 @@ enum Command {
 impl Command {
     /// Whether temporary files of it may have to be removed.
     fn writes(&self) -> bool {
-        !matches!(self, Command::Validate(_) | Command::Compare(_) | Command::Machine(_) | Command::Zoo(_))
+        use Command::{Compare, Doctor, Generate, Machine, Validate, Zoo};
+        !matches!(self, Validate(_) | Compare(_) | Generate(_) | Machine(_) | Doctor(_) | Zoo(_))
     }
 }
 
@@ -83,13 +94,17 @@ impl Cli {
         }
         let done = match self.command {
             Command::Compare(c) => return c.run(),
+            Command::Doctor(c) => return c.run(),
             Command::Bench(c) => c.run(),
             Command::Calibrate(c) => c.run(),
             Command::Validate(c) => c.run(),
             Command::Report(c) => c.run(),
             Command::Logits(c) => c.run(),
+            Command::Generate(c) => c.run(),
+            Command::Convert(c) => c.run(),
             Command::Machine(c) => c.run(),
             Command::Synth(c) => c.run(),
+            Command::ShellFiles(c) => c.run(),
             Command::Zoo(c) => c.run(),
             Command::Worker { knobs } => worker::work(&knobs),
         };

@@ -54,6 +54,9 @@ pub struct Report {
     /// Write the same words and tables as Markdown
     #[arg(long, value_name = "FILE")]
     md: Option<PathBuf>,
+    /// Write one picture, light and dark: TTFT of the base and of KV prediction at one size, by phase
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
     /// Write one line of numbers for each cell
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
@@ -73,7 +76,7 @@ fn open(path: &Path) -> Result<Record> {
     }
     ensure!(
         path.exists(),
-        "no file is called '{}': give a record (ttft bench and cargo bench print the path of theirs last), or `{PAPER}`",
+        "no file is called '{}': give a record (ttft bench and cargo bench print the path of theirs at the end), or `{PAPER}`",
         path.display()
     );
     Ok(Record::read(path)?)
@@ -138,8 +141,11 @@ impl Validate {
 
 impl Report {
     pub fn run(self) -> Result<()> {
-        let wanted = [("html", self.html), ("md", self.md), ("csv", self.csv)];
-        ensure!(wanted.iter().any(|(_, f)| f.is_some()), "nothing to write: give --html, --md or --csv with a file");
+        let wanted = [("html", self.html), ("md", self.md), ("svg", self.svg), ("csv", self.csv)];
+        ensure!(
+            wanted.iter().any(|(_, f)| f.is_some()),
+            "nothing to write: give --html, --md, --svg or --csv with a file"
+        );
         let runs = read(&self.runs)?;
         let files: Vec<(&str, PathBuf)> =
             wanted.into_iter().filter_map(|(format, file)| Some((format, file?))).collect();
@@ -206,7 +212,7 @@ mod tests {
         let before = std::fs::read(&run).unwrap();
         let report = |md: &str, csv: &str| {
             let (md, csv) = (Some(path(md)), Some(path(csv)));
-            Report { runs: vec![PAPER.into(), run.clone()], html: None, md, csv, section: Vec::new() }.run()
+            Report { runs: vec![PAPER.into(), run.clone()], html: None, svg: None, md, csv, section: Vec::new() }.run()
         };
         let error = report("a", "run.jsonl").unwrap_err().to_string();
         assert!(error.contains("run.jsonl is a record and is not overwritten"), "{error}");

@@ -6,6 +6,7 @@ use ttft_models::{Extent, Precision, RunSpec, cost::CostSystem, memory_of, zoo};
 use ttft_reports::format::{bytes, flops, ratio};
 
 use crate::{
+    catalog::Catalog,
     console,
     scenario::{self, Arm, Named},
     weights::{Size, Weights},
@@ -46,7 +47,7 @@ impl Zoo {
             let own = arm.system == arm.base;
             let reduction = |of: f64, by: f64| if own { "-".to_owned() } else { ratio(of / by) };
             let predictor = cost.predictor_params();
-            let networks = [Some(&cost.base), cost.pair.as_ref().map(|(aux, _)| aux)];
+            let networks = [Some(&cost.base), cost.prediction.as_ref().and_then(|p| p.aux.as_ref())];
             let params = networks.into_iter().flatten().map(|c| c.params()).sum::<u64>() + predictor;
             let paper = |c: &CostSystem| c.paper_flops(batch, prompt) as f64;
             table.add_row([
@@ -56,8 +57,8 @@ impl Zoo {
                 if predictor > 0 { millions(predictor) } else { "-".into() },
                 bytes(weights.bytes([&arm])?),
                 flops(total(&cost)),
-                match &cost.pair {
-                    // The paper's headline figure leaves out what is not the auxiliary.
+                match &cost.prediction {
+                    // The paper's headline figure leaves out what is not the auxiliary, or the layers in its place.
                     Some(_) => ratio(cost.paper_reduction()),
                     None => reduction(paper(&base), paper(&cost)),
                 },
@@ -96,7 +97,9 @@ fn arms() -> Result<Vec<Arm>> {
         let pairs = zoo::PAIRS.into_iter().filter(|p| zoo::pair(p).is_ok_and(|p| p.base == base)).map(str::to_owned);
         // The paper prunes tokens of one base alone.
         let pruned = zoo::PRUNINGS.iter().filter(|_| base == "OE1.1B").map(|p| format!("{base}-{p}"));
-        scenario::arms(Some(base), &pairs.chain(pruned).collect::<Vec<_>>())
+        let shared = zoo::SHARED.into_iter().filter(|_| base == "OE1.1B").map(str::to_owned);
+        let systems: Vec<String> = pairs.chain(shared).chain(pruned).collect();
+        scenario::arms(&Catalog::default(), Some(base), &systems)
     };
     Ok(bases.into_iter().map(of).collect::<Result<Vec<_>>>()?.concat())
 }

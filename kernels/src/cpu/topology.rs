@@ -22,9 +22,14 @@ pub fn performance_cores() -> usize {
     core_classes().first().map_or(allowed, |c| c.physical.clamp(1, allowed))
 }
 
+/// As [`core_classes`], of the machine that a Linux tree `/sys/devices` describes and of the `allowed` CPUs (all if unknown).
+#[cfg(target_os = "linux")]
+pub fn core_classes_under(devices: &std::path::Path, allowed: Option<&[usize]>) -> Vec<CoreClass> {
+    os::classes(devices, allowed)
+}
+
 /// The physical or logical CPUs of a Linux list such as `0-3,8,10-11`; `None` if it is no such list.
-#[cfg_attr(not(target_os = "linux"), allow(dead_code))]
-fn parse_list(text: &str) -> Option<Vec<usize>> {
+pub fn parse_list(text: &str) -> Option<Vec<usize>> {
     let mut out = Vec::new();
     for part in text.trim().split(',').filter(|p| !p.is_empty()) {
         let (a, b) = part.split_once('-').unwrap_or((part, part));

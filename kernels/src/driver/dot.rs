@@ -1,9 +1,12 @@
 //! One or few rows of activations: weights are streamed once, in place, unpacked.
 
-use super::output::{Split, Target, widen_row};
+use super::{
+    output::{Factors, Target, widen_row},
+    rowwise::SiluMulRow,
+};
 use crate::{
     contract::DotKernel,
-    levels,
+    levels::{self, dispatch},
     operands::Output,
     team::Team,
     tuning,
@@ -21,14 +24,14 @@ fn choose(e: &Team, m: usize, x: DType, w: DType) -> &'static DotKernel {
     find(x).or_else(|| find(DType::F32)).expect("the portable level has f32 activations by every weight type")
 }
 
-pub fn linear<A: Element>(e: &Team, x: Mat<'_, A>, w: Weight<'_>, mut out: Output<'_, A>) {
+pub fn linear<'a, A: Element>(e: &Team, x: Mat<'_, A>, w: Weight<'a>, mut out: Output<'a, A>) {
     let (x_type, w_type) = (A::DTYPE, w.dtype());
     let kernel = forced(e, x_type, w_type).unwrap_or_else(|| choose(e, x.rows(), x_type, w_type));
     e.used.note(kernel.name);
     let (m, k) = (x.rows(), w.k());
-    let split = Split::of(w.n(), &out);
+    let factors = Factors::of(w, &out);
+    let (halves, n_all) = (factors.halves(), w.n());
     let (target, stride) = Target::of(&mut out);
-    let epilogues = &e.level.epilogues;
 
     let team = e.take();
     let mut shared = team.shared();
@@ -53,44 +56,40 @@ pub fn linear<A: Element>(e: &Team, x: Mat<'_, A>, w: Weight<'_>, mut out: Outpu
     }
     let x = Rows { bytes: to, stride: x_stride * size, m };
 
-    let row_bytes = w.dtype().bytes(k) * split.halves();
+    let row_bytes = w.dtype().bytes(k) * halves;
     let fit = (tuning::DOT_TASK_BYTES / row_bytes.max(1)).max(1);
-    let rows = fit.min(split.n.div_ceil(4 * e.threads())).next_multiple_of(12);
-    let w = w.stored();
-    let address = |n: usize| w.rows(n, 1, 0).as_ptr();
-    team.for_each_ahead(split.n.div_ceil(rows), |task, next, thread| {
+    let rows = fit.min(n_all.div_ceil(4 * e.threads())).next_multiple_of(12);
+    let w: [Stored<'_>; 2] = std::array::from_fn(|h| factors.half(h.min(halves - 1)).stored());
+    let address = |w: Stored<'_>, n: usize| w.rows(n, 1, 0).as_ptr();
+    team.for_each_ahead(n_all.div_ceil(rows), |task, next, thread| {
         let n0 = task * rows;
-        let n = rows.min(split.n - n0);
+        let n = rows.min(n_all - n0);
         let mut scratch = team.thread(thread);
-        let temp: &mut [f32] =
-            &mut bytemuck::cast_slice_mut(scratch.get(split.halves() * m * n * 4))[..split.halves() * m * n];
+        let temp: &mut [f32] = &mut bytemuck::cast_slice_mut(scratch.get(halves * m * n * 4))[..halves * m * n];
         let (a, b) = temp.split_at_mut(m * n);
-        let after = next.map_or(std::ptr::null(), |t| address(t * rows));
-        match split.second {
-            None => call(kernel, x, w, n0..n0 + n, a, after),
-            Some(half) => {
-                call(kernel, x, w, n0..n0 + n, a, address(n0 + half));
-                call(kernel, x, w, n0 + half..n0 + half + n, b, after);
-            }
-        }
-        if let Target::SwiGluF32(_) | Target::SwiGluBf16(_) = target {
-            // SAFETY: both halves hold `m * n` values; the engine's ISA is that of its epilogues.
-            unsafe { (epilogues.silu_mul)(m * n, a.as_mut_ptr(), b.as_ptr()) };
+        let after = next.map_or(std::ptr::null(), |t| address(w[0], t * rows));
+        if halves == 1 {
+            call(kernel, x, w[0], n0..n0 + n, a, after);
+        } else {
+            call(kernel, x, w[0], n0..n0 + n, a, address(w[1], n0));
+            call(kernel, x, w[1], n0..n0 + n, b, after);
         }
         for (i, a) in a.chunks_exact(n).enumerate() {
             let at = i * stride + n0;
             // SAFETY: tasks own disjoint columns `n0..n0 + n` of y.
             unsafe {
                 match target {
-                    Target::Store(y, None) | Target::SwiGluF32(y) => y.slice(at, n).copy_from_slice(a),
+                    Target::Store(y, None) => y.slice(at, n).copy_from_slice(a),
                     Target::Store(y, Some(bias)) => {
                         for ((y, a), b) in y.slice(at, n).iter_mut().zip(a).zip(&bias[n0..]) {
                             *y = a + b;
                         }
                     }
                     Target::Add(y) => y.slice(at, n).iter_mut().zip(a).for_each(|(y, a)| *y += a),
+                    Target::SwiGluF32(y) => dispatch(e.isa(), SiluMulRow { a, b: &b[i * n..][..n], y: y.slice(at, n) }),
                     Target::SwiGluBf16(y) => {
-                        y.slice(at, n).iter_mut().zip(a).for_each(|(y, a)| *y = half::bf16::from_f32(*a).to_bits());
+                        let y: &mut [half::bf16] = bytemuck::cast_slice_mut(y.slice(at, n));
+                        dispatch(e.isa(), SiluMulRow { a, b: &b[i * n..][..n], y });
                     }
                 }
             }

@@ -14,7 +14,7 @@ use std::{
     },
 };
 
-use super::output::{Split, Target};
+use super::output::{Factors, Target};
 use crate::{
     contract::{Ahead, Copier, Drain, Epilogues, ForWeight, GemmKernel, InPlace, PackX, Unit, UnitShape},
     levels,
@@ -34,38 +34,53 @@ pub(super) struct Source<'a> {
     in_place: Option<InPlace>,
     /// If W can be packed by whole vectors.
     drain: Option<Drain>,
-    w: Stored<'a>,
+    /// Both halves of a product of two matrices, else the same twice.
+    w: [Stored<'a>; 2],
+    halves: usize,
 }
 
 impl<'a> Source<'a> {
     /// For `rows` of x in a thread's share.
-    pub fn new(k: &'static GemmKernel, w: Weight<'a>, rows: usize) -> Source<'a> {
-        let (of, w) = (k.weights(w.dtype()), w.stored());
+    pub fn new(k: &'static GemmKernel, factors: Factors<'a>, rows: usize) -> Source<'a> {
+        let halves = factors.halves();
+        let of = k.weights(factors.half(0).dtype());
+        let w: [Stored<'a>; 2] = std::array::from_fn(|h| factors.half(h.min(halves - 1)).stored());
         // Rows that end in part of a vector are packed between blocks, whole rows at a time, as are those of kernels without
         // a queue.
-        let whole = w.k.is_multiple_of(k.lanes * k.ku);
+        let whole = w[0].k.is_multiple_of(k.lanes * k.ku);
         let in_place = of.in_place.filter(|_| whole && rows < levels::of(k.isa).tuning.copy_from);
-        Source { k, of, in_place, drain: of.drain.filter(|_| whole), w }
+        Source { k, of, in_place, drain: of.drain.filter(|_| whole), w, halves }
     }
 
     pub fn works_in_place(&self) -> bool {
         self.in_place.is_some()
     }
 
-    /// Address of element `at` of row `n`, after checking that it and the rest of `rows` rows from there are inside W.
-    fn at(&self, n: usize, rows: usize, at: usize) -> *const u8 {
-        assert!(rows <= self.k.nr);
-        self.w.rows(n, rows, at).as_ptr()
+    /// Rows of each half.
+    fn n(&self) -> usize {
+        self.w[0].n
     }
 
-    /// Packs rows `n..n + rows`, elements `at..at + len`.
+    /// Elements of a row, and bytes between two.
+    fn row(&self) -> (usize, usize) {
+        (self.w[0].k, self.w[0].stride)
+    }
+
+    /// Address of element `at` of row `n` of half `h`, after checking that it and the rest of `rows` rows from there are inside.
+    fn at(&self, h: usize, n: usize, rows: usize, at: usize) -> *const u8 {
+        assert!(rows <= self.k.nr);
+        self.w[h].rows(n, rows, at).as_ptr()
+    }
+
+    /// Packs rows `n..n + rows` of half `h`, elements `at..at + len`.
     ///
     /// # Safety
     /// `dst` is writable for `tile_bytes`, 64-byte aligned; the CPU has the kernel's ISA.
-    unsafe fn pack(&self, n: usize, rows: usize, at: usize, len: usize, dst: *mut u8) {
-        assert!(len <= self.k.kc && at + len <= self.w.k);
+    unsafe fn pack(&self, h: usize, n: usize, rows: usize, at: usize, len: usize, dst: *mut u8) {
+        let (k, stride) = self.row();
+        assert!(len <= self.k.kc && at + len <= k);
         // SAFETY: `Source::at` checked the rows, which are of the function's format.
-        unsafe { (self.of.pack)(self.at(n, rows, at), self.w.stride, rows, len, dst) }
+        unsafe { (self.of.pack)(self.at(h, n, rows, at), stride, rows, len, dst) }
     }
 }
 
@@ -127,7 +142,6 @@ struct Product<'a, A> {
     pack: PackX,
     x: Mat<'a, A>,
     src: Source<'a>,
-    split: Split,
     target: Target<'a>,
     y_stride: usize,
     epilogues: &'static Epilogues,
@@ -142,7 +156,7 @@ struct Product<'a, A> {
 
 impl<A: Element> Product<'_, A> {
     fn chunk_len(&self, c: usize) -> usize {
-        (self.src.w.k - c * self.k.kc).min(self.k.kc)
+        (self.src.row().0 - c * self.k.kc).min(self.k.kc)
     }
 
     fn steps(&self, c: usize) -> usize {
@@ -165,10 +179,10 @@ impl<A: Element> Product<'_, A> {
         self.chunk_bytes() * self.chunks
     }
 
-    /// First row and count of tile `t` of half `h`.
-    fn rows_of(&self, h: usize, t: usize) -> (usize, usize) {
+    /// First row and count of tile `t`, of either half.
+    fn rows_of(&self, t: usize) -> (usize, usize) {
         let n = t * self.k.nr;
-        (h * self.split.second.unwrap_or(0) + n, self.k.nr.min(self.split.n - n))
+        (n, self.k.nr.min(self.src.n() - n))
     }
 
     /// Where tile `t` of a packed block is, in its c-th chunk of a group.
@@ -195,12 +209,12 @@ impl<A: Element> Product<'_, A> {
     /// `buffer` is a half of the thread's, which no kernel reads.
     unsafe fn pack_block(&self, block: &Block, buffer: *mut u8) {
         for (i, t) in block.tiles.clone().enumerate() {
-            for h in 0..self.split.halves() {
+            for h in 0..self.src.halves {
                 for (at, c) in self.in_group(block.group).enumerate() {
-                    let (n, rows) = self.rows_of(h, t);
+                    let (n, rows) = self.rows_of(t);
                     // SAFETY: a block has at most `most` tiles, so this one's place lies inside the buffer.
                     unsafe {
-                        self.src.pack(n, rows, c * self.k.kc, self.chunk_len(c), buffer.add(self.tile_at(h, i, at)))
+                        self.src.pack(h, n, rows, c * self.k.kc, self.chunk_len(c), buffer.add(self.tile_at(h, i, at)))
                     };
                 }
             }
@@ -244,7 +258,7 @@ impl<A: Element> Product<'_, A> {
             own.x.store(x.as_mut_ptr(), Release);
         }
 
-        let (halves, groups) = (self.split.halves(), self.groups());
+        let (halves, groups) = (self.src.halves, self.groups());
         let (buffers, acc) = memory.split_at_mut(2 * w_bytes);
         let (acc, buffers) = (acc.as_mut_ptr().cast::<f32>(), buffers.as_mut_ptr());
         // SAFETY: both halves of the buffer are `w_bytes` long.
@@ -291,23 +305,23 @@ impl<A: Element> Product<'_, A> {
             Some(_) => (std::ptr::null(), 0),
             None => {
                 let n = next.tiles.start * k.nr;
-                let rows = self.src.w.rows(n, (next.tiles.len() * k.nr).min(self.split.n - n), 0);
+                let rows = self.src.w[0].rows(n, (next.tiles.len() * k.nr).min(self.src.n() - n), 0);
                 (rows.as_ptr(), rows.len())
             }
         };
         if self.src.drain.is_some() {
-            for h in 0..self.split.halves() {
+            for h in 0..self.src.halves {
                 for (i, t) in next.tiles.clone().enumerate() {
-                    let (n, rows) = self.rows_of(h, t);
+                    let (n, rows) = self.rows_of(t);
                     // Inside the other half of the buffer, or never written.
                     let dst = buffer.wrapping_add(self.tile_at(h, i, 0));
-                    units.push(Unit { src: self.src.at(n, rows, of.start * k.kc), rows, dst });
+                    units.push(Unit { src: self.src.at(h, n, rows, of.start * k.kc), rows, dst });
                 }
             }
         }
         let per_vec = k.lanes * k.ku;
         let shape = UnitShape {
-            src_stride: self.src.w.stride,
+            src_stride: self.src.row().1,
             chunks: of.len(),
             vecs: k.kc / per_vec,
             last_vecs: self.chunk_len(of.end - 1) / per_vec,
@@ -323,12 +337,12 @@ impl<A: Element> Product<'_, A> {
     /// `tiles` holds the block, if this kernel packs W; `acc` the accumulators of a panel, or of all panels if there is more
     /// than one group of chunks; no other thread writes either. The queue is that of [`Product::ahead`].
     unsafe fn compute(&self, block: &Block, tiles: *const u8, acc: *mut f32, ahead: &mut Ahead) {
-        let (k, halves, groups) = (self.k, self.split.halves(), self.groups());
+        let (k, halves, groups) = (self.k, self.src.halves, self.groups());
         let (half_acc, panel_bytes) = (self.most * k.nr * k.mr, self.panel_bytes());
         let share = &self.shares[block.share];
         let x = share.x.load(Acquire);
         let n0 = block.tiles.start * k.nr;
-        let rows = (block.tiles.len() * k.nr).min(self.split.n - n0);
+        let rows = (block.tiles.len() * k.nr).min(self.src.n() - n0);
         let last_group = block.group + 1 == groups;
         for (i, p) in share.panels.clone().enumerate() {
             let (m0, cols) = (p * k.mr, k.mr.min(self.x.rows() - p * k.mr));
@@ -358,9 +372,9 @@ impl<A: Element> Product<'_, A> {
                             let panel = x.add(i * panel_bytes + c * self.chunk_bytes());
                             let acc = acc.add(h * half_acc + t * k.nr * k.mr);
                             if let Some(in_place) = self.src.in_place {
-                                let (n, rows) = self.rows_of(h, block.tiles.start + t);
-                                let w = self.src.at(n, rows, c * k.kc);
-                                in_place(steps, panel, w, self.src.w.stride, rows, acc, accumulate, ahead);
+                                let (n, rows) = self.rows_of(block.tiles.start + t);
+                                let w = self.src.at(h, n, rows, c * k.kc);
+                                in_place(steps, panel, w, self.src.row().1, rows, acc, accumulate, ahead);
                             } else {
                                 let tile = tiles.add(self.tile_at(h, t, at));
                                 (self.src.of.micro)(steps, panel, tile, acc, accumulate, ahead);
@@ -377,11 +391,11 @@ impl<A: Element> Product<'_, A> {
     }
 }
 
-pub fn blocked<A: Element>(e: &Team, k: &'static GemmKernel, x: Mat<'_, A>, w: Weight<'_>, mut out: Output<'_, A>) {
+pub fn blocked<'a, A: Element>(e: &Team, k: &'static GemmKernel, x: Mat<'_, A>, w: Weight<'a>, mut out: Output<'a, A>) {
     e.used.note(k.name);
-    let split = Split::of(w.n(), &out);
+    let factors = Factors::of(w, &out);
     let (target, y_stride) = Target::of(&mut out);
-    let (halves, threads) = (split.halves(), e.threads());
+    let (halves, threads) = (factors.halves(), e.threads());
     let chunks = w.k().div_ceil(k.kc);
     let panel_bytes = chunks * k.panel_bytes(k.kc);
     // Rows of x in even passes, each of a grid of row groups by ranges of tiles.
@@ -390,15 +404,15 @@ pub fn blocked<A: Element>(e: &Team, k: &'static GemmKernel, x: Mat<'_, A>, w: W
     let row_groups = tuning::row_groups(x.rows() / passes, threads).min(panels / passes);
     let pass_panels = panels.div_ceil(passes);
     let most_panels = pass_panels.div_ceil(row_groups);
-    let src = Source::new(k, w, x.rows().min(most_panels * k.mr));
+    let src = Source::new(k, factors, x.rows().min(most_panels * k.mr));
     // Threads pack the rows of their group each for itself, if that costs little, so that no packed line moves between cores.
     let copies = threads.div_ceil(row_groups);
     let fit = copies == 1 || threads * most_panels * panel_bytes <= tuning::PACKED_X_BYTES;
-    let alone = fit && tuning::packs_alone(copies, split.n);
+    let alone = fit && tuning::packs_alone(copies, w.n());
     let x_bytes = if alone { most_panels * panel_bytes } else { 0 };
 
     // Blocks of W: up to `most` tiles of each half, by a group of chunks of K.
-    let all_tiles = split.n.div_ceil(k.nr);
+    let all_tiles = w.n().div_ceil(k.nr);
     let group = src.drain.map_or(chunks, |_| tuning::BLOCK_CHUNKS.min(chunks));
     let most = (e.block_bytes / (group * k.tile_bytes * halves)).clamp(1, all_tiles);
     // Where blocks begin at whole vectors of y, each of its lines is written once.
@@ -424,7 +438,7 @@ pub fn blocked<A: Element>(e: &Team, k: &'static GemmKernel, x: Mat<'_, A>, w: W
     let epilogues = &e.level.epilogues;
     let pack = k.pack_x(A::DTYPE);
     let mut product =
-        Product { k, pack, x, src, split, target, y_stride, epilogues, chunks, group, most, unit, shares: Vec::new() };
+        Product { k, pack, x, src, target, y_stride, epilogues, chunks, group, most, unit, shares: Vec::new() };
     let team = e.take();
     let mut shared = team.shared();
     for pass in 0..passes {

@@ -1,7 +1,11 @@
 //! Other libraries as backends: f32, 16-bit weights widened slab by slab.
 
-use super::output::{Split, Target, widen};
+use super::{
+    output::{Factors, Target, widen},
+    rowwise::SiluMulRow,
+};
 use crate::{
+    levels::dispatch,
     operands::Output,
     team::Team,
     view::{Element, Mat, MatMut, Weight},
@@ -32,10 +36,10 @@ pub const GEMM: Library = Library {
 pub const ACCELERATE: Library =
     Library { name: "accelerate_f32xf32_f32", product: accelerate::product, slab: 4096, ours: false };
 
-pub fn linear<A: Element>(e: &Team, l: &Library, x: Mat<'_, A>, w: Weight<'_>, mut out: Output<'_, A>) {
+pub fn linear<'a, A: Element>(e: &Team, l: &Library, x: Mat<'_, A>, w: Weight<'a>, mut out: Output<'a, A>) {
     e.used.note(l.name);
-    let (m, k) = (x.rows(), w.k());
-    let split = Split::of(w.n(), &out);
+    let (m, n_all, k) = (x.rows(), w.n(), w.k());
+    let factors = Factors::of(w, &out);
     let (target, stride) = Target::of(&mut out);
     let team = e.take();
     let mut shared = team.shared();
@@ -43,12 +47,12 @@ pub fn linear<A: Element>(e: &Team, l: &Library, x: Mat<'_, A>, w: Weight<'_>, m
 
     let slab = |task: usize, thread: usize| {
         let n0 = task * l.slab;
-        let n = l.slab.min(split.n - n0);
+        let n = l.slab.min(n_all - n0);
         let mut scratch = team.thread(thread);
-        let temp: &mut [f32] = bytemuck::cast_slice_mut(scratch.get((split.halves() * m * n + n * k) * 4));
-        let (y, wide) = temp.split_at_mut(split.halves() * m * n);
+        let temp: &mut [f32] = bytemuck::cast_slice_mut(scratch.get((factors.halves() * m * n + n * k) * 4));
+        let (y, wide) = temp.split_at_mut(factors.halves() * m * n);
         for (h, y) in y.chunks_exact_mut(m * n).enumerate() {
-            let w = w.rows_at(n0 + h * split.second.unwrap_or(0), n);
+            let w = factors.half(h).rows_at(n0, n);
             let wf = match w {
                 Weight::F32(w) => w,
                 Weight::F16(_) | Weight::BF16(_) => {
@@ -70,21 +74,16 @@ pub fn linear<A: Element>(e: &Team, l: &Library, x: Mat<'_, A>, w: Weight<'_>, m
                         }
                     }
                     Target::Add(y) => y.slice(at, n).iter_mut().zip(a).for_each(|(y, a)| *y += a),
-                    Target::SwiGluF32(y) => {
-                        let b = &b[i * n..];
-                        y.slice(at, n).iter_mut().zip(a).zip(b).for_each(|((y, a), b)| *y = silu(*a) * b);
-                    }
+                    Target::SwiGluF32(y) => dispatch(e.isa(), SiluMulRow { a, b: &b[i * n..][..n], y: y.slice(at, n) }),
                     Target::SwiGluBf16(y) => {
-                        let b = &b[i * n..];
-                        y.slice(at, n).iter_mut().zip(a).zip(b).for_each(|((y, a), b)| {
-                            *y = half::bf16::from_f32(silu(*a) * b).to_bits();
-                        });
+                        let y: &mut [half::bf16] = bytemuck::cast_slice_mut(y.slice(at, n));
+                        dispatch(e.isa(), SiluMulRow { a, b: &b[i * n..][..n], y });
                     }
                 }
             }
         }
     };
-    let tasks = split.n.div_ceil(l.slab);
+    let tasks = n_all.div_ceil(l.slab);
     if l.ours { team.for_each(tasks, slab) } else { (0..tasks).for_each(|task| slab(task, 0)) }
 }
 
@@ -130,10 +129,6 @@ fn widen_weight(w: Weight<'_>, out: &mut [f32]) {
             Weight::BF16(w) => w.row(r).convert_to_f32_slice(y),
         }
     }
-}
-
-fn silu(x: f32) -> f32 {
-    x / (1.0 + (-x).exp())
 }
 
 #[cfg(all(target_os = "macos", feature = "accelerate"))]

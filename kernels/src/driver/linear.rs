@@ -4,7 +4,7 @@ use super::{
     dot,
     gemm::{self, Source},
     library,
-    output::Split,
+    output::Factors,
 };
 use crate::{
     contract::GemmKernel,
@@ -15,8 +15,9 @@ use crate::{
     view::{DType, Element, Mat, Weight},
 };
 
-pub fn linear<A: Element>(e: &Team, x: Mat<'_, A>, w: Weight<'_>, out: Output<'_, A>) {
-    if w.k() == 0 {
+pub fn linear<'a, A: Element>(e: &Team, x: Mat<'_, A>, w: Weight<'a>, out: Output<'a, A>) {
+    let factors = Factors::of(w, &out);
+    if w.k() == 0 || !factors.alike() {
         return library::linear(e, &library::GEMM, x, w, out);
     }
     match e.kernels.backend {
@@ -26,7 +27,7 @@ pub fn linear<A: Element>(e: &Team, x: Mat<'_, A>, w: Weight<'_>, out: Output<'_
         Backend::Ours => match e.kernels.gemm.filter(|k| k.takes(A::DTYPE, w.dtype())) {
             Some(k) => gemm::blocked(e, k, x, w, out),
             None if dot::forced(e, A::DTYPE, w.dtype()).is_some() => dot::linear(e, x, w, out),
-            None => match choose(e, x.rows(), A::DTYPE, w, Split::of(w.n(), &out).halves()) {
+            None => match choose(e, x.rows(), A::DTYPE, factors) {
                 Some(k) => gemm::blocked(e, k, x, w, out),
                 None => dot::linear(e, x, w, out),
             },
@@ -36,7 +37,8 @@ pub fn linear<A: Element>(e: &Team, x: Mat<'_, A>, w: Weight<'_>, out: Output<'_
 
 /// The kernel of the strongest level that can serve these types, with the least padded work for `m` rows; none if a few-row
 /// kernel does less.
-fn choose(e: &Team, m: usize, x: DType, w: Weight<'_>, halves: usize) -> Option<&'static GemmKernel> {
+fn choose(e: &Team, m: usize, x: DType, factors: Factors<'_>) -> Option<&'static GemmKernel> {
+    let w = factors.half(0);
     if m <= e.level.tuning.dot_rows(x, w.dtype()) {
         return None;
     }
@@ -45,8 +47,8 @@ fn choose(e: &Team, m: usize, x: DType, w: Weight<'_>, halves: usize) -> Option<
     let groups = tuning::row_groups(m, e.threads());
     let rows = m.div_ceil(groups);
     let cost = |k: &'static GemmKernel| {
-        let in_place = Source::new(k, w, rows).works_in_place();
-        groups as f64 * levels::of(k.isa).tuning.tile_cost(k, rows, in_place, halves)
+        let in_place = Source::new(k, factors, rows).works_in_place();
+        groups as f64 * levels::of(k.isa).tuning.tile_cost(k, rows, in_place, factors.halves())
     };
     let best = able
         .filter(|k| k.isa == isa)

@@ -6,27 +6,37 @@ use crate::{
     contract::Lines,
     operands::Output,
     shared::SharedMut,
-    view::{DType, Element, Mat},
+    view::{DType, Element, Mat, Weight},
 };
 
-/// Which rows of W one task computes: `n` output features from `n0`, in a second matrix half `F` rows below too for SwiGLU.
-pub(super) struct Split {
-    /// Output features.
-    pub n: usize,
-    /// Row distance of the second half, if there is one.
-    pub second: Option<usize>,
+/// The matrices that a product reads: W, and for SwiGLU a second one, each row of which belongs to that of W.
+#[derive(Clone, Copy)]
+pub(super) struct Factors<'a> {
+    w: Weight<'a>,
+    second: Option<Weight<'a>>,
 }
 
-impl Split {
-    pub fn of<A>(n: usize, out: &Output<'_, A>) -> Split {
-        match out {
-            Output::SwiGlu(_) => Split { n: n / 2, second: Some(n / 2) },
-            _ => Split { n, second: None },
-        }
+impl<'a> Factors<'a> {
+    pub fn of<A>(w: Weight<'a>, out: &Output<'a, A>) -> Factors<'a> {
+        let second = match out {
+            Output::SwiGlu(_, second) => Some(*second),
+            _ => None,
+        };
+        Factors { w, second }
+    }
+
+    /// The first matrix, or the one that there is.
+    pub fn half(&self, h: usize) -> Weight<'a> {
+        if h == 0 { self.w } else { self.second.expect("a second half only of two") }
     }
 
     pub fn halves(&self) -> usize {
         1 + usize::from(self.second.is_some())
+    }
+
+    /// Whether both are stored alike, as our kernels want it.
+    pub fn alike(&self) -> bool {
+        self.second.is_none_or(|w| w.dtype() == self.w.dtype())
     }
 }
 
@@ -44,13 +54,13 @@ impl<'a> Target<'a> {
     pub fn of<A: Element>(out: &'a mut Output<'_, A>) -> (Target<'a>, usize) {
         let stride = match out {
             Output::Store(y) | Output::Bias(y, _) | Output::Add(y) => y.stride(),
-            Output::SwiGlu(y) => y.stride(),
+            Output::SwiGlu(y, _) => y.stride(),
         };
         let target = match out {
             Output::Store(y) => Target::Store(SharedMut::new(y.data_mut()), None),
             Output::Bias(y, b) => Target::Store(SharedMut::new(y.data_mut()), Some(b)),
             Output::Add(y) => Target::Add(SharedMut::new(y.data_mut())),
-            Output::SwiGlu(y) => match A::DTYPE {
+            Output::SwiGlu(y, _) => match A::DTYPE {
                 DType::BF16 => Target::SwiGluBf16(SharedMut::new(bytemuck::cast_slice_mut(y.data_mut()))),
                 _ => Target::SwiGluF32(SharedMut::new(bytemuck::cast_slice_mut(y.data_mut()))),
             },

@@ -67,8 +67,11 @@ mod tests {
             (p.product)(Mat::new(&x, m, k), Mat::new(&w, n, k), MatMut::new(&mut y, m, n), 2);
             for (i, y) in y.iter().enumerate() {
                 let (x, w) = (&x[i / n * k..][..k], &w[i % n * k..][..k]);
-                let right: f64 = x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
-                assert!((f64::from(*y) - right).abs() < 1e-4, "{}: {y} for {right}", p.name);
+                let products = || x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w));
+                let right: f64 = products().sum();
+                // As many roundings as elements, of sums of at most this much.
+                let bound = (k + 2) as f64 * f64::from(f32::EPSILON) * products().map(f64::abs).sum::<f64>();
+                assert!((f64::from(*y) - right).abs() <= bound, "{}: {y} for {right}", p.name);
             }
         }
     }

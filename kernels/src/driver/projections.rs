@@ -26,8 +26,8 @@ struct Task {
 }
 
 /// A product, with its outputs as threads share them.
-struct Job<'a, A> {
-    x: Mat<'a, A>,
+struct Job<'a, A, X> {
+    x: Mat<'a, X>,
     w: Weight<'a>,
     bias: &'a [f32],
     norm: HeadNorm<'a>,
@@ -39,7 +39,12 @@ struct Job<'a, A> {
     keep: Option<SharedMut<'a, f32>>,
 }
 
-pub fn project_heads<A: Element>(e: &Team, batch: usize, eps: f32, products: &mut [HeadProjection<'_, A>]) {
+pub fn project_heads<A: Element, X: Element>(
+    e: &Team,
+    batch: usize,
+    eps: f32,
+    products: &mut [HeadProjection<'_, A, X>],
+) {
     e.used.note(kernel_name!(e.isa(), A, "heads_f32"));
     let jobs: Vec<_> = products
         .iter_mut()
@@ -96,8 +101,8 @@ pub fn project_heads<A: Element>(e: &Team, batch: usize, eps: f32, products: &mu
 }
 
 /// The longest first, so that threads end together.
-fn tasks<A: Element>(e: &Team, jobs: &[Job<'_, A>]) -> Vec<Task> {
-    let chunks = |j: &Job<'_, A>| j.x.rows().div_ceil(tuning::PROJECTION_ROWS);
+fn tasks<A: Element, X: Element>(e: &Team, jobs: &[Job<'_, A, X>]) -> Vec<Task> {
+    let chunks = |j: &Job<'_, A, X>| j.x.rows().div_ceil(tuning::PROJECTION_ROWS);
     let whole: usize = jobs.iter().map(chunks).sum();
     let parts = if e.threads() == 1 { 1 } else { (4 * e.threads()).div_ceil(whole.max(1)) };
     let mut tasks = Vec::with_capacity(whole * parts.max(1));

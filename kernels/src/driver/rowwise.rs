@@ -96,7 +96,7 @@ struct Convert;
 impl<X: Element, Y: Element> RowKernel<X, Y> for Convert {
     #[inline(always)]
     fn row<V: Vector>(self, v: V, x: &[X], y: &mut [Y]) {
-        for (x, y) in x.chunks(V::F32_LANES).zip(y.chunks_mut(V::F32_LANES)) {
+        for (x, y) in x.chunks(V::LANES).zip(y.chunks_mut(V::LANES)) {
             store(v, y, load(v, x));
         }
     }
@@ -164,7 +164,7 @@ impl<A: Element> RowKernel<f32, A> for RmsNorm<'_> {
     #[inline(always)]
     fn row<V: Vector>(self, v: V, x: &[f32], y: &mut [A]) {
         let s = v.splat_f32s(inverse_rms(v, x, self.eps));
-        let chunks = x.chunks(V::F32_LANES).zip(self.w.chunks(V::F32_LANES)).zip(y.chunks_mut(V::F32_LANES));
+        let chunks = x.chunks(V::LANES).zip(self.w.chunks(V::LANES)).zip(y.chunks_mut(V::LANES));
         for ((x, w), y) in chunks {
             store(v, y, v.mul_f32s(v.mul_f32s(load(v, x), s), load(v, w)));
         }
@@ -214,7 +214,7 @@ pub(super) struct Heads<'a, A> {
 
 /// Features `at` of a head, normed by `norm`'s weight, if it has one, and inverse RMS.
 #[inline(always)]
-fn normed<V: Vector>(v: V, x: &[f32], (w, scale): (HeadNorm<'_>, V::f32s), at: std::ops::Range<usize>) -> V::f32s {
+fn normed<V: Vector>(v: V, x: &[f32], (w, scale): (HeadNorm<'_>, V::F32s), at: std::ops::Range<usize>) -> V::F32s {
     let y = load(v, &x[at.clone()]);
     match w {
         Some(w) => v.mul_f32s(v.mul_f32s(y, scale), load(v, &w[at])),
@@ -228,7 +228,7 @@ impl<A: Element> Heads<'_, A> {
     fn head<V: Vector>(&self, v: V, x: &[f32], angles: Option<(&[f32], &[f32])>, y: &mut [A]) {
         let scale = v.splat_f32s(if self.weight.is_some() { inverse_rms(v, x, self.eps) } else { 1.0 });
         let norm = (self.weight, scale);
-        let (step, half) = (V::F32_LANES, self.d / 2);
+        let (step, half) = (V::LANES, self.d / 2);
         let Some((cos, sin)) = angles else {
             for j in (0..self.d).step_by(step) {
                 let at = j..(j + step).min(self.d);
@@ -242,7 +242,7 @@ impl<A: Element> Heads<'_, A> {
             let (lo, hi) = (normed(v, x, norm, j..end), normed(v, x, norm, half + j..half + end));
             let (c, s) = (load(v, &cos[j..end]), load(v, &sin[j..end]));
             store(v, &mut ylo[j..end], v.sub_f32s(v.mul_f32s(lo, c), v.mul_f32s(hi, s)));
-            store(v, &mut yhi[j..end], v.mul_add_e_f32s(hi, c, v.mul_f32s(lo, s)));
+            store(v, &mut yhi[j..end], v.mul_add(hi, c, v.mul_f32s(lo, s)));
         }
     }
 }
@@ -301,7 +301,23 @@ impl<A: Element> RowKernel<f32, A> for SiluMul {
     #[inline(always)]
     fn row<V: Vector>(self, v: V, ab: &[f32], y: &mut [A]) {
         let (a, b) = ab.split_at(y.len());
-        let chunks = a.chunks(V::F32_LANES).zip(b.chunks(V::F32_LANES)).zip(y.chunks_mut(V::F32_LANES));
+        SiluMulRow { a, b, y }.run(v);
+    }
+}
+
+/// `y = silu(a) * b`.
+pub(super) struct SiluMulRow<'a, A> {
+    pub a: &'a [f32],
+    pub b: &'a [f32],
+    pub y: &'a mut [A],
+}
+
+impl<A: Element> Kernel for SiluMulRow<'_, A> {
+    type Output = ();
+    #[inline(always)]
+    fn run<V: Vector>(self, v: V) {
+        let SiluMulRow { a, b, y } = self;
+        let chunks = a.chunks(V::LANES).zip(b.chunks(V::LANES)).zip(y.chunks_mut(V::LANES));
         for ((a, b), y) in chunks {
             store(v, y, simd::silu_mul(v, load(v, a), load(v, b)));
         }
@@ -333,12 +349,12 @@ impl Kernel for Softmax<'_> {
 #[inline(always)]
 pub(super) fn softmax_row<V: Vector>(v: V, x: &mut [f32]) {
     let max = v.splat_f32s(simd::max(v, x));
-    for x in x.chunks_mut(V::F32_LANES) {
+    for x in x.chunks_mut(V::LANES) {
         let e = simd::exp_nonpos(v, v.sub_f32s(load(v, x), max));
         store(v, x, e);
     }
     let scale = v.splat_f32s(1.0 / simd::sum(v, x));
-    for x in x.chunks_mut(V::F32_LANES) {
+    for x in x.chunks_mut(V::LANES) {
         let y = v.mul_f32s(load(v, x), scale);
         store(v, x, y);
     }

@@ -34,11 +34,11 @@ impl<A: Element> Kernel for Weights<'_, A> {
         for (q, out) in q.chunks(QUAD * d).zip(out.chunks_mut(QUAD * len)) {
             for (t, key) in keys.chunks_exact(d).enumerate() {
                 let mut acc = [v.splat_f32s(0.0); QUAD];
-                for at in (0..d).step_by(V::F32_LANES) {
-                    let end = (at + V::F32_LANES).min(d);
+                for at in (0..d).step_by(V::LANES) {
+                    let end = (at + V::LANES).min(d);
                     let x = load(v, &key[at..end]);
                     for (q, acc) in q.chunks_exact(d).zip(&mut acc) {
-                        *acc = v.mul_add_e_f32s(x, load(v, &q[at..end]), *acc);
+                        *acc = v.mul_add(x, load(v, &q[at..end]), *acc);
                     }
                 }
                 for (out, sum) in out.chunks_exact_mut(len).zip(v.sums(acc)) {

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use bytemuck::cast;
-use pulp::{cast as pun, x86::V3};
+use pulp::x86::V3;
 
 use crate::{
     isa::Isa,
@@ -11,175 +11,23 @@ use crate::{
     micro::{
         dot::dot_kernel,
         epilogue::epilogues,
-        quads::{Quads, quads_kernel},
+        quads::quads_kernel,
         tile::gemm_kernel,
-        vector::{MacF32, Vector},
+        vector::MacF32,
     },
-    simd::{self, Call, Kernel},
+    simd::{Call, Kernel, Vector, operations},
     tuning::Tuning,
 };
 
-/// Eight 32-bit lanes.
-#[derive(Clone, Copy)]
-pub(crate) struct V(__m256);
+gemm_kernel!(f32_16x6, Isa::Avx2, [target_feature(enable = "avx2,fma,f16c")], V3, F32, 2 x 6, "gemm_f32xf32_f32_16x6_avx2");
+gemm_kernel!(f32_8x12, Isa::Avx2, [target_feature(enable = "avx2,fma,f16c")], V3, F32, 1 x 12, "gemm_f32xf32_f32_8x12_avx2");
 
-// SAFETY: each method is the intrinsic that does what the trait says; loads and stores touch exactly 8 lanes.
-unsafe impl Vector for V {
-    const LANES: usize = 8;
-    #[inline(always)]
-    unsafe fn zero() -> Self {
-        // SAFETY: AVX2 and FMA, by the trait's contract; so in every method below.
-        unsafe { V(_mm256_setzero_ps()) }
-    }
-    #[inline(always)]
-    unsafe fn splat(p: *const u32) -> Self {
-        // SAFETY: 4 readable bytes, by the caller's promise.
-        unsafe { V(_mm256_set1_ps(f32::from_bits(p.read_unaligned()))) }
-    }
-    #[inline(always)]
-    unsafe fn load(p: *const u32) -> Self {
-        // SAFETY: 8 readable lanes, by the caller's promise.
-        unsafe { V(_mm256_loadu_ps(p.cast())) }
-    }
-    #[inline(always)]
-    unsafe fn store(self, p: *mut u32) {
-        // SAFETY: 8 writable lanes, by the caller's promise.
-        unsafe { _mm256_storeu_ps(p.cast(), self.0) }
-    }
-    #[inline(always)]
-    unsafe fn widen_bf16(p: *const u16) -> Self {
-        // SAFETY: 8 readable u16, by the caller's promise.
-        unsafe {
-            let w = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
-            V(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(w)))
-        }
-    }
-    #[inline(always)]
-    unsafe fn widen_f16(p: *const u16) -> Self {
-        // SAFETY: 8 readable u16, by the caller's promise; F16C.
-        unsafe { V(_mm256_cvtph_ps(_mm_loadu_si128(p.cast()))) }
-    }
-    #[inline(always)]
-    unsafe fn narrow_bf16(self, p: *mut u16) {
-        // SAFETY: the level's instructions, and 8 writable u16, by the caller's promise.
-        unsafe { p.cast::<[u16; 8]>().write_unaligned(simd::to_bf16(V3::new_unchecked(), pun(self.0))) }
-    }
-    #[inline(always)]
-    unsafe fn fma(self, b: Self, c: Self) -> Self {
-        // SAFETY: FMA.
-        unsafe { V(_mm256_fmadd_ps(self.0, b.0, c.0)) }
-    }
-    #[inline(always)]
-    unsafe fn add(self, b: Self) -> Self {
-        // SAFETY: AVX.
-        unsafe { V(_mm256_add_ps(self.0, b.0)) }
-    }
-    #[inline(always)]
-    unsafe fn mul(self, b: Self) -> Self {
-        // SAFETY: AVX.
-        unsafe { V(_mm256_mul_ps(self.0, b.0)) }
-    }
-    #[inline(always)]
-    unsafe fn div(self, b: Self) -> Self {
-        // SAFETY: AVX.
-        unsafe { V(_mm256_div_ps(self.0, b.0)) }
-    }
-    #[inline(always)]
-    unsafe fn clamp(self, lo: f32, hi: f32) -> Self {
-        // SAFETY: AVX. The second operand of max/min is returned if either is NaN.
-        unsafe { V(_mm256_min_ps(_mm256_set1_ps(hi), _mm256_max_ps(_mm256_set1_ps(lo), self.0))) }
-    }
-    #[inline(always)]
-    unsafe fn round(self) -> Self {
-        // SAFETY: AVX.
-        unsafe { V(_mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0)) }
-    }
-    #[inline(always)]
-    unsafe fn pow2(self) -> Self {
-        // SAFETY: AVX2.
-        unsafe {
-            let n = _mm256_add_epi32(_mm256_cvtps_epi32(self.0), _mm256_set1_epi32(127));
-            V(_mm256_castsi256_ps(_mm256_slli_epi32::<23>(n)))
-        }
-    }
-    #[inline(always)]
-    unsafe fn splat_f32(x: f32) -> Self {
-        // SAFETY: AVX.
-        unsafe { V(_mm256_set1_ps(x)) }
-    }
-    #[inline(always)]
-    unsafe fn transpose(b: &mut [Self; 16]) {
-        // SAFETY: AVX. Pairs of rows, then quads, then 128-bit halves.
-        unsafe {
-            let mut t = [_mm256_setzero_ps(); 8];
-            for i in 0..4 {
-                t[2 * i] = _mm256_unpacklo_ps(b[2 * i].0, b[2 * i + 1].0);
-                t[2 * i + 1] = _mm256_unpackhi_ps(b[2 * i].0, b[2 * i + 1].0);
-            }
-            let mut q = t;
-            for i in 0..2 {
-                q[4 * i] = _mm256_shuffle_ps::<0x44>(t[4 * i], t[4 * i + 2]);
-                q[4 * i + 1] = _mm256_shuffle_ps::<0xee>(t[4 * i], t[4 * i + 2]);
-                q[4 * i + 2] = _mm256_shuffle_ps::<0x44>(t[4 * i + 1], t[4 * i + 3]);
-                q[4 * i + 3] = _mm256_shuffle_ps::<0xee>(t[4 * i + 1], t[4 * i + 3]);
-            }
-            for j in 0..4 {
-                b[j] = V(_mm256_permute2f128_ps::<0x20>(q[j], q[4 + j]));
-                b[4 + j] = V(_mm256_permute2f128_ps::<0x31>(q[j], q[4 + j]));
-            }
-        }
-    }
-    #[inline(always)]
-    unsafe fn prefetch(p: *const u8) {
-        // SAFETY: a prefetch of any address is harmless.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn prefetch_once(p: *const u8) {
-        // SAFETY: a prefetch of any address is harmless.
-        unsafe { _mm_prefetch::<_MM_HINT_NTA>(p.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn prefetch_l2(p: *const u8) {
-        // SAFETY: a prefetch of any address is harmless.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn prefetch_write(p: *const u8) {
-        // SAFETY: a prefetch of any address is harmless.
-        unsafe { _mm_prefetch::<_MM_HINT_ET0>(p.cast()) }
-    }
-}
+quads_kernel!(dot_quads_f32, Isa::Avx2, [target_feature(enable = "avx2,fma,f16c")], V3, MacF32, F32 as f32, 2 x 6, 3, "dot_f32xf32_f32_4x6_avx2");
+dot_kernel!(dot_f32, Isa::Avx2, [target_feature(enable = "avx2,fma,f16c")], V3, MacF32, 2, "dot_f32xf32_f32_avx2", F32 as F32, F32 as F32);
+dot_kernel!(dot_f16, Isa::Avx2, [target_feature(enable = "avx2,fma,f16c")], V3, MacF32, 2, "dot_f32xf16_f32_avx2", F32 as F32, F16 as F16);
+dot_kernel!(dot_bf16, Isa::Avx2, [target_feature(enable = "avx2,fma,f16c")], V3, MacF32, 2, "dot_f32xbf16_f32_avx2", F32 as F32, BF16 as Bf16);
 
-gemm_kernel!(f32_16x6, Isa::Avx2, [target_feature(enable = "avx2,fma,f16c")], V, F32, 2 x 6, "gemm_f32xf32_f32_16x6_avx2");
-gemm_kernel!(f32_8x12, Isa::Avx2, [target_feature(enable = "avx2,fma,f16c")], V, F32, 1 x 12, "gemm_f32xf32_f32_8x12_avx2");
-
-// SAFETY: as of `Vector`.
-unsafe impl Quads for V {
-    #[inline(always)]
-    unsafe fn broadcast(p: *const u8) -> Self {
-        // SAFETY: AVX, and 16 readable bytes, by the caller's promise.
-        unsafe { V(_mm256_broadcast_ps(&p.cast::<__m128>().read_unaligned())) }
-    }
-    #[inline(always)]
-    unsafe fn sum_fours(c: [Self; 4]) -> Self {
-        // SAFETY: AVX.
-        unsafe {
-            let low = _mm256_add_ps(_mm256_unpacklo_ps(c[0].0, c[1].0), _mm256_unpackhi_ps(c[0].0, c[1].0));
-            let high = _mm256_add_ps(_mm256_unpacklo_ps(c[2].0, c[3].0), _mm256_unpackhi_ps(c[2].0, c[3].0));
-            let (x, y) = (_mm256_castps_pd(low), _mm256_castps_pd(high));
-            let (even, odd) = (_mm256_unpacklo_pd(x, y), _mm256_unpackhi_pd(x, y));
-            V(_mm256_add_ps(_mm256_castpd_ps(even), _mm256_castpd_ps(odd)))
-        }
-    }
-}
-
-quads_kernel!(dot_quads_f32, Isa::Avx2, [target_feature(enable = "avx2,fma,f16c")], V, MacF32, F32 as f32, 2 x 6, 3, "dot_f32xf32_f32_4x6_avx2");
-dot_kernel!(dot_f32, Isa::Avx2, [target_feature(enable = "avx2,fma,f16c")], V, MacF32, 2, "dot_f32xf32_f32_avx2", F32 as F32, F32 as F32);
-dot_kernel!(dot_f16, Isa::Avx2, [target_feature(enable = "avx2,fma,f16c")], V, MacF32, 2, "dot_f32xf16_f32_avx2", F32 as F32, F16 as F16);
-dot_kernel!(dot_bf16, Isa::Avx2, [target_feature(enable = "avx2,fma,f16c")], V, MacF32, 2, "dot_f32xbf16_f32_avx2", F32 as F32, BF16 as Bf16);
-
-epilogues!([target_feature(enable = "avx2,fma,f16c")], V);
+epilogues!([target_feature(enable = "avx2,fma,f16c")], V3);
 
 pub(crate) const LEVEL: Level = Level {
     isa: Isa::Avx2,
@@ -193,7 +41,6 @@ pub(crate) const LEVEL: Level = Level {
     tuning: Tuning { dot_rows: 8, dot_cost: 1.5, quads: &[], copy_from: 64, load_bound: None },
     detect: || V3::is_available() && is_x86_feature_detected!("f16c"),
     faster: |_| true,
-    spins: &[],
     around: None,
 };
 
@@ -202,29 +49,130 @@ pub(crate) fn vectors() -> Option<V3> {
     V3::try_new()
 }
 
-impl simd::Vector for V3 {
+/// The two halves together, then the halves of that, and of that.
+macro_rules! reduce {
+    ($self:ident, $x:ident, $f:ident) => {{
+        let (x, sse) = ($x, $self.sse);
+        let x = sse.$f($self.avx._mm256_castps256_ps128(x), $self.avx._mm256_extractf128_ps::<1>(x));
+        let x = sse.$f(x, sse._mm_movehl_ps(x, x));
+        sse._mm_cvtss_f32(sse.$f(x, sse._mm_shuffle_ps::<1>(x, x)))
+    }};
+}
+
+impl Vector for V3 {
+    const LANES: usize = 8;
+    const REGISTERS: usize = 16;
+    type F32s = __m256;
+    type U32s = __m256i;
+    type Mask = __m256;
     type Bits16 = [u16; 8];
     #[inline(always)]
-    fn widen(self, x: [u16; 8]) -> pulp::u32x8 {
-        cast(self.avx2._mm256_cvtepu16_epi32(cast::<_, __m128i>(x)))
+    unsafe fn held() -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { V3::new_unchecked() }
+    }
+    operations! { self;
+        splat_f32s(x: f32) -> __m256 = self.avx._mm256_set1_ps(x);
+        splat_u32s(x: u32) -> __m256i = self.avx._mm256_set1_epi32(x as i32);
+        f32s_of(x: __m256i) -> __m256 = self.avx._mm256_castsi256_ps(x);
+        bits_of(x: __m256) -> __m256i = self.avx._mm256_castps_si256(x);
+        add_f32s(a: __m256, b: __m256) -> __m256 = self.avx._mm256_add_ps(a, b);
+        sub_f32s(a: __m256, b: __m256) -> __m256 = self.avx._mm256_sub_ps(a, b);
+        mul_f32s(a: __m256, b: __m256) -> __m256 = self.avx._mm256_mul_ps(a, b);
+        div_f32s(a: __m256, b: __m256) -> __m256 = self.avx._mm256_div_ps(a, b);
+        neg_f32s(a: __m256) -> __m256 = self.avx._mm256_xor_ps(a, self.splat_f32s(-0.0));
+        mul_add(a: __m256, b: __m256, c: __m256) -> __m256 = self.fma._mm256_fmadd_ps(a, b, c);
+        greater_than_f32s(a: __m256, b: __m256) -> __m256 = self.avx._mm256_cmp_ps::<_CMP_GT_OQ>(a, b);
+        equal_f32s(a: __m256, b: __m256) -> __m256 = self.avx._mm256_cmp_ps::<_CMP_EQ_OQ>(a, b);
+        greater_than_u32s(a: __m256i, b: __m256i) -> __m256 = self.f32s_of(self.avx2._mm256_cmpgt_epi32(a, b));
+        select_f32s(mask: __m256, yes: __m256, no: __m256) -> __m256 = self.avx._mm256_blendv_ps(no, yes, mask);
+        select_u32s(mask: __m256, yes: __m256i, no: __m256i) -> __m256i =
+            self.bits_of(self.select_f32s(mask, self.f32s_of(yes), self.f32s_of(no)));
+        add_u32s(a: __m256i, b: __m256i) -> __m256i = self.avx2._mm256_add_epi32(a, b);
+        and_u32s(a: __m256i, b: __m256i) -> __m256i = self.avx2._mm256_and_si256(a, b);
+        or_u32s(a: __m256i, b: __m256i) -> __m256i = self.avx2._mm256_or_si256(a, b);
+        shl_u32s(a: __m256i, by: __m256i) -> __m256i = self.avx2._mm256_sllv_epi32(a, by);
+        shr_u32s(a: __m256i, by: __m256i) -> __m256i = self.avx2._mm256_srlv_epi32(a, by);
+        reduce_sum_f32s(x: __m256) -> f32 = reduce!(self, x, _mm_add_ps);
+        reduce_max_f32s(x: __m256) -> f32 = reduce!(self, x, _mm_max_ps);
+        reduce_min_f32s(x: __m256) -> f32 = reduce!(self, x, _mm_min_ps);
     }
     #[inline(always)]
-    fn narrow(self, x: pulp::u32x8) -> [u16; 8] {
-        let x: __m256i = cast(x);
+    fn widen(self, x: [u16; 8]) -> __m256i {
+        self.avx2._mm256_cvtepu16_epi32(cast::<_, __m128i>(x))
+    }
+    #[inline(always)]
+    fn narrow(self, x: __m256i) -> [u16; 8] {
         let x = self.avx2._mm256_permute4x64_epi64::<0b1000>(self.avx2._mm256_packus_epi32(x, x));
         cast(self.avx._mm256_castsi256_si128(x))
     }
     #[inline(always)]
-    fn sums(self, x: [pulp::f32x8; 4]) -> [f32; 4] {
-        let [a, b, c, d]: [__m256; 4] = pun(x);
-        let x = self.avx._mm256_hadd_ps(self.avx._mm256_hadd_ps(a, b), self.avx._mm256_hadd_ps(c, d));
+    unsafe fn widen_f16(self, x: [u16; 8]) -> __m256 {
+        // SAFETY: F16C, by the caller's promise.
+        unsafe { _mm256_cvtph_ps(cast(x)) }
+    }
+    #[inline(always)]
+    unsafe fn broadcast(self, p: *const f32) -> __m256 {
+        // SAFETY: 16 readable bytes, by the caller's promise.
+        let four = unsafe { p.cast::<__m128>().read_unaligned() };
+        self.avx._mm256_broadcast_ps(&four)
+    }
+    #[inline(always)]
+    fn sum_fours(self, c: [__m256; 4]) -> __m256 {
+        let v = self.avx;
+        let low = v._mm256_add_ps(v._mm256_unpacklo_ps(c[0], c[1]), v._mm256_unpackhi_ps(c[0], c[1]));
+        let high = v._mm256_add_ps(v._mm256_unpacklo_ps(c[2], c[3]), v._mm256_unpackhi_ps(c[2], c[3]));
+        let (x, y) = (v._mm256_castps_pd(low), v._mm256_castps_pd(high));
+        let (even, odd) = (v._mm256_unpacklo_pd(x, y), v._mm256_unpackhi_pd(x, y));
+        v._mm256_add_ps(v._mm256_castpd_ps(even), v._mm256_castpd_ps(odd))
+    }
+    #[inline(always)]
+    fn sums(self, x: [__m256; 4]) -> [f32; 4] {
+        let x = self.sum_fours(x);
         let high = self.avx._mm256_extractf128_ps::<1>(x);
         cast(self.sse._mm_add_ps(self.avx._mm256_castps256_ps128(x), high))
+    }
+    /// Pairs of rows, then quads, then 128-bit halves.
+    #[inline(always)]
+    fn transpose(self, b: &mut [__m256; 16]) {
+        let v = self.avx;
+        let mut t: [__m256; 8] = [v._mm256_setzero_ps(); 8];
+        for i in 0..4 {
+            let (x, y) = (b[2 * i], b[2 * i + 1]);
+            t[2 * i] = v._mm256_unpacklo_ps(x, y);
+            t[2 * i + 1] = v._mm256_unpackhi_ps(x, y);
+        }
+        let mut q = t;
+        for i in 0..2 {
+            q[4 * i] = v._mm256_shuffle_ps::<0x44>(t[4 * i], t[4 * i + 2]);
+            q[4 * i + 1] = v._mm256_shuffle_ps::<0xee>(t[4 * i], t[4 * i + 2]);
+            q[4 * i + 2] = v._mm256_shuffle_ps::<0x44>(t[4 * i + 1], t[4 * i + 3]);
+            q[4 * i + 3] = v._mm256_shuffle_ps::<0xee>(t[4 * i + 1], t[4 * i + 3]);
+        }
+        for j in 0..4 {
+            b[j] = v._mm256_permute2f128_ps::<0x20>(q[j], q[4 + j]);
+            b[4 + j] = v._mm256_permute2f128_ps::<0x31>(q[j], q[4 + j]);
+        }
     }
     #[inline(always)]
     fn prefetch(self, p: *const u8) {
         // SAFETY: a prefetch of any address is harmless, and every x86-64 CPU has SSE.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+    #[inline(always)]
+    fn prefetch_l2(self, p: *const u8) {
+        // SAFETY: as above.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+    }
+    #[inline(always)]
+    fn prefetch_once(self, p: *const u8) {
+        // SAFETY: as above.
+        unsafe { _mm_prefetch::<_MM_HINT_NTA>(p.cast()) }
+    }
+    #[inline(always)]
+    fn prefetch_write(self, p: *const u8) {
+        // SAFETY: as above; a CPU without this one takes it for no operation.
+        unsafe { _mm_prefetch::<_MM_HINT_ET0>(p.cast()) }
     }
     #[inline(always)]
     fn call<K: Kernel>(self, k: K) -> K::Output {

@@ -1,39 +1,42 @@
 //! AVX-512 with `vdpbf16ps`: pairs of BF16, and attention of four queries over a cache as it lies.
 
-use std::{arch::x86_64::*, hint::black_box, mem::MaybeUninit};
+use std::{arch::x86_64::*, mem::MaybeUninit};
+
+use pulp::x86::V4;
 
 pub(crate) use super::avx512::vectors;
-use super::avx512::{self, V};
+use super::avx512;
 use crate::{
     contract::{STREAM_KEYS, STREAM_ROWS, StreamKernel},
     isa::Isa,
     level::Level,
     micro::{
         dot::dot_kernel,
-        quads::{Quads, quads_kernel},
+        quads::quads_kernel,
         tile::gemm_kernel,
-        vector::{Mac, Vector},
+        vector::{Mac, store},
     },
+    simd::Vector,
     tuning::Tuning,
     view::DType,
 };
 
 struct MacBf16;
-impl Mac<V> for MacBf16 {
+impl Mac<V4> for MacBf16 {
     #[inline(always)]
-    unsafe fn mac(acc: V, x: V, w: V) -> V {
+    unsafe fn mac(_: V4, acc: __m512, x: __m512, w: __m512) -> __m512 {
         // SAFETY: the caller runs with avx512bf16.
-        V(unsafe { dot(acc.0, x.0, w.0) })
+        unsafe { dot(acc, x, w) }
     }
 }
 
-gemm_kernel!(bf16_64x6, Isa::Avx512Bf16, [target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl,avx512dq")], V, MacBf16, 4 x 6, "gemm_bf16xbf16_f32_64x6_avx512bf16");
-gemm_kernel!(bf16_32x12, Isa::Avx512Bf16, [target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl,avx512dq")], V, MacBf16, 2 x 12, "gemm_bf16xbf16_f32_32x12_avx512bf16");
-gemm_kernel!(bf16_16x24, Isa::Avx512Bf16, [target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl,avx512dq")], V, MacBf16, 1 x 24, "gemm_bf16xbf16_f32_16x24_avx512bf16");
-gemm_kernel!(bf16_48x8, Isa::Avx512Bf16, [target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl,avx512dq")], V, MacBf16, 3 x 8, "gemm_bf16xbf16_f32_48x8_avx512bf16");
+gemm_kernel!(bf16_64x6, Isa::Avx512Bf16, [target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl,avx512dq")], V4, MacBf16, 4 x 6, "gemm_bf16xbf16_f32_64x6_avx512bf16");
+gemm_kernel!(bf16_32x12, Isa::Avx512Bf16, [target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl,avx512dq")], V4, MacBf16, 2 x 12, "gemm_bf16xbf16_f32_32x12_avx512bf16");
+gemm_kernel!(bf16_16x24, Isa::Avx512Bf16, [target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl,avx512dq")], V4, MacBf16, 1 x 24, "gemm_bf16xbf16_f32_16x24_avx512bf16");
+gemm_kernel!(bf16_48x8, Isa::Avx512Bf16, [target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl,avx512dq")], V4, MacBf16, 3 x 8, "gemm_bf16xbf16_f32_48x8_avx512bf16");
 
-dot_kernel!(dot_bf16, Isa::Avx512Bf16, [target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl,avx512dq")], V, MacBf16, 6, "dot_bf16xbf16_f32_avx512bf16", BF16 as Bf16Pair, BF16 as Bf16Pair);
-quads_kernel!(dot_quads_bf16, Isa::Avx512Bf16, [target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl,avx512dq")], V, MacBf16, BF16 as u16, 4 x 6, 3, "dot_bf16xbf16_f32_16x6_avx512bf16");
+dot_kernel!(dot_bf16, Isa::Avx512Bf16, [target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl,avx512dq")], V4, MacBf16, 6, "dot_bf16xbf16_f32_avx512bf16", BF16 as Bf16Pair, BF16 as Bf16Pair);
+quads_kernel!(dot_quads_bf16, Isa::Avx512Bf16, [target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl,avx512dq")], V4, MacBf16, BF16 as u16, 4 x 6, 3, "dot_bf16xbf16_f32_16x6_avx512bf16");
 
 pub(crate) const LEVEL: Level = Level {
     isa: Isa::Avx512Bf16,
@@ -45,31 +48,8 @@ pub(crate) const LEVEL: Level = Level {
     detect: || is_x86_feature_detected!("avx512bf16"),
     // On Intel cores `vdpbf16ps` multiplies more slowly than FMA does after widening (kernels/FIGURES.md, Emerald Rapids).
     faster: |vendor| vendor != *b"GenuineIntel",
-    spins: &[(DType::BF16, spin)],
     ..avx512::LEVEL
 };
-
-/// Steps of `vdpbf16ps`, 512 bits wide, in registers; the operations that they did.
-fn spin(steps: u64) -> u64 {
-    assert!(Isa::Avx512Bf16.available());
-    // SAFETY: the CPU has the instructions, as just checked.
-    unsafe { spin_pairs(steps) }
-}
-
-#[target_feature(enable = "avx512f,avx512bf16")]
-fn spin_pairs(steps: u64) -> u64 {
-    const CHAINS: usize = 16;
-    // Pairs of (0.5, 0.5): each step adds 0.5, and a sum of 2^24 / 2 stays there.
-    let half = _mm512_castsi512_ps(_mm512_set1_epi32(black_box(0x3f00_3f00)));
-    let mut a = [_mm512_set1_ps(black_box(0.0)); CHAINS];
-    for _ in 0..steps {
-        for a in &mut a {
-            *a = dot(*a, half, half);
-        }
-    }
-    black_box(a.iter().fold(0.0, |s, &a| s + _mm512_reduce_add_ps(a)));
-    steps * (CHAINS * 16 * 4) as u64
-}
 
 const STREAM_BF16: StreamKernel =
     StreamKernel { name: "attention_stream_bf16_avx512bf16", isa: Isa::Avx512Bf16, features: 32, scores, weigh };
@@ -113,7 +93,7 @@ unsafe fn scores_of<const D: usize>(
     // SAFETY: as in `scores`.
     unsafe {
         for j in (0..n).step_by(KEYS) {
-            let mut sums = [V(_mm512_setzero_ps()); KEYS];
+            let mut sums = [_mm512_setzero_ps(); KEYS];
             for at in (0..d).step_by(8) {
                 fetch(ahead, 2 * (j * d + at * KEYS), 2 * 8 * KEYS);
                 let x = _mm512_loadu_ps(q.add(at * STREAM_ROWS).cast());
@@ -121,11 +101,11 @@ unsafe fn scores_of<const D: usize>(
                     // Past the last key stands the last: nothing else of the cache is read.
                     let key = if j + KEYS <= n { j + i } else { (j + i).min(n - 1) };
                     let w = _mm512_broadcast_f32x4(_mm_loadu_ps(keys.add(key * d + at).cast()));
-                    *sum = V(dot(sum.0, x, w));
+                    *sum = dot(*sum, x, w);
                 }
             }
-            for (i, c) in sums.as_chunks().0.iter().enumerate() {
-                V::sum_fours(*c).store(s.add((j + 4 * i) * STREAM_ROWS).cast());
+            for (i, c) in sums.as_chunks::<4>().0.iter().enumerate() {
+                store::<V4>(s.add((j + 4 * i) * STREAM_ROWS), V4::held().sum_fours(*c));
             }
         }
     }

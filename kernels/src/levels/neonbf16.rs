@@ -5,13 +5,12 @@
 //! Rust has no intrinsic for either. BFMMLA sums two products, then the other two, with rounding of its own (to odd, subnormals
 //! flushed): as accurate as a chain of fused multiply-adds, but not equal to one in the last bit.
 
-use std::{
-    arch::{aarch64::*, asm},
-    hint::black_box,
-};
+use std::arch::{aarch64::*, asm};
 
 pub(crate) use super::neon::vectors;
-use super::neon::{self, MR, NR, V, dot::dot, prefetch};
+use pulp::aarch64::Neon;
+
+use super::neon::{self, MR, NR, dot::dot, prefetch};
 use crate::{
     contract::{Ahead, DotKernel, ForWeight, GemmKernel, Mul},
     isa::Isa,
@@ -26,7 +25,6 @@ pub(crate) const LEVEL: Level = Level {
     gemm: &[KERNEL],
     dot: &[DOT],
     detect: || std::arch::is_aarch64_feature_detected!("bf16"),
-    spins: &[(DType::BF16, spin)],
     ..neon::LEVEL
 };
 
@@ -186,22 +184,19 @@ const KERNEL: GemmKernel = GemmKernel {
 
 /// BFDOT.
 struct MacBf16;
-impl Mac<V> for MacBf16 {
+impl Mac<Neon> for MacBf16 {
     #[inline(always)]
-    unsafe fn mac(acc: V, x: V, w: V) -> V {
-        let dot = |mut c: float32x4_t, a: float32x4_t, b: float32x4_t| {
-            // SAFETY: only called in functions with the bf16 feature; the instruction touches registers alone.
-            unsafe {
-                asm!(
-                    ".arch_extension bf16",
-                    "bfdot {c:v}.4s, {a:v}.8h, {b:v}.8h",
-                    c = inout(vreg) c, a = in(vreg) a, b = in(vreg) b,
-                    options(pure, nomem, nostack, preserves_flags),
-                );
-            }
-            c
-        };
-        V([dot(acc.0[0], x.0[0], w.0[0]), dot(acc.0[1], x.0[1], w.0[1])])
+    unsafe fn mac(_: Neon, mut acc: float32x4_t, x: float32x4_t, w: float32x4_t) -> float32x4_t {
+        // SAFETY: only called in functions with the bf16 feature; the instruction touches registers alone.
+        unsafe {
+            asm!(
+                ".arch_extension bf16",
+                "bfdot {c:v}.4s, {a:v}.8h, {b:v}.8h",
+                c = inout(vreg) acc, a = in(vreg) x, b = in(vreg) w,
+                options(pure, nomem, nostack, preserves_flags),
+            );
+        }
+        acc
     }
 }
 
@@ -216,28 +211,3 @@ const DOT: DotKernel = DotKernel {
     group: 1,
     fun: bf16_bf16,
 };
-
-/// Steps of `BFMMLA` in registers; the operations that they did.
-fn spin(steps: u64) -> u64 {
-    assert!(Isa::NeonBf16.available());
-    // SAFETY: the CPU has the instructions, as just checked.
-    unsafe { spin_pairs(steps) }
-}
-
-/// # Safety
-/// The CPU has BF16.
-#[target_feature(enable = "neon,bf16")]
-unsafe fn spin_pairs(steps: u64) -> u64 {
-    const CHAINS: usize = 24;
-    // Each step adds four times 0.25, and a sum of 2^24 stays there.
-    let half = vdupq_n_u16(black_box(0x3f00));
-    let mut a = [vdupq_n_f32(black_box(0.0)); CHAINS];
-    for _ in 0..steps {
-        for a in &mut a {
-            // SAFETY: the caller's promise.
-            *a = unsafe { bfmmla(*a, half, half) };
-        }
-    }
-    black_box(a.iter().fold(0.0, |s, &a| s + vaddvq_f32(a)));
-    steps * (CHAINS * 2 * 2 * 4 * 2) as u64
-}

@@ -1,6 +1,7 @@
 //! Few rows of x against W as it lies, vectors along K in both.
 
-use super::vector::{Load, Mac, Vector};
+use super::vector::{Load, Mac, store};
+use crate::simd::Vector;
 
 /// Rows of x in a tile of [`dot`].
 const DOT_XR: usize = 4;
@@ -34,9 +35,10 @@ pub(crate) unsafe fn dot<V: Vector, M: Mac<V>, X: Load<V>, W: Load<V>, const WR:
     let (w, w_stride) = (w.cast::<W::T>(), w_stride / size_of::<W::T>());
     // SAFETY: rows of x below `rows` and of W below `n` are read, `out[m][n]` is written for those alone.
     unsafe {
+        let v = V::held();
         if rows == 1 && k * size_of::<X::T>() <= STREAM_X {
             for j in 0..n {
-                *out.add(j) = dot_row::<V, M, X, W>(k, x, w.add(j * w_stride));
+                *out.add(j) = dot_row::<V, M, X, W>(v, k, x, w.add(j * w_stride));
             }
             return;
         }
@@ -56,10 +58,10 @@ pub(crate) unsafe fn dot<V: Vector, M: Mac<V>, X: Load<V>, W: Load<V>, const WR:
                     let (w, rows) = (w.add(at), rows - i);
                     let to = (out, out_stride, at > 0);
                     match rows {
-                        1 => dot_tiles::<V, M, X, W, WR, 1>(len, x, x_stride, w, w_stride, nb, to, &mut ahead),
-                        2 => dot_tiles::<V, M, X, W, WR, 2>(len, x, x_stride, w, w_stride, nb, to, &mut ahead),
-                        3 => dot_tiles::<V, M, X, W, WR, 3>(len, x, x_stride, w, w_stride, nb, to, &mut ahead),
-                        _ => dot_tiles::<V, M, X, W, WR, DOT_XR>(len, x, x_stride, w, w_stride, nb, to, &mut ahead),
+                        1 => dot_tiles::<V, M, X, W, WR, 1>(v, len, x, x_stride, w, w_stride, nb, to, &mut ahead),
+                        2 => dot_tiles::<V, M, X, W, WR, 2>(v, len, x, x_stride, w, w_stride, nb, to, &mut ahead),
+                        3 => dot_tiles::<V, M, X, W, WR, 3>(v, len, x, x_stride, w, w_stride, nb, to, &mut ahead),
+                        _ => dot_tiles::<V, M, X, W, WR, DOT_XR>(v, len, x, x_stride, w, w_stride, nb, to, &mut ahead),
                     }
                 }
             }
@@ -79,33 +81,37 @@ const STREAM_AHEAD: usize = 5120;
 /// # Safety
 /// `k` elements are readable at both.
 #[inline(always)]
-unsafe fn dot_row<V: Vector, M: Mac<V>, X: Load<V>, W: Load<V>>(k: usize, x: *const X::T, w: *const W::T) -> f32 {
+unsafe fn dot_row<V: Vector, M: Mac<V>, X: Load<V>, W: Load<V>>(v: V, k: usize, x: *const X::T, w: *const W::T) -> f32 {
     const SUMS: usize = 8;
     let per_vec = V::LANES * X::PER_LANE;
     let turn = SUMS * per_vec;
     // SAFETY: elements `< k` of both are read, by the caller's promise; the tail by `load_part`.
     unsafe {
-        let mut c = [V::zero(); SUMS];
+        let mut c = [v.splat_f32s(0.0); SUMS];
         let mut at = 0;
         while at + turn <= k {
             for line in (0..turn * size_of::<W::T>()).step_by(64) {
-                V::prefetch_once(w.add(at).cast::<u8>().wrapping_add(STREAM_AHEAD + line));
+                v.prefetch_once(w.add(at).cast::<u8>().wrapping_add(STREAM_AHEAD + line));
             }
             for (i, c) in c.iter_mut().enumerate() {
                 let at = at + i * per_vec;
-                *c = M::mac(*c, X::load(x.add(at)), W::load(w.add(at)));
+                *c = M::mac(v, *c, X::load(v, x.add(at)), W::load(v, w.add(at)));
             }
             at += turn;
         }
         while at + per_vec <= k {
-            c[0] = M::mac(c[0], X::load(x.add(at)), W::load(w.add(at)));
+            c[0] = M::mac(v, c[0], X::load(v, x.add(at)), W::load(v, w.add(at)));
             at += per_vec;
         }
         if at < k {
-            c[0] = M::mac(c[0], X::load_part(x.add(at), k - at), W::load_part(w.add(at), k - at));
+            c[0] = M::mac(v, c[0], X::load_part(v, x.add(at), k - at), W::load_part(v, w.add(at), k - at));
         }
         let mut sums = [0f32; 16];
-        c[1..].iter().fold(c[0], |s, c| s.add(*c)).store(sums.as_mut_ptr().cast());
+        let mut sum = c[0];
+        for &c in &c[1..] {
+            sum = v.add_f32s(sum, c);
+        }
+        store::<V>(sums.as_mut_ptr(), sum);
         sums[..V::LANES].iter().sum()
     }
 }
@@ -126,10 +132,9 @@ impl Lines {
     }
 
     #[inline(always)]
-    pub unsafe fn turn<V: Vector>(&mut self) {
+    pub fn turn<V: Vector>(&mut self, v: V) {
         for _ in 0..self.per_turn {
-            // SAFETY: prefetches may have any address.
-            unsafe { V::prefetch_l2(self.at) };
+            v.prefetch_l2(self.at);
             self.at = self.at.wrapping_add(self.step);
         }
     }
@@ -142,6 +147,7 @@ impl Lines {
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
 unsafe fn dot_tiles<V: Vector, M: Mac<V>, X: Load<V>, W: Load<V>, const WR: usize, const XR: usize>(
+    v: V,
     k: usize,
     x: *const X::T,
     x_stride: usize,
@@ -157,11 +163,11 @@ unsafe fn dot_tiles<V: Vector, M: Mac<V>, X: Load<V>, W: Load<V>, const WR: usiz
         let full = n - n % WR;
         for j in (0..full).step_by(WR) {
             let (w, to) = at(j);
-            dot_tile::<V, M, X, W, WR, XR>(k, x, x_stride, w, w_stride, to, ahead);
+            dot_tile::<V, M, X, W, WR, XR>(v, k, x, x_stride, w, w_stride, to, ahead);
         }
         for j in full..n {
             let (w, to) = at(j);
-            dot_tile::<V, M, X, W, 1, XR>(k, x, x_stride, w, w_stride, to, ahead);
+            dot_tile::<V, M, X, W, 1, XR>(v, k, x, x_stride, w, w_stride, to, ahead);
         }
     }
 }
@@ -171,7 +177,9 @@ unsafe fn dot_tiles<V: Vector, M: Mac<V>, X: Load<V>, W: Load<V>, const WR: usiz
 /// # Safety
 /// As [`dot_tiles`].
 #[inline(always)]
+#[allow(clippy::too_many_arguments)]
 unsafe fn dot_tile<V: Vector, M: Mac<V>, X: Load<V>, W: Load<V>, const WR: usize, const XR: usize>(
+    v: V,
     k: usize,
     x: *const X::T,
     x_stride: usize,
@@ -183,37 +191,37 @@ unsafe fn dot_tile<V: Vector, M: Mac<V>, X: Load<V>, W: Load<V>, const WR: usize
     let per_vec = V::LANES * X::PER_LANE;
     // SAFETY: elements `< k` of each row are read, by the caller's promise; the tail by `load_part`.
     unsafe {
-        let mut c = [[V::zero(); WR]; XR];
+        let mut c = [[v.splat_f32s(0.0); WR]; XR];
         let mut at = 0;
         while at + per_vec <= k {
-            ahead.turn::<V>();
-            let mut ws = [V::zero(); WR];
-            for (r, v) in ws.iter_mut().enumerate() {
-                *v = W::load(w.add(r * w_stride + at));
+            ahead.turn(v);
+            let mut ws = [v.splat_f32s(0.0); WR];
+            for (r, to) in ws.iter_mut().enumerate() {
+                *to = W::load(v, w.add(r * w_stride + at));
             }
             for (i, c) in c.iter_mut().enumerate() {
-                let xv = X::load(x.add(i * x_stride + at));
+                let xv = X::load(v, x.add(i * x_stride + at));
                 for r in 0..WR {
-                    c[r] = M::mac(c[r], xv, ws[r]);
+                    c[r] = M::mac(v, c[r], xv, ws[r]);
                 }
             }
             at += per_vec;
         }
         if at < k {
             for (i, c) in c.iter_mut().enumerate() {
-                let xv = X::load_part(x.add(i * x_stride + at), k - at);
+                let xv = X::load_part(v, x.add(i * x_stride + at), k - at);
                 for (r, c) in c.iter_mut().enumerate() {
-                    *c = M::mac(*c, xv, W::load_part(w.add(r * w_stride + at), k - at));
+                    *c = M::mac(v, *c, xv, W::load_part(v, w.add(r * w_stride + at), k - at));
                 }
             }
         }
         let c = c.as_flattened();
         for from in (0..c.len()).step_by(V::LANES) {
             let some = &c[from..c.len().min(from + V::LANES)];
-            let mut block = [V::zero(); 16];
+            let mut block = [v.splat_f32s(0.0); 16];
             block[..some.len()].copy_from_slice(some);
             let mut sums = [0f32; 16];
-            V::sum_each(&mut block).store(sums.as_mut_ptr().cast());
+            store::<V>(sums.as_mut_ptr(), v.sum_each(&mut block));
             for (at, sum) in sums.iter().enumerate().take(some.len()) {
                 let out = out.add((from + at) / WR * out_stride + (from + at) % WR);
                 *out = if add { *out + sum } else { *sum };

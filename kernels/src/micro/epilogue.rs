@@ -1,13 +1,14 @@
 //! From accumulators to rows of y.
 
-use super::vector::Vector;
+use super::vector::{load, store};
+use crate::simd::{self, Vector};
 
 /// Where unpacked values go.
 pub(crate) trait Put<V: Vector> {
     type T;
     /// # Safety
     /// `p` is valid for `V::LANES` elements.
-    unsafe fn put(v: V, p: *mut Self::T);
+    unsafe fn put(v: V, x: V::F32s, p: *mut Self::T);
     /// # Safety
     /// `p` is valid for one element.
     unsafe fn put1(x: f32, p: *mut Self::T);
@@ -17,9 +18,9 @@ pub(crate) struct Store;
 impl<V: Vector> Put<V> for Store {
     type T = f32;
     #[inline(always)]
-    unsafe fn put(v: V, p: *mut f32) {
+    unsafe fn put(_: V, x: V::F32s, p: *mut f32) {
         // SAFETY: the caller's promise.
-        unsafe { v.store(p.cast()) }
+        unsafe { store::<V>(p, x) }
     }
     #[inline(always)]
     unsafe fn put1(x: f32, p: *mut f32) {
@@ -32,9 +33,9 @@ pub(crate) struct Add;
 impl<V: Vector> Put<V> for Add {
     type T = f32;
     #[inline(always)]
-    unsafe fn put(v: V, p: *mut f32) {
+    unsafe fn put(v: V, x: V::F32s, p: *mut f32) {
         // SAFETY: the caller's promise.
-        unsafe { v.add(V::load(p.cast())).store(p.cast()) }
+        unsafe { store::<V>(p, v.add_f32s(x, load::<V>(p))) }
     }
     #[inline(always)]
     unsafe fn put1(x: f32, p: *mut f32) {
@@ -47,9 +48,9 @@ pub(crate) struct StoreBf16;
 impl<V: Vector> Put<V> for StoreBf16 {
     type T = u16;
     #[inline(always)]
-    unsafe fn put(v: V, p: *mut u16) {
+    unsafe fn put(v: V, x: V::F32s, p: *mut u16) {
         // SAFETY: the caller's promise.
-        unsafe { v.narrow_bf16(p) }
+        unsafe { p.cast::<V::Bits16>().write_unaligned(simd::to_bf16(v, x)) }
     }
     #[inline(always)]
     unsafe fn put1(x: f32, p: *mut u16) {
@@ -75,15 +76,16 @@ pub(crate) unsafe fn unpack<V: Vector, P: Put<V>>(
     let (full_n, full_m) = (rows / l * l, cols / l * l);
     // SAFETY: blocks cover `n < full_n`, `m < full_m`; the loops after them the rest: all inside what the caller promised.
     unsafe {
+        let v = V::held();
         for m in (0..full_m).step_by(l) {
             for n in (0..full_n).step_by(l) {
-                let mut block = [V::zero(); 16];
+                let mut block = [v.splat_f32s(0.0); 16];
                 for (i, b) in block.iter_mut().enumerate().take(l) {
-                    *b = V::load(src.add((n + i) * src_stride + m).cast());
+                    *b = load::<V>(src.add((n + i) * src_stride + m));
                 }
-                V::transpose(&mut block);
+                v.transpose(&mut block);
                 for (i, b) in block.iter().enumerate().take(l) {
-                    P::put(*b, dst.add((m + i) * dst_stride + n));
+                    P::put(v, *b, dst.add((m + i) * dst_stride + n));
                 }
             }
         }
@@ -95,36 +97,24 @@ pub(crate) unsafe fn unpack<V: Vector, P: Put<V>>(
     }
 }
 
-/// `x / (1 + e^-x) * y`.
-///
-/// # Safety
-/// As for [`Vector`]'s methods.
-#[inline(always)]
-unsafe fn silu<V: Vector>(x: V, y: V) -> V {
-    // SAFETY: the caller runs with the ISA's features.
-    unsafe { x.mul(y).div(x.mul(V::splat_f32(-1.0)).exp().add(V::splat_f32(1.0))) }
-}
-
 /// `contract::SiluMul`.
 ///
 /// # Safety
 /// As `contract::SiluMul`.
 #[inline(always)]
 pub(crate) unsafe fn silu_mul<V: Vector>(len: usize, a: *mut f32, b: *const f32) {
-    // SAFETY: whole vectors below `len`, then a part that goes through a buffer of 16 lanes.
-    unsafe {
-        let full = len / V::LANES * V::LANES;
-        for i in (0..full).step_by(V::LANES) {
-            silu::<V>(V::load(a.add(i).cast()), V::load(b.add(i).cast())).store(a.add(i).cast());
-        }
-        if full < len {
-            let n = len - full;
-            let r = silu::<V>(V::load_part(a.add(full).cast(), n), V::load_part(b.add(full).cast(), n));
-            let mut t = [0u32; 16];
-            r.store(t.as_mut_ptr());
-            std::ptr::copy_nonoverlapping(t.as_ptr(), a.add(full).cast::<u32>(), n);
-        }
+    // SAFETY: both are valid for `len` elements, by the caller's promise, and the accumulators of a product and its second half
+    // do not overlap.
+    let (v, a, b) = unsafe { (V::held(), std::slice::from_raw_parts_mut(a, len), std::slice::from_raw_parts(b, len)) };
+    let (mut whole, rest) = (a.chunks_exact_mut(V::LANES), b.chunks_exact(V::LANES));
+    let tail = rest.remainder();
+    for (a, b) in whole.by_ref().zip(rest) {
+        let y = simd::silu_mul(v, simd::load_exact(v, a), simd::load_exact(v, b));
+        simd::store(v, a, y);
     }
+    let a = whole.into_remainder();
+    let y = simd::silu_mul(v, simd::load(v, a), simd::load(v, tail));
+    simd::store(v, a, y);
 }
 
 /// The epilogues of an ISA, as `EPILOGUES`.

@@ -1,4 +1,4 @@
-//! The algorithms of micro-kernels, once for every level, over a small vector trait.
+//! The algorithms of micro-kernels, once for every level, over the vectors of [`crate::simd`].
 
 pub(crate) mod dot;
 pub(crate) mod epilogue;

@@ -6,23 +6,9 @@
 
 use super::{
     dot::{DOT_BLOCK, Lines},
-    vector::{Mac, Vector},
+    vector::{Mac, load, store},
 };
-use crate::tuning;
-
-/// Vectors of 128-bit parts.
-///
-/// # Safety
-/// As for [`Vector`].
-pub(crate) unsafe trait Quads: Vector {
-    /// The 16 bytes at `p`, in every 128 bits.
-    ///
-    /// # Safety
-    /// They are readable.
-    unsafe fn broadcast(p: *const u8) -> Self;
-    /// The sums of the four lanes of each 128 bits of four vectors; those of the same 128 bits are neighbours.
-    unsafe fn sum_fours(c: [Self; 4]) -> Self;
-}
+use crate::{simd::Vector, tuning};
 
 /// `contract::Dot` for x in groups of `LANES / 4` rows, by tiles of up to `MOST <= 4` of them (fewer by
 /// `tuning::quads_at_once`) and `WR` rows of W.
@@ -31,7 +17,7 @@ pub(crate) unsafe trait Quads: Vector {
 /// As `contract::Dot`.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-pub(crate) unsafe fn dot<V: Quads, M: Mac<V>, T: Copy, const MOST: usize, const WR: usize>(
+pub(crate) unsafe fn dot<V: Vector, M: Mac<V>, T: Copy, const MOST: usize, const WR: usize>(
     k: usize,
     x: *const u8,
     x_stride: usize,
@@ -47,6 +33,7 @@ pub(crate) unsafe fn dot<V: Quads, M: Mac<V>, T: Copy, const MOST: usize, const 
     let (w, w_stride) = (w.cast::<T>(), w_stride / size_of::<T>());
     // SAFETY: the caller's promise; `tile` is called for groups that have a row below `rows` and rows of W below `n`.
     unsafe {
+        let v = V::held();
         let (group, row_bytes) = (V::LANES / 4, k * size_of::<T>());
         let all = rows.div_ceil(group);
         let most = tuning::quads_at_once(all, MOST);
@@ -62,10 +49,10 @@ pub(crate) unsafe fn dot<V: Quads, M: Mac<V>, T: Copy, const MOST: usize, const 
                     let w = (w.add(r * w_stride), w_stride, WR.min(nb - r));
                     let out = (out.add(g * group * out_stride + j + r), out_stride);
                     match most.min(all - g) {
-                        1 => tile::<V, M, T, 1, WR>(k, x, x_stride, rows, w, out, &mut ahead),
-                        2 => tile::<V, M, T, 2, WR>(k, x, x_stride, rows, w, out, &mut ahead),
-                        3 => tile::<V, M, T, 3, WR>(k, x, x_stride, rows, w, out, &mut ahead),
-                        _ => tile::<V, M, T, 4, WR>(k, x, x_stride, rows, w, out, &mut ahead),
+                        1 => tile::<V, M, T, 1, WR>(v, k, x, x_stride, rows, w, out, &mut ahead),
+                        2 => tile::<V, M, T, 2, WR>(v, k, x, x_stride, rows, w, out, &mut ahead),
+                        3 => tile::<V, M, T, 3, WR>(v, k, x, x_stride, rows, w, out, &mut ahead),
+                        _ => tile::<V, M, T, 4, WR>(v, k, x, x_stride, rows, w, out, &mut ahead),
                     }
                 }
             }
@@ -78,7 +65,9 @@ pub(crate) unsafe fn dot<V: Quads, M: Mac<V>, T: Copy, const MOST: usize, const 
 /// # Safety
 /// As [`dot`]; `w` is W, its stride and `n`, `out` has its stride.
 #[inline(always)]
-unsafe fn tile<V: Quads, M: Mac<V>, T: Copy, const G: usize, const WR: usize>(
+#[allow(clippy::too_many_arguments)]
+unsafe fn tile<V: Vector, M: Mac<V>, T: Copy, const G: usize, const WR: usize>(
+    v: V,
     k: usize,
     x: *const T,
     x_stride: usize,
@@ -96,11 +85,11 @@ unsafe fn tile<V: Quads, M: Mac<V>, T: Copy, const G: usize, const WR: usize>(
         for (r, w) in ws.iter_mut().enumerate() {
             *w = w.add(r.min(n - 1) * w_stride);
         }
-        let mut c = [[V::zero(); WR]; G];
+        let mut c = [[v.splat_f32s(0.0); WR]; G];
         let mut at = 0;
         while at + some <= k {
-            ahead.turn::<V>();
-            step::<V, M, T, G, WR>(&mut c, x.add(at * group), x_stride, ws.map(|w| w.wrapping_add(at).cast()));
+            ahead.turn(v);
+            step::<V, M, T, G, WR>(v, &mut c, x.add(at * group), x_stride, ws.map(|w| w.wrapping_add(at).cast()));
             at += some;
         }
         if at < k {
@@ -109,14 +98,14 @@ unsafe fn tile<V: Quads, M: Mac<V>, T: Copy, const G: usize, const WR: usize>(
                 std::ptr::copy_nonoverlapping(w.add(at), rest.as_mut_ptr().cast(), k - at);
             }
             let rest = rest.each_ref().map(|r| r.as_ptr().cast());
-            step::<V, M, T, G, WR>(&mut c, x.add(at * group), x_stride, rest);
+            step::<V, M, T, G, WR>(v, &mut c, x.add(at * group), x_stride, rest);
         }
         for (g, c) in c.iter().enumerate() {
             for first in (0..WR).step_by(4) {
-                let mut four = [V::zero(); 4];
+                let mut four = [v.splat_f32s(0.0); 4];
                 four[..4.min(WR - first)].copy_from_slice(&c[first..WR.min(first + 4)]);
                 let mut sums = [[0f32; 4]; 4];
-                V::sum_fours(four).store(sums.as_mut_ptr().cast());
+                store::<V>(sums.as_mut_ptr().cast(), v.sum_fours(four));
                 let width = n.saturating_sub(first).min(4);
                 for (r, sums) in sums.iter().enumerate().take(group.min(rows.saturating_sub(g * group))) {
                     let out = out.add((g * group + r) * out_stride + first);
@@ -136,22 +125,23 @@ unsafe fn tile<V: Quads, M: Mac<V>, T: Copy, const G: usize, const WR: usize>(
 /// # Safety
 /// `G` vectors of x, `x_stride` elements apart, and 16 bytes at each of `ws` are readable.
 #[inline(always)]
-unsafe fn step<V: Quads, M: Mac<V>, T: Copy, const G: usize, const WR: usize>(
-    c: &mut [[V; WR]; G],
+unsafe fn step<V: Vector, M: Mac<V>, T: Copy, const G: usize, const WR: usize>(
+    v: V,
+    c: &mut [[V::F32s; WR]; G],
     x: *const T,
     x_stride: usize,
     ws: [*const u8; WR],
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        let mut xs = [V::zero(); G];
-        for (g, v) in xs.iter_mut().enumerate() {
-            *v = V::load(x.add(g * x_stride).cast());
+        let mut xs = [v.splat_f32s(0.0); G];
+        for (g, to) in xs.iter_mut().enumerate() {
+            *to = load::<V>(x.add(g * x_stride).cast());
         }
         for (r, w) in ws.into_iter().enumerate() {
-            let w = V::broadcast(w);
+            let w = v.broadcast(w.cast());
             for (c, x) in c.iter_mut().zip(xs) {
-                c[r] = M::mac(c[r], x, w);
+                c[r] = M::mac(v, c[r], x, w);
             }
         }
     }
@@ -162,7 +152,7 @@ macro_rules! quads_kernel {
     ($module:ident, $isa:expr, $attr:tt, $v:ty, $mac:ty, $dtype:ident as $t:ty, $most:literal x $wr:literal, $least:literal, $name:literal) => {
         pub(super) mod $module {
             use super::*;
-            use $crate::{contract::DotKernel, micro::{quads, vector::{Vector, stamp}}, view::DType};
+            use $crate::{contract::DotKernel, micro::{quads, vector::stamp}, view::DType};
 
             stamp!($attr, fun: Dot => quads::dot::<$v, $mac, $t, $most, $wr>);
             pub const KERNEL: DotKernel = DotKernel {
@@ -171,7 +161,7 @@ macro_rules! quads_kernel {
                 x: DType::$dtype,
                 w: DType::$dtype,
                 least: $least,
-                group: <$v>::LANES / 4,
+                group: <$v as $crate::simd::Vector>::LANES / 4,
                 fun,
             };
         }

@@ -1,9 +1,10 @@
 //! Tiles: packing and the multiply-add loop, once for every level that broadcasts weights to lanes.
 
-use super::vector::{Load, Mac, Vector};
+use super::vector::{Load, Mac, load, store};
 use crate::{
     contract::{Ahead, Copier, ForWeight, GemmKernel, Mul, PackX},
     isa::Isa,
+    simd::Vector,
     view::DType,
 };
 
@@ -24,11 +25,11 @@ pub(crate) const UNROLL: usize = 4;
 /// # Safety
 /// A vector is readable at `src` and writable at `dst`.
 #[inline(always)]
-unsafe fn copy_vector<V: Vector, L: Load<V>>(src: *const u8, dst: *mut u8, below: usize) -> (*const u8, *mut u8) {
+unsafe fn copy_vector<V: Vector, L: Load<V>>(v: V, src: *const u8, dst: *mut u8, below: usize) -> (*const u8, *mut u8) {
     // SAFETY: the caller's promise; both move to the end of what was copied.
     unsafe {
-        V::prefetch(src.wrapping_add(below));
-        L::load(src.cast()).store(dst.cast());
+        v.prefetch(src.wrapping_add(below));
+        store::<V>(dst.cast(), L::load(v, src.cast()));
         (src.add(V::LANES * L::PER_LANE * size_of::<L::T>()), dst.add(V::LANES * 4))
     }
 }
@@ -72,8 +73,9 @@ unsafe fn next_chunk(q: &mut Copier) {
 pub(crate) unsafe fn drain<V: Vector, L: Load<V>>(queue: &mut Copier) {
     // SAFETY: the caller's promise.
     unsafe {
+        let v = V::held();
         while queue.in_chunk > 0 {
-            (queue.src, queue.dst) = copy_vector::<V, L>(queue.src, queue.dst, queue.shape.src_stride);
+            (queue.src, queue.dst) = copy_vector::<V, L>(v, queue.src, queue.dst, queue.shape.src_stride);
             queue.in_chunk -= 1;
             if queue.in_chunk == 0 {
                 next_chunk(queue);
@@ -97,9 +99,10 @@ pub(crate) unsafe fn micro<V: Vector, M: Mac<V>, L: Load<V>, const MV: usize, co
 ) {
     // SAFETY: the rows of a packed tile are TILE_STRIDE bytes apart; the rest is the caller's promise.
     unsafe {
+        let v = V::held();
         let rows = std::array::from_fn(|r| tile.add(r * TILE_STRIDE));
-        let copy = |src, dst, below| copy_vector::<V, L>(src, dst, below);
-        multiply::<V, M, MV, NR>(steps, panel, rows, acc, accumulate, ahead, copy);
+        let copy = |src, dst, below| copy_vector::<V, L>(v, src, dst, below);
+        multiply::<V, M, MV, NR>(v, steps, panel, rows, acc, accumulate, ahead, copy);
     }
 }
 
@@ -121,9 +124,10 @@ pub(crate) unsafe fn in_place<V: Vector, M: Mac<V>, L: Load<V>, const MV: usize,
 ) {
     // SAFETY: `rows` rows of `steps` lanes are readable, `stride` bytes apart; rows beyond them read the last one again.
     unsafe {
+        let v = V::held();
         let rows = std::array::from_fn(|r| w.add(r.min(rows - 1) * stride));
-        multiply::<V, M, MV, NR>(steps, panel, rows, acc, accumulate, ahead, |src, dst, _| {
-            V::prefetch_l2(src);
+        multiply::<V, M, MV, NR>(v, steps, panel, rows, acc, accumulate, ahead, |src, dst, _| {
+            v.prefetch_l2(src);
             (src.wrapping_add(V::LANES * L::PER_LANE * size_of::<L::T>()), dst)
         });
     }
@@ -149,6 +153,7 @@ pub(crate) const fn looks(steps: usize) -> usize {
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
 unsafe fn multiply<V: Vector, M: Mac<V>, const MV: usize, const NR: usize>(
+    v: V,
     steps: usize,
     panel: *const u8,
     rows: [*const u8; NR],
@@ -157,29 +162,31 @@ unsafe fn multiply<V: Vector, M: Mac<V>, const MV: usize, const NR: usize>(
     ahead: &mut Ahead,
     copy: impl Fn(*const u8, *mut u8, usize) -> (*const u8, *mut u8),
 ) {
-    let mut x = panel.cast::<u32>();
+    let mut x = panel.cast::<f32>();
     let mut at = 0;
-    let acc = acc.cast::<u32>();
     // SAFETY: `acc` holds NR * MV * LANES lanes; `panel` `steps` rows of MV * LANES lanes; the rest is the caller's promise.
     unsafe {
-        let mut c = [[V::zero(); MV]; NR];
+        let mut c = [[v.splat_f32s(0.0); MV]; NR];
         if accumulate {
             for (r, c) in c.iter_mut().enumerate() {
-                for (v, c) in c.iter_mut().enumerate() {
-                    *c = V::load(acc.add((r * MV + v) * V::LANES));
+                for (i, c) in c.iter_mut().enumerate() {
+                    *c = load::<V>(acc.add((r * MV + i) * V::LANES));
                 }
             }
         }
         macro_rules! step {
             ($u:expr) => {
-                for v in (0..MV).step_by(16 / V::LANES) {
-                    V::prefetch(x.wrapping_add((($u + X_AHEAD) * MV + v) * V::LANES).cast());
+                for i in (0..MV).step_by(16 / V::LANES) {
+                    v.prefetch(x.wrapping_add((($u + X_AHEAD) * MV + i) * V::LANES).cast());
                 }
-                let xs: [V; MV] = std::array::from_fn(|v| V::load(x.add(($u * MV + v) * V::LANES)));
+                let mut xs = [v.splat_f32s(0.0); MV];
+                for (i, to) in xs.iter_mut().enumerate() {
+                    *to = load::<V>(x.add(($u * MV + i) * V::LANES));
+                }
                 for r in 0..NR {
-                    let b = V::splat(rows[r].add(at + $u * 4).cast());
-                    for v in 0..MV {
-                        c[r][v] = M::mac(c[r][v], xs[v], b);
+                    let b = v.splat_f32s(rows[r].add(at + $u * 4).cast::<f32>().read_unaligned());
+                    for i in 0..MV {
+                        c[r][i] = M::mac(v, c[r][i], xs[i], b);
                     }
                 }
             };
@@ -190,7 +197,7 @@ unsafe fn multiply<V: Vector, M: Mac<V>, const MV: usize, const NR: usize>(
         while turn < turns {
             for _ in 0..ahead.own.some {
                 let Some(line) = ahead.own.next() else { break };
-                V::prefetch_write(line);
+                v.prefetch_write(line);
             }
             let q = &mut ahead.queue;
             let per_turn = q.per_turn.min(q.in_chunk);
@@ -221,8 +228,8 @@ unsafe fn multiply<V: Vector, M: Mac<V>, const MV: usize, const NR: usize>(
             at += 4;
         }
         for (r, c) in c.iter().enumerate() {
-            for (v, c) in c.iter().enumerate() {
-                c.store(acc.add((r * MV + v) * V::LANES));
+            for (i, c) in c.iter().enumerate() {
+                store::<V>(acc.add((r * MV + i) * V::LANES), *c);
             }
         }
     }
@@ -240,31 +247,32 @@ pub(crate) unsafe fn pack_x<V: Vector, L: Load<V>, const MV: usize>(
     k: usize,
     dst: *mut u8,
 ) {
-    let dst = dst.cast::<u32>();
+    let dst = dst.cast::<f32>();
     let (lanes, per_vec) = (V::LANES, V::LANES * L::PER_LANE);
     let steps = k.div_ceil(L::PER_LANE);
     // SAFETY: row `m < rows` is read at elements `< k` only (`load_part` at the end); `dst` is written at
     // `step * MV * LANES + lane` for `step < steps`: the caller's promise.
     unsafe {
-        for v in 0..MV {
+        let v = V::held();
+        for i in 0..MV {
             let mut at = 0;
             while at < k {
-                let mut block = [V::zero(); 16];
+                let mut block = [v.splat_f32s(0.0); 16];
                 for (l, b) in block.iter_mut().enumerate().take(lanes) {
-                    let m = v * lanes + l;
+                    let m = i * lanes + l;
                     if m < rows {
                         let p = src.add(m * stride).cast::<L::T>().add(at);
-                        *b = if at + per_vec <= k { L::load(p) } else { L::load_part(p, k - at) };
+                        *b = if at + per_vec <= k { L::load(v, p) } else { L::load_part(v, p, k - at) };
                     }
                 }
-                V::transpose(&mut block);
+                v.transpose(&mut block);
                 let first = at / L::PER_LANE;
                 // The lines of the next block.
                 for s in (0..lanes).step_by(16 / lanes) {
-                    V::prefetch_write(dst.wrapping_add(((first + lanes + s) * MV + v) * lanes).cast());
+                    v.prefetch_write(dst.wrapping_add(((first + lanes + s) * MV + i) * lanes).cast());
                 }
                 for (s, b) in block.iter().enumerate().take(lanes.min(steps - first)) {
-                    b.store(dst.add(((first + s) * MV + v) * lanes));
+                    store::<V>(dst.add(((first + s) * MV + i) * lanes), *b);
                 }
                 at += per_vec;
             }
@@ -288,19 +296,20 @@ pub(crate) unsafe fn pack_w<V: Vector, L: Load<V>, const NR: usize>(
     // SAFETY: row `r < rows` is read at elements `< k` only (`load_part` at the end). A tile row holds STEPS lanes and one
     // line more, so the whole vector that the last, partial load fills stays inside it.
     unsafe {
+        let v = V::held();
         for r in 0..NR {
-            let d = dst.add(r * TILE_STRIDE).cast::<u32>();
+            let d = dst.add(r * TILE_STRIDE).cast::<f32>();
             let p = src.add(if r < rows { r * stride } else { 0 }).cast::<L::T>();
             let mut at = 0;
             while at < k {
-                let v = if r >= rows {
-                    V::zero()
+                let x = if r >= rows {
+                    v.splat_f32s(0.0)
                 } else if at + per_vec <= k {
-                    L::load(p.add(at))
+                    L::load(v, p.add(at))
                 } else {
-                    L::load_part(p.add(at), k - at)
+                    L::load_part(v, p.add(at), k - at)
                 };
-                v.store(d.add(at / L::PER_LANE));
+                store::<V>(d.add(at / L::PER_LANE), x);
                 at += per_vec;
             }
         }

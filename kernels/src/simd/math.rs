@@ -5,19 +5,19 @@ use super::Vector;
 /// `p * 2^n` for p near 1, `biased` = `n + MAGIC`, and a normal result: the integer sits in the low bits of `biased`;
 /// shifted to the exponent's place, what is above falls off, and it adds to that of p.
 #[inline(always)]
-fn scale<V: Vector>(v: V, p: V::f32s, biased: V::f32s) -> V::f32s {
-    let n = v.wrapping_dyn_shl_u32s(v.transmute_u32s_f32s(biased), v.splat_u32s(23));
-    v.transmute_f32s_u32s(v.add_u32s(v.transmute_u32s_f32s(p), n))
+fn scale<V: Vector>(v: V, p: V::F32s, biased: V::F32s) -> V::F32s {
+    let n = v.shl_u32s(v.bits_of(biased), v.splat_u32s(23));
+    v.f32s_of(v.add_u32s(v.bits_of(p), n))
 }
 
 /// e^r for |r| <= ln(2)/2: Cephes' minimax, of relative error 2e-8.
 #[inline(always)]
-fn poly<V: Vector>(v: V, r: V::f32s) -> V::f32s {
+fn poly<V: Vector>(v: V, r: V::F32s) -> V::F32s {
     let mut p = v.splat_f32s(POLY[0]);
     for &c in &POLY[1..] {
-        p = v.mul_add_e_f32s(p, r, v.splat_f32s(c));
+        p = v.mul_add(p, r, v.splat_f32s(c));
     }
-    v.add_f32s(v.mul_add_e_f32s(p, v.mul_f32s(r, r), r), v.splat_f32s(1.0))
+    v.add_f32s(v.mul_add(p, v.mul_f32s(r, r), r), v.splat_f32s(1.0))
 }
 
 /// 1.5 * 2^23: adding it rounds to the nearest integer, which is then in the low bits.
@@ -44,30 +44,30 @@ const LN_MAX: f32 = 88.722_83;
 
 /// e^x for a normal result: `x = n ln 2 + r`.
 #[inline(always)]
-fn exp_unchecked<V: Vector>(v: V, x: V::f32s) -> V::f32s {
+fn exp_unchecked<V: Vector>(v: V, x: V::F32s) -> V::F32s {
     let magic = v.splat_f32s(MAGIC);
-    let biased = v.mul_add_e_f32s(x, v.splat_f32s(std::f32::consts::LOG2_E), magic);
+    let biased = v.mul_add(x, v.splat_f32s(std::f32::consts::LOG2_E), magic);
     let n = v.sub_f32s(biased, magic);
-    let r = v.mul_add_e_f32s(n, v.splat_f32s(-LN2[0]), x);
-    scale(v, poly(v, v.mul_add_e_f32s(n, v.splat_f32s(-LN2[1]), r)), biased)
+    let r = v.mul_add(n, v.splat_f32s(-LN2[0]), x);
+    scale(v, poly(v, v.mul_add(n, v.splat_f32s(-LN2[1]), r)), biased)
 }
 
 /// e^x for x <= 0, within 1.25 ulp where the result is a normal number; below, it is 0 (an error under 2^-126). NaN stays.
 #[inline(always)]
-pub(crate) fn exp_nonpos<V: Vector>(v: V, x: V::f32s) -> V::f32s {
-    v.select_f32s(v.less_than_f32s(x, v.splat_f32s(LN_MIN)), v.splat_f32s(0.0), exp_unchecked(v, x))
+pub(crate) fn exp_nonpos<V: Vector>(v: V, x: V::F32s) -> V::F32s {
+    v.select_f32s(v.greater_than_f32s(v.splat_f32s(LN_MIN), x), v.splat_f32s(0.0), exp_unchecked(v, x))
 }
 
 /// e^x, within 1.25 ulp where the result is a normal number; below it is 0, above infinity. NaN stays.
 #[inline(always)]
-pub(crate) fn exp<V: Vector>(v: V, x: V::f32s) -> V::f32s {
+pub(crate) fn exp<V: Vector>(v: V, x: V::F32s) -> V::F32s {
     let over = v.greater_than_f32s(x, v.splat_f32s(LN_MAX));
     v.select_f32s(over, v.splat_f32s(f32::INFINITY), exp_nonpos(v, x))
 }
 
 /// The nearest integer with [`MAGIC`] added, and the rest.
 #[inline(always)]
-fn split<V: Vector>(v: V, x: V::f32s) -> (V::f32s, V::f32s) {
+fn split<V: Vector>(v: V, x: V::F32s) -> (V::F32s, V::F32s) {
     let magic = v.splat_f32s(MAGIC);
     let biased = v.add_f32s(x, magic);
     (biased, v.sub_f32s(x, v.sub_f32s(biased, magic)))
@@ -75,13 +75,13 @@ fn split<V: Vector>(v: V, x: V::f32s) -> (V::f32s, V::f32s) {
 
 /// 0 where `2^x` is below the normal numbers.
 #[inline(always)]
-fn flush<V: Vector>(v: V, x: V::f32s, y: V::f32s) -> V::f32s {
-    v.select_f32s(v.less_than_f32s(x, v.splat_f32s(-126.0)), v.splat_f32s(0.0), y)
+fn flush<V: Vector>(v: V, x: V::F32s, y: V::F32s) -> V::F32s {
+    v.select_f32s(v.greater_than_f32s(v.splat_f32s(-126.0), x), v.splat_f32s(0.0), y)
 }
 
 /// 2^x for x <= 0, within 1.25 ulp where the result is a normal number; below, it is 0. NaN stays.
 #[inline(always)]
-pub(crate) fn exp2_nonpos<V: Vector>(v: V, x: V::f32s) -> V::f32s {
+pub(crate) fn exp2_nonpos<V: Vector>(v: V, x: V::F32s) -> V::F32s {
     let (biased, f) = split(v, x);
     flush(v, x, scale(v, poly(v, v.mul_f32s(f, v.splat_f32s(std::f32::consts::LN_2))), biased))
 }
@@ -89,18 +89,18 @@ pub(crate) fn exp2_nonpos<V: Vector>(v: V, x: V::f32s) -> V::f32s {
 /// [`exp2_nonpos`] for results that will be rounded to BF16: a relative error of at most 8e-5, a
 /// twenty-fourth of that rounding's.
 #[inline(always)]
-pub(crate) fn exp2_nonpos_coarse<V: Vector>(v: V, x: V::f32s) -> V::f32s {
+pub(crate) fn exp2_nonpos_coarse<V: Vector>(v: V, x: V::F32s) -> V::F32s {
     let (biased, f) = split(v, x);
     let mut p = v.splat_f32s(COARSE[0]);
     for &c in &COARSE[1..] {
-        p = v.mul_add_e_f32s(p, f, v.splat_f32s(c));
+        p = v.mul_add(p, f, v.splat_f32s(c));
     }
     flush(v, x, scale(v, p, biased))
 }
 
 /// `a / (1 + e^-a) * b`.
 #[inline(always)]
-pub(crate) fn silu_mul<V: Vector>(v: V, a: V::f32s, b: V::f32s) -> V::f32s {
+pub(crate) fn silu_mul<V: Vector>(v: V, a: V::F32s, b: V::F32s) -> V::F32s {
     let gate = v.add_f32s(v.splat_f32s(1.0), exp(v, v.neg_f32s(a)));
     v.mul_f32s(v.div_f32s(a, gate), b)
 }
@@ -128,7 +128,7 @@ mod tests {
         type Output = ();
         #[inline(always)]
         fn run<V: Vector>(self, v: V) {
-            for x in self.1.chunks_mut(V::F32_LANES) {
+            for x in self.1.chunks_mut(V::LANES) {
                 let y = match self.0 {
                     F::Exp => exp(v, load(v, x)),
                     F::ExpNonpos => exp_nonpos(v, load(v, x)),

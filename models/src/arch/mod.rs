@@ -1,6 +1,9 @@
 //! The families of networks, each a file and a row.
 
+pub mod llama;
 pub mod openelm;
+pub mod qwen2;
+pub mod qwen3;
 
 use std::path::Path;
 
@@ -11,7 +14,7 @@ use crate::{
 };
 
 /// Every family that this crate runs.
-pub const KNOWN: &[&Family] = &[&openelm::FAMILY];
+pub const KNOWN: &[&Family] = &[&openelm::FAMILY, &llama::FAMILY, &qwen2::FAMILY, &qwen3::FAMILY];
 
 impl NetworkConfig {
     /// Reads `config.json` of a model folder.
@@ -37,8 +40,9 @@ impl NetworkConfig {
     /// A `config.json` that [`NetworkConfig::parse`] reads back to the same value.
     pub fn to_json(&self, torch_dtype: &str) -> serde_json::Value {
         let mut v = (self.family.write)(self);
-        v["architectures"] = serde_json::json!([self.family.architecture]);
-        v["model_type"] = self.family.model_type.into();
+        let (architecture, model_type) = self.family.calls_itself[0];
+        v["architectures"] = serde_json::json!([architecture]);
+        v["model_type"] = model_type.into();
         v["torch_dtype"] = torch_dtype.into();
         v["use_cache"] = true.into();
         v
@@ -49,21 +53,18 @@ impl NetworkConfig {
 fn family(path: &Path, config: &serde_json::Value) -> Result<&'static Family> {
     let architecture = config.get("architectures").and_then(|a| a.get(0)).and_then(|a| a.as_str());
     let model_type = config.get("model_type").and_then(|m| m.as_str());
-    KNOWN
-        .iter()
-        .copied()
-        .find(|k| match (architecture, model_type) {
-            (None, None) => false,
-            (a, m) => a.is_none_or(|a| a == k.architecture) && m.is_none_or(|m| m == k.model_type),
-        })
-        .ok_or_else(|| Error::UnknownArchitecture {
-            path: path.to_owned(),
-            found: match (architecture, model_type) {
-                (Some(a), Some(m)) => format!("{a} ({m})"),
-                (a, m) => a.or(m).unwrap_or("none").to_owned(),
-            },
-            known: KNOWN.iter().map(|k| k.architecture).collect(),
-        })
+    let named = |k: &&Family| {
+        let is = |&(a, m): &(&str, &str)| architecture.is_none_or(|x| x == a) && model_type.is_none_or(|x| x == m);
+        architecture.or(model_type).is_some() && k.calls_itself.iter().any(is)
+    };
+    KNOWN.iter().copied().find(named).ok_or_else(|| Error::UnknownArchitecture {
+        path: path.to_owned(),
+        found: match (architecture, model_type) {
+            (Some(a), Some(m)) => format!("{a} ({m})"),
+            (a, m) => a.or(m).unwrap_or("none").to_owned(),
+        },
+        known: KNOWN.iter().flat_map(|k| k.calls_itself).map(|(architecture, _)| *architecture).collect(),
+    })
 }
 
 #[cfg(test)]
@@ -78,7 +79,7 @@ mod tests {
             .map(|f| f.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned())
             .filter(|f| f != "mod")
             .collect();
-        let mut rows: Vec<&str> = KNOWN.iter().map(|k| k.model_type).collect();
+        let mut rows: Vec<&str> = KNOWN.iter().map(|k| k.name).collect();
         files.sort();
         rows.sort();
         assert_eq!(files, rows);

@@ -12,8 +12,8 @@ use crate::{
 
 /// The family.
 pub static FAMILY: Family = Family {
-    architecture: "OpenELMForCausalLM",
-    model_type: "openelm",
+    name: "openelm",
+    calls_itself: &[("OpenELMForCausalLM", "openelm")],
     parse,
     write,
     names: Names { prefix: "transformer.", head: "lm_head", parts: PARTS },

@@ -40,15 +40,16 @@ impl Engine {
     }
 
     pub fn linear<A: Element>(&self, x: Mat<'_, A>, w: Weight<'_>, out: Output<'_, A>) -> Result<()> {
-        self.count(if w.n() == self.vocab { 2 } else { 0 }, 2 * x.rows() * w.n() * w.k());
+        let matrices = if let Output::SwiGlu(..) = out { 2 } else { 1 };
+        self.count(if w.n() == self.vocab { 2 } else { 0 }, matrices * 2 * x.rows() * w.n() * w.k());
         self.engine.linear(x, w, out)
     }
 
-    pub fn project_heads<A: Element>(
+    pub fn project_heads<A: Element, X: Element>(
         &self,
         batch: usize,
         eps: f32,
-        products: &mut [HeadProjection<'_, A>],
+        products: &mut [HeadProjection<'_, A, X>],
     ) -> Result<()> {
         self.count(3, products.iter().map(|p| 2 * p.x.rows() * p.w.n() * p.w.k()).sum());
         self.engine.project_heads(batch, eps, products)

@@ -3,12 +3,12 @@
 
 use ttft_kernels::Element;
 
-use super::{KvPrediction, predictor::Prediction};
+use super::{KvPrediction, layout::Input, predictor::Prediction};
 use crate::{
-    activations::Activations,
+    activations::{Activations, Rows},
     cache::{LayerCache, RawKv},
     engine::Engine,
-    error::Result,
+    error::{Error, Result},
     network::{Cache, Kv, Out},
     prompts,
 };
@@ -26,31 +26,44 @@ pub struct Likelihood {
 /// all of them against the prediction alone.
 ///
 /// # Errors
-/// Those of [`prompts::check`], [`crate::Error::Memory`], [`crate::Error::Kernel`].
+/// Those of [`prompts::check`], [`Error::Memory`], [`Error::Kernel`]; [`Error::NoAuxiliary`].
 pub fn likelihood<A: Element>(s: &KvPrediction, e: &Engine, ids: &[u32], batch: usize) -> Result<Likelihood> {
-    let (b, a) = (s.base.config(), s.aux.config());
+    let aux = s.aux.as_ref().ok_or(Error::NoAuxiliary)?;
+    let (b, a) = (s.base.config(), aux.config());
     let n = prompts::check_batch(ids, batch, b.vocab.min(a.vocab))?;
     let rows = batch * n;
 
-    let rope = s.aux.rope(n);
+    let rope = aux.rope(n);
     let mut act = Activations::<A>::new(a, rows)?;
-    s.aux.embed(e, ids, batch, 0, &mut act)?;
+    aux.embed(e, ids, batch, Rows::all(n), &mut act)?;
     let mut raw: Vec<RawKv<A>> = (0..a.layers.len()).map(|j| RawKv::new(rows, a.kv_dim(j))).collect();
-    for (j, raw) in raw.iter_mut().enumerate() {
+    let mut hidden = vec![Vec::new(); a.layers.len()];
+    let from_hidden = s.predictor.layout().predicted().any(|(_, o)| o.input == Input::Hidden);
+    for (j, (raw, hidden)) in raw.iter_mut().zip(&mut hidden).enumerate() {
         let mut cache = LayerCache::new(batch, a.layers[j].kv_heads, n, a.head_dim);
         let kv = Kv { cache: Cache::Own(&mut cache), source: Some(raw) };
-        s.aux.layer(e, j, &mut act, &rope, kv, Out::Rows(n))?;
+        aux.layer(e, j, &mut act, &rope, kv, Out::Rows(n))?;
+        if from_hidden {
+            hidden.resize(rows * a.dim, 0.0);
+            aux.keep_hidden(e, &act, true, hidden)?;
+        }
     }
-    let aux_logits = s.aux.all_logits(e, &mut act)?;
+    let aux_logits = aux.all_logits(e, &mut act)?;
 
     let rope = s.base.rope(n);
     let mut act = Activations::<A>::new(b, rows)?;
-    s.base.embed(e, ids, batch, 0, &mut act)?;
+    s.base.embed(e, ids, batch, Rows::all(n), &mut act)?;
     for i in 0..b.layers.len() {
         let mut cache = LayerCache::new(batch, b.layers[i].kv_heads, n, b.head_dim);
-        let raw = &raw[s.predictor.layer_map()[i]];
-        let layer = Prediction { layer: i, raw, cache: &mut cache, keep: None };
-        s.predictor.predict(e, &s.base, (batch, n), &rope, [layer])?;
+        let origin = s.predictor.layout().layers[i].expect("every layer is predicted from an auxiliary");
+        let (raw, unit) = (&raw[origin.layer], &hidden[origin.layer]);
+        if origin.input == Input::Hidden {
+            let layer = Prediction { layer: i, k: unit, v: unit, cache: &mut cache, keep: None };
+            s.predictor.predict(e, &s.base, (batch, n), &rope, [layer])?;
+        } else {
+            let layer = Prediction { layer: i, k: &raw.k, v: &raw.v, cache: &mut cache, keep: None };
+            s.predictor.predict(e, &s.base, (batch, n), &rope, [layer])?;
+        }
         let kv = Kv { cache: Cache::Given(&cache), source: None };
         s.base.layer(e, i, &mut act, &rope, kv, Out::Rows(n))?;
     }

@@ -1,15 +1,16 @@
-//! The predictor: for each base layer, one linear map with bias for keys and one for values, from the merged heads of
-//! one auxiliary layer.
+//! The predictor: for each base layer, one linear map with bias for keys and one for values, from what one layer of its source
+//! left.
 
 use std::path::Path;
 
 use ttft_kernels::{DType, Element, HeadProjection, Mat, RopeTable};
 
+use super::layout::{Input, Layout, refuse};
 use crate::{
-    cache::{LayerCache, RawKv},
-    config::{NetworkConfig, Role, TensorSpec},
+    cache::LayerCache,
+    config::NetworkConfig,
     engine::Engine,
-    error::{Error, Result},
+    error::Result,
     json,
     network::Network,
     weights::{Matrix, Tensors},
@@ -21,8 +22,9 @@ pub const CORENET_PREFIX: &str = "predicter.auxkv_to_basekv.";
 /// A loaded predictor.
 #[derive(Debug)]
 pub struct Predictor {
-    layer_map: Vec<usize>,
-    layers: Vec<LayerMap>,
+    layout: Layout,
+    /// By base layer; none of those that have no map.
+    layers: Vec<Option<LayerMap>>,
 }
 
 #[derive(Debug)]
@@ -38,100 +40,84 @@ struct Linear {
 }
 
 impl Predictor {
-    /// A folder with `predictor.safetensors` and `config.json`, whose `aux_layer_for_base_layer` is the layer map.
+    /// A folder with `predictor.safetensors` and `config.json`, as [`Layout::parse`] reads it.
     ///
     /// # Errors
-    /// [`Error::Json`], [`Error::Pair`]: the map does not fit the networks; and those of [`Predictor::from_tensors`].
-    pub fn load(dir: &Path, base: &Network, aux: &Network) -> Result<Predictor> {
+    /// Those of [`Layout::parse`] and [`Predictor::from_tensors`].
+    pub fn load(dir: &Path, base: &Network, aux: Option<&Network>) -> Result<Predictor> {
+        Predictor::open(dir, base.config(), aux.map(Network::config))
+    }
+
+    /// The same, for networks that are not loaded.
+    ///
+    /// # Errors
+    /// As [`Predictor::load`].
+    pub fn open(dir: &Path, base: &NetworkConfig, aux: Option<&NetworkConfig>) -> Result<Predictor> {
         let path = dir.join("config.json");
-        let (base, aux) = (base.config(), aux.config());
-        let layer_map = Predictor::map_of(&path, json::load(&path)?, base, aux)?;
-        let file = dir.join("predictor.safetensors");
-        Predictor::from_tensors(&Tensors::file(&file)?, "", base, aux, &layer_map)
+        let layout = Layout::of(&path, json::load(&path)?, base, aux)?;
+        Predictor::from_tensors(&Tensors::file(&dir.join("predictor.safetensors"))?, "", base, aux, layout)
     }
 
-    /// The layer map in the content of a predictor's `config.json`, checked against its networks; `path` is for messages.
-    ///
-    /// # Errors
-    /// [`Error::Json`], [`Error::Pair`].
-    pub fn parse_map(path: &Path, text: &[u8], base: &NetworkConfig, aux: &NetworkConfig) -> Result<Vec<usize>> {
-        Predictor::map_of(path, json::parse(path, text)?, base, aux)
-    }
-
-    fn map_of(path: &Path, value: serde_json::Value, base: &NetworkConfig, aux: &NetworkConfig) -> Result<Vec<usize>> {
-        #[derive(serde::Deserialize)]
-        struct Config {
-            aux_layer_for_base_layer: Vec<usize>,
-            base_num_layers: Option<usize>,
-            aux_num_layers: Option<usize>,
-        }
-        let c: Config = json::fields(path, value)?;
-        for (what, stated, network) in [
-            ("base_num_layers", c.base_num_layers, base.layers.len()),
-            ("aux_num_layers", c.aux_num_layers, aux.layers.len()),
-        ] {
-            if let Some(stated) = stated
-                && stated != network
-            {
-                return Err(Error::Pair {
-                    path: path.to_owned(),
-                    what: what.into(),
-                    expected: format!("{network}, the layers of the network"),
-                    found: stated.to_string(),
-                });
-            }
-        }
-        check_map(path, &c.aux_layer_for_base_layer, base, aux)?;
-        Ok(c.aux_layer_for_base_layer)
-    }
-
-    /// A predictor out of named tensors: `{prefix}{key|value}_transforms.{i}.{weight|bias}`.
+    /// A predictor out of named tensors: `{prefix}{key|value}_transforms.{i}.{weight|bias}`. With shared layers, a layer that
+    /// has none of them projects the source's hidden state itself.
     ///
     /// # Errors
     /// [`Error::Pair`], [`Error::MissingTensor`], [`Error::Dtype`], [`Error::Shape`], [`Error::Misaligned`].
+    ///
+    /// [`Error::Pair`]: crate::Error::Pair
+    /// [`Error::MissingTensor`]: crate::Error::MissingTensor
+    /// [`Error::Dtype`]: crate::Error::Dtype
+    /// [`Error::Shape`]: crate::Error::Shape
+    /// [`Error::Misaligned`]: crate::Error::Misaligned
     pub fn from_tensors(
         t: &Tensors,
         prefix: &str,
         base: &NetworkConfig,
-        aux: &NetworkConfig,
-        layer_map: &[usize],
+        aux: Option<&NetworkConfig>,
+        mut layout: Layout,
     ) -> Result<Predictor> {
-        check_map(t.origin(), layer_map, base, aux)?;
-        let linear = |kind: &str, i: usize| -> Result<Linear> {
-            let (n, k) = (base.kv_dim(i), aux.kv_dim(layer_map[i]));
-            let name = format!("{prefix}{kind}_transforms.{i}");
-            Ok(Linear {
-                weight: t.matrix(&format!("{name}.weight"), n, k)?,
-                bias: t.vector(&format!("{name}.bias"), n)?,
-            })
+        layout.check(t.origin(), "aux_layer_for_base_layer", base, aux)?;
+        let source = layout.source(base, aux);
+        let name = |kind: &str, i: usize| format!("{prefix}{kind}_transforms.{i}");
+        let has = |i: usize| {
+            let any = |kind| ["weight", "bias"].iter().any(|part| t.has(&format!("{}.{part}", name(kind, i))));
+            any("key") || any("value")
         };
-        let layers = (0..base.layers.len())
-            .map(|i| Ok(LayerMap { k: linear("key", i)?, v: linear("value", i)? }))
-            .collect::<Result<_>>()?;
-        Ok(Predictor { layer_map: layer_map.to_vec(), layers })
-    }
-
-    /// Every tensor of a predictor.
-    pub fn tensors(base: &NetworkConfig, aux: &NetworkConfig, layer_map: &[usize]) -> Vec<TensorSpec> {
-        let mut t = Vec::new();
-        for (i, &j) in layer_map.iter().enumerate() {
-            let (n, k) = (base.kv_dim(i), aux.kv_dim(j));
-            for kind in ["key", "value"] {
-                let name = format!("{kind}_transforms.{i}");
-                t.push(TensorSpec::new(format!("{name}.weight"), vec![n, k], Role::Predictor(k)));
-                t.push(TensorSpec::new(format!("{name}.bias"), vec![n], Role::Predictor(k)));
+        let mut layers = Vec::with_capacity(layout.layers.len());
+        for (i, origin) in layout.layers.iter_mut().enumerate() {
+            let Some(origin) = origin else {
+                if has(i) {
+                    let expected = "no tensors, as this layer reads the prompt itself";
+                    return refuse(t.origin(), name("key", i), expected.into(), "some");
+                }
+                layers.push(None);
+                continue;
+            };
+            if layout.shared.is_some() && !has(i) {
+                origin.input = Input::Own;
+                layers.push(None);
+                continue;
             }
+            let (n, k) = (base.kv_dim(i), origin.input.width(source, origin.layer));
+            let linear = |kind: &str| -> Result<Linear> {
+                let name = name(kind, i);
+                Ok(Linear {
+                    weight: t.matrix(&format!("{name}.weight"), n, k)?,
+                    bias: t.vector(&format!("{name}.bias"), n)?,
+                })
+            };
+            layers.push(Some(LayerMap { k: linear("key")?, v: linear("value")? }));
         }
-        t
+        Ok(Predictor { layout, layers })
     }
 
-    /// For each base layer, the auxiliary layer that it is predicted from.
-    pub fn layer_map(&self) -> &[usize] {
-        &self.layer_map
+    /// What is predicted from where.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
     }
 
     fn matrices(&self) -> impl Iterator<Item = &Matrix> {
-        self.layers.iter().flat_map(|l| [&l.k.weight, &l.v.weight])
+        self.layers.iter().flatten().flat_map(|l| [&l.k.weight, &l.v.weight])
     }
 
     /// Bytes of the matrices, which stay in their mapped file.
@@ -139,9 +125,9 @@ impl Predictor {
         self.matrices().map(|m| m.bytes().len() as u64).sum()
     }
 
-    /// Storage type of the matrices.
-    pub fn weight_dtype(&self) -> DType {
-        self.layers[0].k.weight.dtype()
+    /// Storage type of the matrices, if there are any.
+    pub fn weight_dtype(&self) -> Option<DType> {
+        self.matrices().next().map(Matrix::dtype)
     }
 
     /// Bytes of those matrices that had to be copied, for they lie at odd places of their file.
@@ -154,28 +140,33 @@ impl Predictor {
         self.matrices().for_each(Matrix::warm);
     }
 
-    /// Predicts positions `0..len` of base layers, at once; keys pass through the base's k_norm and RoPE.
+    /// Predicts positions `0..len` of base layers that have a map, at once; keys pass through the base's k_norm and RoPE.
     ///
     /// # Errors
     /// [`Error::Kernel`]: a buffer is too small.
-    pub fn predict<'a, A: Element>(
+    ///
+    /// # Panics
+    /// If a layer has no map.
+    ///
+    /// [`Error::Kernel`]: crate::Error::Kernel
+    pub fn predict<'a, A: Element, X: Element>(
         &'a self,
         e: &Engine,
         base: &'a Network,
         (batch, len): (usize, usize),
         rope: &'a RopeTable,
-        layers: impl IntoIterator<Item = Prediction<'a, A>>,
+        layers: impl IntoIterator<Item = Prediction<'a, A, X>>,
     ) -> Result<()> {
         let rows = batch * len;
         let mut products = Vec::new();
-        for Prediction { layer, raw, cache, keep } in layers {
-            let l = &self.layers[layer];
+        for Prediction { layer, k, v, cache, keep } in layers {
+            let l = self.layers[layer].as_ref().expect("a layer that is predicted has a map");
             let keep = keep.map(|k| {
                 k.resize(rows * l.k.bias.len(), 0.0);
                 k.as_mut_slice()
             });
-            let project = |x: &'a [A], w: &'a Linear, cache| HeadProjection {
-                x: Mat::new(&x[..rows * raw.width], rows, raw.width),
+            let project = |x: &'a [X], w: &'a Linear, cache| HeadProjection {
+                x: Mat::new(&x[..rows * w.weight.view().k()], rows, w.weight.view().k()),
                 w: w.weight.view(),
                 bias: &w.bias,
                 norm: None,
@@ -183,9 +174,12 @@ impl Predictor {
                 cache,
                 keep: None,
             };
-            let keys = project(&raw.k, &l.k, &mut cache.k);
+            let keys = project(k, &l.k, &mut cache.k);
             products.push(HeadProjection { norm: base.k_norm(layer), rope: Some(rope), keep, ..keys });
-            products.push(project(&raw.v, &l.v, &mut cache.v));
+            products.push(project(v, &l.v, &mut cache.v));
+        }
+        if products.is_empty() {
+            return Ok(());
         }
         Ok(e.project_heads(batch, base.config().eps, &mut products)?)
     }
@@ -193,34 +187,15 @@ impl Predictor {
 
 /// One base layer of [`Predictor::predict`].
 #[derive(Debug)]
-pub struct Prediction<'a, A> {
+pub struct Prediction<'a, A, X> {
     /// Of the base.
     pub layer: usize,
-    /// The auxiliary layer of [`Predictor::layer_map`].
-    pub raw: &'a RawKv<A>,
+    /// What its keys are mapped from, `[batch * len, features]`,
+    pub k: &'a [X],
+    /// and its values.
+    pub v: &'a [X],
     /// Receives the prediction.
     pub cache: &'a mut LayerCache<A>,
     /// Receives the keys before k_norm, `[batch * len, kv_dim]`.
     pub keep: Option<&'a mut Vec<f32>>,
-}
-
-fn check_map(path: &Path, map: &[usize], base: &NetworkConfig, aux: &NetworkConfig) -> Result<()> {
-    let pair = |what: String, expected: String, found: String| {
-        Err(Error::Pair { path: path.to_owned(), what, expected, found })
-    };
-    if map.len() != base.layers.len() {
-        return pair(
-            "aux_layer_for_base_layer".into(),
-            format!("one entry for each of {} base layers", base.layers.len()),
-            format!("{} entries", map.len()),
-        );
-    }
-    match map.iter().position(|j| *j >= aux.layers.len()) {
-        Some(i) => pair(
-            format!("aux_layer_for_base_layer[{i}]"),
-            format!("an auxiliary layer, 0 to {}", aux.layers.len() - 1),
-            map[i].to_string(),
-        ),
-        None => Ok(()),
-    }
 }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use half::{bf16, f16};
-use safetensors::tensor::{Dtype, Metadata};
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use ttft_kernels::{DType, Mat, Weight};
 
 pub use map::MappedFile;
@@ -114,6 +114,11 @@ impl Tensors {
     /// The file, or the folder of shards.
     pub fn origin(&self) -> &Path {
         &self.origin
+    }
+
+    /// Whether there is a tensor of this name.
+    pub fn has(&self, tensor: &str) -> bool {
+        self.entries.contains_key(tensor)
     }
 
     /// A matrix `[n, k]`. It stays in its file, unless it lies there at an odd place: then it is copied.
@@ -268,6 +273,38 @@ impl Matrix {
 
 fn widened<T: bytemuck::AnyBitPattern>(bytes: &[u8], f: impl Fn(T) -> f32) -> Vec<f32> {
     bytes.chunks_exact(size_of::<T>()).map(|b| f(bytemuck::pod_read_unaligned(b))).collect()
+}
+
+/// A file's data starts at a multiple of this, so that rows of weights align with cache lines.
+const ALIGN: usize = 64;
+
+/// What stands before the data of a safetensors file that holds these tensors (name, shape), one after the other, of one
+/// type; and where in the data each begins.
+pub(crate) fn header<'a>(
+    dtype: DType,
+    tensors: impl IntoIterator<Item = (&'a str, &'a [usize])>,
+) -> (Vec<u8>, Vec<u64>) {
+    let size = dtype.size() as u64;
+    let dtype = match dtype {
+        DType::F32 => Dtype::F32,
+        DType::F16 => Dtype::F16,
+        DType::BF16 => Dtype::BF16,
+    };
+    let (mut at, mut places, mut infos) = (0, Vec::new(), Vec::new());
+    for (name, shape) in tensors {
+        let end = at + shape.iter().map(|n| *n as u64).product::<u64>() * size;
+        let data_offsets = (at as usize, end as usize);
+        infos.push((name.to_owned(), TensorInfo { dtype, shape: shape.to_vec(), data_offsets }));
+        places.push(at);
+        at = end;
+    }
+    let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let meta = Metadata::new(Some(format), infos).expect("the offsets are contiguous by construction");
+    let mut json = serde_json::to_vec(&meta).expect("plain names and numbers");
+    json.resize((json.len() + 8).next_multiple_of(ALIGN) - 8, b' ');
+    let mut header = (json.len() as u64).to_le_bytes().to_vec();
+    header.extend(json);
+    (header, places)
 }
 
 /// The number of tensors that a safetensors file holds, by a header that is checked as when weights are loaded; `path` is

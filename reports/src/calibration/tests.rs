@@ -79,14 +79,14 @@ fn a_calibration_is_written_read_and_fits_its_machine_only() {
     std::fs::write(&path, calibration.write().replace("calibration/1", "calibration/9")).unwrap();
     assert!(Calibration::read(&path).unwrap_err().to_string().contains("this program reads `ttft-calibration/1`"));
     std::fs::write(&path, "{}").unwrap();
-    assert!(Calibration::read(&path).unwrap_err().to_string().contains("no calibration of ttft"));
+    assert!(Calibration::read(&path).unwrap_err().to_string().contains("is no calibration of ttft"));
 }
 
 #[test]
 fn records_that_cannot_calibrate_are_refused_with_what_to_do() {
     let error = |records: &[Record]| Calibration::of(records).unwrap_err().to_string();
     let mut records = samples::occasions(4, 3, 5, TRUE, 5);
-    assert!(error(&records[..2]).contains("at least 3 occasions, 2 given"));
+    assert!(error(&records[..2]).contains("at least 3 occasions, and 2 are given"));
     records[1].run.machine.cpu_model = Some("Another CPU".into());
     assert!(error(&records).contains("another machine"));
     let single = vec![samples::run(); 3];

@@ -43,8 +43,9 @@ pub(crate) fn blocks(calibration: &Calibration) -> Vec<Block> {
     let head = ["system", "of", "b x p", "rounds", "processes", "occasions", "trend an hour"];
     push_table(&mut blocks, table("Standard deviations of the logarithm, by level", &head, &[0, 1], rows.collect()));
     blocks.push(text(
-        "Rounds within a process, processes within an occasion without the part of their rounds, occasions without the part \
-         of their processes: nested analysis of variance, with 95% intervals by chi-square.",
+        "The columns show how much rounds vary within a process, how much processes vary within an occasion without the part \
+         of their rounds, and how much occasions vary without the part of their processes. They come from a nested analysis of \
+         variance, with 95% intervals by chi-square.",
     ));
     let lags = c.cells.iter().flat_map(|cell| {
         cell.time.lags.iter().map(|lag| {
@@ -69,9 +70,10 @@ pub(crate) fn blocks(calibration: &Calibration) -> Vec<Block> {
     blocks.push(text(
         "The decisions were really made, on sets of processes or records that were taken interleaved in time and have none \
          in common. Shares are means over comparisons with 95% intervals; the rows of one comparison count together, because \
-         they are not independent. False alarms: rows called different. No difference: the interval lies within 5% of none. \
-         Any alarm: tables with a false alarm somewhere, by each row's own p and by Holm's rule. 80% found: the least slowdown \
-         that is found in 80% of rows. Coverage: of 95% intervals, by simulation with the measured components.",
+         they are not independent. A false alarm is a row that is called different, and a row shows no difference if its interval \
+         lies within 5% of none. The columns of any alarm count the tables with a false alarm somewhere, by each row's own p and by \
+         Holm's rule. The columns of 80% found name the least slowdown that is found in 80% of rows, and the last column says how \
+         many of the 95% intervals cover the truth, by simulation with the measured components.",
     ));
     if let (Some(contradictions), Some(undecided)) = (c.contradictions, c.undecided) {
         blocks.push(text(format!(

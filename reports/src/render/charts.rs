@@ -120,7 +120,7 @@ fn plain(value: f64) -> String {
     text.trim_end_matches('0').trim_end_matches('.').to_string()
 }
 
-fn chart(plot: Plot, caption: &str, legend: Vec<Entry>) -> Result<Chart, RenderError> {
+pub(super) fn chart(plot: Plot, caption: &str, legend: Vec<Entry>) -> Result<Chart, RenderError> {
     let svg = plot.svg()?;
     Ok(Chart { title: plot.title, svg, caption: caption.into(), legend })
 }
@@ -163,7 +163,7 @@ fn headline(prefix: &str, rows: &[Row], series: &Series) -> Result<Option<Chart>
         id: format!("{prefix}-headline"),
         title: "FLOPs reduction against TTFT reduction".into(),
         description: format!(
-            "{} systems and sizes against their base; below the dashed line, FLOPs were saved and time was not.",
+            "{} systems and sizes against their base; below the dashed line, less time was saved than FLOPs.",
             points.len()
         ),
         height: 380,
@@ -173,7 +173,7 @@ fn headline(prefix: &str, rows: &[Row], series: &Series) -> Result<Option<Chart>
         marks,
     };
     let caption = "Each mark is a system at one batch x prompt length, against its base. On the dashed line TTFT falls as \
-                   much as FLOPs; below it, less. Bars are intervals.";
+                   much as FLOPs, and below it TTFT falls less. Bars are intervals.";
     chart(plot, caption, series.legend(points.iter().map(|p| p.0))).map(Some)
 }
 
@@ -380,13 +380,13 @@ fn heat_maps(prefix: &str, rows: &[Row]) -> Result<Vec<Chart>, RenderError> {
         let speedups = cells.iter().filter_map(|r| r.speedup).map(|s| s.estimate.value);
         let caption = match (crossed, speedups.fold(f64::INFINITY, f64::min) > 1.0) {
             (true, _) => {
-                "1: FLOPs translate to latency; orange: they do not. The thick line is the break-even: on its side of lower ratios, KV prediction is slower than the base."
+                "At 1 all FLOPs saved are time saved; orange is less. The thick line is the break-even: on its side of lower ratios, KV prediction is slower than the base."
             }
             (false, true) => {
-                "1: FLOPs translate to latency; orange: they do not. No break-even line: KV prediction pays at every size measured."
+                "At 1 all FLOPs saved are time saved; orange is less. There is no break-even line, because KV prediction pays at every size measured."
             }
             (false, false) => {
-                "1: FLOPs translate to latency; orange: they do not. No break-even line: KV prediction pays at no size measured."
+                "At 1 all FLOPs saved are time saved; orange is less. There is no break-even line, because KV prediction pays at no size measured."
             }
         };
         charts.push(chart(plot, caption, Vec::new())?);
@@ -489,15 +489,16 @@ fn excess_rows(points: &[Excess]) -> Vec<Mark> {
 }
 
 /// Height of a plot of `n` rows with headings.
-fn rows_height(n: usize) -> u32 {
+pub(super) fn rows_height(n: usize) -> u32 {
     56 + 36 * n as u32
 }
 
-const PHASES: [(&str, usize); 7] = [
-    ("open", 6),
+const PHASES: [(&str, usize); 8] = [
+    ("open", 3),
     ("prefill", 0),
     ("selection", 7),
     ("auxiliary", 5),
+    ("shared_layers", 6),
     ("prediction", 1),
     ("base_step", 2),
     ("unattributed", 4),

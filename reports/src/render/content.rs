@@ -1,19 +1,20 @@
 //! What a report says: titles, paragraphs, tables and charts, before any format.
 
-use super::{RenderError, Run, blocks::*, charts, cold, energy, method, side_by_side, verdict::*};
+use super::{RenderError, Run, blocks::*, charts, cold, energy, machines, method, side_by_side, verdict::*};
 use crate::{
     compare::{self, Side},
     facts,
     format::{self, UNKNOWN, or_unknown},
     paper,
-    schema::{Cell, Gate, Kind, Record},
+    schema::{Cell, Gate, Kind, Percentiles, Record},
     stats,
     summary::{self, Row},
     validate,
 };
 
-/// The parts of a report, in order, with what they say. All but the first and the last stand there once for each run.
-pub const PARTS: [(&str, &str); 9] = [
+/// The parts of a report, in order, with what they say. All but the first two and the last stand there once for each run.
+pub const PARTS: [(&str, &str); 10] = [
+    ("machines", "several runs by peak, bandwidth, TTFT and what KV prediction gains"),
     ("comparison", "the runs side by side, on equal work"),
     ("verdict", "does the FLOPs reduction become a TTFT reduction, where not, and why"),
     ("charts", "all other charts"),
@@ -36,6 +37,14 @@ pub fn document(runs: &[Run], with_charts: bool, parts: &[&str]) -> Result<Docum
     }
     let wanted = |part: &str| parts.is_empty() || parts.contains(&part);
     let mut sections = Vec::new();
+    if runs.len() > 1 && wanted("machines") {
+        let blocks = machines::blocks(runs, with_charts)?;
+        if !blocks.is_empty() {
+            let title = "The machines".to_string();
+            let (id, short, run) = ("machines".into(), "Machines".into(), String::new());
+            sections.push(Section { id, short, title, run, blocks });
+        }
+    }
     if runs.len() > 1 && wanted("comparison") {
         sections.push(comparison(runs));
     }
@@ -77,7 +86,12 @@ pub fn document(runs: &[Run], with_charts: bool, parts: &[&str]) -> Result<Docum
             let charts = (!charts.is_empty()).then_some(Block::Charts { charts });
             add("charts", "Charts", "Charts", charts.into_iter().collect());
         }
-        add("cells", "Cells", "All cells", cells(&rows));
+        let mut all = cells(&rows);
+        if !all.is_empty() {
+            let said = facts::units(side.record).into_iter().map(|said| text(format!("Of the peak: {said}.")));
+            all.splice(..0, said);
+        }
+        add("cells", "Cells", "All cells", all);
         add("phases", "Phases", "Phases", phases(&rows));
         add("paper", "Paper", "Beside the paper's machine", beside_the_paper(side.record, &rows));
         add("validity", "Trust", "Can the figures be trusted?", validity(side.record, &rows));
@@ -179,8 +193,8 @@ fn cells(rows: &[Row]) -> Vec<Block> {
     }
     if rows.iter().any(|r| r.roofline.is_some()) {
         blocks.push(text(
-            "roofline: the TTFT if every phase took the longer of its FLOPs at the measured peak and its bytes at the \
-             measured bandwidth, and nothing else took time.",
+            "The roofline is the TTFT that a system would have if every phase took the longer of two times, its FLOPs at the \
+             measured peak or its bytes at the measured bandwidth, and nothing else took time.",
         ));
     }
     blocks
@@ -236,7 +250,9 @@ fn phases(rows: &[Row]) -> Vec<Block> {
     if !lines.is_empty() {
         blocks.push(Block::Table(table("", &head, &[0, 1], lines)));
         let least = format::percent(LEAST_REST);
-        blocks.push(text(format!("What phases leave of TTFT is unattributed, and listed from {least} on.")));
+        blocks.push(text(format!(
+            "The part of TTFT that no phase accounts for is unattributed; it is listed where it is {least} or more."
+        )));
     }
     push_table(&mut blocks, generation(rows));
     blocks.extend(energy::blocks(rows));
@@ -330,8 +346,8 @@ fn beside_the_paper(record: &Record, rows: &[Row]) -> Vec<Block> {
         "b x p here",
     ];
     blocks.push(text(
-        "The paper timed batch 64 with prompts of 59 tokens with PyTorch on the CPU of an Apple M2 Pro. ratio: TTFT \
-         reduction over FLOPs reduction, by the paper's own FLOPs or by the exact count of this run, which leaves out what \
+        "The paper timed batch 64 with prompts of 59 tokens with PyTorch on the CPU of an Apple M2 Pro. The ratio is the \
+         TTFT reduction over the FLOPs reduction, by the paper's own FLOPs or by the exact count of this run, which leaves out what \
          the first token does not need if the extent is first_token.",
     ));
     if elsewhere {
@@ -472,22 +488,22 @@ fn validity(record: &Record, rows: &[Row]) -> Vec<Block> {
     if !measured.is_empty() {
         let doubted = measured.iter().filter(|r| !r.doubts.is_empty()).count();
         blocks.push(lead(match doubted {
-            0 => format!("No reason to distrust any of the {} cells.", measured.len()),
+            0 => format!("There is no reason to distrust any of the {} cells.", measured.len()),
             n => format!("{n} of {} cells are not to be trusted; they are marked.", measured.len()),
         }));
         let m = &record.run.machine;
         blocks.push(text(format!(
-            "Governor {}, frequency {}, load average at the start {}, {}. A cell is doubted if the speed probe moved by \
+            "The governor was {}, the frequency {}, the load average at the start {}, and {}. A cell is doubted if the speed probe moved by \
              more than {} over it, if the interval of its TTFT is wider than {}, if later samples are more than {} slower \
              beyond chance, if a warm start read weights from disk or a cold one did not, if more was running than there are \
-             cores, or if no correctness gate was passed.",
+             cores, if heat slowed the clock, or if no correctness gate was passed.",
             m.governor.as_deref().unwrap_or("unknown"),
             m.frequency_mhz.map_or("unknown".into(), |f| format!("{f:.0} MHz")),
             m.load_1m.map_or("unknown".into(), |l| format!("{l:.2}")),
             match m.virtualised {
-                Some(true) => "virtual machine",
-                Some(false) => "not virtualised",
-                None => "virtualisation unknown",
+                Some(true) => "the system a virtual machine",
+                Some(false) => "the system not virtualised",
+                None => "whether the system is virtual is unknown",
             },
             format::percent(summary::MAX_DRIFT),
             format::percent(summary::MAX_SPREAD),
@@ -535,6 +551,15 @@ fn validity(record: &Record, rows: &[Row]) -> Vec<Block> {
     ];
     let cells = table("", &head, &[0, 1], measured.iter().map(fields).collect());
     push_table(&mut blocks, cells.mark(marked(measured.iter().copied())));
+    let percentiles = |row: &&Row| {
+        let p = Percentiles::of(&row.cell.samples_ns).filter(|p| p.p90_ns.is_some())?;
+        let shown = |ns: Option<u64>| or_unknown(ns.map(|ns| format::seconds(ns as f64 * 1e-9)));
+        let names = [row.cell.system.clone(), size(row.cell), row.cell.samples_ns.len().to_string()];
+        Some(names.into_iter().chain([p.p50_ns, p.p90_ns, p.p99_ns].map(shown)).collect())
+    };
+    let rows = measured.iter().filter_map(percentiles).collect();
+    let title = "Percentiles of the samples (p90 takes 10 of them, p99 takes 100)";
+    push_table(&mut blocks, table(title, &["system", "b x p", "samples", "p50", "p90", "p99"], &[0], rows));
     let skipped = record.skipped.iter().map(|s| vec![s.id.clone(), s.reason.clone()]).collect();
     push_table(&mut blocks, table("Skipped", &["cell", "reason"], &[0, 1], skipped));
     blocks

@@ -2,14 +2,14 @@
 
 use super::{RenderError, Run};
 use crate::{
-    schema::Cell,
+    schema::{Cell, Percentiles},
     stats::{self, Estimate},
     summary,
     text::printable,
     validate,
 };
 
-const HEADER: [&str; 64] = [
+const HEADER: [&str; 72] = [
     "run",
     "id",
     "kind",
@@ -31,6 +31,9 @@ const HEADER: [&str; 64] = [
     "ttft_low_s",
     "ttft_high_s",
     "interval_level",
+    "ttft_p50_s",
+    "ttft_p90_s",
+    "ttft_p99_s",
     "tokens_per_s",
     "flops",
     "bytes",
@@ -56,6 +59,7 @@ const HEADER: [&str; 64] = [
     "prefill_s",
     "selection_s",
     "auxiliary_s",
+    "shared_layers_s",
     "prediction_s",
     "base_step_s",
     "unattributed_s",
@@ -63,6 +67,10 @@ const HEADER: [&str; 64] = [
     "mad_s",
     "drift",
     "load",
+    "clock_low_mhz",
+    "clock_high_mhz",
+    "throttled",
+    "clock_unknown",
     "major_faults",
     "minor_faults",
     "peak_rss_bytes",
@@ -99,7 +107,7 @@ fn no_formula(words: &str) -> String {
     if formula { format!("'{words}") } else { words }
 }
 
-fn fields(run: &str, row: &summary::Row, verdict: Option<String>) -> [String; 64] {
+fn fields(run: &str, row: &summary::Row, verdict: Option<String>) -> [String; 72] {
     fn text<T: ToString>(value: Option<T>) -> String {
         value.map(|v| v.to_string()).unwrap_or_default()
     }
@@ -114,6 +122,11 @@ fn fields(run: &str, row: &summary::Row, verdict: Option<String>) -> [String; 64
     let regions = cell.phases.iter().try_fold(0u64, |sum, p| Some(sum.saturating_add(p.parallel_regions?)));
     let memory = cell.memory.as_ref();
     let words = |words: &str| no_formula(words);
+    let percentiles = Percentiles::of(&cell.samples_ns);
+    let percentile =
+        |of: fn(&Percentiles) -> Option<u64>| text(percentiles.as_ref().and_then(of).map(|ns| ns as f64 * 1e-9));
+    let clocks = cell.clocks.as_ref();
+    let mhz = || clocks.and_then(|c| c.mhz.as_deref()).into_iter().flatten().copied();
     [
         words(run),
         words(&cell.id),
@@ -136,6 +149,9 @@ fn fields(run: &str, row: &summary::Row, verdict: Option<String>) -> [String; 64
         low(row.ttft),
         high(row.ttft),
         text(row.ttft.and_then(|t| t.interval).map(|i| i.level)),
+        percentile(|p| p.p50_ns),
+        percentile(|p| p.p90_ns),
+        percentile(|p| p.p99_ns),
         text(row.tokens_per_s),
         text(cost.map(|c| c.flops.total())),
         text(cost.map(|c| c.bytes())),
@@ -161,6 +177,7 @@ fn fields(run: &str, row: &summary::Row, verdict: Option<String>) -> [String; 64
         phase("prefill"),
         phase("selection"),
         phase("auxiliary"),
+        phase("shared_layers"),
         phase("prediction"),
         phase("base_step"),
         rest,
@@ -168,6 +185,10 @@ fn fields(run: &str, row: &summary::Row, verdict: Option<String>) -> [String; 64
         text(stats::mad(&summary::seconds(&cell.samples_ns))),
         text(cell.drift.as_ref().and_then(|d| d.change())),
         text(cell.load_before.into_iter().chain(cell.load_after).reduce(f64::max)),
+        text(mhz().reduce(f64::min)),
+        text(mhz().reduce(f64::max)),
+        text(cell.throttled()),
+        text(clocks.and_then(|c| c.unknown.as_deref()).map(words)),
         text(memory.and_then(|m| m.major_faults)),
         text(memory.and_then(|m| m.minor_faults)),
         text(memory.and_then(|m| m.peak_rss_bytes)),

@@ -19,17 +19,18 @@ pub(crate) fn blocks(judgement: &Judgement, old: &str, new: &str) -> Vec<Block> 
         blocks.push(Block::List { items: orders });
     }
     blocks.push(text(format!(
-        "{} pairs of processes, adjacent in time, in blocks of ABBA or BAAB. new / old: time of {new} over time of {old} with \
-         its {:.0}% interval (Student's t over pairs, the effect of the order taken out). p, Holm: adjusted so that the chance \
-         of any false alarm among the rows stays below it. By probes: the ratio that the machine's speed beside the \
-         processes would give by itself. Finds: the slowdown that this number of pairs finds in 80% of cases. Slower: by \
-         more than {}, one-sided, with Holm's rule over all rows at 5%; no slower: the interval lies wholly below that limit. \
-         Without any difference, {} {} a false alarm somewhere in {} of tables if each were judged by its own p at 5%.",
+        "{} pairs of processes ran, adjacent in time, in blocks of ABBA or BAAB. The column new / old is the time of {new} over \
+         the time of {old} with its {:.0}% interval (Student's t over the pairs, without the effect of the order). The column p, \
+         Holm is adjusted so that the chance of any false alarm among the rows stays below it. The column by probes is the ratio \
+         that the machine's speed beside the processes would give by itself, and the column finds is the slowdown that this number \
+         of pairs finds in 80% of cases. A row is slower if it is slower by more than {}, one-sided, with Holm's rule over all rows \
+         at 5%; it is no slower if its interval lies wholly below that limit. If nothing differed, {} {} a false alarm somewhere in \
+         {} of tables, each judged by its own p at 5%.",
         judgement.pairs,
         100.0 * LEVEL,
         format::percent(judgement.fail_slower_percent / 100.0),
         judgement.rows.len(),
-        if judgement.rows.len() == 1 { "row raises" } else { "rows raise" },
+        if judgement.rows.len() == 1 { "row would raise" } else { "rows would raise" },
         format::percent(judgement.family_rate),
     )));
     if !judgement.warnings.is_empty() {

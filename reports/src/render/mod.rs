@@ -1,7 +1,7 @@
 //! Reports of one or more runs, in the formats of [`FORMATS`].
 //!
-//! [`document`] says everything once, as paragraphs, tables and charts; a format is a way to write that down. CSV is the
-//! exception: it lists the cells alone, one a line, as plain numbers.
+//! [`document`] says everything once, as paragraphs, tables and charts; a format is a way to write that down. CSV and
+//! the picture are the exceptions: the one lists the cells alone, one a line, as plain numbers; the other shows a few of them.
 
 pub(crate) mod blocks;
 pub(crate) mod calibration;
@@ -12,8 +12,10 @@ mod csv;
 pub(crate) mod energy;
 mod html;
 pub(crate) mod judgement;
+mod machines;
 mod markdown;
 mod method;
+mod picture;
 mod plot;
 pub(crate) mod side_by_side;
 pub(crate) mod verdict;
@@ -41,12 +43,13 @@ pub struct Format {
     pub about: &'static str,
     /// How every report in this format begins; a file that begins otherwise is somebody's own.
     pub begins: &'static str,
-    /// Writes the report of these runs: the parts named, of [`PARTS`], or all if none is. Cells as numbers have no parts.
+    /// Writes the report of these runs: the parts named, of [`PARTS`], or all if none is. Cells as numbers and the picture
+    /// have no parts.
     pub render: fn(&[Run], parts: &[&str]) -> Result<String, RenderError>,
 }
 
 /// All formats: a new one is one line here and one file beside this one.
-pub const FORMATS: [Format; 3] = [
+pub const FORMATS: [Format; 4] = [
     Format {
         name: "html",
         about: "one self-contained page with charts",
@@ -58,6 +61,12 @@ pub const FORMATS: [Format; 3] = [
         about: "the same words and tables as Markdown",
         begins: "# Time to first token: ",
         render: markdown::render,
+    },
+    Format {
+        name: "svg",
+        about: "one picture, light and dark",
+        begins: "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"720\"",
+        render: picture::render,
     },
     Format { name: "csv", about: "one line of numbers for each cell", begins: "run,id,kind,", render: csv::render },
 ];

@@ -74,19 +74,22 @@ pub(crate) fn blocks(comparison: &compare::Comparison) -> Vec<Block> {
         rows.push(fields);
     }
     blocks.push(Block::Table(Table { title: String::new(), head, rows, words, marked: Vec::new() }.mark(doubted)));
-    let star =
-        if single { " *: against a single published figure, by the spread of the other side alone." } else { "" };
-    let equal = if normalised.iter().any(|n| !n.is_empty()) {
-        " At equal peak or bandwidth: the ratio if both machines had the same."
-    } else {
-        ""
+    let star = match single {
+        true => {
+            " A star marks a word against a single published figure, which rests on the spread of the other side alone."
+        }
+        false => "",
+    };
+    let equal = match normalised.iter().any(|n| !n.is_empty()) {
+        true => " The columns at equal peak and at equal bandwidth show the ratio if both machines had the same.",
+        false => "",
     };
     blocks.push(text(format!(
-        "Equal work only: the same kind, system, base, auxiliary, batch and prompt. A ratio above 1 means that the other \
-         run is faster than {first}.{equal} Every record gives one value for a workload. Faster or slower: Student's t on \
-         these values, with the part between occasions that the records of a side or the machine's calibration show, at \
-         p < {:.2}; not decided: that part is unknown, so no word falls. Without any difference, {} such rows raise an alarm \
-         somewhere in {} of tables; (F) marks words that stand for the whole family of rows too, by Holm's rule.{star}",
+        "Only equal work is compared: the same kind, system, base, auxiliary, batch and prompt. A ratio above 1 means that the \
+         other run is faster than {first}.{equal} Every record gives one value for a workload. A row is called faster or slower \
+         if Student's t on these values gives p < {:.2}. The test includes how much occasions differ, as the records of a side \
+         or the machine's calibration show it; where neither shows it, the row is not decided. If nothing differed, {} such rows \
+         would raise an alarm somewhere in {} of tables; (F) marks words that hold for all rows together, by Holm's rule.{star}",
         compare::ALPHA,
         comparison.lines.len(),
         format::percent(comparison.family_rate),
@@ -110,7 +113,7 @@ pub(crate) fn blocks(comparison: &compare::Comparison) -> Vec<Block> {
 
 /// One side's means in a sentence.
 fn means_text(first: &str, name: &str, means: &compare::Means) -> String {
-    let Some(ratio) = means.ratio else { return format!("{name}: no mean, for want of sound figures.") };
+    let Some(ratio) = means.ratio else { return format!("{name} has no mean, because none of its figures is sound.") };
     let than = if ratio >= 1.0 {
         format!("is {} as fast as {first}", format::ratio(ratio))
     } else {
@@ -137,7 +140,7 @@ fn verdicts_text(first: &str, name: &str, comparison: &compare::Comparison, side
         (count(Verdict::Slower), format!("{name} is slower than {first}")),
         (count(Verdict::WithinNoise), "no difference is found beyond noise".into()),
         (count(Verdict::NoSpread), "neither side has a spread to judge by".into()),
-        (count(Verdict::Unknown), "nothing is decided, because the part between occasions is unknown".into()),
+        (count(Verdict::Unknown), "nothing is decided, because it is unknown how much occasions differ".into()),
     ];
     let parts: Vec<String> = parts.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("in {n}, {what}")).collect();
     format!("Of {} workloads: {}.", all.len(), parts.join("; "))
@@ -186,7 +189,7 @@ fn explained(comparison: &compare::Comparison) -> Vec<String> {
         let (seen, probes) = known.iter().fold((0.0, 0.0), |sum, k| (sum.0 + k.0 / n, sum.1 + k.1 / n));
         (!known.is_empty()).then(|| {
             format!(
-                "{}: the ratio is {:.3} in the mean of {} rows; the speed probes alone would give {:.3}, and leave {:.3}",
+                "{}: the ratio is {:.3} in the mean of {} rows; the speed probes alone would give {:.3}, which leaves {:.3}",
                 side.name,
                 seen.exp(),
                 known.len(),

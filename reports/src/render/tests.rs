@@ -43,6 +43,34 @@ fn page_of_a_small_run_without_its_style() {
     insta::assert_snapshot!(format!("{head}{rest}"));
 }
 
+/// The picture of the README is the one that the program draws of its record.
+#[test]
+fn the_picture_in_docs_is_up_to_date() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let record = Record::read(&root.join("reports/data/amd-epyc-zen5-2c/quick.jsonl")).unwrap();
+    let (drawn, path) = (render("svg", &[("quick", &record)]), root.join("docs/ttft.svg"));
+    if std::env::var_os("UPDATE_PICTURE").is_some() {
+        std::fs::write(&path, &drawn).unwrap();
+    }
+    assert!(std::fs::read_to_string(&path).unwrap_or_default() == drawn, "docs/ttft.svg: run with UPDATE_PICTURE=1");
+    assert!(drawn.len() < 8000, "{}", drawn.len());
+}
+
+#[test]
+fn a_picture_is_well_formed_and_shows_the_base_first() {
+    let (run, paper) = (samples::run(), paper::table5());
+    let picture = render("svg", &[("here", &run), ("<paper>", &paper)]);
+    let tree = roxmltree::Document::parse(&picture).unwrap();
+    let texts: Vec<&str> = tree.descendants().filter(|n| n.has_tag_name("text")).filter_map(|n| n.text()).collect();
+    let at =
+        |words: &str| texts.iter().position(|t| t.starts_with(words)).unwrap_or_else(|| panic!("{words}: {texts:?}"));
+    assert!(at("OE1.1B, alone") < at("OE1.1B-KVP-C-450M") && texts[at("OE1.1B-KVP-C-450M") + 1].ends_with("as fast"));
+    assert!(at("<paper>: no KV prediction") > at("if all operations"), "published figures have no phases");
+    for other in ["<script", "url(", "href", "var("] {
+        assert!(!picture.contains(other), "{other}");
+    }
+}
+
 /// All `<svg>` elements of a page.
 fn svgs(page: &str) -> Vec<&str> {
     let ends = page.match_indices("</svg>").map(|(i, _)| i + 6);
@@ -93,8 +121,8 @@ fn the_answer_and_its_reason_come_before_charts_and_tables() {
     let page = render("html", &[("sample", &samples::run())]);
     let at = |text: &str| page.find(text).unwrap_or_else(|| panic!("{text}"));
     let order = [
-        at("KV prediction cuts TTFT as much as FLOPs in "),
-        at("Where it falls short, the largest loss is: "),
+        at("With KV prediction, TTFT falls as much as FLOPs in "),
+        at("Where TTFT falls less, most of the missing time went into "),
         at("id=\"r0-headline\""),
         at("id=\"r0-phases\""),
         at("<table"),
@@ -130,7 +158,7 @@ fn a_run_says_what_its_controls_are_worth() {
     record.cells[2].decode = None;
     assert!(render("md", &[("sample", &record)]).contains("Controls: none in this run"));
     let paper = render("md", &[("paper", &paper::table5())]);
-    assert!(paper.contains("the record has no phases") && !paper.contains("Controls"), "{paper}");
+    assert!(paper.contains("The record has no phases") && !paper.contains("Controls"), "{paper}");
 }
 
 #[test]
@@ -191,6 +219,28 @@ fn a_run_of_one_network_says_how_long_it_takes_and_in_how_many_steps() {
 }
 
 #[test]
+fn a_set_of_machines_is_drawn_with_the_fastest_first() {
+    let (slow, paper) = (samples::run(), paper::table5());
+    let mut fast = samples::run();
+    fast.cells.iter_mut().flat_map(|c| &mut c.samples_ns).for_each(|ns| *ns = *ns / 2 + 1);
+    fast.cells.iter_mut().flat_map(|c| &mut c.phases).flat_map(|p| &mut p.samples_ns).for_each(|ns| *ns /= 2);
+    let sides: Vec<Run> =
+        [("slow", &slow), ("paper", &paper), ("fast", &fast)].map(|(name, record)| Run { name, record }).into();
+    let page = html::render(&sides, &["machines"]).unwrap();
+    for chart in ["gain", "ttft", "peak", "read"] {
+        let id = format!("id=\"machines-{chart}\"");
+        let svg = svgs(&page).into_iter().find(|s| s.contains(&id)).unwrap_or_else(|| panic!("{chart}"));
+        roxmltree::Document::parse(svg).unwrap();
+        assert!(svg.find("fast").unwrap() < svg.find("slow").unwrap(), "{chart}");
+    }
+    assert!(page.contains("2 of 3 runs measured OE1.1B with 4 x 256 prompt tokens"), "{page}");
+    let words = markdown::render(&sides, &["machines"]).unwrap();
+    assert!(words.find("| fast |").unwrap() < words.find("| slow |").unwrap());
+    let alone = document(&sides[..1], true, &["machines"]).unwrap_err().to_string();
+    assert_eq!(alone, "these runs have nothing to say in: machines");
+}
+
+#[test]
 fn parts_of_a_report_can_be_had_alone() {
     let record = samples::run();
     let sides = [Run { name: "sample", record: &record }];
@@ -199,7 +249,8 @@ fn parts_of_a_report_can_be_had_alone() {
         document.sections.into_iter().map(|s| s.id).collect::<Vec<_>>()
     };
     assert_eq!(titles(&["run", "paper"]), ["paper-0", "run-0"], "in the order of a report");
-    let all: Vec<&str> = PARTS.iter().map(|p| p.0).filter(|p| *p != "comparison").collect();
+    let of_several = ["machines", "comparison"];
+    let all: Vec<&str> = PARTS.iter().map(|p| p.0).filter(|p| !of_several.contains(p)).collect();
     let whole: Vec<String> = titles(&[]).iter().map(|id| id.trim_end_matches("-0").to_string()).collect();
     assert_eq!(whole, all, "every part has its name in the list");
     let nothing = document(&sides, true, &["comparison"]).unwrap_err().to_string();

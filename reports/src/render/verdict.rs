@@ -7,7 +7,7 @@ use crate::{
     format::{self, UNKNOWN, or_unknown},
     schema::Kind,
     summary,
-    validate::{self, Claim, Validation, Verdict},
+    validate::{self, Cause, Claim, Validation, Verdict},
 };
 
 /// The answer of a run: headline, claims, model, break-even and controls.
@@ -44,7 +44,7 @@ fn claims(validation: &Validation) -> Vec<Block> {
          approximation). Roofline red.: the same of the time in which every phase takes the longer of its FLOPs at the \
          measured peak and its bytes at the measured bandwidth; where it is smaller, memory limits what can be had. Where \
          the time went: time beyond what the FLOPs would take at the base's own rate, as a share of the system's TTFT, \
-         largest first; negative is time gained. (!): not to be trusted.",
+         largest first; a negative share is time gained. (!) marks rows that are not to be trusted.",
     ));
     blocks.extend(resolution(&validation.claims).map(text));
     push_table(&mut blocks, over_auxiliary(&validation.claims));
@@ -77,14 +77,14 @@ fn resolution(claims: &[Claim]) -> Option<String> {
     let all: Vec<f64> = claims.iter().filter_map(|c| c.resolution).collect();
     let processes = claims.iter().map(|c| c.row.processes).max().unwrap_or(0);
     let of = match processes {
-        0 | 1 => "rounds of one process, without what varies between processes".into(),
-        n => format!("{n} processes"),
+        0 | 1 => "with the rounds of one process, and without what varies between processes".into(),
+        n => format!("with {n} processes"),
     };
     (!all.is_empty()).then(|| {
         format!(
-            "Resolution: this run ({of}) finds a deviation of {} in 80% of cases. Holds: the interval of the ratio lies \
-             within {} of 1, or within the resolution where that is coarser; falls short or exceeds: it lies outside; \
-             undecided: it straddles.",
+            "This run ({of}) finds a deviation of {} in 80% of cases, which is its resolution. A system holds if the \
+             interval of its ratio lies within {} of 1, or within the resolution where that is coarser. It falls short or \
+             exceeds if the interval lies outside, and is undecided if a part of the interval lies inside and a part outside.",
             range(&all, format::percent),
             format::percent(validate::word::BAND)
         )
@@ -94,9 +94,9 @@ fn resolution(claims: &[Claim]) -> Option<String> {
 /// The run's answer, and its reason, in a few sentences each.
 pub(crate) fn headline(validation: &Validation) -> (String, String) {
     let kvp: Vec<&Claim> = validation.claims.iter().filter(|c| c.row.cell.kind == Kind::Kvp).collect();
-    let (what, claims) = match kvp.is_empty() {
-        true => ("Smaller systems cut", validation.claims.iter().collect()),
-        false => ("KV prediction cuts", kvp),
+    let (with, claims) = match kvp.is_empty() {
+        true => ("With smaller systems", validation.claims.iter().collect()),
+        false => ("With KV prediction", kvp),
     };
     let count = |f: fn(&Verdict) -> bool| claims.iter().filter(|c| f(&c.verdict)).count();
     let (holds, exceeds) = (count(|v| matches!(v, Verdict::Holds)), count(|v| matches!(v, Verdict::Exceeds(_))));
@@ -111,30 +111,29 @@ pub(crate) fn headline(validation: &Validation) -> (String, String) {
         let reasons = reasons.into_iter().collect::<Vec<_>>().join("; ");
         format!("Whether TTFT falls as much as FLOPs cannot be told: {reasons}.")
     } else {
-        let mut parts = vec![format!("as much as FLOPs in {holds} of {} cells", claims.len())];
+        let mut parts = vec![format!("{with}, TTFT falls as much as FLOPs in {holds} of {} cells", claims.len())];
         if !short.is_empty() {
             let shares: Vec<f64> = short.iter().map(|s| s.1).collect();
-            parts.push(format!("less in {} (by {})", short.len(), range(&shares, format::percent)));
+            parts.push(format!("it falls less in {} (by {})", short.len(), range(&shares, format::percent)));
         }
         if exceeds > 0 {
-            parts.push(format!("more in {exceeds}"));
+            parts.push(format!("it falls more in {exceeds}"));
         }
         if undecided > 0 {
-            parts.push(format!("{undecided} undecided"));
+            parts.push(format!("{undecided} {} undecided", if undecided == 1 { "is" } else { "are" }));
         }
-        format!("{what} TTFT {}.", parts.join(", "))
+        format!("{}.", parts.join("; "))
     };
-    if let Some(command) = validation.command.as_ref().filter(|_| claims.iter().any(|c| c.indicative)) {
-        answer.push_str(&format!(
-            " These words are indicative, because one process took all samples: {command} decides."
-        ));
+    if claims.iter().any(|c| c.indicative) {
+        answer.push_str(" This is indicative, because one process took all samples.");
     }
-    let doubted = claims.iter().filter(|c| !c.row.doubts.is_empty()).count();
-    if doubted > 0 {
-        answer.push_str(&format!(
-            " {doubted} of these cells {} not to be trusted.",
-            if doubted == 1 { "is" } else { "are" }
-        ));
+    if let Some(command) = &validation.command {
+        answer.push_str(&format!(" The following command decides: {command}."));
+    }
+    match claims.iter().filter(|c| !c.row.doubts.is_empty()).count() {
+        0 => {}
+        1 => answer.push_str(" One of these cells is not to be trusted (!)."),
+        n => answer.push_str(&format!(" {n} of these cells are not to be trusted (!).")),
     }
     let failed = validation.controls.iter().filter(|c| c.passed == Some(false)).count();
     if failed > 0 {
@@ -146,8 +145,11 @@ pub(crate) fn headline(validation: &Validation) -> (String, String) {
     let mut reason = Vec::new();
     if !speedups.is_empty() {
         let slower = speedups.iter().filter(|s| **s <= 1.0).count();
-        let but = if slower > 0 { format!("; no faster in {slower} of {}", speedups.len()) } else { String::new() };
-        reason.push(format!("Speedup over the base: {}{but}.", range(&speedups, format::ratio)));
+        let but = match slower {
+            0 => String::new(),
+            n => format!(", and no faster in {n} of {} cells", speedups.len()),
+        };
+        reason.push(format!("It is {} as fast as the base{but}.", range(&speedups, format::ratio)));
     }
     reason.extend(main_causes(&short));
     (answer, reason.join(" "))
@@ -155,20 +157,23 @@ pub(crate) fn headline(validation: &Validation) -> (String, String) {
 
 /// Which loss is the largest where systems fall short, by the number of cells.
 fn main_causes(short: &[(&Claim, f64)]) -> Option<String> {
-    let mut causes: Vec<(&str, usize)> = Vec::new();
+    let mut causes: Vec<(Cause, usize)> = Vec::new();
     for (claim, _) in short {
         let Some(loss) = claim.losses.first() else { continue };
-        match causes.iter_mut().find(|c| c.0 == loss.cause.name()) {
+        match causes.iter_mut().find(|c| c.0 == loss.cause) {
             Some(cause) => cause.1 += 1,
-            None => causes.push((loss.cause.name(), 1)),
+            None => causes.push((loss.cause, 1)),
         }
     }
     causes.sort_by_key(|c| std::cmp::Reverse(c.1));
-    let list: Vec<String> = causes.iter().map(|(name, n)| format!("{name} ({n} of {})", short.len())).collect();
+    let list: Vec<String> =
+        causes.iter().map(|(cause, n)| format!("{} ({n} of {} cells)", cause.in_words(), short.len())).collect();
     match (short.is_empty(), list.is_empty()) {
         (true, _) => None,
-        (_, true) => Some("Why it falls short cannot be told: the record has no phases.".into()),
-        _ => Some(format!("Where it falls short, the largest loss is: {}.", list.join(", "))),
+        (_, true) => {
+            Some("The record has no phases, so it does not say what stood in the way where TTFT falls less.".into())
+        }
+        _ => Some(format!("Where TTFT falls less, most of the missing time went into {}.", list.join("; into "))),
     }
 }
 

@@ -166,8 +166,13 @@ pub(super) fn check_cell(cell: &Cell) -> Result<(), Fault> {
     if cell.kind == Kind::Base && cell.system != cell.base {
         return fault("cell.system", format!("expected the base `{}`, found `{}`", cell.base, cell.system));
     }
-    if (cell.kind == Kind::Kvp) != cell.aux.is_some() {
-        return fault("cell.aux", format!("expected a name for kvp and null for all others, kind is {:?}", cell.kind));
+    // Layers of the base may read the prompt instead; a cell without phases does not say so.
+    let alone = cell.phase("auxiliary").is_none() && !cell.phases.is_empty();
+    if (cell.kind == Kind::Kvp) != cell.aux.is_some() && !(cell.kind == Kind::Kvp && alone) {
+        return fault(
+            "cell.aux",
+            format!("expected a name for a kvp with an auxiliary and null for all others, kind is {:?}", cell.kind),
+        );
     }
     check_samples(&cell.samples_ns, None, || "cell.samples_ns".into())?;
     check_samples(&cell.warmup_ns, None, || "cell.warmup_ns".into())?;
@@ -201,6 +206,28 @@ pub(super) fn check_cell(cell: &Cell) -> Result<(), Fault> {
             for (i, &rate) in list.iter().enumerate() {
                 check_positive(Some(rate), || format!("cell.probes.{name}[{i}]"))?;
             }
+        }
+    }
+    if let Some(found) = cell.percentiles {
+        let expected = Percentiles::of(&cell.samples_ns);
+        if expected != Some(found) {
+            return fault("cell.percentiles", format!("expected those of the samples, {expected:?}, found {found:?}"));
+        }
+    }
+    if let Some(clocks) = &cell.clocks {
+        for (i, &mhz) in clocks.mhz.iter().flatten().enumerate() {
+            check_positive(Some(mhz), || format!("cell.clocks.mhz[{i}]"))?;
+        }
+        let lists =
+            [("mhz", clocks.mhz.as_ref().map(Vec::len)), ("throttled", clocks.throttled.as_ref().map(Vec::len))];
+        for (name, found) in lists {
+            if let Some(found) = found.filter(|n| *n != samples) {
+                let message = format!("expected {samples} entries, one for each sample, found {found}");
+                return fault(format!("cell.clocks.{name}"), message);
+            }
+        }
+        if clocks.unknown.is_none() && (clocks.mhz.is_none() || clocks.throttled.is_none()) {
+            return fault("cell.clocks.unknown", "expected why mhz or throttled is null, found null");
         }
     }
     if let Some(limits) = &cell.limits {

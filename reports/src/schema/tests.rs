@@ -11,9 +11,10 @@ fn header() -> RunHeader {
         started_at: Some("2026-11-23T05:27:00Z".into()),
         command: vec!["ttft".into(), "bench".into()],
         limits: Limits {
-            peaks: vec![Peak { dtype: Dtype::Bf16, isa: Some("avx512".into()), gflops: 468.0 }],
+            peaks: vec![Peak { dtype: Dtype::Bf16, isa: Some("avx512".into()), gflops: 468.0, in_use: None }],
             read_gb_per_s: Some(41.5),
             threads: Some(2),
+            out_of_reach: None,
         },
         ..RunHeader::default()
     }
@@ -181,8 +182,8 @@ fn a_record_of_another_version_is_refused_by_name() {
     let error = read(&text).unwrap_err().to_string();
     assert_eq!(
         error,
-        "a.jsonl: the record's schema is `ttft-record/9`, this program reads `ttft-record/1` or `ttft-record/2`: \
-         use the version of ttft that wrote it"
+        "a.jsonl: the record's schema is `ttft-record/9`, this program reads `ttft-record/1` or `ttft-record/2` or \
+         `ttft-record/3`: use the version of ttft that wrote it"
     );
 }
 
@@ -255,11 +256,16 @@ fn files_that_are_not_records_are_refused() {
 #[test]
 fn cells_that_contradict_themselves_are_refused() {
     type Change = fn(&mut Cell);
-    let cases: [(&str, Change); 14] = [
+    let cases: [(&str, Change); 15] = [
         ("`cell.attempt`", |c| c.attempt = 0),
         ("`cell.batch`", |c| c.batch = 0),
         ("`cell.scenario_hash`", |c| c.prompt = 257),
         ("`cell.aux`", |c| *c = Cell { kind: Kind::Kvp, ..Cell::new(Kind::Aux, "OE450M", "OE1.1B", None, 1, 2) }),
+        ("`cell.aux`", |c| {
+            // Its phase of an auxiliary is no one's.
+            c.aux = None;
+            c.scenario_hash = scenario_hash(c.kind, &c.system, &c.base, None, c.batch, c.prompt);
+        }),
         ("`cell.samples_ns[0]`", |c| c.samples_ns[0] = 0),
         ("`cell.rounds`: expected 2 entries", |c| c.rounds = Some(vec![1])),
         ("`cell.rounds`: expected increasing", |c| c.rounds = Some(vec![1, 1])),
@@ -339,7 +345,7 @@ fn the_base_of_a_cell_is_taken_from_its_own_group() {
 fn the_json_schema_file_is_up_to_date() {
     let schema = schemars::generate::SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<Line>();
     let text = serde_json::to_string_pretty(&schema).unwrap() + "\n";
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("schema/ttft-record-2.schema.json");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("schema/ttft-record-3.schema.json");
     if std::env::var_os("UPDATE_SCHEMA").is_some() {
         std::fs::write(&path, &text).unwrap();
     }
@@ -366,13 +372,53 @@ proptest! {
     }
 }
 
+#[test]
+fn percentiles_stand_where_there_are_samples_enough() {
+    let of = |n: u64| Percentiles::of(&(1..=n).rev().collect::<Vec<_>>()).map(|p| (p.p50_ns, p.p90_ns, p.p99_ns));
+    assert_eq!((of(0), of(1)), (None, None));
+    assert_eq!(of(2), Some((Some(1), None, None)));
+    assert_eq!(of(9), Some((Some(5), None, None)));
+    assert_eq!(of(10), Some((Some(5), Some(9), None)));
+    assert_eq!(of(99), Some((Some(50), Some(90), None)));
+    assert_eq!(of(100), Some((Some(50), Some(90), Some(99))));
+    assert_eq!(of(1000), Some((Some(500), Some(900), Some(990))));
+}
+
+#[test]
+fn percentiles_and_clocks_fit_the_samples() {
+    let with = |change: &dyn Fn(&mut Cell)| {
+        let mut cell = cell();
+        change(&mut cell);
+        Record::from_reader(record_of(&cell).as_bytes(), Path::new("a.jsonl")).map_err(|e| e.to_string())
+    };
+    let n = cell().samples_ns.len();
+    let clocks = |mhz: usize, throttled: Option<usize>, unknown: Option<&str>| Clocks {
+        mhz: Some(vec![3000.5; mhz]),
+        throttled: throttled.map(|n| vec![0; n]),
+        unknown: unknown.map(Into::into),
+    };
+    let record = with(&|c| {
+        c.percentiles = Percentiles::of(&c.samples_ns);
+        c.clocks = Some(clocks(n, None, Some("this CPU does not count")));
+    });
+    assert!(record.unwrap().cells[0].clocks.is_some());
+    let refused = |change: &dyn Fn(&mut Cell)| with(change).unwrap_err();
+    let wrong = Percentiles { p50_ns: Some(1), ..Percentiles::default() };
+    assert!(refused(&|c| c.percentiles = Some(wrong)).contains("cell.percentiles"));
+    assert!(refused(&|c| c.clocks = Some(clocks(n + 1, Some(n), None))).contains("cell.clocks.mhz"));
+    assert!(refused(&|c| c.clocks = Some(clocks(n, Some(n + 1), None))).contains("cell.clocks.throttled"));
+    assert!(refused(&|c| c.clocks = Some(clocks(n, None, None))).contains("cell.clocks.unknown"));
+    let zero = |c: &mut Cell| c.clocks = Some(Clocks { mhz: Some(vec![0.0; n]), ..clocks(n, Some(n), None) });
+    assert!(refused(&zero).contains("cell.clocks.mhz[0]"));
+}
+
 /// A record of two processes of two rounds each, with probes.
 #[test]
 fn processes_and_probes_have_one_entry_for_each_sample() {
     let change = |c: &mut Cell| {
         c.processes = Some(vec![0, 1]);
         c.probes = Some(Probes { gflops: vec![900.0, 910.0], read_gb_per_s: vec![41.0, 40.0] });
-        c.limits = Some(Limits { peaks: Vec::new(), read_gb_per_s: Some(42.0), threads: Some(2) });
+        c.limits = Some(Limits { peaks: Vec::new(), read_gb_per_s: Some(42.0), ..Limits::default() });
     };
     let mut good = cell();
     assert_eq!((good.process_ranges().len(), good.process_ranges()[0].clone()), (1, 0..2));
@@ -429,12 +475,17 @@ fn energy_has_joules_or_a_reason() {
 }
 
 #[test]
-fn records_of_the_first_version_are_read() {
+fn records_of_earlier_versions_are_read() {
     let text = line(Line::Run(Box::new(RunHeader { schema: "ttft-record/1".into(), ..header() })));
     let text = text.replace(",\"processes\":null", "");
     let cell = serde_json::to_string(&Line::Cell(Box::new(cell()))).unwrap();
-    let cell = cell.replace(",\"processes\":null,\"probes\":null,\"limits\":null", "");
-    assert!(!text.contains("processes") && !cell.contains("probes"));
-    let record = read(&format!("{text}{cell}\n")).unwrap();
+    let second = cell.replace(",\"percentiles\":null", "").replace(",\"clocks\":null", "");
+    let first = second.replace(",\"processes\":null,\"probes\":null,\"limits\":null", "");
+    assert!(!text.contains("processes") && !first.contains("probes") && second.contains("probes"));
+    assert!(!second.contains("percentiles") && !second.contains("clocks"));
+    let record = read(&format!("{text}{first}\n")).unwrap();
     assert_eq!((record.cells.len(), &record.cells[0].probes), (1, &None));
+    let text = line(Line::Run(Box::new(RunHeader { schema: "ttft-record/2".into(), ..header() })));
+    let record = read(&format!("{text}{second}\n")).unwrap();
+    assert_eq!((record.cells.len(), &record.cells[0].percentiles), (1, &None));
 }

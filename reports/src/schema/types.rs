@@ -9,9 +9,10 @@ use sha2::{Digest, Sha256};
 use schemars::JsonSchema;
 
 /// Name and version of the format, as it stands in [`RunHeader::schema`].
-pub const SCHEMA: &str = "ttft-record/2";
-/// Every version that is read. The second added processes, the probes of each round and a cell's own limits.
-pub const READABLE: [&str; 2] = ["ttft-record/1", SCHEMA];
+pub const SCHEMA: &str = "ttft-record/3";
+/// Every version that is read. The second added processes, the probes of each round and a cell's own limits; the third
+/// percentiles and clocks.
+pub const READABLE: [&str; 3] = ["ttft-record/1", "ttft-record/2", SCHEMA];
 /// Longest line that is read, in bytes.
 pub const MAX_LINE_BYTES: u64 = 32 << 20;
 /// Most lines that are read from one record.
@@ -262,32 +263,52 @@ pub struct Cache {
 #[serde(deny_unknown_fields)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct Limits {
-    /// Multiply-add peaks.
+    /// Multiply-add peaks, of each unit of the machine for each type.
     pub peaks: Vec<Peak>,
     /// Read bandwidth from memory, 1e9 bytes per second.
     pub read_gb_per_s: Option<f64>,
     /// Threads of these measurements.
     pub threads: Option<u32>,
+    /// A unit of the machine that the program did not reach, so that the peaks are those of the others; null if there is none.
+    pub out_of_reach: Option<String>,
 }
 
 impl Limits {
+    /// The fastest unit for factors of exactly this type.
+    pub fn fastest(&self, dtype: Dtype) -> Option<&Peak> {
+        self.peaks.iter().filter(|p| p.dtype == dtype).max_by(|a, b| a.gflops.total_cmp(&b.gflops))
+    }
+
+    /// The fastest unit for products of this type: also one of F32, to which 16-bit factors can be widened.
+    pub fn peak(&self, dtype: Dtype) -> Option<&Peak> {
+        let wider = if matches!(dtype, Dtype::Bf16 | Dtype::F16) { self.fastest(Dtype::F32) } else { None };
+        self.fastest(dtype).into_iter().chain(wider).max_by(|a, b| a.gflops.total_cmp(&b.gflops))
+    }
+
     /// Highest measured peak for products of this type, in GFLOP/s.
     pub fn peak_gflops(&self, dtype: Dtype) -> Option<f64> {
-        self.peaks.iter().filter(|p| p.dtype == dtype).map(|p| p.gflops).reduce(f64::max)
+        self.peak(dtype).map(|p| p.gflops)
+    }
+
+    /// The unit that the run's kernels use, if the record says so.
+    pub fn in_use(&self) -> Option<&Peak> {
+        self.peaks.iter().find(|p| p.in_use == Some(true))
     }
 }
 
-/// Peak rate of multiply-adds in registers, two operations each.
+/// Peak rate of one unit's multiply-adds, two operations each.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct Peak {
     /// Type of the factors.
     pub dtype: Dtype,
-    /// Instruction set that reached it.
+    /// The unit, or the instruction set, that reached it.
     pub isa: Option<String>,
     /// 1e9 operations per second.
     pub gflops: f64,
+    /// Whether the kernels that ran use this unit for the products of the run; null if that is unknown.
+    pub in_use: Option<bool>,
 }
 
 /// What kind of inference a cell times.
@@ -344,7 +365,7 @@ pub struct Cell {
     pub system: String,
     /// The base network whose full prefill this system is compared with.
     pub base: String,
-    /// The auxiliary network of a KV prediction; null otherwise.
+    /// The auxiliary network of a KV prediction; null otherwise, and where layers of the base read the prompt in its place.
     pub aux: Option<String>,
     /// Sequences.
     pub batch: u32,
@@ -354,7 +375,8 @@ pub struct Cell {
     pub weight_dtype: Option<Dtype>,
     /// Type of activations and caches.
     pub precision: Option<Dtype>,
-    /// Type of the factors in the matrix products: the row of [`Limits::peaks`] that bounds this cell.
+    /// Type of the factors in the matrix products, whatever kernel multiplied them: the fastest row of [`Limits::peaks`] for it bounds
+    /// this cell.
     pub compute_dtype: Option<Dtype>,
     /// How much of the network is computed.
     pub extent: Option<Extent>,
@@ -370,6 +392,8 @@ pub struct Cell {
     pub warmup_ns: Vec<u64>,
     /// TTFT of every sample, in the order taken.
     pub samples_ns: Vec<u64>,
+    /// Percentiles of the samples; null if there are fewer than 2.
+    pub percentiles: Option<Percentiles>,
     /// Round of every sample, increasing; null if the samples were not taken in rounds.
     pub rounds: Option<Vec<u32>>,
     /// Place of every sample within its round, from 0; null if not taken in rounds.
@@ -378,6 +402,8 @@ pub struct Cell {
     pub processes: Option<Vec<u32>>,
     /// Speed of the machine just before the round of every sample; null if it was not measured.
     pub probes: Option<Probes>,
+    /// Clock of the CPUs and throttling by heat at every sample; null if the writer did not look.
+    pub clocks: Option<Clocks>,
     /// What the machine reached when it was measured again beside this cell; null if the run's own limits hold.
     pub limits: Option<Limits>,
     /// Phases in the order they run. What they leave of a sample is unattributed.
@@ -431,10 +457,12 @@ impl Cell {
             kernels: Vec::new(),
             warmup_ns: Vec::new(),
             samples_ns: Vec::new(),
+            percentiles: None,
             rounds: None,
             round_positions: None,
             processes: None,
             probes: None,
+            clocks: None,
             limits: None,
             phases: Vec::new(),
             paper_flops: None,
@@ -481,6 +509,12 @@ impl Cell {
         }
     }
 
+    /// How often heat slowed a CPU over all samples; `None` if that is unknown.
+    pub fn throttled(&self) -> Option<u64> {
+        let counts = self.clocks.as_ref()?.throttled.as_ref()?;
+        Some(counts.iter().fold(0, |sum, n| sum.saturating_add(*n)))
+    }
+
     /// Whether its figures are published ones with known faults.
     pub fn has_faults(&self) -> bool {
         self.published.as_ref().is_some_and(|p| !p.faults.is_empty())
@@ -512,6 +546,9 @@ pub fn scenario_hash(kind: Kind, system: &str, base: &str, aux: Option<&str>, ba
     hash.update(prompt.to_le_bytes());
     hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
+
+/// The names of phases that a record of this program has.
+pub const PHASES: [&str; 7] = ["open", "selection", "prefill", "auxiliary", "shared_layers", "prediction", "base_step"];
 
 /// [`scenario_hash`] of the same workload from a cold start, which is compared with cold starts alone.
 pub fn cold_hash(warm: &str) -> String {
@@ -559,7 +596,8 @@ pub struct WarmPhase {
 #[serde(deny_unknown_fields)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct PhaseRecord {
-    /// `open` (of a cold start: the folders opened, the run planned), `selection`, `prefill`, `auxiliary`, `prediction` or `base_step`.
+    /// `open` (of a cold start: the folders opened, the run planned), `selection`, `prefill`, `auxiliary`, `shared_layers`,
+    /// `prediction` or `base_step`.
     pub name: String,
     /// Time of the phase in every sample of the cell, in the same order.
     pub samples_ns: Vec<u64>,
@@ -645,6 +683,47 @@ pub struct Probes {
     pub gflops: Vec<f64>,
     /// Read bandwidth, 1e9 bytes per second.
     pub read_gb_per_s: Vec<f64>,
+}
+
+/// Percentiles of a cell's samples, each the smallest sample that so many percent of all samples do not exceed. One is null
+/// if there are too few samples for it: it takes 2, 10 and 100 of them, so that one of them may be expected above it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct Percentiles {
+    /// Half of the samples are no longer. It takes 2 samples.
+    pub p50_ns: Option<u64>,
+    /// 90% of the samples are no longer. It takes 10 samples.
+    pub p90_ns: Option<u64>,
+    /// 99% of the samples are no longer. It takes 100 samples.
+    pub p99_ns: Option<u64>,
+}
+
+impl Percentiles {
+    /// The percentiles of these samples; `None` if there are too few for any.
+    pub fn of(samples_ns: &[u64]) -> Option<Percentiles> {
+        let mut sorted = samples_ns.to_vec();
+        sorted.sort_unstable();
+        let n = sorted.len();
+        let of = |percent: usize| {
+            let enough = n * (100 - percent) >= 100;
+            enough.then(|| sorted[(n * percent).div_ceil(100) - 1])
+        };
+        of(50).map(|p50| Percentiles { p50_ns: Some(p50), p90_ns: of(90), p99_ns: of(99) })
+    }
+}
+
+/// What the CPUs that the process may use did at every sample: one entry for each sample.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct Clocks {
+    /// Highest clock of these CPUs just after the sample, in MHz; null if the machine does not tell.
+    pub mhz: Option<Vec<f64>>,
+    /// How often heat slowed one of these CPUs while the sample was taken; null if the machine does not count.
+    pub throttled: Option<Vec<u64>>,
+    /// Why one of the two is null.
+    pub unknown: Option<String>,
 }
 
 /// Speed of a fixed probe before and after a cell: a machine that keeps still shows the same twice.

@@ -303,12 +303,12 @@ impl Kernel for SplitPairs<'_> {
     fn run<V: Vector>(self, v: V) {
         let low = v.splat_u32s(0xffff);
         for (f, pairs) in self.slab.chunks_exact(2 * self.mr).enumerate().take(self.d.div_ceil(2)) {
-            for (at, x) in pairs.chunks_exact(2 * V::F32_LANES).enumerate() {
-                let x: V::u32s = bytemuck::pod_read_unaligned(bytemuck::cast_slice(x));
-                let col = self.j + at * V::F32_LANES;
-                let halves = [v.and_u32s(x, low), v.wrapping_dyn_shr_u32s(x, v.splat_u32s(16))];
+            for (at, x) in pairs.chunks_exact(2 * V::LANES).enumerate() {
+                let x: V::U32s = bytemuck::pod_read_unaligned(bytemuck::cast_slice(x));
+                let col = self.j + at * V::LANES;
+                let halves = [v.and_u32s(x, low), v.shr_u32s(x, v.splat_u32s(16))];
                 for (h, x) in halves.into_iter().enumerate().take(self.d - 2 * f) {
-                    let to = &mut self.vt[(2 * f + h) * self.kb + col..][..V::F32_LANES];
+                    let to = &mut self.vt[(2 * f + h) * self.kb + col..][..V::LANES];
                     bytemuck::cast_slice_mut::<u16, u8>(to).copy_from_slice(bytemuck::bytes_of(&v.narrow(x)));
                 }
             }
@@ -341,7 +341,7 @@ impl Kernel for Softmax<'_> {
     #[inline(always)]
     fn run<V: Vector>(self, v: V) {
         let Softmax { s, p, o, stats, mr, k0, .. } = self;
-        let lanes = V::F32_LANES;
+        let lanes = V::LANES;
         let keys = s.len() / mr;
         let open = self.limit.saturating_sub(k0).min(keys);
         let (first, low) = (k0 == 0, v.splat_f32s(f32::NEG_INFINITY));
@@ -355,7 +355,7 @@ impl Kernel for Softmax<'_> {
                 for (i, l) in limits[..lanes].iter_mut().enumerate() {
                     *l = (self.limit + (self.place + at + i) / self.group) as u32;
                 }
-                let limits: V::u32s = bytemuck::pod_read_unaligned(bytemuck::cast_slice(&limits[..lanes]));
+                let limits: V::U32s = bytemuck::pod_read_unaligned(bytemuck::cast_slice(&limits[..lanes]));
                 for (j, s) in s.chunks_exact_mut(mr).enumerate().skip(open) {
                     let s = &mut s[at..at + lanes];
                     let seen = v.greater_than_u32s(limits, v.splat_u32s((k0 + j) as u32));
@@ -394,7 +394,7 @@ impl Kernel for Softmax<'_> {
                     sum
                 }
             };
-            let sum = v.mul_add_e_f32s(sum, factor, new);
+            let sum = v.mul_add(sum, factor, new);
             store(v, &mut sums[at..at + lanes], sum);
         }
         if grown && !first {
@@ -412,18 +412,18 @@ impl Kernel for Softmax<'_> {
 struct Columns<V: Vector> {
     mr: usize,
     at: usize,
-    scale: V::f32s,
-    base: V::f32s,
+    scale: V::F32s,
+    base: V::F32s,
 }
 
 impl<V: Vector> Columns<V> {
     /// `2^(s * scale + base)` in place; its sum over the keys.
     #[inline(always)]
-    fn exp(&self, v: V, s: &mut [f32]) -> V::f32s {
+    fn exp(&self, v: V, s: &mut [f32]) -> V::F32s {
         let mut sums = [v.splat_f32s(0.0); 2];
         for (j, s) in s.chunks_exact_mut(self.mr).enumerate() {
-            let s = &mut s[self.at..self.at + V::F32_LANES];
-            let p = simd::exp2_nonpos(v, v.mul_add_e_f32s(load(v, s), self.scale, self.base));
+            let s = &mut s[self.at..self.at + V::LANES];
+            let p = simd::exp2_nonpos(v, v.mul_add(load(v, s), self.scale, self.base));
             store(v, s, p);
             sums[j % 2] = v.add_f32s(sums[j % 2], p);
         }
@@ -432,23 +432,18 @@ impl<V: Vector> Columns<V> {
 
     /// `2^(s * scale + base)`, rounded to BF16, to the panel `[keys/2][mr][2]`; its sum over the keys.
     #[inline(always)]
-    fn exp_pairs(&self, v: V, s: &[f32], p: &mut [u8]) -> V::f32s {
-        let (mr, at, lanes) = (self.mr, self.at, V::F32_LANES);
+    fn exp_pairs(&self, v: V, s: &[f32], p: &mut [u8]) -> V::F32s {
+        let (mr, at, lanes) = (self.mr, self.at, V::LANES);
         let zero = v.splat_f32s(0.0);
         let mut sums = [zero; 2];
         for (s, p) in s.chunks(2 * mr).zip(p.chunks_exact_mut(4 * mr)) {
             let mut e = [zero; 2];
             for (u, s) in s.chunks_exact(mr).enumerate() {
-                let x = v.mul_add_e_f32s(load(v, &s[at..at + lanes]), self.scale, self.base);
+                let x = v.mul_add(load(v, &s[at..at + lanes]), self.scale, self.base);
                 e[u] = simd::exp2_nonpos_coarse(v, x);
                 sums[u] = v.add_f32s(sums[u], e[u]);
             }
-            // To the nearest (half up: no ties to speak of), the second key in the high half.
-            let half = v.splat_u32s(0x8000);
-            let a = v.add_u32s(v.transmute_u32s_f32s(e[0]), half);
-            let b = v.add_u32s(v.transmute_u32s_f32s(e[1]), half);
-            let pair =
-                v.or_u32s(v.wrapping_dyn_shr_u32s(a, v.splat_u32s(16)), v.and_u32s(b, v.splat_u32s(0xffff_0000)));
+            let pair = simd::to_bf16_pairs(v, e);
             p[4 * at..4 * (at + lanes)].copy_from_slice(bytemuck::bytes_of(&pair));
         }
         v.add_f32s(sums[0], sums[1])
@@ -457,7 +452,7 @@ impl<V: Vector> Columns<V> {
     /// The columns, in the multiply type, to the panel `[keys/ku][mr][ku]`; the last step is filled up with zeros.
     #[inline(always)]
     fn interleave(&self, v: V, s: &[f32], p: &mut [u8], mul: Mul, ku: usize) {
-        let (mr, at, lanes) = (self.mr, self.at, V::F32_LANES);
+        let (mr, at, lanes) = (self.mr, self.at, V::LANES);
         for (i, s) in s.chunks(ku * mr).enumerate() {
             for u in 0..ku {
                 let x = if u * mr < s.len() { load_exact(v, &s[u * mr + at..][..lanes]) } else { v.splat_f32s(0.0) };
@@ -491,10 +486,10 @@ impl Kernel for Normalise<'_> {
     type Output = ();
     #[inline(always)]
     fn run<V: Vector>(self, v: V) {
-        for (at, sums) in self.sums.chunks_exact(V::F32_LANES).enumerate() {
+        for (at, sums) in self.sums.chunks_exact(V::LANES).enumerate() {
             let f = v.div_f32s(v.splat_f32s(1.0), load(v, sums));
             for o in self.o.chunks_exact_mut(self.sums.len()) {
-                let o = &mut o[at * V::F32_LANES..][..V::F32_LANES];
+                let o = &mut o[at * V::LANES..][..V::LANES];
                 let y = v.mul_f32s(load(v, o), f);
                 store(v, o, y);
             }

@@ -130,7 +130,7 @@ impl<A: Element> Kernel for Normalise<'_, A> {
     #[inline(always)]
     fn run<V: Vector>(self, v: V) {
         let factor = v.splat_f32s(self.factor);
-        for (y, o) in self.out.chunks_mut(V::F32_LANES).zip(self.o.chunks(V::F32_LANES)) {
+        for (y, o) in self.out.chunks_mut(V::LANES).zip(self.o.chunks(V::LANES)) {
             store(v, y, v.mul_f32s(load(v, o), factor));
         }
     }
@@ -163,7 +163,7 @@ impl<A: Element> Kernel for Places<A> {
     type Output = Vec<usize>;
     #[inline(always)]
     fn run<V: Vector>(self, _: V) -> Vec<usize> {
-        let pair = 2 * V::F32_LANES;
+        let pair = 2 * V::LANES;
         let paired = self.0 / pair * pair;
         let place = |i| if i < paired { i / pair * pair + simd::place_in_pair::<V, A>(i % pair) } else { i };
         (0..self.0).map(place).collect()
@@ -193,7 +193,7 @@ impl<A: Element> Kernel for Stream<'_, A> {
     #[inline(always)]
     fn run<V: Vector>(self, v: V) {
         let Stream { kernel, q, padded, keys, values, scores, o, stats, see, d, scale } = self;
-        let (lanes, n) = (V::F32_LANES, keys.len() / d);
+        let (lanes, n) = (V::LANES, keys.len() / d);
         let factors = match kernel {
             Some(k) => {
                 assert!(q.len() * 2 >= QUAD * d && scores.len() >= QUAD * KEYS && d.is_multiple_of(k.features));
@@ -227,7 +227,7 @@ impl<A: Element> Kernel for Stream<'_, A> {
             return unsafe { (k.weigh)(scores.as_ptr(), values.as_ptr().cast(), n, d, o.as_mut_ptr(), next) };
         }
         let mut at = 0;
-        if V::REGISTER_COUNT >= 32 {
+        if V::REGISTERS >= 32 {
             while at + 4 * lanes <= d {
                 weigh::<V, A, 4>(v, scores, values, o, d, at);
                 at += 4 * lanes;
@@ -255,7 +255,7 @@ fn softmax<V: Vector, const RUN: usize>(
     stats: &mut ([f32; QUAD], [f32; QUAD]),
     scale: f32,
 ) -> [f32; QUAD] {
-    let (lanes, low) = (V::F32_LANES, f32::NEG_INFINITY);
+    let (lanes, low) = (V::LANES, f32::NEG_INFINITY);
     let filled = n.next_multiple_of(RUN) * QUAD;
     let scores = &mut scores[..filled.next_multiple_of(lanes)];
     scores[filled..].fill(low);
@@ -265,20 +265,15 @@ fn softmax<V: Vector, const RUN: usize>(
         }
     }
 
-    // Vectors narrower than a quad are each a row's own, in turn; in others the rows repeat.
-    let narrow = lanes < QUAD;
-    let row = |i: usize, lane: usize| if narrow { i % QUAD } else { lane / RUN % QUAD };
+    // A vector holds a whole number of quads.
+    let row = |lane: usize| lane / RUN % QUAD;
     let mut m = [v.splat_f32s(low); QUAD];
     for (i, s) in scores.chunks_exact(lanes).enumerate() {
         m[i % QUAD] = larger(v, m[i % QUAD], load_exact(v, s));
     }
-    if !narrow {
-        m[0] = larger(v, larger(v, m[0], m[1]), larger(v, m[2], m[3]));
-    }
+    let m = larger(v, larger(v, m[0], m[1]), larger(v, m[2], m[3]));
     let mut most = [low; QUAD];
-    for (i, m) in m.iter().enumerate().take(if narrow { QUAD } else { 1 }) {
-        lanes_of(v, m).iter().enumerate().for_each(|(l, &x)| most[row(i, l)] = most[row(i, l)].max(x));
-    }
+    lanes_of(v, &m).iter().enumerate().for_each(|(l, &x)| most[row(l)] = most[row(l)].max(x));
     let (mut bases, mut factors) = ([0f32; QUAD], [0f32; QUAD]);
     for r in 0..QUAD {
         let m = (most[r] * scale).max(stats.0[r]);
@@ -287,24 +282,19 @@ fn softmax<V: Vector, const RUN: usize>(
         factors[r] = if stats.0[r] == m { 1.0 } else { (stats.0[r] + bases[r]).exp2() };
         stats.0[r] = m;
     }
-    let base: [f32; 16] = std::array::from_fn(|l| bases[row(l, l)]);
+    let base: [f32; 16] = std::array::from_fn(|l| bases[row(l)]);
+    let (scale, base) = (v.splat_f32s(scale), load_exact(v, &base[..lanes]));
     let mut sums = [v.splat_f32s(0.0); QUAD];
-    let scale = v.splat_f32s(scale);
     for (i, s) in scores.chunks_exact_mut(lanes).enumerate() {
-        let at = if narrow { i % QUAD } else { 0 };
-        let x = v.mul_add_e_f32s(load_exact(v, s), scale, load_exact(v, &base[at..at + lanes]));
+        let x = v.mul_add(load_exact(v, s), scale, base);
         // A kernel rounds them to BF16.
         let p = if RUN > 1 { simd::exp2_nonpos_coarse(v, x) } else { simd::exp2_nonpos(v, x) };
         store(v, s, p);
         sums[i % QUAD] = v.add_f32s(sums[i % QUAD], p);
     }
-    if !narrow {
-        sums[0] = v.add_f32s(v.add_f32s(sums[0], sums[1]), v.add_f32s(sums[2], sums[3]));
-    }
+    let sum = v.add_f32s(v.add_f32s(sums[0], sums[1]), v.add_f32s(sums[2], sums[3]));
     let mut new = [0f32; QUAD];
-    for (i, sum) in sums.iter().enumerate().take(if narrow { QUAD } else { 1 }) {
-        lanes_of(v, sum).iter().enumerate().for_each(|(l, x)| new[row(i, l)] += x);
-    }
+    lanes_of(v, &sum).iter().enumerate().for_each(|(l, x)| new[row(l)] += x);
     for r in 0..QUAD {
         stats.1[r] = stats.1[r] * factors[r] + new[r];
     }
@@ -313,7 +303,7 @@ fn softmax<V: Vector, const RUN: usize>(
 
 /// The lanes of a vector.
 #[inline(always)]
-fn lanes_of<V: Vector>(_: V, x: &V::f32s) -> &[f32] {
+fn lanes_of<V: Vector>(_: V, x: &V::F32s) -> &[f32] {
     bytemuck::cast_slice(std::slice::from_ref(x))
 }
 
@@ -321,14 +311,14 @@ fn lanes_of<V: Vector>(_: V, x: &V::f32s) -> &[f32] {
 #[inline(always)]
 fn ahead<V: Vector, A: Element>(v: V, rows: &[A], distance: usize) {
     for line in rows.chunks(64 / size_of::<A>()) {
-        v.prefetch(line.as_ptr().wrapping_add(distance).cast());
+        v.prefetch_l2(line.as_ptr().wrapping_add(distance).cast());
     }
 }
 
 /// The products of two keys with the queries `[QUAD][padded]`.
 #[inline(always)]
 fn dots<V: Vector, A: Element>(v: V, q: &[f32], padded: usize, a: &[A], b: &[A]) -> [[f32; QUAD]; 2] {
-    let lanes = V::F32_LANES;
+    let lanes = V::LANES;
     let mut acc = [[v.splat_f32s(0.0); QUAD]; 2];
     let [q0, q1, q2, q3]: [&[f32]; QUAD] = std::array::from_fn(|r| &q[r * padded..][..padded]);
     let pair = 2 * lanes;
@@ -339,8 +329,8 @@ fn dots<V: Vector, A: Element>(v: V, q: &[f32], padded: usize, a: &[A], b: &[A])
         for (r, q) in [q0, q1, q2, q3].into_iter().enumerate() {
             for ((q, a), b) in q.chunks_exact(lanes).zip(a).zip(b) {
                 let q = load_exact(v, q);
-                acc[0][r] = v.mul_add_e_f32s(a, q, acc[0][r]);
-                acc[1][r] = v.mul_add_e_f32s(b, q, acc[1][r]);
+                acc[0][r] = v.mul_add(a, q, acc[0][r]);
+                acc[1][r] = v.mul_add(b, q, acc[1][r]);
             }
         }
     }
@@ -348,8 +338,8 @@ fn dots<V: Vector, A: Element>(v: V, q: &[f32], padded: usize, a: &[A], b: &[A])
         let (a, b) = (load(v, &a[at..]), load(v, &b[at..]));
         for (r, q) in [q0, q1, q2, q3].into_iter().enumerate() {
             let q = load_exact(v, &q[at..at + lanes]);
-            acc[0][r] = v.mul_add_e_f32s(a, q, acc[0][r]);
-            acc[1][r] = v.mul_add_e_f32s(b, q, acc[1][r]);
+            acc[0][r] = v.mul_add(a, q, acc[0][r]);
+            acc[1][r] = v.mul_add(b, q, acc[1][r]);
         }
     }
     [v.sums(acc[0]), v.sums(acc[1])]
@@ -358,7 +348,7 @@ fn dots<V: Vector, A: Element>(v: V, q: &[f32], padded: usize, a: &[A], b: &[A])
 /// `o[r][at..] += p[j][r] * values[j][at..]` for `C` vectors of features, an even number.
 #[inline(always)]
 fn weigh<V: Vector, A: Element, const C: usize>(v: V, p: &[f32], values: &[A], o: &mut [f32], d: usize, at: usize) {
-    let lanes = V::F32_LANES;
+    let lanes = V::LANES;
     let mut acc = [[v.splat_f32s(0.0); C]; QUAD];
     for (row, p) in values.chunks_exact(d).zip(p.as_chunks::<QUAD>().0) {
         let row = &row[at..at + C * lanes];
@@ -370,7 +360,7 @@ fn weigh<V: Vector, A: Element, const C: usize>(v: V, p: &[f32], values: &[A], o
         for (acc, &p) in acc.iter_mut().zip(p) {
             let p = v.splat_f32s(p);
             for (acc, &x) in acc.iter_mut().zip(&x) {
-                *acc = v.mul_add_e_f32s(p, x, *acc);
+                *acc = v.mul_add(p, x, *acc);
             }
         }
     }
@@ -389,7 +379,7 @@ fn weigh_part<V: Vector, A: Element>(v: V, p: &[f32], values: &[A], o: &mut [f32
     for (row, p) in values.chunks_exact(d).zip(p.as_chunks::<QUAD>().0) {
         let x = load(v, &row[at..]);
         for (acc, &p) in acc.iter_mut().zip(p) {
-            *acc = v.mul_add_e_f32s(v.splat_f32s(p), x, *acc);
+            *acc = v.mul_add(v.splat_f32s(p), x, *acc);
         }
     }
     for (&acc, o) in acc.iter().zip(o.chunks_exact_mut(d)) {

@@ -1,14 +1,18 @@
 //! Few-row kernels: four rows of W at a time by one or two of x.
 //!
 //! A vector is 16 bytes and a multiply-add takes four cycles: one row of W would keep one or two chains of them busy and
-//! stop at a quarter of what memory delivers. Four rows make eight chains and read x once for all four. The hardware
+//! stop at a quarter of what memory delivers. Four rows, two vectors of each at a time, make eight chains and read x once for all four. The hardware
 //! prefetches four streams by itself.
 
-use super::V;
+use std::arch::aarch64::float32x4_t;
+
+use pulp::aarch64::Neon;
+
 use crate::{
     contract::DotKernel,
     isa::Isa,
-    micro::vector::{Bf16, F16, F32, Load, Mac, MacF32, Vector, stamp},
+    micro::vector::{Bf16, F16, F32, Load, Mac, MacF32, stamp},
+    simd::Vector,
     view::DType,
 };
 
@@ -17,13 +21,16 @@ const MR: usize = 2;
 /// Rows of W in a block.
 const NR: usize = 4;
 
+/// Vectors of each row that are multiplied at a time.
+const VECS: usize = 2;
+
 /// `contract::Dot`.
 ///
 /// # Safety
 /// As `contract::Dot`.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-pub(crate) unsafe fn dot<M: Mac<V>, X: Load<V>, W: Load<V>>(
+pub(crate) unsafe fn dot<M: Mac<Neon>, X: Load<Neon>, W: Load<Neon>>(
     k: usize,
     x: *const u8,
     x_stride: usize,
@@ -62,7 +69,7 @@ pub(crate) unsafe fn dot<M: Mac<V>, X: Load<V>, W: Load<V>>(
 /// # Safety
 /// `x` is readable for R rows, `w` for C rows of `k` elements; `out` is writable at `m * out_stride + n` of them.
 #[inline(always)]
-unsafe fn block<M: Mac<V>, X: Load<V>, W: Load<V>, const R: usize, const C: usize>(
+unsafe fn block<M: Mac<Neon>, X: Load<Neon>, W: Load<Neon>, const R: usize, const C: usize>(
     k: usize,
     x: *const X::T,
     x_stride: usize,
@@ -71,37 +78,55 @@ unsafe fn block<M: Mac<V>, X: Load<V>, W: Load<V>, const R: usize, const C: usiz
     out: *mut f32,
     out_stride: usize,
 ) -> usize {
-    let per_vec = V::LANES * X::PER_LANE;
+    let per_vec = Neon::LANES * X::PER_LANE;
     // SAFETY: elements `< k` of each row are read, by the caller's promise; the tail by `load_part`.
     unsafe {
-        let mut c = [[V::zero(); C]; R];
+        let v = Neon::held();
+        let mut c = [[[v.splat_f32s(0.0); VECS]; C]; R];
         let mut at = 0;
-        while at + per_vec <= k {
-            let ws: [V; C] = std::array::from_fn(|n| W::load(w.add(n * w_stride + at)));
+        while at + VECS * per_vec <= k {
+            let mut ws = [[v.splat_f32s(0.0); VECS]; C];
+            for (n, ws) in ws.iter_mut().enumerate() {
+                for (i, to) in ws.iter_mut().enumerate() {
+                    *to = W::load(v, w.add(n * w_stride + at + i * per_vec));
+                }
+            }
             for (m, c) in c.iter_mut().enumerate() {
-                let x = X::load(x.add(m * x_stride + at));
-                for n in 0..C {
-                    c[n] = M::mac(c[n], x, ws[n]);
+                for i in 0..VECS {
+                    let x = X::load(v, x.add(m * x_stride + at + i * per_vec));
+                    for n in 0..C {
+                        c[n][i] = M::mac(v, c[n][i], x, ws[n][i]);
+                    }
+                }
+            }
+            at += VECS * per_vec;
+        }
+        while at < k {
+            for (m, c) in c.iter_mut().enumerate() {
+                let x = some::<X>(v, x.add(m * x_stride + at), k - at);
+                for (n, c) in c.iter_mut().enumerate() {
+                    c[0] = M::mac(v, c[0], x, some::<W>(v, w.add(n * w_stride + at), k - at));
                 }
             }
             at += per_vec;
         }
-        if at < k {
-            let ws: [V; C] = std::array::from_fn(|n| W::load_part(w.add(n * w_stride + at), k - at));
-            for (m, c) in c.iter_mut().enumerate() {
-                let x = X::load_part(x.add(m * x_stride + at), k - at);
-                for n in 0..C {
-                    c[n] = M::mac(c[n], x, ws[n]);
-                }
-            }
-        }
         for (m, c) in c.iter().enumerate() {
             for (n, c) in c.iter().enumerate() {
-                *out.add(m * out_stride + n) = c.sum();
+                *out.add(m * out_stride + n) = v.reduce_sum_f32s(v.add_f32s(c[0], c[1]));
             }
         }
     }
     R
+}
+
+/// A vector, of which the first `n` elements are there.
+///
+/// # Safety
+/// `p` is readable for `n` elements, or a whole vector.
+#[inline(always)]
+unsafe fn some<L: Load<Neon>>(v: Neon, p: *const L::T, n: usize) -> float32x4_t {
+    // SAFETY: the caller's promise.
+    unsafe { if n >= Neon::LANES * L::PER_LANE { L::load(v, p) } else { L::load_part(v, p, n) } }
 }
 
 stamp!([], f32_f32: Dot => dot::<MacF32, F32, F32>);

@@ -2,14 +2,17 @@
 
 use std::arch::aarch64::*;
 
-use super::{MR, NR, V, prefetch, transpose4};
+use pulp::aarch64::Neon;
+
+use super::{MR, NR, prefetch};
 use crate::{
     contract::{Ahead, ForWeight, GemmKernel, Mul, PackW},
     isa::Isa,
     micro::{
         tile::pack_x,
-        vector::{Bf16, F16, F32, Load, Vector, stamp},
+        vector::{Bf16, F16, F32, Load, stamp, store},
     },
+    simd::Vector,
     view::DType,
 };
 
@@ -80,34 +83,31 @@ unsafe fn micro(steps: usize, panel: *const u8, tile: *const u8, acc: *mut f32, 
 /// # Safety
 /// As `contract::PackW`.
 #[inline(always)]
-unsafe fn transpose_w<L: Load<V>>(src: *const u8, stride: usize, rows: usize, k: usize, dst: *mut u8) {
+unsafe fn transpose_w<L: Load<Neon>>(src: *const u8, stride: usize, rows: usize, k: usize, dst: *mut u8) {
     let dst = dst.cast::<f32>();
     // SAFETY: row `r < rows` is read at elements `< k` only (`load_part` at the end); `dst` is written at
     // `step * NR + row` for `step < k`: the caller's promise.
     unsafe {
-        for at in (0..k).step_by(V::LANES) {
+        let v = Neon::held();
+        for at in (0..k).step_by(Neon::LANES) {
             let left = k - at;
             for g in (0..NR).step_by(4) {
-                let block: [V; 4] = std::array::from_fn(|i| {
-                    if g + i >= rows {
-                        return V::zero();
-                    }
+                let mut block = [v.splat_f32s(0.0); 16];
+                for (i, to) in block.iter_mut().enumerate().take(4.min(rows.saturating_sub(g))) {
                     let p = src.add((g + i) * stride).cast::<L::T>().add(at);
-                    if left >= V::LANES { L::load(p) } else { L::load_part(p, left) }
-                });
-                for h in 0..2 {
-                    let t = transpose4(block.map(|v| v.0[h]));
-                    for (s, t) in t.into_iter().enumerate().take(left.saturating_sub(4 * h)) {
-                        vst1q_f32(dst.add((at + 4 * h + s) * NR + g), t);
-                    }
+                    *to = if left >= Neon::LANES { L::load(v, p) } else { L::load_part(v, p, left) };
+                }
+                v.transpose(&mut block);
+                for (s, t) in block.iter().enumerate().take(left.min(4)) {
+                    store::<Neon>(dst.add((at + s) * NR + g), *t);
                 }
             }
         }
     }
 }
 
-stamp!([], pack_x_f32: Pack => pack_x::<V, F32, 1>);
-stamp!([], pack_x_bf16: Pack => pack_x::<V, Bf16, 1>);
+stamp!([], pack_x_f32: Pack => pack_x::<Neon, F32, 2>);
+stamp!([], pack_x_bf16: Pack => pack_x::<Neon, Bf16, 2>);
 stamp!([], pack_w_f32: Pack => transpose_w::<F32>);
 stamp!([], pack_w_f16: Pack => transpose_w::<F16>);
 stamp!([], pack_w_bf16: Pack => transpose_w::<Bf16>);
@@ -121,7 +121,7 @@ pub(super) const KERNEL: GemmKernel = GemmKernel {
     ku: 1,
     kc: KC,
     tile_bytes: KC * NR * 4,
-    lanes: V::LANES,
+    lanes: Neon::LANES,
     pack_x: &[(DType::F32, pack_x_f32), (DType::BF16, pack_x_bf16)],
     weights: &[row(DType::F32, pack_w_f32), row(DType::F16, pack_w_f16), row(DType::BF16, pack_w_bf16)],
 };

@@ -1,6 +1,6 @@
 //! AArch64 Advanced SIMD, the baseline of every 64-bit Arm CPU.
 //!
-//! The epilogues are the generic ones of [`crate::micro`] on pairs of registers. The tiles are their own: NEON multiplies by a
+//! The epilogues are the generic ones of [`crate::micro`]. The tiles are their own: NEON multiplies by a
 //! lane of a register, so a tile is `[k][12]` and one load brings four broadcasts ([`fmla`]). So are the few-row kernels ([`dot`]).
 //!
 //! F16 weights are widened (`FCVTL`) and multiplied in f32. `FMLAL` would save nothing: it too yields four sums per
@@ -16,8 +16,8 @@ use pulp::{aarch64::Neon, cast};
 use crate::{
     isa::Isa,
     level::Level,
-    micro::{epilogue::epilogues, vector::Vector},
-    simd::{self, Call, Kernel},
+    micro::epilogue::epilogues,
+    simd::{Call, Kernel, Vector, operations},
     tuning::Tuning,
 };
 
@@ -25,44 +25,6 @@ use crate::{
 pub(super) const MR: usize = 8;
 /// Rows of W in a tile: with [`MR`], 24 of the 32 registers accumulate, 6 times the 4 cycles of latency of 4 pipes.
 pub(super) const NR: usize = 12;
-
-/// Eight 32-bit lanes in two registers.
-#[derive(Clone, Copy)]
-pub(crate) struct V(pub [float32x4_t; 2]);
-
-impl V {
-    #[inline(always)]
-    fn zip(self, b: V, f: impl Fn(float32x4_t, float32x4_t) -> float32x4_t) -> V {
-        V([f(self.0[0], b.0[0]), f(self.0[1], b.0[1])])
-    }
-
-    /// Sum of the lanes.
-    #[inline(always)]
-    fn sum(self) -> f32 {
-        // SAFETY: NEON, which every AArch64 CPU of Rust's targets has.
-        unsafe { vaddvq_f32(vaddq_f32(self.0[0], self.0[1])) }
-    }
-}
-
-/// Transposes a 4x4 block.
-///
-/// # Safety
-/// None beyond NEON, which every AArch64 CPU of Rust's targets has.
-#[inline(always)]
-unsafe fn transpose4(r: [float32x4_t; 4]) -> [float32x4_t; 4] {
-    // SAFETY: NEON alone.
-    unsafe {
-        let d = |x| vreinterpretq_f64_f32(x);
-        let (a, b) = (vtrn1q_f32(r[0], r[1]), vtrn2q_f32(r[0], r[1]));
-        let (c, e) = (vtrn1q_f32(r[2], r[3]), vtrn2q_f32(r[2], r[3]));
-        [
-            vreinterpretq_f32_f64(vtrn1q_f64(d(a), d(c))),
-            vreinterpretq_f32_f64(vtrn1q_f64(d(b), d(e))),
-            vreinterpretq_f32_f64(vtrn2q_f64(d(a), d(c))),
-            vreinterpretq_f32_f64(vtrn2q_f64(d(b), d(e))),
-        ]
-    }
-}
 
 /// Prefetches the line `offset` bytes behind `p`; any address will do.
 #[inline(always)]
@@ -74,118 +36,7 @@ pub(super) fn prefetch(p: *const u8, offset: usize) {
     }
 }
 
-// SAFETY: each method is the intrinsics that do what the trait says; loads and stores touch exactly 8 lanes.
-unsafe impl Vector for V {
-    const LANES: usize = 8;
-    #[inline(always)]
-    unsafe fn zero() -> Self {
-        // SAFETY: NEON; so in every method below.
-        unsafe { V([vdupq_n_f32(0.0); 2]) }
-    }
-    #[inline(always)]
-    unsafe fn splat(p: *const u32) -> Self {
-        // SAFETY: 4 readable bytes, by the caller's promise.
-        unsafe { V([vdupq_n_f32(f32::from_bits(p.read_unaligned())); 2]) }
-    }
-    #[inline(always)]
-    unsafe fn load(p: *const u32) -> Self {
-        // SAFETY: 8 readable lanes, by the caller's promise.
-        unsafe { V([vld1q_f32(p.cast()), vld1q_f32(p.add(4).cast())]) }
-    }
-    #[inline(always)]
-    unsafe fn store(self, p: *mut u32) {
-        // SAFETY: 8 writable lanes, by the caller's promise.
-        unsafe {
-            vst1q_f32(p.cast(), self.0[0]);
-            vst1q_f32(p.add(4).cast(), self.0[1]);
-        }
-    }
-    #[inline(always)]
-    unsafe fn widen_bf16(p: *const u16) -> Self {
-        // SAFETY: 8 readable u16, by the caller's promise.
-        unsafe {
-            let w = vld1q_u16(p);
-            V([
-                vreinterpretq_f32_u32(vshll_n_u16::<16>(vget_low_u16(w))),
-                vreinterpretq_f32_u32(vshll_high_n_u16::<16>(w)),
-            ])
-        }
-    }
-    #[inline(always)]
-    unsafe fn widen_f16(p: *const u16) -> Self {
-        // SAFETY: 8 readable u16, by the caller's promise.
-        unsafe {
-            let w = vreinterpretq_f16_u16(vld1q_u16(p));
-            V([vcvt_f32_f16(vget_low_f16(w)), vcvt_high_f32_f16(w)])
-        }
-    }
-    #[inline(always)]
-    unsafe fn narrow_bf16(self, p: *mut u16) {
-        // SAFETY: NEON, and 8 writable u16, by the caller's promise.
-        unsafe {
-            let neon = Neon::new_unchecked();
-            p.cast::<[[u16; 4]; 2]>().write_unaligned(self.0.map(|x| simd::to_bf16(neon, cast(x))));
-        }
-    }
-    #[inline(always)]
-    unsafe fn fma(self, b: Self, c: Self) -> Self {
-        // SAFETY: NEON.
-        unsafe { V([vfmaq_f32(c.0[0], self.0[0], b.0[0]), vfmaq_f32(c.0[1], self.0[1], b.0[1])]) }
-    }
-    #[inline(always)]
-    unsafe fn add(self, b: Self) -> Self {
-        // SAFETY: NEON.
-        self.zip(b, |a, b| unsafe { vaddq_f32(a, b) })
-    }
-    #[inline(always)]
-    unsafe fn mul(self, b: Self) -> Self {
-        // SAFETY: NEON.
-        self.zip(b, |a, b| unsafe { vmulq_f32(a, b) })
-    }
-    #[inline(always)]
-    unsafe fn div(self, b: Self) -> Self {
-        // SAFETY: NEON.
-        self.zip(b, |a, b| unsafe { vdivq_f32(a, b) })
-    }
-    #[inline(always)]
-    unsafe fn clamp(self, lo: f32, hi: f32) -> Self {
-        // SAFETY: NEON. FMAX and FMIN return NaN if either operand is.
-        unsafe { V(self.0.map(|x| vminq_f32(vmaxq_f32(x, vdupq_n_f32(lo)), vdupq_n_f32(hi)))) }
-    }
-    #[inline(always)]
-    unsafe fn round(self) -> Self {
-        // SAFETY: NEON.
-        unsafe { V(self.0.map(|x| vrndnq_f32(x))) }
-    }
-    #[inline(always)]
-    unsafe fn pow2(self) -> Self {
-        // SAFETY: NEON.
-        unsafe {
-            V(self.0.map(|n| {
-                let exponent = vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127));
-                vreinterpretq_f32_s32(vshlq_n_s32::<23>(exponent))
-            }))
-        }
-    }
-    #[inline(always)]
-    unsafe fn splat_f32(x: f32) -> Self {
-        // SAFETY: NEON.
-        unsafe { V([vdupq_n_f32(x); 2]) }
-    }
-    #[inline(always)]
-    unsafe fn transpose(block: &mut [Self; 16]) {
-        let rows = *block;
-        for (g, h) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
-            // SAFETY: NEON.
-            let t = unsafe { transpose4(std::array::from_fn(|i| rows[4 * g + i].0[h])) };
-            for (i, t) in t.into_iter().enumerate() {
-                block[4 * h + i].0[g] = t;
-            }
-        }
-    }
-}
-
-epilogues!([], V);
+epilogues!([], Neon);
 
 pub(crate) const LEVEL: Level = Level {
     isa: Isa::Neon,
@@ -197,7 +48,6 @@ pub(crate) const LEVEL: Level = Level {
     tuning: Tuning { dot_rows: 6, dot_cost: 1.5, quads: &[], copy_from: usize::MAX, load_bound: None },
     detect: || std::arch::is_aarch64_feature_detected!("neon"),
     faster: |_| true,
-    spins: &[],
     around: None,
 };
 
@@ -206,20 +56,67 @@ pub(crate) fn vectors() -> Option<Neon> {
     Neon::try_new()
 }
 
-impl simd::Vector for Neon {
+impl Vector for Neon {
+    const LANES: usize = 4;
+    const REGISTERS: usize = 32;
+    type F32s = float32x4_t;
+    type U32s = uint32x4_t;
+    type Mask = uint32x4_t;
     type Bits16 = [u16; 4];
     #[inline(always)]
-    fn widen(self, x: [u16; 4]) -> pulp::u32x4 {
-        cast(self.neon.vmovl_u16(cast::<_, uint16x4_t>(x)))
+    unsafe fn held() -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { Neon::new_unchecked() }
+    }
+    operations! { self;
+        splat_f32s(x: f32) -> float32x4_t = self.neon.vdupq_n_f32(x);
+        splat_u32s(x: u32) -> uint32x4_t = self.neon.vdupq_n_u32(x);
+        f32s_of(x: uint32x4_t) -> float32x4_t = self.neon.vreinterpretq_f32_u32(x);
+        bits_of(x: float32x4_t) -> uint32x4_t = self.neon.vreinterpretq_u32_f32(x);
+        add_f32s(a: float32x4_t, b: float32x4_t) -> float32x4_t = self.neon.vaddq_f32(a, b);
+        sub_f32s(a: float32x4_t, b: float32x4_t) -> float32x4_t = self.neon.vsubq_f32(a, b);
+        mul_f32s(a: float32x4_t, b: float32x4_t) -> float32x4_t = self.neon.vmulq_f32(a, b);
+        div_f32s(a: float32x4_t, b: float32x4_t) -> float32x4_t = self.neon.vdivq_f32(a, b);
+        neg_f32s(a: float32x4_t) -> float32x4_t = self.neon.vnegq_f32(a);
+        mul_add(a: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t = self.neon.vfmaq_f32(c, a, b);
+        greater_than_f32s(a: float32x4_t, b: float32x4_t) -> uint32x4_t = self.neon.vcgtq_f32(a, b);
+        equal_f32s(a: float32x4_t, b: float32x4_t) -> uint32x4_t = self.neon.vceqq_f32(a, b);
+        greater_than_u32s(a: uint32x4_t, b: uint32x4_t) -> uint32x4_t = self.neon.vcgtq_u32(a, b);
+        select_f32s(mask: uint32x4_t, yes: float32x4_t, no: float32x4_t) -> float32x4_t = self.neon.vbslq_f32(mask, yes, no);
+        select_u32s(mask: uint32x4_t, yes: uint32x4_t, no: uint32x4_t) -> uint32x4_t = self.neon.vbslq_u32(mask, yes, no);
+        add_u32s(a: uint32x4_t, b: uint32x4_t) -> uint32x4_t = self.neon.vaddq_u32(a, b);
+        and_u32s(a: uint32x4_t, b: uint32x4_t) -> uint32x4_t = self.neon.vandq_u32(a, b);
+        or_u32s(a: uint32x4_t, b: uint32x4_t) -> uint32x4_t = self.neon.vorrq_u32(a, b);
+        shl_u32s(a: uint32x4_t, by: uint32x4_t) -> uint32x4_t = self.neon.vshlq_u32(a, self.neon.vreinterpretq_s32_u32(by));
+        shr_u32s(a: uint32x4_t, by: uint32x4_t) -> uint32x4_t =
+            self.neon.vshlq_u32(a, self.neon.vnegq_s32(self.neon.vreinterpretq_s32_u32(by)));
+        reduce_sum_f32s(x: float32x4_t) -> f32 = self.neon.vaddvq_f32(x);
+        reduce_max_f32s(x: float32x4_t) -> f32 = self.neon.vmaxvq_f32(x);
+        reduce_min_f32s(x: float32x4_t) -> f32 = self.neon.vminvq_f32(x);
+        widen(x: [u16; 4]) -> uint32x4_t = self.neon.vmovl_u16(cast::<_, uint16x4_t>(x));
+        narrow(x: uint32x4_t) -> [u16; 4] = cast(self.neon.vmovn_u32(x));
+        sums(x: [float32x4_t; 4]) -> [f32; 4] = cast(self.sum_fours(x));
     }
     #[inline(always)]
-    fn narrow(self, x: pulp::u32x4) -> [u16; 4] {
-        cast(self.neon.vmovn_u32(cast::<_, uint32x4_t>(x)))
+    unsafe fn widen_f16(self, x: [u16; 4]) -> float32x4_t {
+        // SAFETY: NEON, as the token proves.
+        unsafe { vcvt_f32_f16(vreinterpret_f16_u16(cast(x))) }
     }
     #[inline(always)]
-    fn sums(self, x: [pulp::f32x4; 4]) -> [f32; 4] {
-        let [a, b, c, d]: [float32x4_t; 4] = cast(x);
-        cast(self.neon.vpaddq_f32(self.neon.vpaddq_f32(a, b), self.neon.vpaddq_f32(c, d)))
+    fn sum_fours(self, [a, b, c, d]: [float32x4_t; 4]) -> float32x4_t {
+        self.neon.vpaddq_f32(self.neon.vpaddq_f32(a, b), self.neon.vpaddq_f32(c, d))
+    }
+    #[inline(always)]
+    fn transpose(self, block: &mut [float32x4_t; 16]) {
+        let v = self.neon;
+        let d = |x| v.vreinterpretq_f64_f32(x);
+        let [r0, r1, r2, r3] = [block[0], block[1], block[2], block[3]];
+        let (a, b) = (v.vtrn1q_f32(r0, r1), v.vtrn2q_f32(r0, r1));
+        let (c, e) = (v.vtrn1q_f32(r2, r3), v.vtrn2q_f32(r2, r3));
+        block[0] = v.vreinterpretq_f32_f64(v.vtrn1q_f64(d(a), d(c)));
+        block[1] = v.vreinterpretq_f32_f64(v.vtrn1q_f64(d(b), d(e)));
+        block[2] = v.vreinterpretq_f32_f64(v.vtrn2q_f64(d(a), d(c)));
+        block[3] = v.vreinterpretq_f32_f64(v.vtrn2q_f64(d(b), d(e)));
     }
     #[inline(always)]
     fn call<K: Kernel>(self, k: K) -> K::Output {

@@ -1,9 +1,9 @@
-//! Folders of weights that are never taken for complete when they are not.
+//! Folders of weights, synthetic or converted, that are never taken for complete when they are not.
 //!
 //! A folder that is not there yet is written as `.NAME.ttft-synth` beside its final place and renamed: it appears complete
 //! or not at all. One that is there (empty, a mounted volume, or weights of another kind) is filled from a folder
-//! `.ttft-synth` inside it, because its name may be all that belongs to the user; `synth.json` comes last, and weights are
-//! verified before they are used. The lock file inside the temporary folder tells the writer's neighbours to wait, and a
+//! `.ttft-synth` inside it, because its name may be all that belongs to the user; `config.json` and `synth.json` come last, and
+//! synthetic weights are verified before they are used. The lock file inside the temporary folder tells the writer's neighbours to wait, and a
 //! lock that can be had tells that its writer is dead: what it left is removed. Where the file system knows no locks, every
 //! writer has a temporary folder of its own.
 
@@ -16,8 +16,27 @@ use std::{
     time::SystemTime,
 };
 
-use super::Made;
 use crate::{Error, Result};
+
+/// What became of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Made {
+    /// The folder was there, and is what was asked for.
+    Reused,
+    /// It was written.
+    Written,
+    /// It was written, on a file system without locks: whoever else wanted it at the same time wrote it too.
+    WrittenUnlocked,
+}
+
+/// What a new folder may take the place of, beside an empty one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Replaces {
+    /// Nothing.
+    Nothing,
+    /// Synthetic weights.
+    Synthetic,
+}
 
 const LOCK: &str = "lock";
 
@@ -84,9 +103,10 @@ impl Drop for Claim {
 
 /// Makes `dir` what `fill` writes into the folder that it is given, unless `verified` accepts what is there. Links are
 /// followed.
-pub fn folder(
+pub(crate) fn folder(
     dir: &Path,
     needed: u64,
+    replaces: Replaces,
     verified: impl Fn(&Path) -> Result<()>,
     fill: impl FnOnce(&Path) -> Result<()>,
 ) -> Result<Made> {
@@ -98,7 +118,7 @@ pub fn folder(
             if verified(dir).is_ok() {
                 return Ok(Made::Reused);
             }
-            replaceable(dir)?;
+            replaceable(dir, replaces)?;
         }
         let no_name = || Error::Occupied { path: dir.to_owned() };
         let (parent, name) = (dir.parent().ok_or_else(no_name)?, dir.file_name().ok_or_else(no_name)?);
@@ -121,7 +141,7 @@ pub fn folder(
                 claim.release();
                 return Ok(Made::Reused);
             }
-            if let Err(e) = replaceable(dir) {
+            if let Err(e) = replaceable(dir, replaces) {
                 claim.release();
                 return Err(e);
             }
@@ -176,7 +196,7 @@ fn publish(
     }
 }
 
-/// Replaces what `dir` holds by what `temp` holds, the manifests last.
+/// Replaces what `dir` holds by what `temp` holds, last what says that it is complete.
 fn move_into(temp: &Path, dir: &Path) -> Result<()> {
     let list = |d: &Path| -> Result<Vec<PathBuf>> {
         let entries = fs::read_dir(d).map_err(Error::io(d, "list"))?;
@@ -187,7 +207,7 @@ fn move_into(temp: &Path, dir: &Path) -> Result<()> {
     old.sort_by_key(|p| p.file_name() != Some(MANIFEST.as_ref()));
     old.iter().try_for_each(|p| remove(p))?;
     let mut new: Vec<_> = list(temp)?.into_iter().filter(|p| p.file_name() != Some(LOCK.as_ref())).collect();
-    new.sort_by_key(|p| p.file_name() == Some(MANIFEST.as_ref()));
+    new.sort_by_key(|p| ["config.json", MANIFEST].iter().position(|n| p.file_name() == Some(n.as_ref())));
     new.iter().try_for_each(|from| {
         let to = dir.join(from.file_name().unwrap_or_default());
         fs::rename(from, &to).map_err(Error::io(&to, "move into place"))
@@ -304,8 +324,8 @@ fn remove_if_there(path: &Path) -> Result<()> {
     if path.symlink_metadata().is_ok() { remove(path) } else { Ok(()) }
 }
 
-/// Fails unless `dir` is empty or holds synthetic weights and nothing else.
-fn replaceable(dir: &Path) -> Result<()> {
+/// Fails unless `dir` is empty, or holds what may be replaced and nothing else.
+fn replaceable(dir: &Path, replaces: Replaces) -> Result<()> {
     let occupied = || Error::Occupied { path: dir.to_owned() };
     let list = |d: &Path| -> Result<Vec<PathBuf>> {
         let entries = fs::read_dir(d).map_err(|_| occupied())?;
@@ -318,6 +338,9 @@ fn replaceable(dir: &Path) -> Result<()> {
     };
     let mut top = list(dir)?;
     top.retain(|p| !unfinished(p));
+    if replaces == Replaces::Nothing {
+        return if top.is_empty() { Ok(()) } else { Err(Error::NotEmpty { path: dir.to_owned() }) };
+    }
     let mut all = top.clone();
     for sub in top.iter().filter(|p| p.is_dir()) {
         all.extend(list(sub)?);
@@ -331,6 +354,23 @@ fn replaceable(dir: &Path) -> Result<()> {
     if !deep && all.iter().all(ours) && says(dir) && folders_say { Ok(()) } else { Err(occupied()) }
 }
 
+/// Writes a JSON file, with a line end.
+pub(crate) fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
+    let mut text = serde_json::to_vec_pretty(value).map_err(Error::json(path))?;
+    text.push(b'\n');
+    let mut file = File::create(path).map_err(Error::io(path, "create"))?;
+    file.write_all(&text).and_then(|()| flushed(&file)).map_err(Error::io(path, "write"))
+}
+
+/// Makes a file last, where the file system can.
+pub(crate) fn flushed(file: &File) -> std::io::Result<()> {
+    use std::io::ErrorKind::{InvalidInput, Unsupported};
+    match file.sync_all() {
+        Err(e) if matches!(e.kind(), InvalidInput | Unsupported) => Ok(()),
+        done => done,
+    }
+}
+
 /// Makes a rename last, where folders can be flushed (not on CIFS, not on Windows). What is lost nevertheless is found to be
 /// missing by the verification before its use.
 fn sync(dir: &Path) {
@@ -341,7 +381,7 @@ fn sync(dir: &Path) {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{Replaces::Synthetic, *};
 
     const CONTENT: &str = "{}";
 
@@ -372,13 +412,13 @@ mod tests {
     fn written_once_then_reused_and_nothing_is_left_beside() {
         let parent = tempfile::tempdir().unwrap();
         let dir = parent.path().join("x");
-        assert_eq!(folder(&dir, 0, check, fill).unwrap(), Made::Written);
-        assert_eq!(folder(&dir, 0, check, |_| panic!("written again")).unwrap(), Made::Reused);
+        assert_eq!(folder(&dir, 0, Synthetic, check, fill).unwrap(), Made::Written);
+        assert_eq!(folder(&dir, 0, Synthetic, check, |_| panic!("written again")).unwrap(), Made::Reused);
         assert_eq!(names(parent.path()), ["x"]);
         assert_eq!(names(&dir), ["synth.json"]);
         // Another content is replaced.
         fs::write(dir.join("synth.json"), "{ }").unwrap();
-        assert_eq!(folder(&dir, 0, check, fill).unwrap(), Made::Written);
+        assert_eq!(folder(&dir, 0, Synthetic, check, fill).unwrap(), Made::Written);
         assert_eq!(names(parent.path()), ["x"]);
     }
 
@@ -391,7 +431,7 @@ mod tests {
         fs::write(dead.join(LOCK), "1 0 0").unwrap();
         fs::write(dead.join("base/model.safetensors"), "half").unwrap();
         fs::create_dir_all(parent.path().join(".y.ttft-synth")).unwrap();
-        folder(&dir, 0, check, fill).unwrap();
+        folder(&dir, 0, Synthetic, check, fill).unwrap();
         assert_eq!(names(parent.path()), [".y.ttft-synth", "x"]);
         assert_eq!(names(&dir), ["synth.json"]);
     }
@@ -401,9 +441,9 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let dir = parent.path().join("x");
         let fails = |t: &Path| Err(Error::Stale { path: t.to_owned(), reason: "on purpose".into() });
-        assert!(folder(&dir, 0, check, fails).is_err());
+        assert!(folder(&dir, 0, Synthetic, check, fails).is_err());
         assert_eq!(names(parent.path()), [""; 0]);
-        let e = folder(&dir, u64::MAX, check, fill).unwrap_err();
+        let e = folder(&dir, u64::MAX, Synthetic, check, fill).unwrap_err();
         assert!(matches!(e, Error::DiskSpace { .. }), "{e}");
         assert_eq!(names(parent.path()), [""; 0]);
     }
@@ -416,19 +456,19 @@ mod tests {
             let at = dir.join(file);
             fs::create_dir_all(at.parent().unwrap()).unwrap();
             fs::write(&at, content).unwrap();
-            let e = folder(&dir, 0, check, fill).unwrap_err();
+            let e = folder(&dir, 0, Synthetic, check, fill).unwrap_err();
             assert!(matches!(e, Error::Occupied { .. }), "{file}: {e}");
             assert_eq!(fs::read_to_string(&at).unwrap(), content);
             fs::remove_dir_all(&dir).unwrap();
         }
         fs::write(&dir, "a file").unwrap();
-        assert!(matches!(folder(&dir, 0, check, fill), Err(Error::Occupied { .. })));
+        assert!(matches!(folder(&dir, 0, Synthetic, check, fill), Err(Error::Occupied { .. })));
         // Synthetic weights with a foreign file among them.
         fs::remove_file(&dir).unwrap();
         fs::create_dir(&dir).unwrap();
         fs::write(dir.join("synth.json"), "{ }").unwrap();
         fs::write(dir.join("notes.txt"), "mine").unwrap();
-        assert!(matches!(folder(&dir, 0, check, fill), Err(Error::Occupied { .. })));
+        assert!(matches!(folder(&dir, 0, Synthetic, check, fill), Err(Error::Occupied { .. })));
     }
 
     #[test]
@@ -436,7 +476,8 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let dir = parent.path().join("x");
         let made: Vec<Made> = std::thread::scope(|s| {
-            let threads: Vec<_> = (0..8).map(|_| s.spawn(|| folder(&dir, 0, check, fill).unwrap())).collect();
+            let threads: Vec<_> =
+                (0..8).map(|_| s.spawn(|| folder(&dir, 0, Synthetic, check, fill).unwrap())).collect();
             threads.into_iter().map(|t| t.join().unwrap()).collect()
         });
         assert_eq!(made.iter().filter(|m| **m == Made::Written).count(), 1);
@@ -448,16 +489,16 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let dir = parent.path().join("x");
         NO_LOCKS.set(true);
-        assert_eq!(folder(&dir, 0, check, fill).unwrap(), Made::WrittenUnlocked);
+        assert_eq!(folder(&dir, 0, Synthetic, check, fill).unwrap(), Made::WrittenUnlocked);
         assert_eq!((names(parent.path()), names(&dir)), (vec!["x".to_owned()], vec!["synth.json".to_owned()]));
-        assert_eq!(folder(&dir, 0, check, fill).unwrap(), Made::Reused);
+        assert_eq!(folder(&dir, 0, Synthetic, check, fill).unwrap(), Made::Reused);
         fs::remove_dir_all(&dir).unwrap();
         // Another writer is faster.
         let late = |temp: &Path| {
             fs::create_dir(&dir).and_then(|()| fs::write(dir.join("synth.json"), CONTENT)).unwrap();
             fill(temp)
         };
-        assert_eq!(folder(&dir, 0, check, late).unwrap(), Made::Reused);
+        assert_eq!(folder(&dir, 0, Synthetic, check, late).unwrap(), Made::Reused);
         assert_eq!(names(parent.path()), ["x"]);
         NO_LOCKS.set(false);
     }
@@ -479,13 +520,13 @@ mod tests {
             seen.set(seen.get() + 1);
             fill(temp)
         };
-        assert_eq!(folder(&dir, 0, check, look).unwrap(), Made::Written);
+        assert_eq!(folder(&dir, 0, Synthetic, check, look).unwrap(), Made::Written);
         assert_eq!((names(&dir), seen.get()), (["base", "lost+found", "synth.json"].map(str::to_owned).to_vec(), 1));
-        assert_eq!(folder(&dir, 0, check, look).unwrap(), Made::Reused);
+        assert_eq!(folder(&dir, 0, Synthetic, check, look).unwrap(), Made::Reused);
         // A failure leaves what was there.
         fs::write(dir.join("synth.json"), "{ }").unwrap();
         let fails = |t: &Path| Err(Error::Stale { path: t.to_owned(), reason: "on purpose".into() });
-        assert!(folder(&dir, 0, check, fails).is_err());
+        assert!(folder(&dir, 0, Synthetic, check, fails).is_err());
         assert_eq!(names(&dir), ["base", "lost+found", "synth.json"]);
     }
 
@@ -495,11 +536,25 @@ mod tests {
         let dir = parent.path().join("x");
         fs::create_dir(&dir).unwrap();
         let made: Vec<Made> = std::thread::scope(|s| {
-            let threads: Vec<_> = (0..8).map(|_| s.spawn(|| folder(&dir, 0, check, fill).unwrap())).collect();
+            let threads: Vec<_> =
+                (0..8).map(|_| s.spawn(|| folder(&dir, 0, Synthetic, check, fill).unwrap())).collect();
             threads.into_iter().map(|t| t.join().unwrap()).collect()
         });
         assert_eq!(made.iter().filter(|m| **m == Made::Written).count(), 1);
         assert_eq!(names(&dir), ["synth.json"]);
+    }
+
+    #[test]
+    fn what_replaces_nothing_fills_empty_folders_alone() {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = parent.path().join("x");
+        let never = |d: &Path| Err(Error::NotEmpty { path: d.to_owned() });
+        let make = || folder(&dir, 0, Replaces::Nothing, never, fill);
+        fs::create_dir(&dir).unwrap();
+        assert_eq!(make().unwrap(), Made::Written);
+        // Not even synthetic weights.
+        assert!(matches!(make(), Err(Error::NotEmpty { .. })));
+        assert_eq!((names(parent.path()), names(&dir)), (vec!["x".to_owned()], vec!["synth.json".to_owned()]));
     }
 
     #[cfg(unix)]
@@ -511,17 +566,17 @@ mod tests {
         std::os::unix::fs::symlink("volume", path("there")).unwrap();
         std::os::unix::fs::symlink("volume/w", path("not-yet")).unwrap();
         std::os::unix::fs::symlink("circle", path("circle")).unwrap();
-        assert_eq!(folder(&path("not-yet"), 0, check, fill).unwrap(), Made::Written);
+        assert_eq!(folder(&path("not-yet"), 0, Synthetic, check, fill).unwrap(), Made::Written);
         assert_eq!(names(&path("volume/w")), ["synth.json"]);
         assert!(
-            matches!(folder(&path("there"), 0, check, fill), Err(Error::Occupied { .. })),
+            matches!(folder(&path("there"), 0, Synthetic, check, fill), Err(Error::Occupied { .. })),
             "it holds a foreign folder"
         );
         fs::remove_dir_all(path("volume/w")).unwrap();
-        assert_eq!(folder(&path("there"), 0, check, fill).unwrap(), Made::Written);
+        assert_eq!(folder(&path("there"), 0, Synthetic, check, fill).unwrap(), Made::Written);
         assert_eq!(names(&path("volume")), ["synth.json"]);
         assert!(path("there").is_symlink());
-        assert!(folder(&path("circle"), 0, check, fill).unwrap_err().to_string().contains("circle"));
+        assert!(folder(&path("circle"), 0, Synthetic, check, fill).unwrap_err().to_string().contains("circle"));
     }
 
     #[test]
@@ -537,7 +592,7 @@ mod tests {
             assert!(!temp.exists());
             fill(temp)
         };
-        assert!(folder(&dir, 0, check, ends).is_err());
+        assert!(folder(&dir, 0, Synthetic, check, ends).is_err());
         assert_eq!(names(parent.path()), [""; 0]);
     }
 }

@@ -1,0 +1,465 @@
+//! What the systems of a run are called: the zoo's networks and pairs, and the user's own, out of folders of the Hub or out of
+//! configurations alone.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+use ttft_kernels::DType;
+use ttft_models::{
+    Network, NetworkConfig, Predictor,
+    kv_prediction::{
+        layer_map,
+        layout::{Layout, OwnTokens},
+    },
+    zoo,
+};
+use ttft_reports::text::printable;
+
+use crate::{
+    output,
+    vocabulary::{self, Vocabulary},
+};
+
+/// Characters of a configuration's hash that stand for it.
+const HASH: usize = 12;
+
+const SYNTHETIC: &str = "synthetic weights of its shape";
+const NO_PREDICTOR: &str = "no predictor is given, so one of the right shape with random values stands in: it takes a predictor's \
+                            time and predicts nothing";
+
+/// A pair, or a network alone, as a user asks for it.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Asked {
+    /// Its name in records; by default those of its networks, with `KVP` between them.
+    pub name: Option<String>,
+    /// A folder of the Hub, a folder or file with a configuration alone, or a name of the zoo.
+    pub base: String,
+    /// The auxiliary, likewise.
+    pub aux: Option<String>,
+    /// The folder of the predictor; without an auxiliary, one of shared layers of the base.
+    pub predictor: Option<PathBuf>,
+    /// Last tokens of a prompt that the base reads itself; 1 if it is not said.
+    pub base_tokens: Option<usize>,
+    /// First tokens that it reads itself; none if it is not said.
+    pub sink_tokens: Option<usize>,
+}
+
+/// A network that is not of the zoo.
+#[derive(Clone, Debug)]
+struct Own {
+    config: NetworkConfig,
+    /// SHA-256 of the configuration, as this program writes it.
+    hash: String,
+    /// Where it was found, without the folders above.
+    from: String,
+    /// The folder and the type of its weights, if it has any.
+    weights: Option<(PathBuf, DType)>,
+    tokenizer: Option<PathBuf>,
+}
+
+/// A KV prediction: a base, what reads the prompt in its place, and what is predicted from that.
+#[derive(Clone, Debug)]
+pub struct Pair {
+    /// The name of its base.
+    pub base: String,
+    /// The name of its auxiliary; none where layers of the base read the prompt.
+    pub aux: Option<String>,
+    /// What is predicted from where.
+    pub layout: Layout,
+    /// What the base reads itself.
+    pub own: OwnTokens,
+    /// The folder of its predictor; none for random values.
+    pub predictor: Option<PathBuf>,
+}
+
+/// The networks and pairs that a run can name.
+#[derive(Clone, Debug, Default)]
+pub struct Catalog {
+    networks: BTreeMap<String, Own>,
+    pairs: BTreeMap<String, Pair>,
+}
+
+impl Catalog {
+    /// The user's own, and what to call them. Relative paths are meant from where the user is.
+    ///
+    /// # Errors
+    /// What is no network, networks of unlike vocabularies, a predictor of others, a name that is taken.
+    pub fn new(asked: &[Asked]) -> Result<(Catalog, Vec<String>)> {
+        let mut catalog = Catalog::default();
+        let mut names = Vec::new();
+        for a in asked {
+            let base = catalog.add(&a.base).context("base")?;
+            if a.aux.is_none() && a.predictor.is_none() {
+                ensure!(
+                    a.name.is_none(),
+                    "name: a network alone is called as its folder: give an auxiliary network or a predictor too"
+                );
+                ensure!(
+                    a.base_tokens.is_none() && a.sink_tokens.is_none(),
+                    "base_tokens, sink_tokens: a network alone reads every token: give an auxiliary network or a predictor too"
+                );
+                names.push(base);
+                continue;
+            }
+            let aux = a.aux.as_ref().map(|aux| catalog.add(aux).context("aux")).transpose()?;
+            names.push(catalog.pair_up(a, base, aux)?);
+        }
+        Ok((catalog, names))
+    }
+
+    /// The name of a network, which is added if it is not of the zoo.
+    fn add(&mut self, what: &str) -> Result<String> {
+        let path = here(Path::new(what));
+        if !path.exists() {
+            ensure!(
+                zoo::network(what).is_ok(),
+                "'{}' is no folder with a config.json, no configuration file and no network of the zoo ({})",
+                printable(what),
+                zoo::NETWORKS.join(", ")
+            );
+            return Ok(what.to_owned());
+        }
+        let own = Own::open(&path)?;
+        let plain = name_of(&path);
+        let same = |other: &Own| other.hash == own.hash && other.weights == own.weights;
+        // The zoo's names are its own; two networks of one name get parts of their hashes behind it.
+        let taken = |n: &String| Catalog::of_zoo(n) || self.networks.get(n).is_some_and(|other| !same(other));
+        let hashed = format!("{plain}-{}", &own.hash[..HASH]);
+        let numbered = (2..).map(|i| format!("{hashed}-{i}"));
+        let name = [plain, hashed.clone()].into_iter().chain(numbered).find(|n| !taken(n)).expect("a number is free");
+        self.networks.insert(name.clone(), own);
+        Ok(name)
+    }
+
+    fn pair_up(&mut self, asked: &Asked, base: String, aux: Option<String>) -> Result<String> {
+        let own = OwnTokens { last: asked.base_tokens.unwrap_or(1), first: asked.sink_tokens.unwrap_or(0) };
+        ensure!(own.last > 0, "base_tokens: expected 1 or more, found 0");
+        let by_default = || format!("{base}-KVP-{}{}", aux.as_deref().unwrap_or("shared"), own.suffix());
+        let name = asked.name.clone().unwrap_or_else(by_default);
+        ensure!(
+            output::is_file_name(&name) && !name.contains(char::is_whitespace),
+            "name: expected a word that can name a file (no '/', '\\' or ':', no '.' at its start), found '{}'",
+            printable(&name)
+        );
+        ensure!(
+            !Catalog::of_zoo(&name) && !self.pairs.contains_key(&name) && !self.networks.contains_key(&name),
+            "name: '{name}' is the name of another system: choose one for this pair (name, or another folder's)"
+        );
+        if let Some(aux) = &aux {
+            vocabulary::check(&self.vocabulary(&base)?, &self.vocabulary(aux)?)?;
+        }
+        let base_config = self.network(&base)?;
+        let aux_config = aux.as_ref().map(|aux| self.network(aux)).transpose()?;
+        let (layout, predictor) = match (&asked.predictor, &aux_config) {
+            (Some(dir), aux_config) => {
+                let dir = here(dir);
+                let predictor = Predictor::open(&dir, &base_config, aux_config.as_ref());
+                (predictor.context("predictor")?.layout().clone(), Some(dir))
+            }
+            (None, Some(aux)) => (Layout::auxiliary(&layer_map(base_config.layers.len(), aux.layers.len())), None),
+            (None, None) => unreachable!("a network alone is no pair"),
+        };
+        self.pairs.insert(name.clone(), Pair { base, aux, layout, own, predictor });
+        Ok(name)
+    }
+
+    fn of_zoo(name: &str) -> bool {
+        zoo::network(name).is_ok() || zoo::prediction(name).is_ok() || zoo::token_pruned(name).is_ok()
+    }
+
+    fn vocabulary(&self, name: &str) -> Result<Vocabulary> {
+        let tokenizer = self.networks.get(name).and_then(|own| own.tokenizer.clone());
+        Ok(Vocabulary { of: name.to_owned(), size: self.network(name)?.vocab, tokenizer })
+    }
+
+    /// The configuration of a network.
+    ///
+    /// # Errors
+    /// No such network.
+    pub fn network(&self, name: &str) -> Result<NetworkConfig> {
+        Ok(match self.networks.get(name) {
+            Some(own) => own.config.clone(),
+            None => zoo::network(name)?,
+        })
+    }
+
+    /// A pair, or shared layers: the user's own, with other tokens of the base behind its name (`-m16-s1`) or without; of any
+    /// network `NAME-KVP-S19`; or the zoo's.
+    ///
+    /// # Errors
+    /// No such pair.
+    pub fn pair(&self, name: &str) -> Result<Pair> {
+        if let Some(pair) = self.pairs.get(name) {
+            return Ok(pair.clone());
+        }
+        let (plain, own) = OwnTokens::strip(name);
+        if let Some(pair) = self.pairs.get(plain) {
+            return Ok(Pair { own, ..pair.clone() });
+        }
+        if let Some((base, ..)) = zoo::shared_layers(plain)
+            && let Some(network) = self.networks.get(base)
+            && let Some(layout) = zoo::shared(plain, &network.config)
+        {
+            return Ok(Pair { base: base.into(), aux: None, layout, own, predictor: None });
+        }
+        let zoo::Prediction { base, aux, layout, own, .. } = zoo::prediction(name)?;
+        Ok(Pair { base: base.into(), aux: aux.map(str::to_owned), layout, own, predictor: None })
+    }
+
+    /// The folder of a network's own weights, if it has any.
+    pub fn weights(&self, name: &str) -> Option<&Path> {
+        self.networks.get(name)?.weights.as_ref().map(|(dir, _)| dir.as_path())
+    }
+
+    /// What the synthetic values of a network are drawn from, and its folder is called by: the name of one of the zoo, the hash
+    /// of any other, wherever it lies.
+    pub fn key(&self, network: &str) -> String {
+        match self.networks.get(network) {
+            Some(own) => format!("config-{}", &own.hash[..HASH]),
+            None => network.to_owned(),
+        }
+    }
+
+    /// As [`Catalog::key`], of the synthetic predictor of a pair.
+    ///
+    /// # Errors
+    /// No such pair.
+    pub fn predictor_key(&self, name: &str) -> Result<String> {
+        let plain = OwnTokens::strip(name).0;
+        let Pair { base, aux, layout, .. } = self.pair(name)?;
+        let of_zoo = |name: &String| !self.networks.contains_key(name);
+        if !self.pairs.contains_key(name) && !self.pairs.contains_key(plain) && of_zoo(&base) {
+            return Ok(plain.to_owned());
+        }
+        let aux = aux.map(|aux| self.key(&aux));
+        let text = format!("{} {aux:?} {layout:?}", self.key(&base));
+        Ok(format!("config-{}", &sha256(text.as_bytes())[..HASH]))
+    }
+
+    /// The type of the weights that lie in folders.
+    ///
+    /// # Errors
+    /// They are of different types.
+    pub fn dtype(&self) -> Result<Option<DType>> {
+        let mut found: Option<(&String, DType)> = None;
+        for (name, own) in &self.networks {
+            let Some((_, dtype)) = own.weights else { continue };
+            if let Some((other, first)) = found.filter(|(_, first)| *first != dtype) {
+                bail!("the weights of {other} are {first} and those of {name} are {dtype}: convert one of them");
+            }
+            found = Some((name, dtype));
+        }
+        Ok(found.map(|(_, dtype)| dtype))
+    }
+
+    /// What a record says of the user's own networks and pairs; `real` unless all weights are synthetic anyway.
+    pub fn notes(&self, real: bool) -> Vec<String> {
+        let network = |(name, own): (&String, &Own)| {
+            let weights = match own.weights {
+                Some((_, dtype)) if real => format!("its own weights ({dtype})"),
+                _ => SYNTHETIC.to_owned(),
+            };
+            let family = own.config.family.name;
+            format!("{name}: {} ({family}), configuration sha256 {}, {weights}", own.from, own.hash)
+        };
+        let pair = |(name, pair): (&String, &Pair)| match &pair.predictor {
+            Some(dir) if real => format!("{name}: predictor {}", name_of(dir)),
+            _ => format!("{name}: {NO_PREDICTOR}"),
+        };
+        self.networks.iter().map(network).chain(self.pairs.iter().map(pair)).collect()
+    }
+
+    /// What stands in for weights and predictors that are not there, in words.
+    pub fn stand_ins(&self) -> Vec<String> {
+        let networks = self.networks.iter().filter(|(_, own)| own.weights.is_none());
+        let pairs = self.pairs.iter().filter(|(_, pair)| pair.predictor.is_none());
+        let networks = networks.map(|(name, own)| format!("{name}: {} has no weights: {SYNTHETIC} are used", own.from));
+        networks.chain(pairs.map(|(name, _)| format!("{name}: {NO_PREDICTOR}"))).collect()
+    }
+}
+
+impl Own {
+    fn open(path: &Path) -> Result<Own> {
+        let file = if path.is_dir() { path.join("config.json") } else { path.to_owned() };
+        let config = NetworkConfig::load(&file)?;
+        let folder = path.is_dir().then_some(path);
+        // Weights that cannot be read are a mistake, no reason to make others.
+        let weights = match folder.filter(|dir| holds_weights(dir)) {
+            Some(dir) => Some((dir.to_owned(), Network::load(dir)?.weight_dtype())),
+            None => None,
+        };
+        let tokenizer = folder.map(|dir| dir.join("tokenizer.json")).filter(|file| file.exists());
+        let hash = sha256(config.to_json("").to_string().as_bytes());
+        Ok(Own { config, hash, from: name_of(path), weights, tokenizer })
+    }
+}
+
+/// Whether a folder holds weights of any kind, readable or not.
+fn holds_weights(dir: &Path) -> bool {
+    let ends = ["safetensors", "safetensors.index.json", "bin", "pth", "pt", "gguf"];
+    let names = fs::read_dir(dir).into_iter().flatten().flatten().map(|f| f.file_name().to_string_lossy().into_owned());
+    names.into_iter().any(|name| ends.iter().any(|end| name.ends_with(&format!(".{end}"))))
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// A path as the user meant it.
+fn here(path: &Path) -> PathBuf {
+    output::called_from().map_or_else(|| path.to_owned(), |from| from.join(path))
+}
+
+/// What to call what lies there: the folder, or the file if it is not just any config.json; of a snapshot in the Hub's cache the
+/// repository.
+fn name_of(path: &Path) -> String {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let parts: Vec<String> = path.iter().map(|p| p.to_string_lossy().into_owned()).collect();
+    let name = match &parts[..] {
+        [.., repository, snapshots, _] if snapshots == "snapshots" => {
+            repository.rsplit("--").next().unwrap_or(repository).to_owned()
+        }
+        [.., folder, file] if file == "config.json" => folder.clone(),
+        [.., name] => name.strip_suffix(".json").unwrap_or(name).to_owned(),
+        [] => String::new(),
+    };
+    let plain = |c: char| if c.is_alphanumeric() || "._-+".contains(c) { c } else { '-' };
+    let name: String = name.trim_start_matches('.').chars().map(plain).take(48).collect();
+    if name.is_empty() { "network".into() } else { name }
+}
+
+#[cfg(test)]
+mod tests {
+    use ttft_models::{kv_prediction::layout::Input, synth::Spec};
+
+    use super::*;
+
+    fn asked(base: &Path, aux: Option<&Path>) -> Asked {
+        let text = |p: &Path| p.to_str().unwrap().to_owned();
+        Asked { base: text(base), aux: aux.map(text), ..Asked::default() }
+    }
+
+    /// A folder with nothing but the configuration of a network of the zoo.
+    fn folder(dir: &Path, name: &str, like: &str) -> PathBuf {
+        let path = dir.join(name);
+        fs::create_dir_all(&path).unwrap();
+        fs::write(path.join("config.json"), zoo::network(like).unwrap().to_json("bfloat16").to_string()).unwrap();
+        path
+    }
+
+    #[test]
+    fn names_are_single_safe_words() {
+        for (path, name) in [
+            ("/m/Llama-3.2-1B", "Llama-3.2-1B"),
+            ("/m/Llama-3.2-1B/", "Llama-3.2-1B"),
+            ("/m/My Model (new)", "My-Model--new-"),
+            ("/m/.hidden", "hidden"),
+            ("/m/Qwen/config.json", "Qwen"),
+            ("/m/Qwen.json", "Qwen"),
+            ("/h/models--meta-llama--Llama-3.2-1B/snapshots/0123abc", "Llama-3.2-1B"),
+            ("/m/..", "network"),
+            ("/", "-"),
+        ] {
+            assert_eq!(name_of(Path::new(path)), name, "{path}");
+        }
+        assert!(name_of(Path::new(&"x".repeat(200))).len() <= 48);
+    }
+
+    #[test]
+    fn networks_of_one_name_are_told_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b) = (folder(dir.path(), "a/model", "SmolLM2-135M"), folder(dir.path(), "b/model", "SmolLM2-360M"));
+        let (catalog, names) = Catalog::new(&[asked(&b, Some(&a)), asked(&b, None)]).unwrap();
+        assert_eq!(names[1], "model");
+        assert!(names[0].starts_with("model-KVP-model-"), "{names:?}");
+        let pair = catalog.pair(&names[0]).unwrap();
+        assert_eq!((pair.base.as_str(), pair.layout.layers.len()), ("model", 32));
+        assert_eq!(catalog.network(&pair.aux.unwrap()).unwrap(), zoo::network("SmolLM2-135M").unwrap());
+        // A name of the zoo means the zoo's.
+        let (_, names) = Catalog::new(&[asked(&folder(dir.path(), "OE270M", "SmolLM2-135M"), None)]).unwrap();
+        assert!(names[0].starts_with("OE270M-") && names[0].len() == 7 + HASH, "{names:?}");
+        let (_, names) = Catalog::new(&[asked(Path::new("OE1.1B"), Some(Path::new("OE270M")))]).unwrap();
+        assert_eq!(names, ["OE1.1B-KVP-OE270M"]);
+        for notes in [catalog.notes(true), catalog.notes(false)] {
+            assert_eq!(notes.len(), 3, "{notes:?}");
+            assert!(notes[0].contains("configuration sha256") && notes[0].contains("synthetic weights"), "{notes:?}");
+            assert!(notes[2].contains("predicts nothing"), "{notes:?}");
+        }
+    }
+
+    /// Shared layers of any network, by a name or by a predictor; tokens of the base behind any name.
+    #[test]
+    fn variants_of_ones_own_networks() {
+        let dir = tempfile::tempdir().unwrap();
+        let (large, small) = (folder(dir.path(), "large", "SmolLM2-1.7B"), folder(dir.path(), "small", "SmolLM2-360M"));
+        let with = Asked { base_tokens: Some(4), sink_tokens: Some(1), ..asked(&large, Some(&small)) };
+        let (catalog, names) = Catalog::new(&[with]).unwrap();
+        assert_eq!(names, ["large-KVP-small-m4-s1"]);
+        let own = |name: &str| catalog.pair(name).unwrap().own;
+        assert_eq!(own(&names[0]), OwnTokens { last: 4, first: 1 });
+        let shared = catalog.pair("large-KVP-S9-m7").unwrap();
+        assert_eq!((shared.base.as_str(), shared.aux, shared.layout.shared), ("large", None, Some(9)));
+        assert_eq!(shared.own, OwnTokens { last: 7, first: 0 });
+        // Of one network and one depth, whatever the base reads itself, there is one predictor; others have others.
+        let key = |name: &str| catalog.predictor_key(name).unwrap();
+        assert_eq!(key("large-KVP-S9-m7"), key("large-KVP-S9-s1"));
+        assert_ne!(key("large-KVP-S9"), key("large-KVP-S8"));
+        assert_ne!(key("large-KVP-S9"), key("large-KVP-S9own"));
+        assert_eq!(key("OE1.1B-KVP-S19own-m15-s1"), "OE1.1B-KVP-S19own");
+        assert!(catalog.pair("large-KVP-S24").is_err() && catalog.pair("other-KVP-S2").is_err());
+
+        // A predictor without an auxiliary, as `ttft synth --init own` writes it.
+        let to = dir.path().join("predictor");
+        let config = catalog.network("large").unwrap();
+        let layout = Layout::shared(config.layers.len(), 5, Input::Own);
+        let spec = Spec::custom_predictor("p", config, None, layout.clone(), DType::F32, 0);
+        spec.make(&to, &|_, _| ()).unwrap();
+        let (catalog, names) = Catalog::new(&[Asked { predictor: Some(to), ..asked(&large, None) }]).unwrap();
+        assert_eq!(names, ["large-KVP-shared"]);
+        assert_eq!(catalog.pair(&names[0]).unwrap().layout, layout);
+        assert_eq!(catalog.pair("large-KVP-shared-m3").unwrap().own.last, 3);
+    }
+
+    #[test]
+    fn equal_configurations_share_their_weights_wherever_they_lie() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = |name: &str, like: &str| {
+            let (catalog, names) = Catalog::new(&[asked(&folder(dir.path(), name, like), None)]).unwrap();
+            catalog.key(&names[0])
+        };
+        assert_eq!(key("x", "SmolLM2-135M"), key("y", "SmolLM2-135M"));
+        assert_ne!(key("x", "SmolLM2-135M"), key("z", "SmolLM2-360M"));
+        assert_eq!(Catalog::default().key("OE270M"), "OE270M");
+    }
+
+    #[test]
+    fn what_is_no_pair_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (small, large) = (folder(dir.path(), "small", "SmolLM2-135M"), folder(dir.path(), "large", "SmolLM2-1.7B"));
+        let error = |a: Asked| format!("{:#}", Catalog::new(&[a]).unwrap_err());
+        let says = |error: String, words: &[&str]| {
+            words.iter().for_each(|w| assert!(error.contains(w), "no '{w}' in: {error}"));
+        };
+        let qwen = folder(dir.path(), "qwen", "Qwen3-0.6B");
+        says(error(asked(&large, Some(&qwen))), &["vocabularies differ", "large has 49152", "qwen has 151936"]);
+        says(error(asked(Path::new("OE7B"), None)), &["base", "OE7B", "no folder", "OE1.1B"]);
+        says(error(asked(dir.path(), None)), &["config.json"]);
+        says(error(Asked { name: Some("a b".into()), ..asked(&large, Some(&small)) }), &["name", "a b"]);
+        says(error(Asked { name: Some("OE270M".into()), ..asked(&large, Some(&small)) }), &["name", "OE270M"]);
+        says(error(Asked { predictor: Some("x".into()), ..asked(&large, None) }), &["predictor", "x/config.json"]);
+        says(error(Asked { base_tokens: Some(2), ..asked(&large, None) }), &["base_tokens", "a network alone"]);
+        says(error(Asked { base_tokens: Some(0), ..asked(&large, Some(&small)) }), &["base_tokens", "1 or more"]);
+        let nowhere = Asked { predictor: Some(dir.path().join("x")), ..asked(&large, Some(&small)) };
+        says(error(nowhere), &["x/config.json", "predictor"]);
+        // Half of a download is no configuration alone.
+        fs::write(small.join("model-00001-of-00002.safetensors"), "x").unwrap();
+        says(error(asked(&large, Some(&small))), &["aux", "model.safetensors"]);
+    }
+}

@@ -1,0 +1,100 @@
+//! What a run did, as a trace that chrome://tracing and ui.perfetto.dev show: its calls, their phases and their steps, each in a
+//! row of its own.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+use ttft_models::{Inference, RunSpec, cost::CostSystem};
+
+/// The rows of the picture, from the top.
+const ROWS: [&str; 3] = ["calls", "phases", "steps"];
+
+/// Events so far, one call after another.
+#[derive(Debug)]
+pub struct Trace {
+    cost: CostSystem,
+    spec: RunSpec,
+    events: Vec<Event>,
+    /// Where the next call begins.
+    at: Duration,
+}
+
+#[derive(Debug, Serialize)]
+struct Event {
+    name: String,
+    /// A complete event: one with a duration.
+    ph: &'static str,
+    /// Microseconds, as the format has it.
+    ts: f64,
+    dur: f64,
+    pid: u32,
+    tid: usize,
+    args: Value,
+}
+
+fn micros(time: Duration) -> f64 {
+    time.as_nanos() as f64 / 1e3
+}
+
+impl Trace {
+    /// Of a run of this system.
+    pub fn new(cost: CostSystem, spec: RunSpec) -> Trace {
+        Trace { cost, spec, events: Vec::new(), at: Duration::ZERO }
+    }
+
+    /// Adds the last call of a run, which took so long. Its steps stand at its end: before them the ids were checked.
+    pub fn call(&mut self, name: &str, took: Duration, run: &dyn Inference) {
+        let (steps, ran) = run.trace();
+        self.event(
+            0,
+            name.to_owned(),
+            self.at,
+            took,
+            json!({ "threads_started": ran.iter().map(|r| r.regions).sum::<usize>() }),
+        );
+        let mut at = self.at + took.saturating_sub(ran.iter().map(|r| r.time).sum());
+        self.at += took;
+        let mut ran = ran.iter();
+        for phase in steps.chunk_by(|a, b| a.phase == b.phase) {
+            let begin = at;
+            let mut started = 0;
+            for (step, ran) in phase.iter().zip(&mut ran) {
+                let cost = self.cost.step(&self.spec, step);
+                let (flops, seconds) = (cost.flops.total(), ran.time.as_secs_f64());
+                let args = json!({
+                    "rows": ran.rows,
+                    "threads_started": ran.regions,
+                    "flops": flops,
+                    "weight_bytes": cost.weight_bytes,
+                    "cache_bytes": cost.cache_bytes,
+                    "gflops": if seconds > 0.0 { Some(flops as f64 / seconds * 1e-9) } else { None },
+                });
+                let text = step.to_string();
+                let name = text.split_once(": ").map_or(text.as_str(), |(_, what)| what);
+                self.event(2, name.to_owned(), at, ran.time, args);
+                at += ran.time;
+                started += ran.regions;
+            }
+            self.event(1, phase[0].phase.name().to_owned(), begin, at - begin, json!({ "threads_started": started }));
+        }
+    }
+
+    fn event(&mut self, row: usize, name: String, at: Duration, took: Duration, args: Value) {
+        let (ts, dur) = (micros(at), micros(took));
+        self.events.push(Event { name, ph: "X", ts, dur, pid: 1, tid: row + 1, args });
+    }
+
+    /// The file's content. `about` says what ran.
+    pub fn json(&self, about: Value) -> Value {
+        let named = |kind: &str, tid: usize, name: &str| json!({"name": kind, "ph": "M", "pid": 1, "tid": tid, "args": {"name": name}});
+        let rows = ROWS.iter().enumerate().map(|(i, name)| named("thread_name", i + 1, name));
+        let names: Vec<Value> = [named("process_name", 0, "ttft")].into_iter().chain(rows).collect();
+        let events = self.events.iter().map(|e| json!(e));
+        json!({
+            "traceEvents": names.into_iter().chain(events).collect::<Vec<_>>(),
+            "displayTimeUnit": "ms",
+            "otherData": about,
+        })
+    }
+}

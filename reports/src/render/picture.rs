@@ -1,0 +1,190 @@
+//! One picture of a run, for a page that is not this program's: TTFT of the base and of KV prediction at one size, by phase.
+//!
+//! It is SVG without scripts, dark where the reader's system is; a program that knows no style sheets draws the light one.
+
+use std::fmt::Write as _;
+
+use super::{RenderError, Run, blocks::size, plot::escape};
+use crate::{
+    facts, format,
+    schema::{Kind, Record},
+    stats,
+    summary::{self, Row},
+};
+
+/// Width in CSS pixels.
+const WIDTH: f64 = 720.0;
+/// Room at the sides.
+const MARGIN: f64 = 16.0;
+/// Height of a system's words and bar.
+const ROW: f64 = 54.0;
+
+/// Colours in light and dark, by the class of what has them.
+const INKS: [(&str, &str, &str); 9] = [
+    ("page", "#ffffff", "#14171c"),
+    ("text", "#1a1c20", "#e6e9ee"),
+    ("muted", "#5a6270", "#a2abb8"),
+    ("prefill", "#0072b2", "#56a8e8"),
+    ("auxiliary", "#2a8bc4", "#8fd0f5"),
+    ("prediction", "#c05000", "#f08a3c"),
+    ("base_step", "#00805e", "#2fc096"),
+    ("selection", "#8a6d00", "#e3c23f"),
+    ("other", "#7a4fc2", "#b89bf0"),
+];
+
+/// A phase as a legend names it.
+fn words(phase: &str) -> &str {
+    match phase {
+        "prefill" => "prefill of the whole prompt",
+        "auxiliary" => "auxiliary network",
+        "prediction" => "predicting the cache",
+        "base_step" => "one step of the base",
+        "selection" => "choosing tokens",
+        other => other,
+    }
+}
+
+/// The name and the light colour of an ink.
+fn ink(name: &str) -> (&'static str, &'static str) {
+    let known = INKS.iter().find(|(n, ..)| *n == name).or(INKS.last()).expect("there are inks");
+    (known.0, known.1)
+}
+
+fn fill(name: &str) -> String {
+    let (class, light) = ink(name);
+    format!("class=\"{class}\" fill=\"{light}\"")
+}
+
+/// The runs, one below the other.
+pub fn render(runs: &[Run], _: &[&str]) -> Result<String, RenderError> {
+    if runs.is_empty() {
+        return Err(RenderError::NoRuns);
+    }
+    let mut drawn = String::new();
+    let mut top = MARGIN;
+    for run in runs {
+        let title = if runs.len() > 1 { format!("{}: ", run.name) } else { String::new() };
+        top = block(&mut drawn, run.record, &title, top);
+    }
+    let height = top.ceil();
+    let styles = |dark: bool| {
+        let of = |(class, l, d): &(&str, &str, &str)| format!(".{class}{{fill:{}}}", if dark { d } else { l });
+        INKS.iter().map(of).collect::<String>()
+    };
+    Ok(format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{height}\" viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" \
+         font-family=\"system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', Arial, sans-serif\" font-size=\"15\">\n\
+         <title>Time to first token of KV prediction beside its base</title>\n\
+         <style>{}@media (prefers-color-scheme:dark){{{}}}</style>\n\
+         <rect width=\"{WIDTH}\" height=\"{height}\" rx=\"8\" {}/>\n{drawn}</svg>\n",
+        styles(false),
+        styles(true),
+        fill("page")
+    ))
+}
+
+fn line(out: &mut String, x: f64, y: f64, ink: &str, more: &str, words: &str) {
+    let _ = writeln!(out, "<text x=\"{x:.1}\" y=\"{y:.1}\" {}{more}>{}</text>", fill(ink), escape(words));
+}
+
+/// The size that is drawn: of KV prediction with phases, the smallest batch with its longest prompt; and the rows there, the
+/// base first.
+fn chosen<'a, 'b>(rows: &'b [Row<'a>]) -> Vec<&'b Row<'a>> {
+    let drawn = |r: &&Row| r.cell.kind == Kind::Kvp && r.ttft.is_some() && !r.cell.phases.is_empty();
+    let place = |r: &Row| (r.cell.batch, r.cell.prompt);
+    let best = rows.iter().filter(drawn).min_by_key(|r| (r.cell.batch, std::cmp::Reverse(r.cell.prompt)));
+    let Some(best) = best else { return Vec::new() };
+    let there = |r: &&Row| place(r) == place(best) && r.ttft.is_some() && !r.cell.phases.is_empty();
+    let base = rows.iter().filter(there).filter(|r| r.cell.system == best.cell.base).take(1);
+    base.chain(rows.iter().filter(there).filter(|r| r.cell.kind == Kind::Kvp && r.cell.base == best.cell.base))
+        .collect()
+}
+
+/// Draws a run from `top` on, and gives where it ends.
+fn block(out: &mut String, record: &Record, title: &str, top: f64) -> f64 {
+    let rows = summary::rows(record);
+    let rows = chosen(&rows);
+    let Some(first) = rows.first() else {
+        line(out, MARGIN, top + 20.0, "text", "", &format!("{title}no KV prediction was measured in this run"));
+        return top + 40.0;
+    };
+    let heading = match first.cell.batch {
+        1 => format!("{title}time to the first token of a prompt of {} tokens", first.cell.prompt),
+        _ => format!("{title}time to the first tokens, {} prompts x tokens", size(first.cell)),
+    };
+    let mut heading = heading.chars();
+    let heading: String = heading.next().into_iter().flat_map(char::to_uppercase).chain(heading).collect();
+    line(out, MARGIN, top + 20.0, "text", " font-size=\"18\" font-weight=\"600\"", &heading);
+    let longest = rows.iter().filter_map(|r| r.ttft).map(|t| t.value).fold(f64::MIN_POSITIVE, f64::max);
+    let scale = (WIDTH - 2.0 * MARGIN) / longest;
+    let mut at = top + 36.0;
+    let mut used: Vec<&str> = Vec::new();
+    let mut ideal_drawn = false;
+    for row in &rows {
+        let Some(ttft) = row.ttft else { continue };
+        let mark = if row.doubts.is_empty() { "" } else { " (!)" };
+        let alone = if row.cell.kind == Kind::Base { ", alone" } else { "" };
+        line(out, MARGIN, at + 16.0, "text", "", &format!("{}{alone}{mark}", row.cell.system));
+        let faster = row.speedup.filter(|_| row.cell.system != row.cell.base);
+        let faster = faster.map_or(String::new(), |s| format!(", {} as fast", format::ratio(s.estimate.value)));
+        let words = format!("{}{faster}", format::seconds(ttft.value));
+        line(out, WIDTH - MARGIN, at + 16.0, "text", " text-anchor=\"end\"", &words);
+        let (mut x, end) = (MARGIN, MARGIN + scale * ttft.value);
+        let phases: Vec<(&str, f64)> = row
+            .cell
+            .phases
+            .iter()
+            .filter_map(|p| Some((p.name.as_str(), stats::median(&summary::seconds(&p.samples_ns))?)))
+            .collect();
+        for (phase, seconds) in &phases {
+            // Medians of parts may add up to more than the median of the whole.
+            let width = (scale * seconds).min(end - x).max(0.0);
+            let _ = writeln!(
+                out,
+                "<rect x=\"{x:.1}\" y=\"{:.1}\" width=\"{width:.1}\" height=\"20\" {}/>",
+                at + 23.0,
+                fill(phase)
+            );
+            x += width;
+            if !used.contains(phase) {
+                used.push(phase);
+            }
+        }
+        let ideal = first.ttft.zip(row.flops_reduction).filter(|_| row.cell.system != row.cell.base);
+        if let Some((base, reduction)) = ideal.filter(|(_, r)| *r > 0.0) {
+            let x = (MARGIN + scale * base.value / reduction).min(WIDTH - MARGIN);
+            let _ = writeln!(
+                out,
+                "<rect x=\"{:.1}\" y=\"{:.1}\" width=\"3\" height=\"28\" {}/>",
+                x - 1.5,
+                at + 19.0,
+                fill("text")
+            );
+            ideal_drawn = true;
+        }
+        at += ROW;
+    }
+    at += 8.0;
+    let mut x = MARGIN;
+    let ideal = ideal_drawn.then_some(("text", 3.0, "if all operations saved were time saved"));
+    for (name, width, words) in used.iter().map(|p| (*p, 13.0, words(p))).chain(ideal) {
+        // Letters of this size are about this wide.
+        let room = 20.0 + 6.9 * words.chars().count() as f64;
+        if x + room > WIDTH - MARGIN && x > MARGIN {
+            (x, at) = (MARGIN, at + 20.0);
+        }
+        let left = x + (13.0 - width) / 2.0;
+        let _ = writeln!(
+            out,
+            "<rect x=\"{left:.1}\" y=\"{:.1}\" width=\"{width}\" height=\"13\" {}/>",
+            at + 1.0,
+            fill(name)
+        );
+        line(out, x + 19.0, at + 12.0, "muted", " font-size=\"13\"", words);
+        x += room + 14.0;
+    }
+    let day =
+        record.run.started_at.as_deref().and_then(|t| t.get(..10)).map_or(String::new(), |day| format!(", {day}"));
+    line(out, MARGIN, at + 36.0, "muted", " font-size=\"12\"", &format!("{}{day}", facts::machine(&record.run)));
+    at + 52.0
+}
