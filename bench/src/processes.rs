@@ -166,6 +166,7 @@ fn cold(a: Cold, b: Cold) -> Cold {
     let phases = a.warm_phases.into_iter().zip(b.warm_phases);
     Cold {
         read_bytes: a.read_bytes.zip(b.read_bytes).map(|(a, b)| joined(a, b)),
+        read_at_least: a.read_at_least || b.read_at_least,
         warm_ns: joined(a.warm_ns, b.warm_ns),
         warm_phases: phases.map(|(a, b)| WarmPhase { samples_ns: joined(a.samples_ns, b.samples_ns), ..a }).collect(),
         // What storage can do is what it did at its best.

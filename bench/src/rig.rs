@@ -108,7 +108,8 @@ impl Rig {
             Size::Real => Probe::for_machine(compute),
             Size::Tiny => Probe::new(1 << 20, compute),
         };
-        let scenario_start = scenario.start();
+        // A trial leaves nothing behind that could tell it; to evict weights takes energy too.
+        let meter = knobs.energy.unwrap_or(true) && !knobs.trial && scenario.start() == schema::Start::Warm;
         Ok(Rig {
             arms: scenario.arms()?,
             scenario,
@@ -116,9 +117,7 @@ impl Rig {
             weights,
             compute,
             probe,
-            // A trial leaves nothing behind that could tell it; to evict weights takes energy too.
-            meter: (knobs.energy.unwrap_or(true) && !knobs.trial && scenario_start == schema::Start::Warm)
-                .then(Meter::find),
+            meter: meter.then(Meter::find),
             networks: HashMap::new(),
             systems: HashMap::new(),
             slowdown: knobs.slowdown.unwrap_or(0.0) / 100.0,
@@ -479,10 +478,12 @@ fn by_faults(taken: Option<(u64, u64)>, why: String) -> Result<u64, String> {
 fn fill(cold: &mut Cold, openings: &[&Opening]) {
     let nanos = |d: Duration| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX);
     let read: Result<Vec<u64>, String> = openings.iter().map(|o| o.read.clone()).collect();
-    (cold.read_bytes, cold.read_source) = match (read, process::read_bytes()) {
+    let counts = process::read_bytes();
+    cold.read_at_least = counts.is_err();
+    (cold.read_bytes, cold.read_source) = match (read, counts) {
         (Ok(bytes), Ok(_)) => (Some(bytes), "read_bytes in /proc/self/io".into()),
         (Ok(bytes), Err(why)) => {
-            (Some(bytes), format!("major page faults, a page each, which is less than was read ahead; {why}"))
+            (Some(bytes), format!("major page faults, a page each, without what was read ahead; {why}"))
         }
         (Err(why), _) => (None, format!("unknown: {why}")),
     };

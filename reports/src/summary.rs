@@ -357,7 +357,8 @@ pub fn doubts(cell: &Cell, cores: Option<u32>) -> Vec<Doubt> {
     let faults = cell.memory.as_ref().and_then(|m| m.major_faults);
     // Reading from disk is what a cold start is about.
     doubts.extend(faults.filter(|n| *n > 0 && cell.cold.is_none()).map(Doubt::MajorFaults));
-    let read = cell.cold.as_ref().and_then(|cold| cold.read_bytes.as_ref()?.iter().min().copied());
+    let counted = cell.cold.as_ref().filter(|cold| !cold.read_at_least);
+    let read = counted.and_then(|cold| cold.read_bytes.as_ref()?.iter().min().copied());
     if let (Some(read), Some(needed)) = (read, needed_bytes(cell))
         && (read as f64) < LEAST_READ * needed as f64
     {

@@ -45,7 +45,7 @@ pub(crate) fn blocks(rows: &[Row]) -> Vec<Block> {
             or_unknown(row.ttft.zip(warm).map(|(cold, warm)| format::ratio(cold.value / warm))),
             or_unknown(open.map(format::seconds)),
             or_unknown(extra.map(format::seconds)),
-            or_unknown(read.map(format::bytes)),
+            or_unknown(read.map(|bytes| format!("{}{}", at_least(cell), format::bytes(bytes)))),
             or_unknown(rate.map(format::figure)),
             or_unknown(disk.map(format::figure)),
             or_unknown(row.speedup.filter(|_| !own).map(|s| with_ratio(&s.estimate))),
@@ -87,6 +87,11 @@ pub(crate) fn blocks(rows: &[Row]) -> Vec<Block> {
     blocks
 }
 
+/// Before bytes of which the system told a part.
+fn at_least(cell: &Cell) -> &'static str {
+    if cell.cold.as_ref().is_some_and(|cold| cold.read_at_least) { "at least " } else { "" }
+}
+
 fn with_ratio(estimate: &Estimate) -> String {
     with_interval(format::ratio(estimate.value), format::ratio_interval(estimate))
 }
@@ -103,7 +108,8 @@ fn against_base(row: &Row, base: &Row) -> Option<String> {
     if cell.kind != Kind::Kvp {
         return None;
     }
-    let bytes = |cell: &Cell| read_bytes(cell).or_else(|| Some(cell.cold.as_ref()?.file_bytes));
+    let counted = |cell: &Cell| read_bytes(cell).filter(|_| at_least(cell).is_empty());
+    let bytes = |cell: &Cell| counted(cell).or_else(|| Some(cell.cold.as_ref()?.file_bytes));
     let (own, bases) = (bytes(cell)?, bytes(base.cell)?);
     let extra = |cell| summary::cold_extra(cell).map(|e| e.value);
     let (time, bases_time) = (extra(cell)?, extra(base.cell)?);
@@ -148,6 +154,7 @@ mod tests {
                 file_bytes: needed,
                 cache: "the guest's cache is cold, the host's unknown".into(),
                 read_bytes: Some(vec![needed; n]),
+                read_at_least: false,
                 read_source: "a test".into(),
                 warm_ns: cell.samples_ns.clone(),
                 warm_phases: cell.phases.iter().map(warm).collect(),
@@ -208,6 +215,9 @@ mod tests {
         let doubts = summary::row(&record, &record.cells[0]).doubts;
         assert!(matches!(doubts[..], [summary::Doubt::NotCold(1_000_000_000, 2_028_000_000)]), "{doubts:?}");
         assert!(doubts[0].to_string().contains("a cache held the rest"));
+        record.cells[0].cold.as_mut().unwrap().read_at_least = true;
+        assert_eq!(summary::row(&record, &record.cells[0]).doubts, [], "what is not counted may have been read");
+        assert!(terminal::render(&record, None).contains("at least 1.89 GiB"));
     }
 
     #[test]

@@ -567,6 +567,8 @@ pub struct Cold {
     pub cache: String,
     /// Bytes that the process had read from storage during every sample; null if the system does not tell.
     pub read_bytes: Option<Vec<u64>>,
+    /// Whether more may have been read than `read_bytes` says.
+    pub read_at_least: bool,
     /// What counted `read_bytes`, or why nothing did.
     pub read_source: String,
     /// Time of the same work again right after every sample, when the weights were in memory.
