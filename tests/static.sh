@@ -3,7 +3,7 @@
 #
 #   tests/static.sh                     both architectures, optimised, packed for a release
 #   tests/static.sh x86_64 | aarch64    one of them
-#   tests/static.sh check [ARCH..]      as quickly as it builds, not optimised and not packed: whether it links and starts
+#   tests/static.sh check [ARCH..]      in the profile dev and not packed, as quickly as it builds: whether it links and starts
 #
 # The result is target/static/ttft-ARCH/ with the binary, its man pages, its shell completions and a Containerfile, and the same
 # as ttft-ARCH.tar.gz. AArch64 takes the toolchain and the emulator of tests/aarch64.sh (`tests/aarch64.sh setup`).
@@ -15,7 +15,6 @@ profile=release
 if [ "${1:-}" = check ]; then
     profile=dev
     shift
-    export CARGO_PROFILE_DEV_OPT_LEVEL=0
 fi
 [ $# -gt 0 ] || set -- x86_64 aarch64
 
@@ -24,7 +23,8 @@ build() {
     local target=$1-unknown-linux-gnu flags="-C target-feature=+crt-static"
     case $1 in
         x86_64)
-            CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS=$flags CARGO_TARGET_DIR=$OUT/build \
+            # Not for AArch64, where inline assembly of the crate gemm assembles in optimised builds alone.
+            CARGO_PROFILE_DEV_OPT_LEVEL=0 CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS=$flags CARGO_TARGET_DIR=$OUT/build \
                 cargo build --profile $profile --locked --target "$target" -p ttft-bench --bin ttft
             binary=$OUT/build/$target/${profile/dev/debug}/ttft
             ;;
