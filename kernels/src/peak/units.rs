@@ -282,7 +282,7 @@ mod arm {
     run!([], smmla: Neon, Smmla, 4 x 6, true, 8);
 }
 
-#[cfg(test)]
+#[cfg(all(test, target_arch = "x86_64"))]
 mod tests {
     use super::*;
     use crate::peak::Unit;
@@ -319,7 +319,6 @@ mod tests {
         TURNS as f64 * products.sum::<f64>()
     }
 
-    #[cfg(target_arch = "x86_64")]
     #[test]
     fn vector_units_multiply_what_they_say() {
         for unit in Unit::all().into_iter().filter(|u| !u.name().starts_with("AMX")) {
