@@ -438,12 +438,12 @@ fn settings_are_compared_in_turn_and_the_exit_code_says_which_is_slower() {
         (out.status.code(), String::from_utf8_lossy(&out.stdout).into_owned(), stderr(&out))
     };
     let tiny = "--tiny --threads 1";
-    // Thirty times as slow on purpose: no neighbour does that in most pairs, however busy the machine is.
-    let (code, text, err) = compare(tiny, "--tiny --threads 1 --slowdown 3000", &["--pairs", "6"]);
+    // Ten times as slow on purpose: no neighbour does that in most pairs.
+    let (code, text, err) = compare(tiny, "--tiny --threads 1 --slowdown 1000", &["--pairs", "8"]);
     assert_eq!(code, Some(3), "{text}{err}");
     assert!(text.contains("slower") && text.contains("OE270M"), "{text}");
     let (code, json, err) =
-        compare("--tiny --threads 1 --slowdown 3000", tiny, &["--pairs", "6", "--fail-slower", "10", "--json"]);
+        compare("--tiny --threads 1 --slowdown 1000", tiny, &["--pairs", "8", "--fail-slower", "10", "--json"]);
     assert_eq!(code, Some(0), "{json}{err}");
     let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
     assert_eq!(json["schema"], "ttft-pairs/1");
@@ -975,11 +975,16 @@ fn a_pair_of_two_configurations_alone() {
     let (scenario, weights) = (small(dir.path()), dir.path().join("w"));
     let base = shape(dir.path(), "My Base", "base");
     let aux = shape(dir.path(), "sub/aux", "aux").join("config.json");
-    let bench = |out: &str| {
+    let measure = |base: &str| {
         let mut c = ttft();
         c.current_dir(dir.path()).args(["bench", "--threads", "1", "--processes", "2", "--rounds", "4"]);
-        c.args(["--base", "My Base", "--aux", "sub/aux/config.json"]).arg("--scenario").arg(&scenario);
-        c.arg("--weights").arg(&weights).arg("--out").arg(dir.path().join(out));
+        c.args(["--base", base, "--aux", "sub/aux/config.json"]).arg("--scenario").arg(&scenario);
+        c.arg("--weights").arg(&weights);
+        c
+    };
+    let bench = |out: &str| {
+        let mut c = measure("My Base");
+        c.arg("--out").arg(dir.path().join(out));
         c
     };
     let plan = succeed(bench("none.jsonl").arg("--plan"));
@@ -1037,12 +1042,9 @@ fn a_pair_of_two_configurations_alone() {
     succeed(ttft().arg("report").arg(dir.path().join("r.jsonl")).arg("--html").arg(&page));
     assert!(fs::read_to_string(&page).unwrap().contains("predicts nothing"));
     let resume = |base: &str| {
-        let mut c = bench("unused");
-        c.args(["--resume"]).arg(dir.path().join("r.jsonl"));
-        let args: Vec<_> = c.get_args().map(|a| if a == "My Base" { base.into() } else { a.to_owned() }).collect();
-        let mut again = ttft();
-        again.current_dir(dir.path()).args(&args);
-        again
+        let mut c = measure(base);
+        c.arg("--resume").arg(dir.path().join("r.jsonl"));
+        c
     };
     succeed(&mut resume("My Base"));
     fail(&mut resume("sub/aux"), &["another run", "notes"]);
