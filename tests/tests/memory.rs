@@ -57,6 +57,10 @@ fn plans_are_what_is_allocated_and_weights_stay_mapped() {
     for system in systems {
         for precision in [Precision::F32, Precision::Bf16] {
             for extent in [Extent::FirstToken, Extent::FullNetwork] {
+                // Plans are the same on every machine; what a token allocates is each type's own.
+                if small() && (precision == Precision::F32) != (extent == Extent::FirstToken) {
+                    continue;
+                }
                 for (batch, prompt, generate) in [(1, 1, 1), (2, 9, 4), (3, longest, 2)] {
                     let spec = RunSpec { batch, prompt, generate, precision, extent };
                     let planned = memory(&system, &spec);
