@@ -1,12 +1,15 @@
 //! The `ttft` command from outside: right answers on the fixtures, clear refusals of everything else.
 
+mod program;
+
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::Command,
     sync::Arc,
 };
 
+use program::{fixture, stderr, ttft};
 use safetensors::{Dtype, SafeTensors};
 use tempfile::TempDir;
 use ttft_bench::scenario::{PRESETS, Scenario};
@@ -15,29 +18,6 @@ use ttft_models::{Extent, Network, Precision, Pruned, RunSpec, System, plan};
 
 const FIXTURES: [&str; 3] = ["A", "B", "C"];
 const TOLERANCE: f32 = 1e-4;
-
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name)
-}
-
-/// The command, with none of the knobs that this test's environment may set; in the emulator that `TTFT_TEST_RUNNER` is,
-/// if this build is for another machine.
-fn ttft() -> Command {
-    let runner = std::env::var("TTFT_TEST_RUNNER").unwrap_or_default();
-    let mut words = runner.split_whitespace().chain([env!("CARGO_BIN_EXE_ttft")]);
-    let mut c = Command::new(words.next().expect("the program, if nothing before it"));
-    c.args(words);
-    for (name, _) in ttft_bench::knobs::RunKnobs::variables() {
-        c.env_remove(name);
-    }
-    // Seconds for each system, on machines that have counters.
-    c.env("TTFT_ENERGY", "off");
-    c
-}
-
-fn stderr(out: &Output) -> String {
-    String::from_utf8_lossy(&out.stderr).into_owned()
-}
 
 /// Runs it; it must succeed.
 #[track_caller]

@@ -5,11 +5,11 @@ use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
 use ttft_kernels::Engine;
 use ttft_models::{
-    Extent, Inference, KvPrediction, Network, Precision, RunSpec, System,
+    Extent, KvPrediction, Network, Precision, RunSpec, System,
     kv_prediction::layout::{Input, Layout, OwnTokens},
     plan, synth,
 };
-use ttft_tests::models::{Tensor, assert_close, describe, engines, fixture, load, read};
+use ttft_tests::models::{Tensor, assert_close, describe, engines, fixture, generate, load, read};
 
 /// Tokens that the fixtures generate.
 const STEPS: usize = 6;
@@ -59,23 +59,6 @@ impl Case {
     }
 }
 
-/// Greedy ids `[B, T]` and logits `[B, T, V]`.
-fn generate(run: &mut dyn Inference, e: &Engine, ids: &[u32]) -> (Vec<i64>, Vec<f32>) {
-    run.first_token(e, ids).expect("the first token");
-    let (batch, vocab) = (run.logits().rows(), run.logits().cols());
-    let (mut out_ids, mut out) = (vec![0; batch * STEPS], vec![0.0; batch * STEPS * vocab]);
-    for t in 0..STEPS {
-        if t > 0 {
-            run.next_token(e).expect("a planned token");
-        }
-        for b in 0..batch {
-            out_ids[b * STEPS + t] = i64::from(run.token_ids()[b]);
-            out[(b * STEPS + t) * vocab..][..vocab].copy_from_slice(run.logits().row(b));
-        }
-    }
-    (out_ids, out)
-}
-
 #[test]
 fn every_recorded_variant_on_every_engine() {
     for case in cases() {
@@ -89,7 +72,7 @@ fn every_recorded_variant_on_every_engine() {
                     let mut run = plan(system, &case.spec(extent)).unwrap();
                     // A run restarts from an empty cache.
                     for _ in 0..2 {
-                        let (ids, steps) = generate(&mut *run, e, &case.ids);
+                        let (ids, steps) = generate(&mut *run, e, &case.ids, STEPS);
                         let expected = &case.expected[&format!("{name}_greedy_ids")].i64s;
                         assert_eq!(expected, &ids, "{} {} {name} {extent:?}", case.name, describe(e));
                         case.close(e, &format!("{name}_greedy_logits"), &steps);
@@ -139,7 +122,7 @@ fn predictions(case: &Case, e: &Engine) -> Vec<String> {
 /// All logits of the first tokens, bit for bit.
 fn bits(system: &System, spec: RunSpec, e: &Engine, ids: &[u32]) -> Vec<u32> {
     let spec = RunSpec { generate: STEPS, ..spec };
-    generate(&mut *plan(system, &spec).unwrap(), e, ids).1.iter().map(|x| x.to_bits()).collect()
+    generate(&mut *plan(system, &spec).unwrap(), e, ids, STEPS).1.iter().map(|x| x.to_bits()).collect()
 }
 
 /// Predictors of every kind for the base of fixture A: maps from an auxiliary, and shared layers.
