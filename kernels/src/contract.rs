@@ -5,7 +5,10 @@
 //! side: a tile holds `nr` rows of W, converted to the multiply type if need be, but not transposed, so that packing
 //! is a row copy. The accumulator is N-major, `[nr][mr]`: no kernel has tails; epilogues do.
 
-use crate::{isa::Isa, view::DType};
+use crate::{
+    isa::Isa,
+    view::{DType, Format},
+};
 
 /// What the multiply instruction eats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -228,7 +231,7 @@ pub(crate) type Drain = unsafe fn(queue: &mut Copier);
 /// A kernel's functions for weights that are stored in one format, whatever it multiplies them in.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ForWeight {
-    pub format: DType,
+    pub format: Format,
     pub micro: Micro,
     /// On unpacked weights, if their format is what is multiplied and the tile has few enough rows.
     pub in_place: Option<InPlace>,
@@ -289,8 +292,8 @@ impl GemmKernel {
         k.next_multiple_of(self.ku) * self.mr * self.mul.size()
     }
 
-    /// Whether it can multiply activations and weights of these types.
-    pub(crate) fn takes(&self, x: DType, w: DType) -> bool {
+    /// Whether it can multiply activations of this type and weights of this format.
+    pub(crate) fn takes(&self, x: DType, w: Format) -> bool {
         self.pack_x.iter().any(|p| p.0 == x) && self.weights.iter().any(|f| f.format == w)
     }
 
@@ -300,7 +303,7 @@ impl GemmKernel {
     }
 
     /// The functions for weights of a format that it [takes](GemmKernel::takes).
-    pub(crate) fn weights(&self, w: DType) -> &'static ForWeight {
+    pub(crate) fn weights(&self, w: Format) -> &'static ForWeight {
         self.weights.iter().find(|f| f.format == w).expect("a kernel that takes these weights")
     }
 }
@@ -315,7 +318,7 @@ pub struct DotKernel {
     /// Type of the activations.
     pub(crate) x: DType,
     /// Format of the weights.
-    pub(crate) w: DType,
+    pub(crate) w: Format,
     /// Rows of x from which on it is the choice.
     pub(crate) least: usize,
     /// Rows of x that are interleaved, 16 bytes of each in turn and filled up with zeros: `x_stride` is then the distance of
@@ -325,8 +328,8 @@ pub struct DotKernel {
 }
 
 impl DotKernel {
-    /// Types of x and W.
-    pub const fn dtypes(&self) -> (DType, DType) {
+    /// Type of x and format of W.
+    pub const fn takes(&self) -> (DType, Format) {
         (self.x, self.w)
     }
 }

@@ -62,7 +62,7 @@ pub use operands::{AttnShape, HeadNorm, HeadProjection, HeadsOut, Output, Positi
 pub use pool::Pool;
 pub use rope::RopeTable;
 pub use team::Backend;
-pub use view::{DType, Element, HeadCache, Mat, MatMut, Weight};
+pub use view::{DType, Element, Format, HeadCache, Mat, MatMut, Weight};
 
 /// Where operations cut their work, for tests that go around the edges.
 pub mod edges {

@@ -3,7 +3,7 @@
 use crate::{
     contract::{GemmKernel, Mul},
     cpu::{self, cache::Caches},
-    view::DType,
+    view::{DType, Format},
 };
 
 /// Packed bytes of one block of W: a fifth of a core's second-level cache, so that the block, the next one being packed and
@@ -57,12 +57,12 @@ pub(crate) struct Tuning {
 }
 
 impl Tuning {
-    fn interleaves(&self, x: DType, w: DType) -> bool {
-        x == w && self.quads.contains(&x)
+    fn interleaves(&self, x: DType, w: Format) -> bool {
+        w == x.into() && self.quads.contains(&x)
     }
 
-    /// [`Tuning::dot_rows`] for these types.
-    pub fn dot_rows(&self, x: DType, w: DType) -> usize {
+    /// [`Tuning::dot_rows`] for this type and this format.
+    pub fn dot_rows(&self, x: DType, w: Format) -> usize {
         match self.interleaves(x, w) {
             true if outruns_cache(x) => 24,
             true => 32,
@@ -70,8 +70,8 @@ impl Tuning {
         }
     }
 
-    /// [`Tuning::dot_cost`] for these types.
-    pub fn dot_cost(&self, x: DType, w: DType) -> f64 {
+    /// [`Tuning::dot_cost`] for this type and this format.
+    pub fn dot_cost(&self, x: DType, w: Format) -> f64 {
         match self.interleaves(x, w) {
             true if outruns_cache(x) => 1.15,
             true => 1.05,

@@ -4,7 +4,7 @@
 use half::{bf16, f16};
 use proptest::prelude::*;
 use ttft_kernels::{
-    Backend, DType, Element, Engine, Isa, Mat, MatMut, Mul, Options, Output, Weight,
+    Backend, DType, Element, Engine, Format, Isa, Mat, MatMut, Mul, Options, Output, Weight,
     guard::{Flush, Guarded},
     kernels_of,
 };
@@ -270,8 +270,9 @@ fn every_few_row_kernel_around_its_edges() {
                         let flush = if (m + n + k) % 2 == 0 { Flush::End } else { Flush::Start };
                         let out = [Out::Store, Out::Bias, Out::Add, Out::SwiGlu][(m + n + k) % 4];
                         let n = if out == Out::SwiGlu { n + n % 2 } else { n };
-                        let c = Case { m, n, k, pad: m % 2, out, w: kernel.dtypes().1, flush };
-                        if kernel.dtypes().0 == DType::F32 {
+                        let (x, Format::Elements(w)) = kernel.takes();
+                        let c = Case { m, n, k, pad: m % 2, out, w, flush };
+                        if x == DType::F32 {
                             check::<f32>(&e, c);
                         }
                         check::<bf16>(&e, c);
@@ -290,7 +291,10 @@ fn subnormal_numbers_follow_one_policy() {
     for isa in isas() {
         let row = ttft_kernels::isas().iter().find(|r| r.isa == isa).unwrap();
         let gemm = row.gemm.iter().map(|k| (k.name, DType::BF16, k.mul == Mul::Bf16));
-        let dot = row.dot.iter().map(|k| (k.name, k.dtypes().1, k.dtypes() == (DType::BF16, DType::BF16)));
+        let dot = row.dot.iter().map(|k| {
+            let (x, Format::Elements(w)) = k.takes();
+            (k.name, w, (x, w) == (DType::BF16, DType::BF16))
+        });
         for (name, dtype, flushes) in gemm.chain(dot) {
             let options =
                 Options { isa: Some(isa), threads: Some(2), gemm_kernel: Some(name.to_owned()), ..Options::default() };

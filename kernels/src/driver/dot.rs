@@ -10,23 +10,23 @@ use crate::{
     operands::Output,
     team::Team,
     tuning,
-    view::{DType, Element, Mat, Stored, Weight},
+    view::{DType, Element, Format, Mat, Stored, Weight},
 };
 
 /// The kernel that the engine was told to use, if it takes these types; BF16 activations can be widened.
-pub(super) fn forced(e: &Team, x: DType, w: DType) -> Option<&'static DotKernel> {
-    e.kernels.dot.filter(|k| k.dtypes() == (x, w) || k.dtypes() == (DType::F32, w))
+pub(super) fn forced(e: &Team, x: DType, w: Format) -> Option<&'static DotKernel> {
+    e.kernels.dot.filter(|k| k.takes() == (x, w) || k.takes() == (DType::F32, w))
 }
 
 /// The kernel for `m` rows of these types, of the strongest level that has one; failing BF16 activations, for their f32 values.
-fn choose(e: &Team, m: usize, x: DType, w: DType) -> &'static DotKernel {
-    let find = |x| levels::dot_kernels(e.isa()).find(|k| k.dtypes() == (x, w) && m >= k.least);
-    find(x).or_else(|| find(DType::F32)).expect("the portable level has f32 activations by every weight type")
+fn choose(e: &Team, m: usize, x: DType, w: Format) -> &'static DotKernel {
+    let find = |x| levels::dot_kernels(e.isa()).find(|k| k.takes() == (x, w) && m >= k.least);
+    find(x).or_else(|| find(DType::F32)).expect("the portable level has f32 activations by every format of weights")
 }
 
 pub fn linear<'a, A: Element>(e: &Team, x: Mat<'_, A>, w: Weight<'a>, mut out: Output<'a, A>) {
-    let (x_type, w_type) = (A::DTYPE, w.dtype());
-    let kernel = forced(e, x_type, w_type).unwrap_or_else(|| choose(e, x.rows(), x_type, w_type));
+    let format = w.format();
+    let kernel = forced(e, A::DTYPE, format).unwrap_or_else(|| choose(e, x.rows(), A::DTYPE, format));
     e.used.note(kernel.name);
     let (m, k) = (x.rows(), w.k());
     let factors = Factors::of(w, &out);
@@ -56,7 +56,7 @@ pub fn linear<'a, A: Element>(e: &Team, x: Mat<'_, A>, w: Weight<'a>, mut out: O
     }
     let x = Rows { bytes: to, stride: x_stride * size, m };
 
-    let row_bytes = w.dtype().bytes(k) * halves;
+    let row_bytes = format.bytes(k) * halves;
     let fit = (tuning::DOT_TASK_BYTES / row_bytes.max(1)).max(1);
     let rows = fit.min(n_all.div_ceil(4 * e.threads())).next_multiple_of(12);
     let w: [Stored<'_>; 2] = std::array::from_fn(|h| factors.half(h.min(halves - 1)).stored());
@@ -76,7 +76,8 @@ pub fn linear<'a, A: Element>(e: &Team, x: Mat<'_, A>, w: Weight<'a>, mut out: O
         }
         for (i, a) in a.chunks_exact(n).enumerate() {
             let at = i * stride + n0;
-            // SAFETY: tasks own disjoint columns `n0..n0 + n` of y.
+            // SAFETY: `for_each_ahead` gives each task out once, and tasks own disjoint columns `n0..n0 + n` of y; `slice` checks
+            // that they are inside.
             unsafe {
                 match target {
                     Target::Store(y, None) => y.slice(at, n).copy_from_slice(a),

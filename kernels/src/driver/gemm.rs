@@ -43,7 +43,7 @@ impl<'a> Source<'a> {
     /// For `rows` of x in a thread's share.
     pub fn new(k: &'static GemmKernel, factors: Factors<'a>, rows: usize) -> Source<'a> {
         let halves = factors.halves();
-        let of = k.weights(factors.half(0).dtype());
+        let of = k.weights(factors.half(0).format());
         let w: [Stored<'a>; 2] = std::array::from_fn(|h| factors.half(h.min(halves - 1)).stored());
         // Rows that end in part of a vector are packed between blocks, whole rows at a time, as are those of kernels without
         // a queue.
@@ -261,14 +261,14 @@ impl<A: Element> Product<'_, A> {
         let (halves, groups) = (self.src.halves, self.groups());
         let (buffers, acc) = memory.split_at_mut(2 * w_bytes);
         let (acc, buffers) = (acc.as_mut_ptr().cast::<f32>(), buffers.as_mut_ptr());
-        // SAFETY: both halves of the buffer are `w_bytes` long.
+        // SAFETY: `split_at_mut` left `2 * w_bytes` for the buffers.
         let mut buffers = [buffers, unsafe { buffers.add(w_bytes) }];
         let packs = self.src.in_place.is_none();
         let mut units: Vec<Unit> = Vec::with_capacity(halves * self.most);
 
         let Some(mut block) = self.claim(thread, true) else { return };
         if packs {
-            // SAFETY: nothing runs yet.
+            // SAFETY: the buffer is a half of this thread's memory, and no kernel was started that reads it.
             unsafe { self.pack_block(&block, buffers[0]) };
         }
         loop {
@@ -290,7 +290,8 @@ impl<A: Element> Product<'_, A> {
                 (false, _) => {}
                 // SAFETY: `ahead` put tiles of the next block into the other half of the buffer, from rows that it checked.
                 (true, Some(drain)) => unsafe { drain(&mut ahead.queue) },
-                // SAFETY: the current block is done.
+                // SAFETY: the buffer is a half of this thread's memory; its last reader was the block before the current one, which
+                // is done.
                 (true, None) => unsafe { self.pack_block(&next, buffers[1]) },
             }
             buffers.swap(0, 1);

@@ -63,7 +63,7 @@ pub fn attention_weights<A: Element>(e: &Team, q: Mat<'_, A>, k: &HeadCache<A>, 
             let (b, h) = (s / heads, s % heads);
             let q = &q.row(b)[h * group * d..][..group * d];
             let keys = &k.head(b, h).data()[..len * d];
-            // SAFETY: (sequence, head) names one place, which goes to one thread.
+            // SAFETY: (sequence, head) names one place; the ranges of `each_range` do not overlap, so it goes to one thread.
             let out = unsafe { out.slice(s * group * len, group * len) };
             dispatch(e.isa(), Weights { q, keys, out, d, scale });
         }
@@ -79,7 +79,8 @@ pub fn gather<A: Element>(e: &Team, from: &HeadCache<A>, slots: &[u32], to: &mut
         for s in range {
             let (b, h) = (s / heads, s % heads);
             let head = from.head(b, h);
-            // SAFETY: each head goes to one thread, and `n <= capacity`.
+            // SAFETY: the ranges of `each_range` do not overlap, so each head goes to one thread; `Engine::gather` checked that
+            // `n <= capacity`, so heads do not overlap.
             let to = unsafe { to.slice(s * capacity * d, n * d) };
             for (to, &slot) in to.chunks_exact_mut(d).zip(&slots[b * n..][..n]) {
                 to.copy_from_slice(head.row(slot as usize));

@@ -161,17 +161,17 @@ impl Vector for V3 {
     }
     #[inline(always)]
     fn prefetch_l2(self, p: *const u8) {
-        // SAFETY: as above.
+        // SAFETY: as in `prefetch`: harmless at any address, and SSE.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
     }
     #[inline(always)]
     fn prefetch_once(self, p: *const u8) {
-        // SAFETY: as above.
+        // SAFETY: as in `prefetch`: harmless at any address, and SSE.
         unsafe { _mm_prefetch::<_MM_HINT_NTA>(p.cast()) }
     }
     #[inline(always)]
     fn prefetch_write(self, p: *const u8) {
-        // SAFETY: as above; a CPU without this one takes it for no operation.
+        // SAFETY: as in `prefetch`: harmless at any address; a CPU without this one takes it for no operation.
         unsafe { _mm_prefetch::<_MM_HINT_ET0>(p.cast()) }
     }
     #[inline(always)]

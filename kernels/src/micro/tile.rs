@@ -328,7 +328,7 @@ macro_rules! for_weight {
             stamp!($attr, in_place: InPlace => tile::in_place::<$v, $mac, $load, $mv, $nr>);
 
             pub const FNS: ct::ForWeight = ct::ForWeight {
-                format: DType::$format,
+                format: Format::$format,
                 micro,
                 in_place: if $in_place { Some(in_place) } else { None },
                 pack,
@@ -345,7 +345,7 @@ macro_rules! gemm_kernel {
     ($module:ident, $isa:expr, $attr:tt, $v:ty, F32, $mv:literal x $nr:literal, $name:literal) => {
         pub(super) mod $module {
             use super::*;
-            use $crate::{contract as ct, micro::{tile, vector::{self as vk, stamp}}, view::DType};
+            use $crate::{contract as ct, micro::{tile, vector::{self as vk, stamp}}, view::{DType, Format}};
 
             stamp!($attr, pack_f32: Pack => tile::pack_x::<$v, vk::F32, $mv>);
             stamp!($attr, pack_bf16: Pack => tile::pack_x::<$v, vk::Bf16, $mv>);
@@ -360,7 +360,7 @@ macro_rules! gemm_kernel {
     ($module:ident, $isa:expr, $attr:tt, $v:ty, $mac:ty, $mv:literal x $nr:literal, $name:literal) => {
         pub(super) mod $module {
             use super::*;
-            use $crate::{contract as ct, micro::{tile, vector::{self as vk, stamp}}, view::DType};
+            use $crate::{contract as ct, micro::{tile, vector::{self as vk, stamp}}, view::{DType, Format}};
 
             stamp!($attr, pack_x: Pack => tile::pack_x::<$v, vk::Bf16Pair, $mv>);
             tile::for_weight!(w_bf16, $attr, $v, $mac, BF16 as vk::Bf16Pair, $mv x $nr, $nr <= tile::IN_PLACE_ROWS);

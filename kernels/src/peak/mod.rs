@@ -78,7 +78,7 @@ impl Unit {
             return None;
         }
         let x = if dtype == DType::F16 { DType::F32 } else { dtype };
-        let level = levels::gemm_kernels(e.isa()).find(|k| k.takes(x, dtype))?.isa;
+        let level = levels::gemm_kernels(e.isa()).find(|k| k.takes(x, dtype.into()))?.isa;
         Unit::all().into_iter().find(|u| u.0.level == Some(level) && u.serves(dtype))
     }
 

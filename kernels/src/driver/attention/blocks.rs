@@ -17,8 +17,8 @@ const MAX_MR: usize = 64;
 /// The GEMM kernel of the strongest level that takes these types, with the least padded work; `None` if heads are longer
 /// than one call of it can multiply.
 pub fn choose<A: Element>(e: &Team, c: &Asked<'_, A>) -> Option<&'static GemmKernel> {
-    let able = levels::gemm_kernels(e.isa()).filter(|k| k.takes(A::DTYPE, A::DTYPE));
-    if let Some(k) = e.kernels.gemm.filter(|k| k.takes(A::DTYPE, A::DTYPE)) {
+    let able = levels::gemm_kernels(e.isa()).filter(|k| k.takes(A::DTYPE, A::DTYPE.into()));
+    if let Some(k) = e.kernels.gemm.filter(|k| k.takes(A::DTYPE, A::DTYPE.into())) {
         return Some(k).filter(|k| c.d <= k.kc && k.mr <= MAX_MR);
     }
     let cost = |k: &GemmKernel| {
@@ -126,7 +126,7 @@ impl<A: Element> Block<'_, '_, A> {
         let (k, c, w, mr) = (self.k, self.c, &self.w, self.k.mr);
         let pack_x = k.pack_x(A::DTYPE);
         // Nothing is packed ahead, so the type that a micro-kernel would pack does not matter.
-        let micro = k.weights(k.mul.dtype()).micro;
+        let micro = k.weights(k.mul.dtype().into()).micro;
         let mut ahead = Ahead::nothing();
         let (q_bytes, o_len) = (k.panel_bytes(c.d), self.d_pad * mr);
         let row_range = |p: usize| p * mr..c.rows().min((p + 1) * mr);
@@ -237,12 +237,18 @@ impl<A: Element> Block<'_, '_, A> {
             // SAFETY: rows `k0 + t * nr ..` are inside the head by the assertion; tile `t` is inside `k_tiles`.
             unsafe {
                 let src = kh.row(k0 + t * k.nr).as_ptr();
-                (k.weights(A::DTYPE).pack)(src.cast(), d * size_of::<A>(), rows, d, w.k_tiles.add(t * k.tile_bytes));
+                (k.weights(A::DTYPE.into()).pack)(
+                    src.cast(),
+                    d * size_of::<A>(),
+                    rows,
+                    d,
+                    w.k_tiles.add(t * k.tile_bytes),
+                );
             }
         }
         for j in (0..keys).step_by(k.mr) {
             let rows = k.mr.min(keys - j);
-            // SAFETY: as above; a slab is one panel of `mr` keys by `d` features; its columns `j..j + mr` of V^T are
+            // SAFETY: rows `k0 + j ..` are inside the head by the assertion; a slab is one panel of `mr` keys by `d` features; its columns `j..j + mr` of V^T are
             // inside `vt`, since kb is a multiple of mr.
             unsafe {
                 pack_x(vh.row(k0 + j).as_ptr().cast(), d * size_of::<A>(), rows, d, w.slab);
@@ -269,7 +275,7 @@ impl<A: Element> Block<'_, '_, A> {
             // SAFETY: `rows` rows of V^T from `t * nr` on are inside `vt`; their first `keys` columns are written.
             unsafe {
                 let (stride, dst) = (self.kb * k.mul.size(), w.v_tiles.add(t * k.tile_bytes));
-                (k.weights(k.mul.dtype()).pack)(w.vt.add(t * k.nr * stride), stride, rows, keys, dst);
+                (k.weights(k.mul.dtype().into()).pack)(w.vt.add(t * k.nr * stride), stride, rows, keys, dst);
             }
         }
     }

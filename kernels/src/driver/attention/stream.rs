@@ -94,7 +94,8 @@ pub(super) fn streams<A: Element>(e: &Team, c: &Asked<'_, A>) {
         for (i, r) in rows.enumerate() {
             let (max, sum) = (stats[i / QUAD].0[i % QUAD], stats[i / QUAD].1[i % QUAD]);
             let o = &o[i * d..][..d];
-            // SAFETY: each (sequence, row, split) belongs to one task; without splits, so does the row of the output.
+            // SAFETY: each (sequence, row, split) belongs to one task, which is given out once; without splits, so does the row of the
+            // output. `slice` checks the bounds.
             unsafe {
                 if splits == 1 {
                     let out = c.outputs(b, h, r, 1);
@@ -199,7 +200,8 @@ impl<A: Element> Kernel for Stream<'_, A> {
                 assert!(q.len() * 2 >= QUAD * d && scores.len() >= QUAD * KEYS && d.is_multiple_of(k.features));
                 assert!((1..=KEYS).contains(&n) && keys.len() == n * d && values.len() == n * d && o.len() == QUAD * d);
                 let keys = keys.as_ptr().cast();
-                // SAFETY: shapes as asserted; the registry gives the kernel to BF16 on its ISA alone, whose bits are u16.
+                // SAFETY: shapes as asserted; `levels::stream_kernel` gives the kernel to BF16 alone, whose bits are u16, and
+                // of levels that the engine's ISA, which it checked, builds on.
                 unsafe { (k.scores)(q.as_ptr().cast(), keys, n, d, scores.as_mut_ptr(), values.as_ptr().cast()) };
                 softmax::<V, 4>(v, scores, n, see, stats, scale)
             }
@@ -223,7 +225,7 @@ impl<A: Element> Kernel for Stream<'_, A> {
 
         if let Some(k) = kernel {
             let next = keys.as_ptr_range().end.cast();
-            // SAFETY: as above.
+            // SAFETY: the assertions on shapes hold for this call too; it is the same kernel, of BF16 and this CPU.
             return unsafe { (k.weigh)(scores.as_ptr(), values.as_ptr().cast(), n, d, o.as_mut_ptr(), next) };
         }
         let mut at = 0;
