@@ -20,6 +20,7 @@ pub mod energy;
 pub mod estimate;
 pub mod gate;
 pub mod groups;
+pub mod identity;
 pub mod knobs;
 pub mod layout;
 pub mod machine;

@@ -143,6 +143,8 @@ pub fn run() -> Record {
                 threads: Some(2),
                 out_of_reach: None,
             },
+            networks: None,
+            predictions: None,
             notes: Vec::new(),
         },
         ..Record::default()
@@ -161,6 +163,15 @@ pub fn run() -> Record {
         estimate_s: Some(960.0),
         estimate_bytes: None,
     });
+    record
+}
+
+/// The run, saying which networks it ran: those of the made-up fidelity file.
+pub fn with_identities(mut record: Record) -> Record {
+    use crate::fidelity::samples::{identity, prediction};
+    record.run.networks = Some(["OE1.1B", "OE450M", "OE270M"].map(identity).into());
+    let named = |size: &str| Named { system: format!("OE1.1B-KVP-C-{size}"), prediction: prediction(size) };
+    record.run.predictions = Some(["450M", "270M"].map(named).into());
     record
 }
 
