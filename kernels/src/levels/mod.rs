@@ -116,7 +116,7 @@ pub(crate) fn stream_kernel(isa: Isa, cache: DType, d: usize) -> Option<&'static
 }
 
 /// The level and those it builds on; nothing on another architecture.
-fn down_from(isa: Isa) -> impl Iterator<Item = &'static Level> + Clone {
+pub(crate) fn down_from(isa: Isa) -> impl Iterator<Item = &'static Level> + Clone {
     std::iter::successors(isa.level(), |l| l.base?.level())
 }
 
