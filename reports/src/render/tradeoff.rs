@@ -358,8 +358,8 @@ fn plain(value: f64) -> String {
 /// A system's name without what all of them begin with, up to a hyphen.
 fn short<'a>(name: &'a str, all: &[&str]) -> &'a str {
     let common = |end: &usize| all.len() > 1 && all.iter().all(|other| other.starts_with(&name[..*end]));
-    let ends = name.match_indices('-').map(|(i, _)| i + 1);
-    name.get(ends.filter(common).next_back().unwrap_or(0)..).filter(|rest| !rest.is_empty()).unwrap_or(name)
+    let mut ends = name.match_indices('-').map(|(i, _)| i + 1);
+    name.get(ends.rfind(common).unwrap_or(0)..).filter(|rest| !rest.is_empty()).unwrap_or(name)
 }
 
 /// The paper's accuracies over its speeds.
