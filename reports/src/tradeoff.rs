@@ -572,7 +572,7 @@ mod tests {
             mark.speedup = at(speedup);
         }
         let scales = Scale::all(&file);
-        let names = |scale: &Scale| scale.front(&marks).into_iter().map(|i| i).collect::<Vec<_>>();
+        let names = |scale: &Scale| scale.front(&marks);
         let exact = scales.iter().find(|s| s.figure == Figure::Exact && s.place == "needle").unwrap();
         // 80 at 1x, 60 at 2x, 27 at 3x, 20 at 3.5x (truncated), 0 at 20x; 32 at 1.5x is beaten.
         assert_eq!(names(exact), [0, 1, 2, 5, 3]);

@@ -198,7 +198,8 @@ fn judged(file: &Fidelity, system: &System) -> Judgement {
     let Placed { task, system: own, base, floor, floor_is, .. } = &worst;
     let (low, high) = worst.ratio.interval.map_or((f64::NAN, f64::NAN), |i| (i.low, i.high));
     let figures = format!("exact matches {} of the base's {}, {floor_is} {}", share(*own), share(*base), share(*floor));
-    let kept = format!("{} [{}, {}] of what the context gives", share(worst.ratio.value), share(low), share(high));
+    let ratio = format!("{} [{}, {}]", share(worst.ratio.value), share(low), share(high));
+    let kept = format!("{ratio} of what lies between {floor_is} and the base");
     if within_noise(file, system, truth) {
         let words = format!(
             "Identical: on every text and task it is within what rounding does to the base's own caches. Its worst task is \

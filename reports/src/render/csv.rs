@@ -5,7 +5,7 @@ use crate::{
     schema::{Cell, Percentiles},
     stats::{self, Estimate},
     summary,
-    text::printable,
+    text::no_formula,
     validate,
 };
 
@@ -117,13 +117,6 @@ fn finished(out: ::csv::Writer<Vec<u8>>) -> Result<String, RenderError> {
     String::from_utf8(bytes).map_err(|e| refuse(&e))
 }
 
-/// Text that a spreadsheet takes for text: one that begins as a formula does gets an apostrophe, and no character steers.
-pub(super) fn no_formula(words: &str) -> String {
-    let words = printable(words);
-    let formula = words.trim_start().starts_with(['=', '+', '-', '@', '＝', '＋', '－', '＠']);
-    if formula { format!("'{words}") } else { words }
-}
-
 fn fields(run: &str, row: &summary::Row, verdict: Option<String>) -> [String; 72] {
     fn text<T: ToString>(value: Option<T>) -> String {
         value.map(|v| v.to_string()).unwrap_or_default()
@@ -218,26 +211,4 @@ fn fields(run: &str, row: &summary::Row, verdict: Option<String>) -> [String; 72
         cell.published.is_some().to_string(),
         row.doubts.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
     ]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::no_formula;
-
-    #[test]
-    fn text_is_no_formula() {
-        for (words, cell) in [
-            ("=1+1", "'=1+1"),
-            ("+a", "'+a"),
-            ("-a", "'-a"),
-            ("@x", "'@x"),
-            (" =x", "' =x"),
-            ("\t=x", "\u{fffd}=x"),
-            ("a=b", "a=b"),
-            ("x\ny", "x\u{fffd}y"),
-            ("", ""),
-        ] {
-            assert_eq!(no_formula(words), cell);
-        }
-    }
 }

@@ -6,7 +6,6 @@ use super::{
     RenderError, Run,
     blocks::*,
     charts::chart,
-    csv::no_formula,
     plot::{Axis, Ink, Mark as Drawn, Plot, swatch},
 };
 use crate::{
@@ -16,11 +15,14 @@ use crate::{
     schema::Kind,
     stats::Estimate,
     summary,
+    text::no_formula,
     tradeoff::{self, Figure, Joined, Mark, Role, Scale, Tradeoff},
 };
 
 /// Most systems whose names stand beside their marks.
 const FEW: usize = 12;
+/// By how much of the axis they stand above it.
+const RAISED: f64 = 0.04;
 
 /// What a run's times and the answers of its fidelity file say together; nothing if the run has no such file. `prefix` makes
 /// ids unique in a page.
@@ -147,6 +149,8 @@ fn about(file: &Fidelity) -> String {
 /// A value of a scale, with its interval if it has one.
 fn figure(scale: &Scale, value: &Estimate) -> String {
     let show = |v: f64| match scale.figure {
+        // Those of true caches are a few thousandths.
+        Figure::Kl | Figure::LossGap if v.abs() < 0.01 && v != 0.0 => format!("{v:.4}"),
         Figure::Kl | Figure::LossGap => format!("{v:.3}"),
         Figure::Top1 | Figure::Exact | Figure::FirstToken => format!("{v:.2}"),
     };
@@ -282,10 +286,15 @@ fn one(size: &Tradeoff, scale: &Scale, id: &str) -> Result<Chart, RenderError> {
         let interval = value.interval.map(|i| (within(i.low), within(i.high)));
         marks.push(Drawn::Point { x: speedup.value, y: within(value.value), interval, series, text: words });
     }
+    // Above the mark's own height, where the line of the front comes in.
+    let raised = |v: f64| match log {
+        true => v * (y.range.1 / y.range.0).powf(RAISED),
+        false => v + RAISED * (y.range.1 - y.range.0),
+    };
     for (_, mark, speedup, value) in points.iter().filter(|_| systems.len() <= FEW) {
         if matches!(mark.role, Role::System(_)) {
             let words = short(&mark.name, &systems).to_owned();
-            marks.push(Drawn::Aside { x: speedup.value, y: within(value.value), words });
+            marks.push(Drawn::Aside { x: speedup.value, y: within(raised(within(value.value))), words });
         }
     }
     let better = if scale.figure.more_is_better() { "up and to the right" } else { "down and to the right" };
@@ -349,8 +358,8 @@ fn plain(value: f64) -> String {
 /// A system's name without what all of them begin with, up to a hyphen.
 fn short<'a>(name: &'a str, all: &[&str]) -> &'a str {
     let common = |end: &usize| all.len() > 1 && all.iter().all(|other| other.starts_with(&name[..*end]));
-    let ends = name.match_indices('-').map(|(i, _)| i + 1);
-    name.get(ends.filter(common).last().unwrap_or(0)..).filter(|rest| !rest.is_empty()).unwrap_or(name)
+    let mut ends = name.match_indices('-').map(|(i, _)| i + 1);
+    name.get(ends.rfind(common).unwrap_or(0)..).filter(|rest| !rest.is_empty()).unwrap_or(name)
 }
 
 /// The paper's accuracies over its speeds.
