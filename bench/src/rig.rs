@@ -205,10 +205,7 @@ impl Rig {
 
     /// Token ids of the synthetic prompt: spread over the vocabulary, the same for every system.
     pub fn prompt(&self, system: &System, n: usize) -> Vec<u32> {
-        let vocab = match system {
-            System::Network(_) | System::Pruned(_) => system.base().config().vocab,
-            System::KvPrediction(p) => p.networks().map(|n| n.config().vocab).fold(usize::MAX, usize::min),
-        };
+        let vocab = system.networks().map(|n| n.config().vocab).fold(usize::MAX, usize::min);
         self.ids(vocab, n)
     }
 
@@ -232,8 +229,7 @@ impl Rig {
             }
             schema::Start::Cold => {
                 let (start, cold) = self.start(arm, spec)?;
-                let aux = cost.prediction.iter().filter_map(|p| p.aux.as_ref());
-                let vocab = aux.map(|aux| aux.vocab).fold(cost.base.vocab, usize::min);
+                let vocab = cost.aux().iter().map(|aux| aux.vocab).fold(cost.base.vocab, usize::min);
                 (At::Cold(Box::new(start)), self.ids(vocab, batch * prompt), Some(cold))
             }
         };

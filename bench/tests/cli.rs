@@ -100,9 +100,14 @@ fn compare(out: &Path, fixture: &Path, kvp: bool, what: &str) {
             _ if name.starts_with("kept") => {
                 let kept = found.tensor(name).unwrap();
                 let n = kept.shape()[1];
-                assert!(f32s(&kept).iter().enumerate().all(|(i, p)| *p == (i % n) as f32), "{what}: {name}");
+                let positions: Vec<f32> = match kept.dtype() {
+                    Dtype::I64 => kept.data().as_chunks().0.iter().map(|b| i64::from_le_bytes(*b) as f32).collect(),
+                    _ => f32s(&kept),
+                };
+                assert!(positions.iter().enumerate().all(|(i, p)| *p == (i % n) as f32), "{what}: {name}");
                 continue;
             }
+            "scores" => continue,
             _ => {
                 caches += 1;
                 name.to_owned()
@@ -217,7 +222,14 @@ fn logits_of_token_prunings() {
             inference.first_token(&engine, &rows.concat()).unwrap();
             let bytes = fs::read(&out).unwrap();
             let found = SafeTensors::deserialize(&bytes).unwrap();
-            for t in inference.cache_dump() {
+            // What was chosen before the base ran is written as positions, with the scores.
+            if let Some(chosen) = inference.chosen() {
+                let kept = found.tensor("kept").unwrap();
+                let positions: Vec<u8> = chosen.kept.iter().flat_map(|&p| i64::from(p).to_le_bytes()).collect();
+                assert!(kept.dtype() == Dtype::I64 && kept.data() == positions, "{name} {pruning}");
+                assert_eq!(f32s(&found.tensor("scores").unwrap()), chosen.scores, "{name} {pruning}");
+            }
+            for t in inference.cache_dump().into_iter().filter(|t| t.name != "kept") {
                 let there = found.tensor(&t.name).unwrap();
                 assert_eq!((there.shape(), f32s(&there)), (&t.shape[..], t.data), "{name} {pruning}: {}", t.name);
             }
@@ -237,6 +249,62 @@ fn logits_of_token_prunings() {
     let (fixture, tokens) = (fixture("A"), dir.path().join("tokens.json"));
     fail(logits(&fixture, &tokens, false, &out).args(["--prune", "RP-2.00"]), &["RP-2.00", "RP-0.75"]);
     fail(logits(&fixture, &tokens, true, &out).args(["--prune", "RP-0.50"]), &["--prune", "cannot be used"]);
+    let (base, aux) = (fixture.join("base"), fixture.join("aux"));
+    let with = |args: &[&str], aux: Option<&Path>| {
+        let mut command = ttft();
+        command.args(["logits", "--tokens"]).arg(&tokens).arg("--base").arg(&base).arg("--out").arg(&out).args(args);
+        aux.iter().for_each(|aux| drop(command.arg("--aux").arg(aux)));
+        command
+    };
+    for (args, aux, words) in [
+        (&["--prune", "RP-0.50"][..], Some(aux.as_path()), ["RP-0.50", "no auxiliary"]),
+        (&["--prune", "SpecPrefill-0.40"], None, ["SpecPrefill-0.40", "give one"]),
+        (&["--prune", "SpecPrefill-0.40", "--pool", "4"], Some(&aux), ["pool 4", "odd"]),
+        (&["--prune", "GemFilter-5-3"], None, ["GemFilter-5-3", "0 to 4"]),
+        (&["--prune", "GemFilter-1-3", "--chunk", "2"], None, ["chunk 2", "SpecPrefill"]),
+        (&["--look-ahead", "2"], None, ["--look-ahead", "--prune"]),
+        (&["--prune", "SP-0.50", "--sink-tokens", "1"], None, ["--sink-tokens", "KV prediction"]),
+    ] {
+        fail(&mut with(args, aux), &words);
+    }
+}
+
+/// The rivals as a user runs them, on the networks whose results were recorded: ids, kept tokens, scores and logits.
+#[test]
+fn logits_of_rivals() {
+    let dir = TempDir::new().unwrap();
+    let out = dir.path().join("out.safetensors");
+    let spec = ["--prune", "SpecPrefill-0.40", "--look-ahead", "3", "--chunk", "4", "--pool", "5"];
+    let gem = ["--prune", "GemFilter-1-11", "--pool", "5"];
+    for (name, of, system, args) in [
+        ("G2", "G", "specprefill", &spec[..]),
+        ("G2", "G", "gemfilter", &gem),
+        ("H2", "H", "gemfilter", &["--prune", "GemFilter-2-12"]),
+    ] {
+        let recorded = fs::read(fixture(name).join("expected.safetensors")).unwrap();
+        let recorded = SafeTensors::deserialize(&recorded).unwrap();
+        let tokens = tokens(dir.path(), &fixture(name));
+        let mut command = ttft();
+        command.args(["logits", "--generate", "6", "--tokens"]).arg(&tokens).arg("--out").arg(&out).args(args);
+        command.arg("--base").arg(fixture(of).join("base"));
+        if system == "specprefill" {
+            command.arg("--aux").arg(fixture(of).join("aux"));
+        }
+        succeed(&mut command);
+        let bytes = fs::read(&out).unwrap();
+        let found = SafeTensors::deserialize(&bytes).unwrap();
+        assert_eq!(found.len(), 5, "{name} {system}: {:?}", found.names());
+        for part in ["kept", "greedy_ids", "scores", "logits_last", "greedy_logits"] {
+            let [found, expected] = [found.tensor(part), recorded.tensor(&format!("{system}_{part}"))].map(|t| t.unwrap());
+            assert_eq!((found.shape(), found.dtype()), (expected.shape(), expected.dtype()), "{name} {system} {part}");
+            if found.dtype() == Dtype::I64 {
+                assert!(found.data() == expected.data(), "{name} {system} {part}");
+            } else {
+                let off = f32s(&found).iter().zip(f32s(&expected)).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert!(off <= 1e-4, "{name} {system} {part}: {off:e}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -37,6 +37,15 @@ pub struct PhaseTimes {
     pub phases: Vec<PhaseTime>,
 }
 
+/// The tokens of the prompts that a run chose before its base read them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Chosen<'a> {
+    /// Their positions, `[batch * count]`.
+    pub kept: &'a [u32],
+    /// What every token scored, `[batch * prompt]`.
+    pub scores: &'a [f32],
+}
+
 /// A planned run: every buffer is allocated, weights are mapped.
 pub trait Inference: Send {
     /// Restarts from an empty cache, runs the prompts `ids` (`[batch * prompt]` row-major) and chooses the first token of
@@ -57,6 +66,9 @@ pub trait Inference: Send {
 
     /// Logits of the last call, `[batch, V]`.
     fn logits(&self) -> Mat<'_, f32>;
+
+    /// What the last first token chose of the prompts, where tokens are dropped before the base runs.
+    fn chosen(&self) -> Option<Chosen<'_>>;
 
     /// The steps of the last call, as far as it came, and what each did.
     fn trace(&self) -> (&[Step], &[Ran]);

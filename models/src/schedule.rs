@@ -14,7 +14,7 @@ use crate::{
         self,
         layout::{Input, Origin},
     },
-    pruning::Pruning,
+    pruning::{Pruning, SpecPrefill},
     spec::{Extent, Phase, RunSpec},
     system::CostSystem,
 };
@@ -24,7 +24,7 @@ use crate::{
 pub enum Net {
     /// The one that answers.
     Base,
-    /// The one that reads the prompt for it.
+    /// The one that reads the prompt for it, or chooses its tokens.
     Auxiliary,
 }
 
@@ -35,7 +35,9 @@ pub enum Tokens {
     Prompt,
     /// Those of the prompt that [`Op::Choose`] chose, at positions of their own.
     Kept,
-    /// Those that the last pass chose.
+    /// The same as a prompt of its own, from position 0 on.
+    Renumbered,
+    /// Those that the network's last pass chose.
     Last,
 }
 
@@ -132,10 +134,10 @@ pub enum Op {
         /// By layer.
         maps: Vec<Map>,
     },
-    /// Adds to the scores of tokens the last row's attention in the base layer that has just run, or a pseudo-random score.
+    /// Adds to the scores of tokens what the last row of the layer that has just run says of them, or a pseudo-random score.
     Rank {
-        /// The layer, if it is one.
-        layer: Option<usize>,
+        /// The layer and whose it is, if it is one.
+        layer: Option<(Net, usize)>,
         /// Tokens of each sequence; 0 where none will be dropped.
         of: usize,
     },
@@ -145,6 +147,8 @@ pub enum Op {
         of: usize,
         /// So many.
         keep: usize,
+        /// Whole chunks of so many, of which the last may be short.
+        chunk: usize,
     },
     /// Chooses the tokens that pass a layer, among those that passed the one before.
     Narrow {
@@ -157,7 +161,7 @@ pub enum Op {
         /// Whether all of the sequence are chosen from anew, and come in from where they stopped; else the others stop here.
         revives: bool,
     },
-    /// Logits of the last rows of each sequence; the base's last choose a token.
+    /// Logits of the last rows of each sequence; the last of the base, and of a network that decodes ahead, choose a token.
     Head {
         /// Whose.
         net: Net,
@@ -183,9 +187,10 @@ impl fmt::Display for Step {
             Op::Layer(l) => write!(f, "{:?} layer {} on {} of {}", l.net, l.layer, l.rows.total(), l.rows.of),
             Op::Ends { net, rows } => write!(f, "{net:?} goes on with {} of {}", rows.total(), rows.of),
             Op::Map { rows, maps } => write!(f, "maps of {} layers on {rows}", maps.len()),
-            Op::Rank { layer: Some(i), of } => write!(f, "ranks {of} by layer {i}"),
+            Op::Rank { layer: Some((Net::Base, i)), of } => write!(f, "ranks {of} by layer {i}"),
+            Op::Rank { layer: Some((net, i)), of } => write!(f, "ranks {of} by {net:?} layer {i}"),
             Op::Rank { layer: None, of } => write!(f, "ranks {of} by chance"),
-            Op::Choose { of, keep } => write!(f, "chooses {keep} of {of}"),
+            Op::Choose { of, keep, .. } => write!(f, "chooses {keep} of {of}"),
             Op::Narrow { layer, of, keep, .. } => write!(f, "layer {layer} takes {keep} of {of}"),
             Op::Head { net, rows } => write!(f, "{net:?} head on {rows}"),
         }
@@ -315,10 +320,10 @@ impl Schedule {
     fn place(&mut self, s: &CostSystem, spec: &RunSpec, at: usize, op: &Op) -> Uses {
         let mut uses = Uses::default();
         match op {
-            Op::Embed { net, rows, .. } | Op::Ends { net, rows } => self.stream(spec, at, *net, *rows, rows.total()),
+            Op::Embed { net, rows, .. } | Op::Ends { net, rows } => self.stream(s, spec, at, *net, rows.total()),
             Op::Layer(l) => {
-                self.stream(spec, at, l.net, l.rows, l.rows.total().max(l.revives));
-                let entries = if l.net == Net::Base { spec.positions() - self.dropped } else { l.rows.of };
+                self.stream(s, spec, at, l.net, l.rows.total().max(l.revives));
+                let entries = positions(s, spec, l.net) - if l.net == Net::Base { self.dropped } else { 0 };
                 match l.entries {
                     Entries::Kept => uses.cache = Some(self.cache(s, at, l, entries, true)),
                     Entries::Passing => uses.cache = Some(self.cache(s, at, l, l.rows.of, false)),
@@ -354,22 +359,22 @@ impl Schedule {
                 }
             }
             Op::Choose { .. } | Op::Narrow { .. } => {}
-            Op::Head { net, .. } => {
+            Op::Head { net, rows } => {
                 let slot =
                     self.streams.iter_mut().find(|slot| slot.shape.net == *net).expect("a pass begins by embedding");
                 slot.last = at;
-                slot.shape.all_logits |= *net == Net::Auxiliary;
+                // A network that decodes ahead has a place for those of its last rows.
+                slot.shape.all_logits |= *net == Net::Auxiliary && (*rows > 1 || s.prediction.is_some());
             }
         }
         uses
     }
 
-    fn stream(&mut self, spec: &RunSpec, at: usize, net: Net, rows: Rows, most: usize) {
+    fn stream(&mut self, s: &CostSystem, spec: &RunSpec, at: usize, net: Net, most: usize) {
         let slot = match self.streams.iter().position(|slot| slot.shape.net == net) {
             Some(slot) => slot,
             None => {
-                let positions = if net == Net::Base { spec.positions() } else { rows.of };
-                let shape = Stream { net, rows: 0, positions, all_logits: false };
+                let shape = Stream { net, rows: 0, positions: positions(s, spec, net), all_logits: false };
                 self.streams.push(Slot { shape, first: at, last: at });
                 self.streams.len() - 1
             }
@@ -404,19 +409,25 @@ impl Schedule {
 pub fn shapes(s: &CostSystem, net: Net) -> &NetworkConfig {
     match net {
         Net::Base => &s.base,
-        Net::Auxiliary => {
-            s.prediction.as_ref().and_then(|p| p.aux.as_ref()).expect("only pairs have steps of an auxiliary")
-        }
+        Net::Auxiliary => s.aux().expect("only pairs have steps of an auxiliary"),
+    }
+}
+
+/// Positions that a network of `s` comes to.
+fn positions(s: &CostSystem, spec: &RunSpec, net: Net) -> usize {
+    match (net, &s.prediction, s.pruning) {
+        (Net::Base, ..) => spec.positions(),
+        (Net::Auxiliary, Some(p), _) => spec.prompt.saturating_sub(p.own.last),
+        (Net::Auxiliary, None, Some(Pruning::Spec(p))) => spec.prompt.saturating_add(p.look_ahead - 1),
+        (Net::Auxiliary, None, _) => spec.prompt,
     }
 }
 
 /// Tokens of the prompt without an entry in any cache of the base.
 fn dropped(s: &CostSystem, spec: &RunSpec) -> usize {
     match s.pruning {
-        Some(p @ (Pruning::Random(_) | Pruning::Static(_))) => {
-            spec.prompt - p.tokens(0, s.base.layers.len(), spec.prompt)
-        }
-        _ => 0,
+        None | Some(Pruning::Lazy { .. }) => 0,
+        Some(p) => spec.prompt - p.tokens(0, s.base.layers.len(), spec.prompt),
     }
 }
 
@@ -428,6 +439,10 @@ fn prompt(s: &CostSystem, spec: &RunSpec) -> Vec<Step> {
         (Some(p), _) => predicted(c, p, n, extent, &mut out),
         (None, None) => pass(Phase::Prefill, Tokens::Prompt, c, Rows::all(n), extent, &mut out),
         (None, Some(p @ Pruning::Lazy { .. })) => lazy(Phase::Prefill, c, p, n, None, extent, &mut out),
+        (None, Some(Pruning::Spec(p))) => {
+            ahead(shapes(s, Net::Auxiliary), p, n, extent, &mut out);
+            chosen(c, Pruning::Spec(p), Phase::Selection, n, extent, &mut out);
+        }
         (None, Some(p)) => subset(c, p, n, extent, &mut out),
     }
     out
@@ -557,10 +572,45 @@ fn shared(base: &NetworkConfig, k: usize, p: &kv_prediction::Shape, own: Rows, e
     rest(phase, k + usize::from(exact), base, own, extent, out);
 }
 
-/// Random and static pruning: the base on tokens that are chosen before it runs, by chance or by its first layers.
+/// What SpecPrefill's auxiliary does: it reads `n` tokens and decodes some ahead, and in every pass each layer scores the prompt.
+/// Of the last pass nobody reads more than the queries.
+fn ahead(aux: &NetworkConfig, p: SpecPrefill, n: usize, extent: Extent, out: &mut Vec<Step>) {
+    let (net, layers) = (Net::Auxiliary, aux.layers.len());
+    for pass in 0..p.look_ahead {
+        let (phase, tokens, rows) = match pass {
+            0 => (Phase::Auxiliary, Tokens::Prompt, Rows::all(n)),
+            _ => (Phase::LookAhead, Tokens::Last, Rows::last_of(1, n + pass)),
+        };
+        let ends = pass + 1 == p.look_ahead && extent == Extent::FirstToken;
+        out.push(Step { phase, op: Op::Embed { net, rows, tokens } });
+        for layer in 0..layers {
+            let goes_on = match layer + 1 == layers {
+                true if ends => Out::Query,
+                true => Out::Rows(needed(extent, rows.count)),
+                false => Out::Rows(rows.count),
+            };
+            let (entries, source) = (Entries::Kept, Keeps::default());
+            let op = LayerStep { net, layer, rows, revives: 0, entries, source, out: goes_on };
+            out.push(Step { phase, op: Op::Layer(op) });
+            out.push(Step { phase: Phase::Selection, op: Op::Rank { layer: Some((net, layer)), of: n } });
+        }
+        if !ends {
+            out.push(Step { phase, op: Op::Head { net, rows: needed(extent, rows.count) } });
+        }
+    }
+}
+
+/// Pruning before the base runs: the choice, and the base on what is chosen.
+fn chosen(c: &NetworkConfig, p: Pruning, phase: Phase, n: usize, extent: Extent, out: &mut Vec<Step>) {
+    let keep = p.tokens(0, c.layers.len(), n);
+    out.push(Step { phase, op: Op::Choose { of: n, keep, chunk: p.chunk() } });
+    let tokens = if p.renumbers() { Tokens::Renumbered } else { Tokens::Kept };
+    pass(Phase::Prefill, tokens, c, Rows::all(keep), extent, out);
+}
+
+/// Random and static pruning and GemFilter: the base on tokens that are chosen before it runs, by chance or by its first layers.
 fn subset(c: &NetworkConfig, p: Pruning, n: usize, extent: Extent, out: &mut Vec<Step>) {
-    let (net, layers) = (Net::Base, p.selection_layers(c.layers.len()));
-    let (keep, rows) = (p.tokens(0, c.layers.len(), n), Rows::all(n));
+    let (net, layers, rows) = (Net::Base, p.selection_layers(c.layers.len()), Rows::all(n));
     let phase = if layers > 0 { Phase::Selection } else { Phase::Prefill };
     if layers > 0 {
         out.push(Step { phase, op: Op::Embed { net, rows, tokens: Tokens::Prompt } });
@@ -568,15 +618,16 @@ fn subset(c: &NetworkConfig, p: Pruning, n: usize, extent: Extent, out: &mut Vec
         out.push(Step { phase, op: Op::Rank { layer: None, of: n } });
     }
     for layer in 0..layers {
-        let ends = layer + 1 == layers && extent == Extent::FirstToken;
-        let goes_on = if ends { Out::Query } else { Out::Rows(n) };
+        let last = layer + 1 == layers;
+        let goes_on = if last && extent == Extent::FirstToken { Out::Query } else { Out::Rows(n) };
         let (entries, source) = (Entries::Passing, Keeps::default());
         let op = LayerStep { net, layer, rows, revives: 0, entries, source, out: goes_on };
         out.push(Step { phase, op: Op::Layer(op) });
-        out.push(Step { phase, op: Op::Rank { layer: Some(layer), of: n } });
+        if last || matches!(p, Pruning::Static(_)) {
+            out.push(Step { phase, op: Op::Rank { layer: Some((net, layer)), of: n } });
+        }
     }
-    out.push(Step { phase, op: Op::Choose { of: n, keep } });
-    pass(Phase::Prefill, Tokens::Kept, c, Rows::all(keep), extent, out);
+    chosen(c, p, phase, n, extent, out);
 }
 
 /// LazyLLM on `n` tokens: on all of them, or on a new one, which comes with revived ones of a prompt of so many.
@@ -614,7 +665,7 @@ fn lazy(
         out.push(Step { phase, op });
         if layer + 1 >= first && layer + 1 < layers {
             let of = if rows_of(layer + 1).of < rows.of { rows.of } else { 0 };
-            out.push(Step { phase, op: Op::Rank { layer: Some(layer), of } });
+            out.push(Step { phase, op: Op::Rank { layer: Some((net, layer)), of } });
         }
     }
     out.push(Step { phase, op: Op::Head { net, rows: needed } });
@@ -633,9 +684,10 @@ mod tests {
 
     fn all() -> impl Iterator<Item = CostSystem> {
         let pruned = zoo::PRUNINGS.map(|p| format!("OE270M-{p}"));
+        let rivals = zoo::RIVALS.into_iter().map(String::from);
         let own = ["OE1.1B-KVP-C-270M-m16-s1", "OE1.1B-KVP-S19own-m15", "OE3B-KVP-S1-m2-s3"];
         let own = own.into_iter().chain(zoo::SHARED).map(String::from);
-        let names = zoo::names().map(String::from).chain(pruned).chain(own);
+        let names = zoo::names().map(String::from).chain(pruned).chain(rivals).chain(own);
         names.map(|name| CostSystem::named(&name, DType::BF16).unwrap())
     }
 
@@ -759,8 +811,8 @@ mod tests {
                 for (slot, serves) in schedule.caches.iter().zip(serves) {
                     if slot.shape.kept {
                         assert!(serves.iter().all(|l| *l == slot.shape.layer));
-                        // The next token reads it.
-                        assert!(slot.last >= schedule.prompt.len());
+                        // The next token reads what is the base's.
+                        assert!(slot.shape.net == Net::Auxiliary || slot.last >= schedule.prompt.len());
                     } else {
                         assert!(serves.is_sorted_by(|a, b| a < b), "{serves:?}");
                     }
@@ -775,6 +827,63 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// An auxiliary that chooses in chunks of four of nine tokens, by three queries; a layer of the base that chooses three.
+    #[test]
+    fn rivals_choose_before_the_base_runs() {
+        let steps = |pruning: &str, chooser: bool, extent| {
+            let mut s = CostSystem::named("OE1.1B", DType::BF16).unwrap();
+            s.base.layers.truncate(2);
+            s.pruning = Some(pruning.parse().unwrap());
+            s.chooser = chooser.then(|| s.base.clone());
+            Schedule::new(&s, &spec(9, extent)).prompt.iter().map(Step::to_string).collect::<Vec<_>>()
+        };
+        let passed = |phase: &str, rows: &str| {
+            let layer = |i| {
+                let ranks = format!("selection: ranks 9 by Auxiliary layer {i}");
+                [format!("{phase}: Auxiliary layer {i} on {rows}"), ranks]
+            };
+            [layer(0), layer(1)].concat()
+        };
+        let pass = |phase: &str, embeds: &str, rows: &str, head: Option<usize>| {
+            let embeds = vec![format!("{phase}: Auxiliary embeds {embeds}")];
+            let head: Vec<String> = head.iter().map(|n| format!("{phase}: Auxiliary head on {n}")).collect();
+            [embeds, passed(phase, rows), head].concat()
+        };
+        let base = |embeds: &str, rows: &str| {
+            let names = [
+                format!("prefill: Base embeds {embeds}"),
+                format!("prefill: Base layer 0 on {rows}"),
+                format!("prefill: Base layer 1 on {rows}"),
+                "prefill: Base head on 1".into(),
+            ];
+            names.to_vec()
+        };
+        let chooses = |n: usize| vec![format!("selection: chooses {n} of 9")];
+        assert_eq!(
+            steps("SpecPrefill-0.50-a3-c4-p3", true, Extent::FirstToken),
+            [
+                pass("auxiliary", "9 of Prompt", "9 of 9", Some(1)),
+                pass("look_ahead", "1 of Last", "1 of 10", Some(1)),
+                pass("look_ahead", "1 of Last", "1 of 11", None),
+                chooses(5),
+                base("5 of Kept", "5 of 5"),
+            ]
+            .concat()
+        );
+        // Nothing is decoded for one query.
+        let all = steps("SpecPrefill-0.50-a1-c4", true, Extent::FirstToken);
+        assert_eq!(all[..6], [pass("auxiliary", "9 of Prompt", "9 of 9", None), chooses(5)].concat());
+        let all = steps("SpecPrefill-0.50-a1-c4", true, Extent::FullNetwork);
+        assert_eq!(all[..7], [pass("auxiliary", "9 of Prompt", "9 of 9", Some(9)), chooses(5)].concat());
+        let first: Vec<String> = ["selection: Base embeds 9 of Prompt", "selection: Base layer 0 on 9 of 9"]
+            .into_iter()
+            .chain(["selection: Base layer 1 on 9 of 9", "selection: ranks 9 by layer 1", "selection: chooses 3 of 9"])
+            .map(String::from)
+            .collect();
+        let all = steps("GemFilter-1-3", false, Extent::FirstToken);
+        assert_eq!(all, [first, base("3 of Renumbered", "3 of 3")].concat());
     }
 
     /// What later tokens do changes in numbers, not in kind: the slots found once are those of every one of them.
