@@ -49,6 +49,8 @@ pub struct Asked {
     pub base_tokens: Option<usize>,
     /// First tokens that it reads itself; none if it is not said.
     pub sink_tokens: Option<usize>,
+    /// Whether the keys and values of these are kept from an earlier call; not so if it is not said.
+    pub keep_sinks: Option<bool>,
     /// Token pruning in place of KV prediction; the auxiliary then chooses the tokens.
     #[serde(default, deserialize_with = "pruning")]
     pub prune: Option<Pruning>,
@@ -126,8 +128,8 @@ impl Catalog {
                     "name: a network alone is called as its folder: give an auxiliary network or a predictor too"
                 );
                 ensure!(
-                    a.base_tokens.is_none() && a.sink_tokens.is_none(),
-                    "base_tokens, sink_tokens: a network alone reads every token: give an auxiliary network or a predictor too"
+                    a.base_tokens.is_none() && a.sink_tokens.is_none() && a.keep_sinks.is_none(),
+                    "base_tokens, sink_tokens, keep_sinks: a network alone reads every token: give an auxiliary network or a predictor too"
                 );
                 names.push(base);
                 continue;
@@ -164,8 +166,10 @@ impl Catalog {
 
     fn prune(&mut self, asked: &Asked, base: String, pruning: Pruning) -> Result<String> {
         ensure!(
-            asked.predictor.is_none() && asked.base_tokens.is_none() && asked.sink_tokens.is_none(),
-            "prune: {pruning} cannot be used with a predictor, base_tokens or sink_tokens, which are KV prediction's"
+            [asked.base_tokens, asked.sink_tokens] == [None; 2]
+                && asked.predictor.is_none()
+                && asked.keep_sinks.is_none(),
+            "prune: {pruning} cannot be used with a predictor, base_tokens, sink_tokens or keep_sinks, which are KV prediction's"
         );
         let aux = asked.aux.as_ref().map(|aux| self.add(aux).context("aux")).transpose()?;
         pruning.check(self.network(&base)?.layers.len(), aux.is_some()).context("prune")?;
@@ -196,8 +200,13 @@ impl Catalog {
     }
 
     fn pair_up(&mut self, asked: &Asked, base: String, aux: Option<String>) -> Result<String> {
-        let own = OwnTokens { last: asked.base_tokens.unwrap_or(1), first: asked.sink_tokens.unwrap_or(0) };
+        let (last, first) = (asked.base_tokens.unwrap_or(1), asked.sink_tokens.unwrap_or(0));
+        let own = OwnTokens { last, first, kept: asked.keep_sinks == Some(true) };
         ensure!(own.last > 0, "base_tokens: expected 1 or more, found 0");
+        ensure!(
+            !own.kept || own.first > 0,
+            "keep_sinks: there is nothing to keep: sink_tokens says how many first tokens"
+        );
         let by_default = || format!("{base}-KVP-{}{}", aux.as_deref().unwrap_or("shared"), own.suffix());
         let name = asked.name.clone().unwrap_or_else(by_default);
         self.check_name(&name)?;
@@ -260,6 +269,11 @@ impl Catalog {
         }
         let zoo::Prediction { base, aux, layout, own, .. } = zoo::prediction(name)?;
         Ok(Pair { base: base.into(), aux: aux.map(str::to_owned), layout, own, predictor: None })
+    }
+
+    /// Whether this is the whole name of a pair of the user's own.
+    pub fn holds(&self, name: &str) -> bool {
+        self.pairs.contains_key(name)
     }
 
     /// A network on part of its tokens: the token pruning behind the name of a network; or behind that of a pair, whose auxiliary
@@ -468,10 +482,17 @@ mod tests {
         let (catalog, names) = Catalog::new(&[with]).unwrap();
         assert_eq!(names, ["large-KVP-small-m4-s1"]);
         let own = |name: &str| catalog.pair(name).unwrap().own;
-        assert_eq!(own(&names[0]), OwnTokens { last: 4, first: 1 });
+        assert_eq!(own(&names[0]), OwnTokens { last: 4, first: 1, kept: false });
+        let kept = OwnTokens { last: 4, first: 1, kept: true };
+        assert_eq!(own("large-KVP-small-m4-s1-m4-s1kept"), kept);
+        let with =
+            Asked { base_tokens: Some(4), sink_tokens: Some(1), keep_sinks: Some(true), ..asked(&large, Some(&small)) };
+        let (catalog_kept, names) = Catalog::new(&[with]).unwrap();
+        assert_eq!(names, ["large-KVP-small-m4-s1kept"]);
+        assert_eq!(catalog_kept.pair(&names[0]).unwrap().own, kept);
         let shared = catalog.pair("large-KVP-S9-m7").unwrap();
         assert_eq!((shared.base.as_str(), shared.aux, shared.layout.shared), ("large", None, Some(9)));
-        assert_eq!(shared.own, OwnTokens { last: 7, first: 0 });
+        assert_eq!(shared.own, OwnTokens { last: 7, first: 0, kept: false });
         // Of one network and one depth, whatever the base reads itself, there is one predictor; others have others.
         let key = |name: &str| catalog.predictor_key(name).unwrap();
         assert_eq!(key("large-KVP-S9-m7"), key("large-KVP-S9-s1"));
@@ -566,6 +587,7 @@ mod tests {
         says(error(Asked { name: Some("OE270M".into()), ..asked(&large, Some(&small)) }), &["name", "OE270M"]);
         says(error(Asked { predictor: Some("x".into()), ..asked(&large, None) }), &["predictor", "x/config.json"]);
         says(error(Asked { base_tokens: Some(2), ..asked(&large, None) }), &["base_tokens", "a network alone"]);
+        says(error(Asked { keep_sinks: Some(true), ..asked(&large, Some(&small)) }), &["keep_sinks", "sink_tokens"]);
         says(error(Asked { base_tokens: Some(0), ..asked(&large, Some(&small)) }), &["base_tokens", "1 or more"]);
         let nowhere = Asked { predictor: Some(dir.path().join("x")), ..asked(&large, Some(&small)) };
         says(error(nowhere), &["x/config.json", "predictor"]);

@@ -72,6 +72,10 @@ pub struct RunKnobs {
     /// the tokens, SpecPrefill-0.40
     #[arg(long, env = "TTFT_PRUNE", value_name = "PRUNING", requires = "base", conflicts_with = "predictor")]
     pub prune: Option<Pruning>,
+    /// Whether the keys and values of the first tokens that the base of a KV prediction reads itself are kept from an earlier call,
+    /// as they can be where all prompts begin alike: on or off (default: off)
+    #[arg(long, env = "TTFT_KEEP_SINKS", value_name = "on|off", num_args = 0..=1, default_missing_value = "on", value_parser = switch)]
+    pub keep_sinks: Option<bool>,
     /// Type of activations and caches: f32 or bf16 (default: the scenario's)
     #[arg(long, env = "TTFT_PRECISION", value_name = "TYPE", value_parser = Precision::from_name)]
     pub precision: Option<Precision>,
@@ -124,6 +128,7 @@ impl RunKnobs {
             aux,
             predictor,
             prune,
+            keep_sinks,
             precision,
             extent,
             start,
@@ -145,6 +150,7 @@ impl RunKnobs {
         add("--aux", aux.as_ref().map(Into::into));
         add("--predictor", predictor.as_ref().map(Into::into));
         add("--prune", prune.map(|p| p.to_string().into()));
+        add("--keep-sinks", keep_sinks.map(|on| if on { "on" } else { "off" }.into()));
         add("--precision", precision.map(|p| p.name().into()));
         add("--extent", extent.map(|e| e.name().into()));
         add("--start", start.map(|s| s.name().into()));
@@ -213,9 +219,11 @@ impl RunKnobs {
         s.extent = self.extent.or(s.extent);
         s.start = self.start.or(s.start);
         s.budget_s = self.budget.unwrap_or(s.budget_s);
-        let Some(base) = self.base.clone() else { return Ok(s) };
+        let keep = self.keep_sinks == Some(true);
+        let Some(base) = self.base.clone() else { return if keep { s.keeping_sinks() } else { Ok(s) } };
         let (aux, predictor) = (self.aux.clone(), self.predictor.clone());
-        s.of(Asked { base, aux, predictor, prune: self.prune, ..Asked::default() })
+        let s = s.of(Asked { base, aux, predictor, prune: self.prune, ..Asked::default() })?;
+        if keep { s.keeping_sinks() } else { Ok(s) }
     }
 
     /// Environment variables with their help, in the order declared.
@@ -284,7 +292,7 @@ mod tests {
         for (name, _) in RunKnobs::variables() {
             assert!(reference.contains(&format!("`{name}`")), "docs/reference.md does not mention {name}");
         }
-        assert_eq!(RunKnobs::variables().len(), 16);
+        assert_eq!(RunKnobs::variables().len(), 17);
     }
 
     #[test]

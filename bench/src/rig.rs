@@ -174,6 +174,11 @@ impl Rig {
     fn start(&mut self, arm: &Arm, spec: RunSpec) -> Result<(cold::Start, Cold)> {
         let networks = arm.networks().into_iter().map(|n| self.weights.network_dir(n)).collect::<Result<Vec<_>>>()?;
         let predictor = self.predictor(arm)?;
+        ensure!(
+            predictor.as_ref().is_none_or(|(_, own)| !own.kept),
+            "{}: a cold start has no earlier call that could have kept anything: leave --keep-sinks, or 'kept' in the name, out",
+            arm.system
+        );
         let start = cold::Start { arm: arm.clone(), spec, networks, predictor };
         start.evict()?;
         let sizes: Vec<(u64, PathBuf)> =

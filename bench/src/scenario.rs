@@ -269,7 +269,7 @@ fn arms_of(catalog: &Catalog, name: &str, base: Option<&str>) -> Result<Vec<Arm>
         bail!(
             "'{name}' is neither a network ({networks}) nor a pair ({pairs}) nor a network that shares its first k layers with \
              -KVP-Sk or -KVP-Skown behind its name, either of the two with -mM and -sS behind its name or without (M last and S \
-             first tokens that the base reads itself), nor a network with a token pruning ({prunings}) behind its name, nor a rival \
+             first tokens that the base reads itself; -sSkept if the latter are kept), nor a network with a token pruning ({prunings}) behind its name, nor a rival \
              ({rivals})"
         );
     }
@@ -365,6 +365,29 @@ impl Scenario {
         let (catalog, names) = Catalog::new(&[asked])?;
         self.dtype = catalog.dtype()?.unwrap_or(self.dtype);
         (self.catalog, self.systems, self.base) = (catalog, names, None);
+        Ok(self)
+    }
+
+    /// The same with the first tokens kept of every KV prediction that has some, which are then called so.
+    ///
+    /// # Errors
+    /// None has any.
+    pub fn keeping_sinks(mut self) -> Result<Scenario> {
+        let mut some = false;
+        for name in &mut self.systems {
+            let Ok(pair) = self.catalog.pair(name) else { continue };
+            // A pair of one's own is found by its whole name.
+            let plain = if self.catalog.holds(name) { name.as_str() } else { OwnTokens::strip(name).0 };
+            if pair.own.first > 0 {
+                *name = format!("{plain}{}", OwnTokens { kept: true, ..pair.own }.suffix());
+                some = true;
+            }
+        }
+        ensure!(
+            some,
+            "--keep-sinks: no system of this scenario has first tokens that its base reads itself: name some with -sS behind, such as {}",
+            zoo::SHARED[0]
+        );
         Ok(self)
     }
 
@@ -490,6 +513,17 @@ mod tests {
         ] {
             assert!(error(name).contains(word), "{}", error(name));
         }
+    }
+
+    #[test]
+    fn sinks_are_kept_where_there_are_some() {
+        let scenario = Scenario::load("shared").unwrap().keeping_sinks().unwrap();
+        assert_eq!(scenario.systems[0], "OE1.1B-KVP-S10-m15-s1kept");
+        let own = scenario.catalog.pair(&scenario.systems[0]).unwrap().own;
+        assert_eq!(own, OwnTokens { last: 15, first: 1, kept: true });
+        assert_eq!(scenario.keeping_sinks().unwrap().systems[0], "OE1.1B-KVP-S10-m15-s1kept");
+        let e = Scenario::load("quick").unwrap().keeping_sinks().unwrap_err().to_string();
+        assert!(e.contains("--keep-sinks") && e.contains("-sS"), "{e}");
     }
 
     #[test]

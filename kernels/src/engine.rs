@@ -450,13 +450,7 @@ impl Engine {
     }
 }
 
-fn check_scores<A: Element>(
-    op: &'static str,
-    q: Mat<'_, A>,
-    k: &HeadCache<A>,
-    len: usize,
-    out: &[f32],
-) -> Result<()> {
+fn check_scores<A: Element>(op: &'static str, q: Mat<'_, A>, k: &HeadCache<A>, len: usize, out: &[f32]) -> Result<()> {
     if k.head_dim() == 0 || k.heads() == 0 || len == 0 {
         return expect(op, "heads, head_dim and positions of at least", 1, 0);
     }

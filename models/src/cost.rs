@@ -9,7 +9,7 @@ use crate::{
     config::NetworkConfig,
     kv_prediction::layout::Input,
     pruning::Pruning,
-    schedule::{Entries, Net, Op, Out, Schedule, Step, next, shapes},
+    schedule::{Entries, Net, Op, Out, Schedule, Step, next, predicted_layers, shapes},
     sizes::sum,
     spec::{Phase, RunSpec},
 };
@@ -177,6 +177,12 @@ impl CostSystem {
                 flops.attention = product([2, c.q_dim(*i) as u64, b, *of as u64]);
                 entries.push(product([c.kv_dim(*i) as u64, b, *of as u64]));
             }
+            Op::Sinks { rows, .. } => {
+                // Read here and written there, of every layer that is predicted.
+                let kv_dim = |layer: usize| self.base.kv_dim(layer) as u64;
+                let all = predicted_layers(self).map(|layer| product([2, 2, kv_dim(layer), b, *rows as u64]));
+                entries.push(sum(all));
+            }
             Op::Rank { layer: None, .. } | Op::Choose { .. } | Op::Narrow { .. } | Op::Ends { .. } => {}
             Op::Head { net, rows } => {
                 let c = shapes(self, *net);
@@ -190,7 +196,7 @@ impl CostSystem {
     }
 
     /// The paper's approximation, 2 FLOPs per parameter and token: `t_base(N)`, or `t_aux(N-m) + t_predictor(N-m) +
-    /// t_base(m + s)`; parameters with the tied embedding once. With shared layers these stand in for the auxiliary, on all N
+    /// t_base(m + s)`, or `t_base(m)` where the first s are kept; parameters with the tied embedding once. With shared layers these stand in for the auxiliary, on all N
     /// tokens, and the base step is the layers above them. Of token pruning [`Pruning::paper_share`] of `t_base(N)`; of what the
     /// paper does not time, what chooses the tokens, on all that it reads, and the base on what is kept.
     ///
@@ -208,10 +214,7 @@ impl CostSystem {
             let reads = if let Pruning::Spec(p) = pruning { sum([n, p.look_ahead as u64 - 1]) } else { n };
             return product([2, b, sum([kept, product([reads, self.chooser_params()])])]);
         };
-        let own = sum([p.own.last as u64, p.own.first as u64]);
-        if own >= n {
-            return all;
-        }
+        let Some(own) = p.own.of(prompt).map(|rows| rows.total() as u64) else { return all };
         let read = n - p.own.last as u64;
         let maps = product([read, self.predictor_params()]);
         let networks = match (p.layout.shared, &p.aux) {

@@ -28,7 +28,8 @@ pub struct Ran {
     pub regions: usize,
 }
 
-/// Where the time to first token went. The rest, `total` less the sum of the phases, is the checking of the ids.
+/// Where the time to first token went. The rest, `total` less the sum of the phases, is the checking of the ids; and, where the entries
+/// of first tokens are kept, making those of tokens with which no call before has begun.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PhaseTimes {
     /// Ids in memory to first token chosen for every sequence.

@@ -65,12 +65,11 @@ fn memory_as<A: Element>(system: &CostSystem, spec: &RunSpec) -> MemoryPlan {
     let aux = system.aux().map_or_else(Vec::new, NetworkConfig::tensors);
     let weights = [system.base.tensors(), aux, system.predictor_tensors()].map(matrices);
     let (b, c, schedule) = (spec.batch, &system.base, Schedule::new(system, spec));
-    let kv = |slot: &Slot<KvShape>| {
-        let s = slot.shape;
-        kv_bytes::<A>(shapes(system, s.net), s.layer, b, s.entries)
-    };
+    let kv = |s: &KvShape| kv_bytes::<A>(shapes(system, s.net), s.layer, b, s.entries);
     let source = |Slot { shape, .. }: &Slot<SourceShape>| source_bytes::<A>(system, b, shape);
-    let caches = sum(schedule.caches.iter().map(kv).chain(schedule.sources.iter().map(source)));
+    let sinks = schedule.sinks.iter().map(kv);
+    let caches =
+        sum(schedule.caches.iter().map(|slot| kv(&slot.shape)).chain(sinks).chain(schedule.sources.iter().map(source)));
     let streams = schedule.streams.iter().map(|Slot { shape, .. }| {
         let (c, rows) = (shapes(system, shape.net), b.saturating_mul(shape.rows));
         let all = if shape.all_logits { mul(&[head_buffer(c, rows), 4]) } else { 0 };

@@ -81,6 +81,9 @@ struct State<A> {
     lanes: Vec<(Net, Lane<A>)>,
     caches: Vec<LayerCache<A>>,
     sources: Vec<Source<A>>,
+    /// Entries of first tokens that are kept, and which tokens these are, `[batch * s]`: none before there are any.
+    sinks: Vec<LayerCache<A>>,
+    sink_ids: Vec<u32>,
     predictor: Option<Arc<Predictor>>,
     /// Predicted keys before k_norm, by base layer, if recorded.
     predicted: Option<Vec<Vec<f32>>>,
@@ -120,7 +123,8 @@ impl<A: Element> Run<A> {
             let c = shapes(&shapes_of, net);
             LayerCache::new(b, c.layers[layer].kv_heads, entries, c.head_dim)
         };
-        let (mut kept, mut input) = (0, 1);
+        let sinks = schedule.sinks.first().map_or(0, |s| s.entries);
+        let (mut kept, mut input) = (0, sinks.max(1));
         for step in &schedule.prompt {
             match step.op {
                 Op::Choose { keep, .. } => (kept, input) = (keep, keep),
@@ -140,9 +144,7 @@ impl<A: Element> Run<A> {
                 scores = Some(Scores::new(by, s.pruning, Rule::of(s), b, schedule.ranked)?);
             }
         }
-        let ahead = |aux: &NetworkConfig| -> Result<_> {
-            Ok((zeroed((b * aux.vocab) as u64)?, zeroed(b as u64)?))
-        };
+        let ahead = |aux: &NetworkConfig| -> Result<_> { Ok((zeroed((b * aux.vocab) as u64)?, zeroed(b as u64)?)) };
         let state = State {
             spec,
             dropped: schedule.dropped,
@@ -159,6 +161,8 @@ impl<A: Element> Run<A> {
                     })
                 })
                 .collect::<Result<_>>()?,
+            sinks: schedule.sinks.iter().map(|s| cache(s.net, s.layer, s.entries)).collect(),
+            sink_ids: Vec::with_capacity(b * sinks),
             predictor: match system {
                 System::KvPrediction(s) => Some(Arc::clone(&s.predictor)),
                 _ => None,
@@ -177,6 +181,22 @@ impl<A: Element> Run<A> {
         let phases = Phase::ALL.iter().filter(|phase| schedule.prompt.iter().any(|s| s.phase == **phase)).count();
         let ran = Vec::with_capacity(schedule.prompt.len().max(schedule.next.len()));
         Ok(Run { shapes: shapes_of, schedule, state, phases, ran, of_prompt: true })
+    }
+
+    /// Makes the entries of first tokens that are kept, unless those of an earlier call are of the same tokens.
+    fn sinks(&mut self, e: &Engine, ids: &[u32]) -> Result<()> {
+        let (s, Some(shape)) = (&mut self.state, self.schedule.sinks.first()) else { return Ok(()) };
+        let first = || ids.chunks_exact(s.spec.prompt).flat_map(|prompt| &prompt[..shape.entries]);
+        if s.sink_ids.iter().eq(first()) {
+            return Ok(());
+        }
+        s.sink_ids.clear();
+        let before = self.schedule.prompt.len() + self.schedule.next.len();
+        for (step, uses) in self.schedule.earlier.iter().zip(&self.schedule.uses[before..]) {
+            s.step(e, &self.schedule, &step.op, *uses, ids)?;
+        }
+        s.sink_ids.extend(ids.chunks_exact(s.spec.prompt).flat_map(|prompt| &prompt[..shape.entries]));
+        Ok(())
     }
 
     /// Runs the steps of the prompt, or of a later token.
@@ -242,6 +262,16 @@ impl<A: Element> State<A> {
                 Ok(act.rows())
             }
             Op::Map { rows, maps } => self.map(e, schedule, *rows, maps),
+            &Op::Sinks { rows, back } => {
+                for (shape, kept) in schedule.sinks.iter().zip(&mut self.sinks) {
+                    let of = |slot: &Slot<KvShape>| (slot.shape.net, slot.shape.layer, slot.shape.kept);
+                    let at = schedule.caches.iter().position(|slot| of(slot) == (shape.net, shape.layer, true));
+                    let cache = &mut self.caches[at.expect("a layer that is predicted has a cache")];
+                    let (from, to) = if back { (&*kept, cache) } else { (&*cache, kept) };
+                    to.copy_first(from, rows);
+                }
+                Ok(b * rows)
+            }
             &Op::Rank { layer, of } => {
                 let Some(scores) = self.scores.as_mut().filter(|_| of > 0) else { return Ok(0) };
                 let Some((net, layer)) = layer else {
@@ -392,6 +422,7 @@ impl<A: Element> Inference for Run<A> {
         if let Some(lazy) = &mut s.lazy {
             lazy.start();
         }
+        self.sinks(e, ids)?;
         self.steps(e, ids, true)?;
         self.state.len = prompt - self.state.dropped;
         let mut phases: Vec<PhaseTime> = Vec::with_capacity(self.phases);
@@ -558,7 +589,11 @@ mod tests {
         let load = |aux, name| KvPrediction::new(Arc::clone(&pair.base), aux, &part(name)).unwrap();
         let shared = ["mixed", "inexact", "S6", "own", "kv"].map(|name| load(None, name));
         let reads = [(1, 0), (3, 2), (1, 4), (15, 1), (16, 1)];
-        let read = |s: &KvPrediction| reads.map(|(last, first)| s.clone().reading(OwnTokens { last, first }));
+        let reads: Vec<_> = reads.into_iter().flat_map(|own| [false, true].map(|kept| (own, kept))).collect();
+        let read = |s: &KvPrediction| {
+            let own = |&((last, first), kept): &_| s.clone().reading(OwnTokens { last, first, kept });
+            reads.iter().map(own).collect::<Vec<_>>()
+        };
         let variants = [pair.clone(), load(pair.aux.clone(), "hidden")].into_iter().chain(shared);
         let variants: Vec<System> = variants.flat_map(|s| read(&s)).map(System::KvPrediction).collect();
         let pruned = |name: &str| System::Pruned(Pruned::new(Arc::clone(&pair.base), name.parse().unwrap()));
@@ -568,7 +603,10 @@ mod tests {
         all.extend(["GemFilter-0-3", "GemFilter-3-5-p3", "GemFilter-6-99"].map(pruned));
         let rivals = ["SpecPrefill-0.40-a3-c4-p3", "SpecPrefill-1.00-a1-p1", "SpecPrefill-0.01-c1"];
         all.extend(rivals.map(|name| {
-            System::Pruned(Pruned { aux: pair.aux.clone(), ..Pruned::new(Arc::clone(&pair.base), name.parse().unwrap()) })
+            System::Pruned(Pruned {
+                aux: pair.aux.clone(),
+                ..Pruned::new(Arc::clone(&pair.base), name.parse().unwrap())
+            })
         }));
         all
     }
@@ -593,6 +631,8 @@ mod tests {
                         run.shapes.pruning,
                         run.shapes.prediction.as_ref().map(|p| (p.own, &p.layout))
                     );
+                    // What an earlier call leaves costs nothing in this one.
+                    run.sinks(&e, &ids).unwrap();
                     e.take();
                     run.first_token(&e, &ids).unwrap();
                     let asked = e.take();

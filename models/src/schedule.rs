@@ -12,7 +12,7 @@ use crate::{
     config::NetworkConfig,
     kv_prediction::{
         self,
-        layout::{Input, Origin},
+        layout::{Input, Layout, Origin},
     },
     pruning::{Pruning, SpecPrefill},
     spec::{Extent, Phase, RunSpec},
@@ -134,6 +134,13 @@ pub enum Op {
         /// By layer.
         maps: Vec<Map>,
     },
+    /// Keeps the entries of the first tokens in the caches of base layers that are predicted, for later calls; or puts them back.
+    Sinks {
+        /// So many.
+        rows: usize,
+        /// Whether they are put back.
+        back: bool,
+    },
     /// Adds to the scores of tokens what the last row of the layer that has just run says of them, or a pseudo-random score.
     Rank {
         /// The layer and whose it is, if it is one.
@@ -187,6 +194,8 @@ impl fmt::Display for Step {
             Op::Layer(l) => write!(f, "{:?} layer {} on {} of {}", l.net, l.layer, l.rows.total(), l.rows.of),
             Op::Ends { net, rows } => write!(f, "{net:?} goes on with {} of {}", rows.total(), rows.of),
             Op::Map { rows, maps } => write!(f, "maps of {} layers on {rows}", maps.len()),
+            Op::Sinks { rows, back: false } => write!(f, "keeps {rows}"),
+            Op::Sinks { rows, back: true } => write!(f, "puts {rows} back"),
             Op::Rank { layer: Some((Net::Base, i)), of } => write!(f, "ranks {of} by layer {i}"),
             Op::Rank { layer: Some((net, i)), of } => write!(f, "ranks {of} by {net:?} layer {i}"),
             Op::Rank { layer: None, of } => write!(f, "ranks {of} by chance"),
@@ -273,7 +282,9 @@ pub struct Schedule {
     pub prompt: Vec<Step>,
     /// A later token's, as [`next`] says; the first one's to begin with.
     pub next: Vec<Step>,
-    /// Of `prompt`, then of `next`: what each step uses.
+    /// What is done before the first token where prompts begin with others than before, and the entries of first tokens are kept.
+    pub earlier: Vec<Step>,
+    /// Of `prompt`, then of `next`, then of `earlier`: what each step uses.
     pub uses: Vec<Uses>,
     /// The base's, then the auxiliary's if there is one.
     pub streams: Vec<Slot<Stream>>,
@@ -281,6 +292,8 @@ pub struct Schedule {
     pub caches: Vec<Slot<KvShape>>,
     /// Sources of maps.
     pub sources: Vec<Slot<SourceShape>>,
+    /// Entries of first tokens that are kept, of the base layers that are predicted.
+    pub sinks: Vec<KvShape>,
     /// Tokens of each sequence that are scored at once, at most; 0 where none are.
     pub ranked: usize,
     /// Tokens of the prompt that are dropped before the base runs.
@@ -295,16 +308,24 @@ impl Schedule {
         let mut schedule = Schedule {
             prompt: prompt(s, spec),
             next: Vec::new(),
+            earlier: Vec::new(),
             uses: Vec::new(),
             streams: Vec::new(),
             caches: Vec::new(),
             sources: Vec::new(),
+            sinks: Vec::new(),
             // Later tokens are ranked among all before them.
             ranked: if lazy { spec.positions() } else { 0 },
             dropped,
         };
         next(s, spec, spec.prompt, &mut schedule.next);
-        let steps: Vec<Step> = schedule.prompt.iter().chain(&schedule.next).cloned().collect();
+        if let Some(rows) = kept_sinks(&schedule.prompt) {
+            let layers = predicted_layers(s).map(|layer| KvShape { net: Net::Base, layer, entries: rows, kept: true });
+            schedule.sinks = layers.collect();
+            earlier(&s.base, rows, &mut schedule.earlier);
+        }
+        let all = [&schedule.prompt, &schedule.next, &schedule.earlier];
+        let steps: Vec<Step> = all.into_iter().flatten().cloned().collect();
         for (at, step) in steps.iter().enumerate() {
             let uses = schedule.place(s, spec, at, &step.op);
             schedule.uses.push(uses);
@@ -358,7 +379,7 @@ impl Schedule {
                     [uses.cache, uses.gathered].into_iter().flatten().for_each(|c| self.caches[c].last = at);
                 }
             }
-            Op::Choose { .. } | Op::Narrow { .. } => {}
+            Op::Choose { .. } | Op::Narrow { .. } | Op::Sinks { .. } => {}
             Op::Head { net, rows } => {
                 let slot =
                     self.streams.iter_mut().find(|slot| slot.shape.net == *net).expect("a pass begins by embedding");
@@ -421,6 +442,33 @@ fn positions(s: &CostSystem, spec: &RunSpec, net: Net) -> usize {
         (Net::Auxiliary, None, Some(Pruning::Spec(p))) => spec.prompt.saturating_add(p.look_ahead - 1),
         (Net::Auxiliary, None, _) => spec.prompt,
     }
+}
+
+/// First tokens whose entries a first token finds kept.
+fn kept_sinks(prompt: &[Step]) -> Option<usize> {
+    prompt.iter().find_map(|step| if let Op::Sinks { rows, .. } = step.op { Some(rows) } else { None })
+}
+
+/// Base layers whose entries are predicted, but for one that makes its own of all tokens.
+pub(crate) fn predicted_layers(s: &CostSystem) -> impl Iterator<Item = usize> + '_ {
+    let layout = s.prediction.iter().map(|p| &p.layout);
+    layout.flat_map(|l| l.predicted().filter(move |(i, _)| Some(*i) != exact(l)).map(|(i, _)| i))
+}
+
+/// The layer above shared ones, if it projects what they leave: its entries are those of full prefill.
+fn exact(l: &Layout) -> Option<usize> {
+    l.shared.filter(|&k| l.layers[k] == Some(Origin { layer: k - 1, input: Input::Own }))
+}
+
+/// The base on the first tokens alone, as far as their keys and values.
+fn earlier(c: &NetworkConfig, rows: usize, out: &mut Vec<Step>) {
+    let (phase, rows) = (Phase::BaseStep, Rows::all(rows));
+    out.push(Step { phase, op: Op::Embed { net: Net::Base, rows, tokens: Tokens::Prompt } });
+    for layer in 0..c.layers.len() {
+        let goes_on = if layer + 1 < c.layers.len() { rows.count } else { 0 };
+        out.push(Step { phase, op: kept(layer, rows, Out::Rows(goes_on)) });
+    }
+    out.push(Step { phase, op: Op::Sinks { rows: rows.count, back: false } });
 }
 
 /// Tokens of the prompt without an entry in any cache of the base.
@@ -500,15 +548,14 @@ fn kept(layer: usize, rows: Rows, out: Out) -> Op {
 /// KV prediction of `n` tokens: a source reads the prompt but for the base's last tokens, maps, and the base on those that it
 /// reads itself. If these are all, there is nothing to predict.
 fn predicted(base: &NetworkConfig, p: &kv_prediction::Shape, n: usize, extent: Extent, out: &mut Vec<Step>) {
-    let (last, first) = (p.own.last, p.own.first);
-    if last.saturating_add(first) >= n {
+    let Some(own) = p.own.of(n) else {
         return pass(Phase::BaseStep, Tokens::Prompt, base, Rows::all(n), extent, out);
-    }
-    let own = Rows { first, count: last, of: n };
+    };
     match (p.layout.shared, &p.aux) {
         (Some(k), _) => shared(base, k, p, own, extent, out),
         (None, aux) => {
             auxiliary(aux.as_ref().expect("an auxiliary, where no layers are shared"), p, own.past(), extent, out);
+            sinks_back(p, out);
             pass(Phase::BaseStep, Tokens::Prompt, base, own, extent, out);
         }
     }
@@ -536,6 +583,14 @@ fn auxiliary(aux: &NetworkConfig, p: &kv_prediction::Shape, n: usize, extent: Ex
     maps(net, p.layout.predicted(), n, out);
 }
 
+/// Where the entries of first tokens are kept, predicted ones give way to them.
+fn sinks_back(p: &kv_prediction::Shape, out: &mut Vec<Step>) {
+    let predicted = out.iter().any(|step| matches!(step.op, Op::Map { .. }));
+    if p.own.kept && p.own.first > 0 && predicted {
+        out.push(Step { phase: Phase::BaseStep, op: Op::Sinks { rows: p.own.first, back: true } });
+    }
+}
+
 fn maps(net: Net, from: impl Iterator<Item = (usize, Origin)>, rows: usize, out: &mut Vec<Step>) {
     let map = |(layer, Origin { layer: source, input })| Map { layer, net, source, input };
     let maps: Vec<Map> = from.map(map).collect();
@@ -548,7 +603,7 @@ fn maps(net: Net, from: impl Iterator<Item = (usize, Origin)>, rows: usize, out:
 /// k-1 left, its keys and values are those of full prefill, of all rows, and made in its own step.
 fn shared(base: &NetworkConfig, k: usize, p: &kv_prediction::Shape, own: Rows, extent: Extent, out: &mut Vec<Step>) {
     let (net, phase, all, n) = (Net::Base, Phase::SharedLayers, Rows::all(own.of), own.past());
-    let exact = p.layout.layers[k] == Some(Origin { layer: k - 1, input: Input::Own });
+    let exact = exact(&p.layout).is_some();
     let predicted = || p.layout.predicted().filter(|(i, _)| !(exact && *i == k));
     out.push(Step { phase, op: Op::Embed { net, rows: all, tokens: Tokens::Prompt } });
     let mut narrow = false;
@@ -563,6 +618,7 @@ fn shared(base: &NetworkConfig, k: usize, p: &kv_prediction::Shape, own: Rows, e
         out.push(Step { phase, op: Op::Layer(op) });
     }
     maps(net, predicted(), n, out);
+    sinks_back(p, out);
     let phase = Phase::BaseStep;
     if exact {
         out.push(Step { phase, op: kept(k, all, goes_on(k, base, own, extent)) });
@@ -676,7 +732,7 @@ mod tests {
     use ttft_kernels::DType;
 
     use super::*;
-    use crate::{kv_prediction::layout::Layout, spec::Precision, zoo};
+    use crate::{spec::Precision, zoo};
 
     fn spec(prompt: usize, extent: Extent) -> RunSpec {
         RunSpec { batch: 2, prompt, generate: 3, precision: Precision::F32, extent }
@@ -685,7 +741,8 @@ mod tests {
     fn all() -> impl Iterator<Item = CostSystem> {
         let pruned = zoo::PRUNINGS.map(|p| format!("OE270M-{p}"));
         let rivals = zoo::RIVALS.into_iter().map(String::from);
-        let own = ["OE1.1B-KVP-C-270M-m16-s1", "OE1.1B-KVP-S19own-m15", "OE3B-KVP-S1-m2-s3"];
+        let own =
+            ["OE1.1B-KVP-C-270M-m16-s1", "OE1.1B-KVP-S19own-m15", "OE3B-KVP-S1-m2-s3kept", "OE1.1B-KVP-C-270M-s1kept"];
         let own = own.into_iter().chain(zoo::SHARED).map(String::from);
         let names = zoo::names().map(String::from).chain(pruned).chain(rivals).chain(own);
         names.map(|name| CostSystem::named(&name, DType::BF16).unwrap())
@@ -747,6 +804,34 @@ mod tests {
         }
     }
 
+    /// Of first tokens that are kept the base runs none, and their entries stand in place of predicted ones.
+    #[test]
+    fn kept_sinks_are_put_back() {
+        let all = steps("OE1.1B-KVP-C-270M-m4-s1kept", 9, Extent::FirstToken);
+        let base =
+            ["puts 1 back", "Base embeds 4 of Prompt", "Base layer 0 on 4 of 9"].map(|s| format!("base_step: {s}"));
+        assert_eq!(all[4..7], base);
+        let shared = steps("OE1.1B-KVP-S2-m4-s2kept", 9, Extent::FirstToken);
+        let base = ["base_step: puts 2 back", "base_step: Base layer 2 on 9 of 9", "base_step: Base layer 3 on 4 of 9"];
+        assert_eq!(shared[4..7], base);
+        let mut s = CostSystem::named("OE1.1B-KVP-S2-m4-s2kept", DType::BF16).unwrap();
+        s.base.layers.truncate(4);
+        s.prediction.as_mut().unwrap().layout.layers.truncate(4);
+        let schedule = Schedule::new(&s, &spec(9, Extent::FirstToken));
+        let earlier: Vec<String> = schedule.earlier.iter().map(Step::to_string).collect();
+        assert_eq!(earlier[0], "base_step: Base embeds 2 of Prompt");
+        assert_eq!(
+            earlier[3..],
+            ["base_step: Base layer 2 on 2 of 2", "base_step: Base layer 3 on 2 of 2", "base_step: keeps 2"]
+        );
+        // Layer 2 makes its own of all tokens.
+        assert_eq!(schedule.sinks, [KvShape { net: Net::Base, layer: 3, entries: 2, kept: true }]);
+        // Full prefill has nothing to put back.
+        for name in ["OE1.1B-KVP-C-270M-m8-s1kept", "OE1.1B-KVP-S2-m2-s7kept"] {
+            assert_eq!(steps(name, 9, Extent::FirstToken).len(), 6, "{name}");
+        }
+    }
+
     #[test]
     fn shared_layers_read_the_prompt_and_the_rest_a_few_tokens() {
         // Layer 2 projects the state behind layer 1 itself, on all rows; layer 3 has a map.
@@ -787,7 +872,8 @@ mod tests {
         for s in all() {
             for extent in [Extent::FirstToken, Extent::FullNetwork] {
                 let schedule = Schedule::new(&s, &spec(59, extent));
-                let steps: Vec<&Step> = schedule.prompt.iter().chain(&schedule.next).collect();
+                let all = [&schedule.prompt, &schedule.next, &schedule.earlier];
+                let steps: Vec<&Step> = all.into_iter().flatten().collect();
                 assert_eq!(schedule.uses.len(), steps.len());
                 // Which layers a shared cache serves, in order.
                 let mut serves = vec![Vec::new(); schedule.caches.len()];

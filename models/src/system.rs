@@ -72,9 +72,7 @@ impl CostSystem {
                 let (aux, layout) = (s.aux.as_ref().map(config), s.predictor.layout().clone());
                 CostSystem { prediction: Some(kv_prediction::Shape { aux, layout, own: s.own }), ..alone }
             }
-            System::Pruned(s) => {
-                CostSystem { pruning: Some(s.pruning), chooser: s.aux.as_ref().map(config), ..alone }
-            }
+            System::Pruned(s) => CostSystem { pruning: Some(s.pruning), chooser: s.aux.as_ref().map(config), ..alone },
         }
     }
 

@@ -359,7 +359,8 @@ fn scores_are_the_products_alone() {
         }
     }
     let e = engine(Isa::best(), 1, Backend::Ours);
-    let error = e.attention_scores(Mat::new(&[0.0; 4], 1, 4), &HeadCache::new(1, 2, 3, 2), 4, &mut [0.0; 8]).unwrap_err();
+    let error =
+        e.attention_scores(Mat::new(&[0.0; 4], 1, 4), &HeadCache::new(1, 2, 3, 2), 4, &mut [0.0; 8]).unwrap_err();
     assert!(error.to_string().contains("capacity"), "{error}");
 }
 
@@ -370,9 +371,15 @@ fn pooled_rows_are_joined_to_what_was_there() {
     for isa in isas() {
         for threads in [1, 3] {
             let e = engine(isa, threads, Backend::Ours);
-            for (batch, heads, len, width) in
-                [(1, 1, 1, 1), (2, 3, 5, 3), (1, 2, 7, 99), (3, 2, 40, 13), (2, 5, 300, 5), (2, 9, 1025, 31), (1, 4, 700, 601)]
-            {
+            for (batch, heads, len, width) in [
+                (1, 1, 1, 1),
+                (2, 3, 5, 3),
+                (1, 2, 7, 99),
+                (3, 2, 40, 13),
+                (2, 5, 300, 5),
+                (2, 9, 1025, 31),
+                (1, 4, 700, 601),
+            ] {
                 let x = values(5, batch * heads * len, DType::F32);
                 let before = values(6, batch * len, DType::F32);
                 let pooled = reference::pool(&reference::widen(&x), len, width);
@@ -383,7 +390,8 @@ fn pooled_rows_are_joined_to_what_was_there() {
                     e.pooled(&x, len, width, join, &mut out).unwrap();
                     for (b, (out, before)) in out.chunks_exact(len).zip(before.chunks_exact(len)).enumerate() {
                         for (t, (found, before)) in out.iter().zip(before).enumerate() {
-                            let column = |x: &[f64]| (0..heads).map(|h| x[(b * heads + h) * len + t]).collect::<Vec<_>>();
+                            let column =
+                                |x: &[f64]| (0..heads).map(|h| x[(b * heads + h) * len + t]).collect::<Vec<_>>();
                             let (means, sums, before) = (column(&pooled), column(&sums), f64::from(*before));
                             let error = |sum: f64| dot_bound(width, sum) + 2.0 * EPS * sum;
                             let (want, bound) = match join {
@@ -398,7 +406,10 @@ fn pooled_rows_are_joined_to_what_was_there() {
                                 }
                             };
                             let off = (want - f64::from(*found)).abs();
-                            assert!(off <= bound, "{isa} {batch} {heads} {len} {width} {join:?} {t}: {off:e}, {bound:e}");
+                            assert!(
+                                off <= bound,
+                                "{isa} {batch} {heads} {len} {width} {join:?} {t}: {off:e}, {bound:e}"
+                            );
                         }
                     }
                 }
@@ -406,9 +417,13 @@ fn pooled_rows_are_joined_to_what_was_there() {
         }
     }
     let e = engine(Isa::best(), 1, Backend::Ours);
-    for (x, len, width, n, what) in
-        [(6, 3, 2, 3, "width"), (6, 0, 3, 3, "at least"), (6, 3, 3, 4, "columns"), (7, 3, 3, 3, "input"), (6, 3, 3, 0, "at least")]
-    {
+    for (x, len, width, n, what) in [
+        (6, 3, 2, 3, "width"),
+        (6, 0, 3, 3, "at least"),
+        (6, 3, 3, 4, "columns"),
+        (7, 3, 3, 3, "input"),
+        (6, 3, 3, 0, "at least"),
+    ] {
         let error = e.pooled(&vec![0.0; x], len, width, Join::Sum, &mut vec![0.0; n]).unwrap_err().to_string();
         assert!(error.contains(what), "{error}");
     }

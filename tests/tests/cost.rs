@@ -232,7 +232,7 @@ fn with(aux: Option<NetworkConfig>, layout: Layout, own: OwnTokens, base: Networ
 /// Two last tokens and a first of six are the base's own; its two layers are predicted from layer 1 of the auxiliary's three.
 #[test]
 fn more_tokens_of_the_base_by_hand() {
-    let own = OwnTokens { last: 2, first: 1 };
+    let own = OwnTokens { last: 2, first: 1, kept: false };
     let s = with(Some(tiny(3)), Layout::auxiliary(&[1, 1]), own, tiny(2));
     let [aux, prediction, step]: [_; 3] = s.first_token(&spec(1, 6, Extent::FirstToken)).try_into().unwrap();
     // The auxiliary and the maps on four tokens, as with one token of the base and five in all.
@@ -247,8 +247,17 @@ fn more_tokens_of_the_base_by_hand() {
     assert_eq!(step.weight_bytes, 4 * (2 * 356 + 80 + 8));
     assert_eq!(step.cache_bytes, 4 * 2 * 8 * (3 + 6));
     assert_eq!(s.paper_flops(1, 6), 2 * (4 * (tiny(3).params() + 80) + 3 * tiny(2).params()));
+    // What an earlier call kept of the first costs no products: of both layers, four features are read and written twice.
+    let kept = with(Some(tiny(3)), Layout::auxiliary(&[1, 1]), OwnTokens { kept: true, ..own }, tiny(2));
+    let [same, maps, step]: [_; 3] = kept.first_token(&spec(1, 6, Extent::FirstToken)).try_into().unwrap();
+    assert_eq!([same, maps], [aux, prediction]);
+    assert_eq!(step.flops.projections, 2 * 2 * 336 + 2 * 2 * 64 + 2 * 272);
+    assert_eq!(step.flops.attention, 4 * 8 * (5 + 6) + 4 * 8 * 6);
+    assert_eq!(step.weight_bytes, 4 * (2 * 356 + 80 + 8));
+    assert_eq!(step.cache_bytes, 4 * 2 * 8 * (2 + 6) + 4 * 2 * (2 * 2 * 4));
+    assert_eq!(kept.paper_flops(1, 6), 2 * (4 * (tiny(3).params() + 80) + 2 * tiny(2).params()));
     // All of them: full prefill.
-    let all = OwnTokens { last: 5, first: 1 };
+    let all = OwnTokens { last: 5, first: 1, kept: false };
     let [whole]: [_; 1] = with(Some(tiny(3)), Layout::auxiliary(&[1, 1]), all, tiny(2))
         .first_token(&spec(1, 6, Extent::FirstToken))
         .try_into()
@@ -265,7 +274,7 @@ fn more_tokens_of_the_base_by_hand() {
 /// behind layer 1 itself, layer 3 has maps from it.
 #[test]
 fn small_shared_layers_by_hand() {
-    let own = OwnTokens { last: 2, first: 1 };
+    let own = OwnTokens { last: 2, first: 1, kept: false };
     let s = with(None, Layout::shared(4, 2, Input::Hidden), own, tiny(4));
     let [shared, prediction, step]: [_; 3] = s.first_token(&spec(1, 6, Extent::FirstToken)).try_into().unwrap();
     assert_eq!([shared.phase, prediction.phase, step.phase], [Phase::SharedLayers, Phase::Prediction, Phase::BaseStep]);

@@ -56,7 +56,8 @@ fn plans_are_what_is_allocated_and_weights_stay_mapped() {
     });
     let shared = shared.into_iter().chain([load_shared(&fixture("A2").join("predictor")), models.clone()]);
     let shared = shared.flat_map(|s| {
-        [(1, 0), (4, 2)].map(|(last, first)| System::KvPrediction(s.clone().reading(OwnTokens { last, first })))
+        [(1, 0, false), (4, 2, false), (4, 2, true)]
+            .map(|(last, first, kept)| System::KvPrediction(s.clone().reading(OwnTokens { last, first, kept })))
     });
     let systems = [base, aux, kvp, System::Network(Arc::new(wide))].into_iter().chain(pruned).chain(shared);
     for system in systems {

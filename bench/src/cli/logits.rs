@@ -57,6 +57,10 @@ pub struct Logits {
     /// First tokens of each prompt that the base of a KV prediction reads itself [default: 0]
     #[arg(long, value_name = "S", value_parser = clap::value_parser!(u32).range(0..=1 << 24))]
     sink_tokens: Option<u32>,
+    /// Keep the keys and values of the first tokens, which depend on these alone, as of an earlier call: the time to the first token is
+    /// then without them
+    #[arg(long, requires = "sink_tokens")]
+    keep_sinks: bool,
     /// Folder in which synthetic weights are kept (default: ttft-weights in the target folder)
     #[arg(long, env = "TTFT_WEIGHTS", value_name = "DIR")]
     weights: Option<PathBuf>,
@@ -118,7 +122,8 @@ impl Logits {
         let trace_out = self.trace.as_deref().map(Pending::claim).transpose()?;
         let (ids, batch, prompt) = read_tokens(&self.tokens)?;
         let engine = self.engine.engine()?;
-        let prune = self.prune.map(|p| p.with(self.look_ahead, self.chunk, self.pool)).transpose().context("--prune")?;
+        let prune =
+            self.prune.map(|p| p.with(self.look_ahead, self.chunk, self.pool)).transpose().context("--prune")?;
         let prediction = prune.is_none() && (self.aux.is_some() || self.predictor.is_some());
         ensure!(
             prediction || (self.base_tokens.is_none() && self.sink_tokens.is_none()),
@@ -133,6 +138,7 @@ impl Logits {
             predictor: self.predictor.clone(),
             base_tokens: count(self.base_tokens),
             sink_tokens: count(self.sink_tokens),
+            keep_sinks: self.keep_sinks.then_some(true),
             prune,
         };
         let (catalog, names) = Catalog::new(&[asked])?;

@@ -3,8 +3,8 @@
 use std::cell::Cell;
 
 use ttft_kernels::{
-    AttnShape, Element, HeadCache, HeadProjection, HeadsOut, Join, Mat, MatMut, Options, Output, Pool, Positions, Query,
-    Result, RopeTable, Weight,
+    AttnShape, Element, HeadCache, HeadProjection, HeadsOut, Join, Mat, MatMut, Options, Output, Pool, Positions,
+    Query, Result, RopeTable, Weight,
 };
 
 /// Floating-point operations, two for each multiplication: of projections, attention, output heads and maps.

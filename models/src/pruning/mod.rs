@@ -236,12 +236,7 @@ impl Pruning {
     ///
     /// # Errors
     /// [`Error::PruningNumber`]: it has no such number, or not of this size.
-    pub fn with(
-        mut self,
-        look_ahead: Option<usize>,
-        chunk: Option<usize>,
-        pool: Option<usize>,
-    ) -> Result<Pruning> {
+    pub fn with(mut self, look_ahead: Option<usize>, chunk: Option<usize>, pool: Option<usize>) -> Result<Pruning> {
         let name = self.to_string();
         let set = |what: &'static str, given: Option<usize>, to: Option<&mut usize>, valid: fn(usize) -> bool| {
             let Some(given) = given else { return Ok(()) };
@@ -299,7 +294,7 @@ fn number(digits: &str) -> Option<usize> {
 }
 
 /// Takes numbers off the end of a name, such as `-a4-c16-p5`: those of `marks`, in this order, each of which may be missing.
-fn numbers<'a, const N: usize>(mut name: &'a str, marks: [char; N]) -> (&'a str, [Option<usize>; N]) {
+fn numbers<const N: usize>(mut name: &str, marks: [char; N]) -> (&str, [Option<usize>; N]) {
     let mut found = [None; N];
     for (mark, found) in marks.into_iter().zip(&mut found).rev() {
         if let Some((rest, last)) = name.rsplit_once('-')
