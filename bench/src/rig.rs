@@ -174,6 +174,11 @@ impl Rig {
     fn start(&mut self, arm: &Arm, spec: RunSpec) -> Result<(cold::Start, Cold)> {
         let networks = arm.networks().into_iter().map(|n| self.weights.network_dir(n)).collect::<Result<Vec<_>>>()?;
         let predictor = self.predictor(arm)?;
+        ensure!(
+            predictor.as_ref().is_none_or(|(_, own)| !own.kept),
+            "{}: a cold start has no earlier call that could have kept anything: leave --keep-sinks, or 'kept' in the name, out",
+            arm.system
+        );
         let start = cold::Start { arm: arm.clone(), spec, networks, predictor };
         start.evict()?;
         let sizes: Vec<(u64, PathBuf)> =
@@ -205,10 +210,7 @@ impl Rig {
 
     /// Token ids of the synthetic prompt: spread over the vocabulary, the same for every system.
     pub fn prompt(&self, system: &System, n: usize) -> Vec<u32> {
-        let vocab = match system {
-            System::Network(_) | System::Pruned(_) => system.base().config().vocab,
-            System::KvPrediction(p) => p.networks().map(|n| n.config().vocab).fold(usize::MAX, usize::min),
-        };
+        let vocab = system.networks().map(|n| n.config().vocab).fold(usize::MAX, usize::min);
         self.ids(vocab, n)
     }
 
@@ -232,8 +234,7 @@ impl Rig {
             }
             schema::Start::Cold => {
                 let (start, cold) = self.start(arm, spec)?;
-                let aux = cost.prediction.iter().filter_map(|p| p.aux.as_ref());
-                let vocab = aux.map(|aux| aux.vocab).fold(cost.base.vocab, usize::min);
+                let vocab = cost.aux().iter().map(|aux| aux.vocab).fold(cost.base.vocab, usize::min);
                 (At::Cold(Box::new(start)), self.ids(vocab, batch * prompt), Some(cold))
             }
         };

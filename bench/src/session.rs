@@ -12,7 +12,8 @@ use std::{
 use anyhow::{Result, bail, ensure};
 use ttft_models::{Precision, RunSpec, System};
 use ttft_reports::schema::{
-    self, Cell, Gate, Limits, LongestGate, Percentiles, Record, RunHeader, Sampler, Settings, Skipped, Start, Writer,
+    self, Cell, Gate, Kind, Limits, LongestGate, Percentiles, Record, RunHeader, Sampler, Settings, Skipped, Start,
+    Writer,
 };
 use ttft_reports::{
     format::{bytes, seconds},
@@ -187,7 +188,12 @@ fn header(rig: &Rig, knobs: &RunKnobs, sampler: Sampler, asked: Asked) -> Result
         machine: machine::fingerprint(),
         networks: Some(networks),
         predictions: Some(predictions),
-        notes: tiny.into_iter().chain(slower).chain(scenario.catalog.notes(rig.weights.size() == Size::Real)).collect(),
+        notes: tiny
+            .into_iter()
+            .chain(slower)
+            .chain(scenario.catalog.notes(rig.weights.size() == Size::Real))
+            .chain(kept(rig))
+            .collect(),
         ..RunHeader::default()
     })
 }
@@ -611,6 +617,20 @@ fn best(before: &Limits, mut now: Limits) -> Limits {
     }
     now.read_gb_per_s = now.read_gb_per_s.into_iter().chain(before.read_gb_per_s).reduce(f64::max);
     now
+}
+
+/// What a record says of systems whose first tokens are kept from an earlier call.
+fn kept(rig: &Rig) -> Vec<String> {
+    let note = |arm: &Arm| {
+        let own = rig.scenario.catalog.pair(&arm.system).ok().filter(|_| arm.kind == Kind::Kvp)?.own;
+        let text = format!(
+            "{}: the keys and values of the first {} of the prompt's tokens are kept from an earlier call, as where all prompts begin \
+             alike; TTFT is without them",
+            arm.system, own.first
+        );
+        (own.kept && own.first > 0).then_some(text)
+    };
+    rig.arms.iter().filter_map(note).collect()
 }
 
 #[cfg(test)]

@@ -266,7 +266,9 @@ impl Weights {
             _ => None,
         };
         let base = self.config(arm.networks()[0])?;
-        Ok(CostSystem { base, prediction, pruning: arm.pruning(), weights: self.dtype })
+        let pruning = arm.pruning();
+        let chooser = arm.aux.as_ref().filter(|_| pruning.is_some()).map(|aux| self.config(aux)).transpose()?;
+        Ok(CostSystem { base, prediction, pruning, chooser, weights: self.dtype })
     }
 
     /// How deep a prompt goes in an arm.

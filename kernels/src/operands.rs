@@ -88,3 +88,12 @@ pub struct Query {
     /// Positions that it sees, from 0 on; 1 or more.
     pub sees: usize,
 }
+
+/// How [`crate::Engine::pooled`] makes one row of several.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Join {
+    /// The largest of each column.
+    Largest,
+    /// The sum of each column.
+    Sum,
+}

@@ -34,7 +34,7 @@ pub mod zoo;
 pub use cache::NamedTensor;
 pub use config::NetworkConfig;
 pub use error::{Error, Result};
-pub use inference::{Inference, PhaseTime, PhaseTimes, Ran};
+pub use inference::{Chosen, Inference, PhaseTime, PhaseTimes, Ran};
 pub use kv_prediction::{KvPrediction, predictor::Predictor};
 pub use memory::{MemoryPlan, memory, memory_of};
 pub use network::Network;

@@ -431,9 +431,28 @@ impl Network {
         len: usize,
         out: &mut [f32],
     ) -> Result<()> {
+        Ok(e.attention_weights(self.last_queries(i, act, cache), &cache.k, len, out)?)
+    }
+
+    /// As [`Network::last_weights`], the products of queries and keys alone.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    pub fn last_scores<A: Element>(
+        &self,
+        e: &Engine,
+        i: usize,
+        act: &Activations<A>,
+        cache: &LayerCache<A>,
+        len: usize,
+        out: &mut [f32],
+    ) -> Result<()> {
+        Ok(e.attention_scores(self.last_queries(i, act, cache), &cache.k, len, out)?)
+    }
+
+    fn last_queries<'a, A: Element>(&self, i: usize, act: &'a Activations<A>, cache: &LayerCache<A>) -> Mat<'a, A> {
         let (rows, q_dim) = (act.rows(), self.config.q_dim(i));
-        let q = Mat::new(&act.q[..rows * q_dim], rows, q_dim).rows_step(act.n - 1, cache.k.batch(), act.n);
-        Ok(e.attention_weights(q, &cache.k, len, out)?)
+        Mat::new(&act.q[..rows * q_dim], rows, q_dim).rows_step(act.n - 1, cache.k.batch(), act.n)
     }
 
     /// A layer after its attention: output projection and feed-forward network.

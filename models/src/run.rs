@@ -11,9 +11,10 @@ use ttft_kernels::{Element, Mat, RopeTable};
 use crate::{
     activations::Activations,
     cache::{LayerCache, NamedTensor, RawKv, Source, heads_first},
+    config::NetworkConfig,
     engine::Engine,
     error::{Error, Result},
-    inference::{Inference, PhaseTime, PhaseTimes, Ran},
+    inference::{Chosen, Inference, PhaseTime, PhaseTimes, Ran},
     kv_prediction::{
         layout::Input,
         predictor::{Prediction, Predictor},
@@ -21,10 +22,14 @@ use crate::{
     memory::memory,
     network::{Cache, Kv, Network, head_buffer},
     prompts,
-    pruning::{Pruning, Ranking, lazy::Lazy, select::Scores},
+    pruning::{
+        Pruning,
+        lazy::Lazy,
+        select::{Rule, Scores},
+    },
     schedule::{KvShape, LayerStep, Map, Net, Op, Schedule, Slot, Step, Stream, Tokens, Uses, next, shapes},
     sizes::zeroed,
-    spec::{Precision, RunSpec},
+    spec::{Phase, Precision, RunSpec},
     system::{CostSystem, System},
 };
 
@@ -32,9 +37,12 @@ use crate::{
 ///
 /// # Errors
 /// [`Error::Spec`]: a batch, prompt or count of tokens of 0 or beyond any machine. [`Error::Memory`]: the allocation
-/// fails.
+/// fails. Those of [`Pruning::check`].
 pub fn plan(system: &System, spec: &RunSpec) -> Result<Box<dyn Inference>> {
     spec.check()?;
+    if let System::Pruned(p) = system {
+        p.pruning.check(p.base.config().layers.len(), p.aux.is_some())?;
+    }
     let bytes = memory(system, spec).allocated();
     // Caches are allocated by a type that cannot report failure; whether their memory can be had is asked here first.
     let asked = usize::try_from(bytes).map_err(|_| Error::Memory { bytes })?;
@@ -73,13 +81,20 @@ struct State<A> {
     lanes: Vec<(Net, Lane<A>)>,
     caches: Vec<LayerCache<A>>,
     sources: Vec<Source<A>>,
+    /// Entries of first tokens that are kept, and which tokens these are, `[batch * s]`: none before there are any.
+    sinks: Vec<LayerCache<A>>,
+    sink_ids: Vec<u32>,
     predictor: Option<Arc<Predictor>>,
     /// Predicted keys before k_norm, by base layer, if recorded.
     predicted: Option<Vec<Vec<f32>>>,
     scores: Option<Scores>,
     lazy: Option<Lazy>,
+    /// Logits and tokens of a network that decodes ahead.
+    ahead: Option<(Vec<f32>, Vec<u32>)>,
     /// Positions of the tokens of the prompt that were chosen, `[batch * count]`.
     kept: Vec<u32>,
+    /// Whether these are a prompt of their own for the base.
+    renumbered: bool,
     /// Ids on their way into a network.
     input: Vec<u32>,
     /// Entries of the base's caches that are filled.
@@ -94,9 +109,9 @@ impl<A: Element> Run<A> {
         let shapes_of = CostSystem::of(system);
         let schedule = Schedule::new(&shapes_of, &spec);
         let (b, c) = (spec.batch, &shapes_of.base);
-        let net = |net| match (net, system) {
-            (Net::Auxiliary, System::KvPrediction(s)) => s.aux.as_ref().expect("only pairs have steps of an auxiliary"),
-            _ => system.base(),
+        let net = |net| match net {
+            Net::Base => system.base(),
+            Net::Auxiliary => system.networks().nth(1).expect("only pairs have steps of an auxiliary"),
         };
         let lane = |&Slot { shape: s, .. }: &Slot<Stream>| {
             let (net, c) = (net(s.net), shapes(&shapes_of, s.net));
@@ -108,7 +123,8 @@ impl<A: Element> Run<A> {
             let c = shapes(&shapes_of, net);
             LayerCache::new(b, c.layers[layer].kv_heads, entries, c.head_dim)
         };
-        let (mut kept, mut input) = (0, 1);
+        let sinks = schedule.sinks.first().map_or(0, |s| s.entries);
+        let (mut kept, mut input) = (0, sinks.max(1));
         for step in &schedule.prompt {
             match step.op {
                 Op::Choose { keep, .. } => (kept, input) = (keep, keep),
@@ -118,13 +134,17 @@ impl<A: Element> Run<A> {
                 _ => {}
             }
         }
-        let (lazy, ranking) = match system {
-            System::Pruned(s) if matches!(s.pruning, Pruning::Lazy { .. }) => {
-                (Some(Lazy::new(c, s.pruning, &spec)?), s.ranking)
+        let (mut lazy, mut scores) = (None, None);
+        if let System::Pruned(s) = system {
+            if let Pruning::Lazy { .. } = s.pruning {
+                lazy = Some(Lazy::new(c, s.pruning, &spec)?);
             }
-            System::Pruned(s) if matches!(s.pruning, Pruning::Static(_)) => (None, s.ranking),
-            _ => (None, Ranking::Seeded),
-        };
+            if schedule.ranked > 0 {
+                let by = shapes_of.chooser.as_ref().unwrap_or(c);
+                scores = Some(Scores::new(by, s.pruning, Rule::of(s), b, schedule.ranked)?);
+            }
+        }
+        let ahead = |aux: &NetworkConfig| -> Result<_> { Ok((zeroed((b * aux.vocab) as u64)?, zeroed(b as u64)?)) };
         let state = State {
             spec,
             dropped: schedule.dropped,
@@ -141,25 +161,42 @@ impl<A: Element> Run<A> {
                     })
                 })
                 .collect::<Result<_>>()?,
+            sinks: schedule.sinks.iter().map(|s| cache(s.net, s.layer, s.entries)).collect(),
+            sink_ids: Vec::with_capacity(b * sinks),
             predictor: match system {
                 System::KvPrediction(s) => Some(Arc::clone(&s.predictor)),
                 _ => None,
             },
             predicted: None,
-            scores: match schedule.ranked {
-                0 => None,
-                n => Some(Scores::new(c, ranking, b, n)?),
-            },
+            scores,
             lazy,
+            ahead: shapes_of.chooser.as_ref().map(ahead).transpose()?,
+            renumbered: shapes_of.pruning.is_some_and(Pruning::renumbers),
             kept: Vec::with_capacity(b * kept),
             input: Vec::with_capacity(b * input),
             len: 0,
             logits: zeroed((b * c.vocab) as u64)?,
             ids: zeroed(b as u64)?,
         };
-        let phases = schedule.prompt.chunk_by(|a, b| a.phase == b.phase).count();
+        let phases = Phase::ALL.iter().filter(|phase| schedule.prompt.iter().any(|s| s.phase == **phase)).count();
         let ran = Vec::with_capacity(schedule.prompt.len().max(schedule.next.len()));
         Ok(Run { shapes: shapes_of, schedule, state, phases, ran, of_prompt: true })
+    }
+
+    /// Makes the entries of first tokens that are kept, unless those of an earlier call are of the same tokens.
+    fn sinks(&mut self, e: &Engine, ids: &[u32]) -> Result<()> {
+        let (s, Some(shape)) = (&mut self.state, self.schedule.sinks.first()) else { return Ok(()) };
+        let first = || ids.chunks_exact(s.spec.prompt).flat_map(|prompt| &prompt[..shape.entries]);
+        if s.sink_ids.iter().eq(first()) {
+            return Ok(());
+        }
+        s.sink_ids.clear();
+        let before = self.schedule.prompt.len() + self.schedule.next.len();
+        for (step, uses) in self.schedule.earlier.iter().zip(&self.schedule.uses[before..]) {
+            s.step(e, &self.schedule, &step.op, *uses, ids)?;
+        }
+        s.sink_ids.extend(ids.chunks_exact(s.spec.prompt).flat_map(|prompt| &prompt[..shape.entries]));
+        Ok(())
     }
 
     /// Runs the steps of the prompt, or of a later token.
@@ -193,19 +230,22 @@ impl<A: Element> State<A> {
                             self.input.extend(ids.chunks_exact(prompt).flat_map(|row| &row[run.clone()]));
                         }
                     }
-                    Tokens::Kept => {
+                    Tokens::Kept | Tokens::Renumbered => {
                         let rows = ids.chunks_exact(prompt).zip(self.kept.chunks_exact(rows.count));
                         self.input.extend(rows.flat_map(|(ids, kept)| kept.iter().map(|&p| ids[p as usize])));
                     }
-                    Tokens::Last => self.input.extend(&self.ids),
+                    Tokens::Last => self.input.extend(match (net, &self.ahead) {
+                        (Net::Auxiliary, Some((_, ids))) => ids,
+                        _ => &self.ids,
+                    }),
                 }
                 let ids = if self.input.is_empty() { ids } else { &self.input };
                 let lane = lane(&mut self.lanes, net);
                 lane.net.embed(e, ids, b, rows, &mut lane.act)?;
                 match tokens {
-                    Tokens::Prompt => {}
                     Tokens::Kept => lane.act.place(&self.kept),
-                    Tokens::Last => lane.act.shift(self.dropped),
+                    Tokens::Last if net == Net::Base && !self.renumbered => lane.act.shift(self.dropped),
+                    Tokens::Prompt | Tokens::Renumbered | Tokens::Last => {}
                 }
                 if net == Net::Base
                     && matches!(tokens, Tokens::Last)
@@ -222,21 +262,31 @@ impl<A: Element> State<A> {
                 Ok(act.rows())
             }
             Op::Map { rows, maps } => self.map(e, schedule, *rows, maps),
+            &Op::Sinks { rows, back } => {
+                for (shape, kept) in schedule.sinks.iter().zip(&mut self.sinks) {
+                    let of = |slot: &Slot<KvShape>| (slot.shape.net, slot.shape.layer, slot.shape.kept);
+                    let at = schedule.caches.iter().position(|slot| of(slot) == (shape.net, shape.layer, true));
+                    let cache = &mut self.caches[at.expect("a layer that is predicted has a cache")];
+                    let (from, to) = if back { (&*kept, cache) } else { (&*cache, kept) };
+                    to.copy_first(from, rows);
+                }
+                Ok(b * rows)
+            }
             &Op::Rank { layer, of } => {
                 let Some(scores) = self.scores.as_mut().filter(|_| of > 0) else { return Ok(0) };
-                let Some(layer) = layer else {
+                let Some((net, layer)) = layer else {
                     scores.add_seeded(of, |_, p| p as u32);
                     return Ok(b * of);
                 };
                 let read = uses.gathered.or(uses.cache).expect("a layer that is ranked by has entries");
-                let (lane, lazy) = (lane(&mut self.lanes, Net::Base), &self.lazy);
+                let (lane, lazy) = (lane(&mut self.lanes, net), &self.lazy);
                 let position = |b: usize, p: usize| lazy.as_ref().map_or(p as u32, |lazy| lazy.position(layer, b, p));
                 scores.add(e, (&lane.net, layer), &lane.act, (&self.caches[read], of), position)?;
                 Ok(b * of)
             }
-            &Op::Choose { of, keep } => {
+            &Op::Choose { of, keep, chunk } => {
                 let scores = self.scores.as_mut().expect("tokens are scored before they are chosen");
-                scores.choose(keep, &mut self.kept);
+                scores.choose(chunk, keep, &mut self.kept);
                 Ok(b * of)
             }
             &Op::Narrow { layer, of, keep, revives } => {
@@ -308,20 +358,23 @@ impl<A: Element> State<A> {
         Ok(b * rows)
     }
 
-    /// Logits, and of the base the choice of a token by the last row of each sequence.
+    /// Logits, and of the base and of a network that decodes ahead the choice of a token by the last row of each sequence.
     fn head(&mut self, e: &Engine, net: Net, rows: usize) -> Result<usize> {
         let lane = lane(&mut self.lanes, net);
-        if net == Net::Auxiliary {
-            lane.net.head_all(e, &mut lane.act, &mut lane.all, |_, _| ())?;
-            return Ok(lane.act.rows());
-        }
+        let (logits, ids) = match (net, &mut self.ahead) {
+            (Net::Base, _) => (&mut self.logits, &mut self.ids),
+            (Net::Auxiliary, Some((logits, ids))) => (logits, ids),
+            (Net::Auxiliary, None) => {
+                lane.net.head_all(e, &mut lane.act, &mut lane.all, |_, _| ())?;
+                return Ok(lane.act.rows());
+            }
+        };
         if let Some(lazy) = &mut self.lazy {
             lazy.finish(&mut lane.act);
         }
         let (b, n, v) = (self.spec.batch, lane.act.n(), lane.net.config().vocab);
         let firsts = lane.act.rows() - b * n;
         if rows > 1 {
-            let logits = &mut self.logits;
             lane.net.head_all(e, &mut lane.act, &mut lane.all, |row, m| {
                 // Of all these logits, only those of the last positions are looked at.
                 for r in 0..m.rows() {
@@ -333,16 +386,21 @@ impl<A: Element> State<A> {
                 }
             })?;
         } else {
-            lane.net.head(e, &mut lane.act, &mut self.logits)?;
+            lane.net.head(e, &mut lane.act, logits)?;
         }
-        e.argmax(Mat::new(&self.logits, b, v), &mut self.ids)?;
+        e.argmax(Mat::new(logits, b, v), ids)?;
         Ok(b * rows)
     }
 
-    /// Where entry `i` of sequence `b` stands, in caches that have the same entries in every layer.
-    fn position(&self, b: usize, i: usize) -> usize {
+    /// Which token of sequence `b` entry `i` is of, in caches that have the same entries in every layer.
+    fn token(&self, b: usize, i: usize) -> usize {
         let kept = self.kept.len() / self.spec.batch;
         if i < kept { self.kept[b * kept + i] as usize } else { i + self.dropped }
+    }
+
+    /// At which position it stands there.
+    fn position(&self, b: usize, i: usize) -> usize {
+        if self.renumbered { i } else { self.token(b, i) }
     }
 }
 
@@ -364,6 +422,7 @@ impl<A: Element> Inference for Run<A> {
         if let Some(lazy) = &mut s.lazy {
             lazy.start();
         }
+        self.sinks(e, ids)?;
         self.steps(e, ids, true)?;
         self.state.len = prompt - self.state.dropped;
         let mut phases: Vec<PhaseTime> = Vec::with_capacity(self.phases);
@@ -400,6 +459,12 @@ impl<A: Element> Inference for Run<A> {
         Mat::new(&self.state.logits, self.state.spec.batch, self.shapes.base.vocab)
     }
 
+    fn chosen(&self) -> Option<Chosen<'_>> {
+        let s = &self.state;
+        let scores = s.scores.as_ref().filter(|_| !s.kept.is_empty())?.last();
+        Some(Chosen { kept: &s.kept, scores })
+    }
+
     fn trace(&self) -> (&[Step], &[Ran]) {
         let steps = if self.of_prompt { &self.schedule.prompt } else { &self.schedule.next };
         (&steps[..self.ran.len()], &self.ran)
@@ -411,7 +476,10 @@ impl<A: Element> Inference for Run<A> {
 
     fn cache_dump(&self) -> Vec<NamedTensor> {
         let (s, b) = (&self.state, self.state.spec.batch);
-        let kept = |slot: &Slot<KvShape>| slot.shape.kept.then_some(slot.shape.layer);
+        let kept = |slot: &Slot<KvShape>| {
+            let s = slot.shape;
+            (s.kept && s.net == Net::Base).then_some(s.layer)
+        };
         let mut caches: Vec<(usize, &LayerCache<A>)> =
             self.schedule.caches.iter().zip(&s.caches).filter_map(|(slot, c)| Some((kept(slot)?, c))).collect();
         caches.sort_by_key(|(layer, _)| *layer);
@@ -425,7 +493,7 @@ impl<A: Element> Inference for Run<A> {
         };
         let mut out: Vec<NamedTensor> = caches.iter().flat_map(dump).collect();
         if !s.kept.is_empty() {
-            let data = (0..b).flat_map(|b| (0..s.len).map(move |i| s.position(b, i) as f32)).collect();
+            let data = (0..b).flat_map(|b| (0..s.len).map(move |i| s.token(b, i) as f32)).collect();
             out.push(NamedTensor { name: "kept".into(), shape: vec![b, s.len], data });
         }
         for step in &self.schedule.prompt {
@@ -472,7 +540,7 @@ mod tests {
             layout::{Layout, Origin, OwnTokens},
         },
         pruning::Pruned,
-        spec::{Extent, Phase},
+        spec::Extent,
         synth, zoo,
     };
 
@@ -521,13 +589,25 @@ mod tests {
         let load = |aux, name| KvPrediction::new(Arc::clone(&pair.base), aux, &part(name)).unwrap();
         let shared = ["mixed", "inexact", "S6", "own", "kv"].map(|name| load(None, name));
         let reads = [(1, 0), (3, 2), (1, 4), (15, 1), (16, 1)];
-        let read = |s: &KvPrediction| reads.map(|(last, first)| s.clone().reading(OwnTokens { last, first }));
+        let reads: Vec<_> = reads.into_iter().flat_map(|own| [false, true].map(|kept| (own, kept))).collect();
+        let read = |s: &KvPrediction| {
+            let own = |&((last, first), kept): &_| s.clone().reading(OwnTokens { last, first, kept });
+            reads.iter().map(own).collect::<Vec<_>>()
+        };
         let variants = [pair.clone(), load(pair.aux.clone(), "hidden")].into_iter().chain(shared);
         let variants: Vec<System> = variants.flat_map(|s| read(&s)).map(System::KvPrediction).collect();
         let pruned = |name: &str| System::Pruned(Pruned::new(Arc::clone(&pair.base), name.parse().unwrap()));
         let mut all = vec![System::Network(Arc::clone(&pair.base)), System::KvPrediction(pair.clone())];
         all.extend(variants);
         all.extend(["RP-0.40", "SP-0.30", "SP-1.00", "L0.70-0.20", "L1.00-1.00"].map(pruned));
+        all.extend(["GemFilter-0-3", "GemFilter-3-5-p3", "GemFilter-6-99"].map(pruned));
+        let rivals = ["SpecPrefill-0.40-a3-c4-p3", "SpecPrefill-1.00-a1-p1", "SpecPrefill-0.01-c1"];
+        all.extend(rivals.map(|name| {
+            System::Pruned(Pruned {
+                aux: pair.aux.clone(),
+                ..Pruned::new(Arc::clone(&pair.base), name.parse().unwrap())
+            })
+        }));
         all
     }
 
@@ -551,6 +631,8 @@ mod tests {
                         run.shapes.pruning,
                         run.shapes.prediction.as_ref().map(|p| (p.own, &p.layout))
                     );
+                    // What an earlier call leaves costs nothing in this one.
+                    run.sinks(&e, &ids).unwrap();
                     e.take();
                     run.first_token(&e, &ids).unwrap();
                     let asked = e.take();

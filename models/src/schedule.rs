@@ -12,9 +12,9 @@ use crate::{
     config::NetworkConfig,
     kv_prediction::{
         self,
-        layout::{Input, Origin},
+        layout::{Input, Layout, Origin},
     },
-    pruning::Pruning,
+    pruning::{Pruning, SpecPrefill},
     spec::{Extent, Phase, RunSpec},
     system::CostSystem,
 };
@@ -24,7 +24,7 @@ use crate::{
 pub enum Net {
     /// The one that answers.
     Base,
-    /// The one that reads the prompt for it.
+    /// The one that reads the prompt for it, or chooses its tokens.
     Auxiliary,
 }
 
@@ -35,7 +35,9 @@ pub enum Tokens {
     Prompt,
     /// Those of the prompt that [`Op::Choose`] chose, at positions of their own.
     Kept,
-    /// Those that the last pass chose.
+    /// The same as a prompt of its own, from position 0 on.
+    Renumbered,
+    /// Those that the network's last pass chose.
     Last,
 }
 
@@ -132,10 +134,17 @@ pub enum Op {
         /// By layer.
         maps: Vec<Map>,
     },
-    /// Adds to the scores of tokens the last row's attention in the base layer that has just run, or a pseudo-random score.
+    /// Keeps the entries of the first tokens in the caches of base layers that are predicted, for later calls; or puts them back.
+    Sinks {
+        /// So many.
+        rows: usize,
+        /// Whether they are put back.
+        back: bool,
+    },
+    /// Adds to the scores of tokens what the last row of the layer that has just run says of them, or a pseudo-random score.
     Rank {
-        /// The layer, if it is one.
-        layer: Option<usize>,
+        /// The layer and whose it is, if it is one.
+        layer: Option<(Net, usize)>,
         /// Tokens of each sequence; 0 where none will be dropped.
         of: usize,
     },
@@ -145,6 +154,8 @@ pub enum Op {
         of: usize,
         /// So many.
         keep: usize,
+        /// Whole chunks of so many, of which the last may be short.
+        chunk: usize,
     },
     /// Chooses the tokens that pass a layer, among those that passed the one before.
     Narrow {
@@ -157,7 +168,7 @@ pub enum Op {
         /// Whether all of the sequence are chosen from anew, and come in from where they stopped; else the others stop here.
         revives: bool,
     },
-    /// Logits of the last rows of each sequence; the base's last choose a token.
+    /// Logits of the last rows of each sequence; the last of the base, and of a network that decodes ahead, choose a token.
     Head {
         /// Whose.
         net: Net,
@@ -183,9 +194,12 @@ impl fmt::Display for Step {
             Op::Layer(l) => write!(f, "{:?} layer {} on {} of {}", l.net, l.layer, l.rows.total(), l.rows.of),
             Op::Ends { net, rows } => write!(f, "{net:?} goes on with {} of {}", rows.total(), rows.of),
             Op::Map { rows, maps } => write!(f, "maps of {} layers on {rows}", maps.len()),
-            Op::Rank { layer: Some(i), of } => write!(f, "ranks {of} by layer {i}"),
+            Op::Sinks { rows, back: false } => write!(f, "keeps {rows}"),
+            Op::Sinks { rows, back: true } => write!(f, "puts {rows} back"),
+            Op::Rank { layer: Some((Net::Base, i)), of } => write!(f, "ranks {of} by layer {i}"),
+            Op::Rank { layer: Some((net, i)), of } => write!(f, "ranks {of} by {net:?} layer {i}"),
             Op::Rank { layer: None, of } => write!(f, "ranks {of} by chance"),
-            Op::Choose { of, keep } => write!(f, "chooses {keep} of {of}"),
+            Op::Choose { of, keep, .. } => write!(f, "chooses {keep} of {of}"),
             Op::Narrow { layer, of, keep, .. } => write!(f, "layer {layer} takes {keep} of {of}"),
             Op::Head { net, rows } => write!(f, "{net:?} head on {rows}"),
         }
@@ -268,7 +282,9 @@ pub struct Schedule {
     pub prompt: Vec<Step>,
     /// A later token's, as [`next`] says; the first one's to begin with.
     pub next: Vec<Step>,
-    /// Of `prompt`, then of `next`: what each step uses.
+    /// What is done before the first token where prompts begin with others than before, and the entries of first tokens are kept.
+    pub earlier: Vec<Step>,
+    /// Of `prompt`, then of `next`, then of `earlier`: what each step uses.
     pub uses: Vec<Uses>,
     /// The base's, then the auxiliary's if there is one.
     pub streams: Vec<Slot<Stream>>,
@@ -276,6 +292,8 @@ pub struct Schedule {
     pub caches: Vec<Slot<KvShape>>,
     /// Sources of maps.
     pub sources: Vec<Slot<SourceShape>>,
+    /// Entries of first tokens that are kept, of the base layers that are predicted.
+    pub sinks: Vec<KvShape>,
     /// Tokens of each sequence that are scored at once, at most; 0 where none are.
     pub ranked: usize,
     /// Tokens of the prompt that are dropped before the base runs.
@@ -290,16 +308,24 @@ impl Schedule {
         let mut schedule = Schedule {
             prompt: prompt(s, spec),
             next: Vec::new(),
+            earlier: Vec::new(),
             uses: Vec::new(),
             streams: Vec::new(),
             caches: Vec::new(),
             sources: Vec::new(),
+            sinks: Vec::new(),
             // Later tokens are ranked among all before them.
             ranked: if lazy { spec.positions() } else { 0 },
             dropped,
         };
         next(s, spec, spec.prompt, &mut schedule.next);
-        let steps: Vec<Step> = schedule.prompt.iter().chain(&schedule.next).cloned().collect();
+        if let Some(rows) = kept_sinks(&schedule.prompt) {
+            let layers = predicted_layers(s).map(|layer| KvShape { net: Net::Base, layer, entries: rows, kept: true });
+            schedule.sinks = layers.collect();
+            earlier(&s.base, rows, &mut schedule.earlier);
+        }
+        let all = [&schedule.prompt, &schedule.next, &schedule.earlier];
+        let steps: Vec<Step> = all.into_iter().flatten().cloned().collect();
         for (at, step) in steps.iter().enumerate() {
             let uses = schedule.place(s, spec, at, &step.op);
             schedule.uses.push(uses);
@@ -315,10 +341,10 @@ impl Schedule {
     fn place(&mut self, s: &CostSystem, spec: &RunSpec, at: usize, op: &Op) -> Uses {
         let mut uses = Uses::default();
         match op {
-            Op::Embed { net, rows, .. } | Op::Ends { net, rows } => self.stream(spec, at, *net, *rows, rows.total()),
+            Op::Embed { net, rows, .. } | Op::Ends { net, rows } => self.stream(s, spec, at, *net, rows.total()),
             Op::Layer(l) => {
-                self.stream(spec, at, l.net, l.rows, l.rows.total().max(l.revives));
-                let entries = if l.net == Net::Base { spec.positions() - self.dropped } else { l.rows.of };
+                self.stream(s, spec, at, l.net, l.rows.total().max(l.revives));
+                let entries = positions(s, spec, l.net) - if l.net == Net::Base { self.dropped } else { 0 };
                 match l.entries {
                     Entries::Kept => uses.cache = Some(self.cache(s, at, l, entries, true)),
                     Entries::Passing => uses.cache = Some(self.cache(s, at, l, l.rows.of, false)),
@@ -353,23 +379,23 @@ impl Schedule {
                     [uses.cache, uses.gathered].into_iter().flatten().for_each(|c| self.caches[c].last = at);
                 }
             }
-            Op::Choose { .. } | Op::Narrow { .. } => {}
-            Op::Head { net, .. } => {
+            Op::Choose { .. } | Op::Narrow { .. } | Op::Sinks { .. } => {}
+            Op::Head { net, rows } => {
                 let slot =
                     self.streams.iter_mut().find(|slot| slot.shape.net == *net).expect("a pass begins by embedding");
                 slot.last = at;
-                slot.shape.all_logits |= *net == Net::Auxiliary;
+                // A network that decodes ahead has a place for those of its last rows.
+                slot.shape.all_logits |= *net == Net::Auxiliary && (*rows > 1 || s.prediction.is_some());
             }
         }
         uses
     }
 
-    fn stream(&mut self, spec: &RunSpec, at: usize, net: Net, rows: Rows, most: usize) {
+    fn stream(&mut self, s: &CostSystem, spec: &RunSpec, at: usize, net: Net, most: usize) {
         let slot = match self.streams.iter().position(|slot| slot.shape.net == net) {
             Some(slot) => slot,
             None => {
-                let positions = if net == Net::Base { spec.positions() } else { rows.of };
-                let shape = Stream { net, rows: 0, positions, all_logits: false };
+                let shape = Stream { net, rows: 0, positions: positions(s, spec, net), all_logits: false };
                 self.streams.push(Slot { shape, first: at, last: at });
                 self.streams.len() - 1
             }
@@ -404,19 +430,52 @@ impl Schedule {
 pub fn shapes(s: &CostSystem, net: Net) -> &NetworkConfig {
     match net {
         Net::Base => &s.base,
-        Net::Auxiliary => {
-            s.prediction.as_ref().and_then(|p| p.aux.as_ref()).expect("only pairs have steps of an auxiliary")
-        }
+        Net::Auxiliary => s.aux().expect("only pairs have steps of an auxiliary"),
     }
+}
+
+/// Positions that a network of `s` comes to.
+fn positions(s: &CostSystem, spec: &RunSpec, net: Net) -> usize {
+    match (net, &s.prediction, s.pruning) {
+        (Net::Base, ..) => spec.positions(),
+        (Net::Auxiliary, Some(p), _) => spec.prompt.saturating_sub(p.own.last),
+        (Net::Auxiliary, None, Some(Pruning::Spec(p))) => spec.prompt.saturating_add(p.look_ahead - 1),
+        (Net::Auxiliary, None, _) => spec.prompt,
+    }
+}
+
+/// First tokens whose entries a first token finds kept.
+fn kept_sinks(prompt: &[Step]) -> Option<usize> {
+    prompt.iter().find_map(|step| if let Op::Sinks { rows, .. } = step.op { Some(rows) } else { None })
+}
+
+/// Base layers whose entries are predicted, but for one that makes its own of all tokens.
+pub(crate) fn predicted_layers(s: &CostSystem) -> impl Iterator<Item = usize> + '_ {
+    let layout = s.prediction.iter().map(|p| &p.layout);
+    layout.flat_map(|l| l.predicted().filter(move |(i, _)| Some(*i) != exact(l)).map(|(i, _)| i))
+}
+
+/// The layer above shared ones, if it projects what they leave: its entries are those of full prefill.
+fn exact(l: &Layout) -> Option<usize> {
+    l.shared.filter(|&k| l.layers[k] == Some(Origin { layer: k - 1, input: Input::Own }))
+}
+
+/// The base on the first tokens alone, as far as their keys and values.
+fn earlier(c: &NetworkConfig, rows: usize, out: &mut Vec<Step>) {
+    let (phase, rows) = (Phase::BaseStep, Rows::all(rows));
+    out.push(Step { phase, op: Op::Embed { net: Net::Base, rows, tokens: Tokens::Prompt } });
+    for layer in 0..c.layers.len() {
+        let goes_on = if layer + 1 < c.layers.len() { rows.count } else { 0 };
+        out.push(Step { phase, op: kept(layer, rows, Out::Rows(goes_on)) });
+    }
+    out.push(Step { phase, op: Op::Sinks { rows: rows.count, back: false } });
 }
 
 /// Tokens of the prompt without an entry in any cache of the base.
 fn dropped(s: &CostSystem, spec: &RunSpec) -> usize {
     match s.pruning {
-        Some(p @ (Pruning::Random(_) | Pruning::Static(_))) => {
-            spec.prompt - p.tokens(0, s.base.layers.len(), spec.prompt)
-        }
-        _ => 0,
+        None | Some(Pruning::Lazy { .. }) => 0,
+        Some(p) => spec.prompt - p.tokens(0, s.base.layers.len(), spec.prompt),
     }
 }
 
@@ -428,6 +487,10 @@ fn prompt(s: &CostSystem, spec: &RunSpec) -> Vec<Step> {
         (Some(p), _) => predicted(c, p, n, extent, &mut out),
         (None, None) => pass(Phase::Prefill, Tokens::Prompt, c, Rows::all(n), extent, &mut out),
         (None, Some(p @ Pruning::Lazy { .. })) => lazy(Phase::Prefill, c, p, n, None, extent, &mut out),
+        (None, Some(Pruning::Spec(p))) => {
+            ahead(shapes(s, Net::Auxiliary), p, n, extent, &mut out);
+            chosen(c, Pruning::Spec(p), Phase::Selection, n, extent, &mut out);
+        }
         (None, Some(p)) => subset(c, p, n, extent, &mut out),
     }
     out
@@ -485,15 +548,14 @@ fn kept(layer: usize, rows: Rows, out: Out) -> Op {
 /// KV prediction of `n` tokens: a source reads the prompt but for the base's last tokens, maps, and the base on those that it
 /// reads itself. If these are all, there is nothing to predict.
 fn predicted(base: &NetworkConfig, p: &kv_prediction::Shape, n: usize, extent: Extent, out: &mut Vec<Step>) {
-    let (last, first) = (p.own.last, p.own.first);
-    if last.saturating_add(first) >= n {
+    let Some(own) = p.own.of(n) else {
         return pass(Phase::BaseStep, Tokens::Prompt, base, Rows::all(n), extent, out);
-    }
-    let own = Rows { first, count: last, of: n };
+    };
     match (p.layout.shared, &p.aux) {
         (Some(k), _) => shared(base, k, p, own, extent, out),
         (None, aux) => {
             auxiliary(aux.as_ref().expect("an auxiliary, where no layers are shared"), p, own.past(), extent, out);
+            sinks_back(p, out);
             pass(Phase::BaseStep, Tokens::Prompt, base, own, extent, out);
         }
     }
@@ -521,6 +583,14 @@ fn auxiliary(aux: &NetworkConfig, p: &kv_prediction::Shape, n: usize, extent: Ex
     maps(net, p.layout.predicted(), n, out);
 }
 
+/// Where the entries of first tokens are kept, predicted ones give way to them.
+fn sinks_back(p: &kv_prediction::Shape, out: &mut Vec<Step>) {
+    let predicted = out.iter().any(|step| matches!(step.op, Op::Map { .. }));
+    if p.own.kept && p.own.first > 0 && predicted {
+        out.push(Step { phase: Phase::BaseStep, op: Op::Sinks { rows: p.own.first, back: true } });
+    }
+}
+
 fn maps(net: Net, from: impl Iterator<Item = (usize, Origin)>, rows: usize, out: &mut Vec<Step>) {
     let map = |(layer, Origin { layer: source, input })| Map { layer, net, source, input };
     let maps: Vec<Map> = from.map(map).collect();
@@ -533,7 +603,7 @@ fn maps(net: Net, from: impl Iterator<Item = (usize, Origin)>, rows: usize, out:
 /// k-1 left, its keys and values are those of full prefill, of all rows, and made in its own step.
 fn shared(base: &NetworkConfig, k: usize, p: &kv_prediction::Shape, own: Rows, extent: Extent, out: &mut Vec<Step>) {
     let (net, phase, all, n) = (Net::Base, Phase::SharedLayers, Rows::all(own.of), own.past());
-    let exact = p.layout.layers[k] == Some(Origin { layer: k - 1, input: Input::Own });
+    let exact = exact(&p.layout).is_some();
     let predicted = || p.layout.predicted().filter(|(i, _)| !(exact && *i == k));
     out.push(Step { phase, op: Op::Embed { net, rows: all, tokens: Tokens::Prompt } });
     let mut narrow = false;
@@ -548,6 +618,7 @@ fn shared(base: &NetworkConfig, k: usize, p: &kv_prediction::Shape, own: Rows, e
         out.push(Step { phase, op: Op::Layer(op) });
     }
     maps(net, predicted(), n, out);
+    sinks_back(p, out);
     let phase = Phase::BaseStep;
     if exact {
         out.push(Step { phase, op: kept(k, all, goes_on(k, base, own, extent)) });
@@ -557,10 +628,45 @@ fn shared(base: &NetworkConfig, k: usize, p: &kv_prediction::Shape, own: Rows, e
     rest(phase, k + usize::from(exact), base, own, extent, out);
 }
 
-/// Random and static pruning: the base on tokens that are chosen before it runs, by chance or by its first layers.
+/// What SpecPrefill's auxiliary does: it reads `n` tokens and decodes some ahead, and in every pass each layer scores the prompt.
+/// Of the last pass nobody reads more than the queries.
+fn ahead(aux: &NetworkConfig, p: SpecPrefill, n: usize, extent: Extent, out: &mut Vec<Step>) {
+    let (net, layers) = (Net::Auxiliary, aux.layers.len());
+    for pass in 0..p.look_ahead {
+        let (phase, tokens, rows) = match pass {
+            0 => (Phase::Auxiliary, Tokens::Prompt, Rows::all(n)),
+            _ => (Phase::LookAhead, Tokens::Last, Rows::last_of(1, n + pass)),
+        };
+        let ends = pass + 1 == p.look_ahead && extent == Extent::FirstToken;
+        out.push(Step { phase, op: Op::Embed { net, rows, tokens } });
+        for layer in 0..layers {
+            let goes_on = match layer + 1 == layers {
+                true if ends => Out::Query,
+                true => Out::Rows(needed(extent, rows.count)),
+                false => Out::Rows(rows.count),
+            };
+            let (entries, source) = (Entries::Kept, Keeps::default());
+            let op = LayerStep { net, layer, rows, revives: 0, entries, source, out: goes_on };
+            out.push(Step { phase, op: Op::Layer(op) });
+            out.push(Step { phase: Phase::Selection, op: Op::Rank { layer: Some((net, layer)), of: n } });
+        }
+        if !ends {
+            out.push(Step { phase, op: Op::Head { net, rows: needed(extent, rows.count) } });
+        }
+    }
+}
+
+/// Pruning before the base runs: the choice, and the base on what is chosen.
+fn chosen(c: &NetworkConfig, p: Pruning, phase: Phase, n: usize, extent: Extent, out: &mut Vec<Step>) {
+    let keep = p.tokens(0, c.layers.len(), n);
+    out.push(Step { phase, op: Op::Choose { of: n, keep, chunk: p.chunk() } });
+    let tokens = if p.renumbers() { Tokens::Renumbered } else { Tokens::Kept };
+    pass(Phase::Prefill, tokens, c, Rows::all(keep), extent, out);
+}
+
+/// Random and static pruning and GemFilter: the base on tokens that are chosen before it runs, by chance or by its first layers.
 fn subset(c: &NetworkConfig, p: Pruning, n: usize, extent: Extent, out: &mut Vec<Step>) {
-    let (net, layers) = (Net::Base, p.selection_layers(c.layers.len()));
-    let (keep, rows) = (p.tokens(0, c.layers.len(), n), Rows::all(n));
+    let (net, layers, rows) = (Net::Base, p.selection_layers(c.layers.len()), Rows::all(n));
     let phase = if layers > 0 { Phase::Selection } else { Phase::Prefill };
     if layers > 0 {
         out.push(Step { phase, op: Op::Embed { net, rows, tokens: Tokens::Prompt } });
@@ -568,15 +674,16 @@ fn subset(c: &NetworkConfig, p: Pruning, n: usize, extent: Extent, out: &mut Vec
         out.push(Step { phase, op: Op::Rank { layer: None, of: n } });
     }
     for layer in 0..layers {
-        let ends = layer + 1 == layers && extent == Extent::FirstToken;
-        let goes_on = if ends { Out::Query } else { Out::Rows(n) };
+        let last = layer + 1 == layers;
+        let goes_on = if last && extent == Extent::FirstToken { Out::Query } else { Out::Rows(n) };
         let (entries, source) = (Entries::Passing, Keeps::default());
         let op = LayerStep { net, layer, rows, revives: 0, entries, source, out: goes_on };
         out.push(Step { phase, op: Op::Layer(op) });
-        out.push(Step { phase, op: Op::Rank { layer: Some(layer), of: n } });
+        if last || matches!(p, Pruning::Static(_)) {
+            out.push(Step { phase, op: Op::Rank { layer: Some((net, layer)), of: n } });
+        }
     }
-    out.push(Step { phase, op: Op::Choose { of: n, keep } });
-    pass(Phase::Prefill, Tokens::Kept, c, Rows::all(keep), extent, out);
+    chosen(c, p, phase, n, extent, out);
 }
 
 /// LazyLLM on `n` tokens: on all of them, or on a new one, which comes with revived ones of a prompt of so many.
@@ -614,7 +721,7 @@ fn lazy(
         out.push(Step { phase, op });
         if layer + 1 >= first && layer + 1 < layers {
             let of = if rows_of(layer + 1).of < rows.of { rows.of } else { 0 };
-            out.push(Step { phase, op: Op::Rank { layer: Some(layer), of } });
+            out.push(Step { phase, op: Op::Rank { layer: Some((net, layer)), of } });
         }
     }
     out.push(Step { phase, op: Op::Head { net, rows: needed } });
@@ -625,7 +732,7 @@ mod tests {
     use ttft_kernels::DType;
 
     use super::*;
-    use crate::{kv_prediction::layout::Layout, spec::Precision, zoo};
+    use crate::{spec::Precision, zoo};
 
     fn spec(prompt: usize, extent: Extent) -> RunSpec {
         RunSpec { batch: 2, prompt, generate: 3, precision: Precision::F32, extent }
@@ -633,9 +740,11 @@ mod tests {
 
     fn all() -> impl Iterator<Item = CostSystem> {
         let pruned = zoo::PRUNINGS.map(|p| format!("OE270M-{p}"));
-        let own = ["OE1.1B-KVP-C-270M-m16-s1", "OE1.1B-KVP-S19own-m15", "OE3B-KVP-S1-m2-s3"];
+        let rivals = zoo::RIVALS.into_iter().map(String::from);
+        let own =
+            ["OE1.1B-KVP-C-270M-m16-s1", "OE1.1B-KVP-S19own-m15", "OE3B-KVP-S1-m2-s3kept", "OE1.1B-KVP-C-270M-s1kept"];
         let own = own.into_iter().chain(zoo::SHARED).map(String::from);
-        let names = zoo::names().map(String::from).chain(pruned).chain(own);
+        let names = zoo::names().map(String::from).chain(pruned).chain(rivals).chain(own);
         names.map(|name| CostSystem::named(&name, DType::BF16).unwrap())
     }
 
@@ -695,6 +804,34 @@ mod tests {
         }
     }
 
+    /// Of first tokens that are kept the base runs none, and their entries stand in place of predicted ones.
+    #[test]
+    fn kept_sinks_are_put_back() {
+        let all = steps("OE1.1B-KVP-C-270M-m4-s1kept", 9, Extent::FirstToken);
+        let base =
+            ["puts 1 back", "Base embeds 4 of Prompt", "Base layer 0 on 4 of 9"].map(|s| format!("base_step: {s}"));
+        assert_eq!(all[4..7], base);
+        let shared = steps("OE1.1B-KVP-S2-m4-s2kept", 9, Extent::FirstToken);
+        let base = ["base_step: puts 2 back", "base_step: Base layer 2 on 9 of 9", "base_step: Base layer 3 on 4 of 9"];
+        assert_eq!(shared[4..7], base);
+        let mut s = CostSystem::named("OE1.1B-KVP-S2-m4-s2kept", DType::BF16).unwrap();
+        s.base.layers.truncate(4);
+        s.prediction.as_mut().unwrap().layout.layers.truncate(4);
+        let schedule = Schedule::new(&s, &spec(9, Extent::FirstToken));
+        let earlier: Vec<String> = schedule.earlier.iter().map(Step::to_string).collect();
+        assert_eq!(earlier[0], "base_step: Base embeds 2 of Prompt");
+        assert_eq!(
+            earlier[3..],
+            ["base_step: Base layer 2 on 2 of 2", "base_step: Base layer 3 on 2 of 2", "base_step: keeps 2"]
+        );
+        // Layer 2 makes its own of all tokens.
+        assert_eq!(schedule.sinks, [KvShape { net: Net::Base, layer: 3, entries: 2, kept: true }]);
+        // Full prefill has nothing to put back.
+        for name in ["OE1.1B-KVP-C-270M-m8-s1kept", "OE1.1B-KVP-S2-m2-s7kept"] {
+            assert_eq!(steps(name, 9, Extent::FirstToken).len(), 6, "{name}");
+        }
+    }
+
     #[test]
     fn shared_layers_read_the_prompt_and_the_rest_a_few_tokens() {
         // Layer 2 projects the state behind layer 1 itself, on all rows; layer 3 has a map.
@@ -735,7 +872,8 @@ mod tests {
         for s in all() {
             for extent in [Extent::FirstToken, Extent::FullNetwork] {
                 let schedule = Schedule::new(&s, &spec(59, extent));
-                let steps: Vec<&Step> = schedule.prompt.iter().chain(&schedule.next).collect();
+                let all = [&schedule.prompt, &schedule.next, &schedule.earlier];
+                let steps: Vec<&Step> = all.into_iter().flatten().collect();
                 assert_eq!(schedule.uses.len(), steps.len());
                 // Which layers a shared cache serves, in order.
                 let mut serves = vec![Vec::new(); schedule.caches.len()];
@@ -759,8 +897,8 @@ mod tests {
                 for (slot, serves) in schedule.caches.iter().zip(serves) {
                     if slot.shape.kept {
                         assert!(serves.iter().all(|l| *l == slot.shape.layer));
-                        // The next token reads it.
-                        assert!(slot.last >= schedule.prompt.len());
+                        // The next token reads what is the base's.
+                        assert!(slot.shape.net == Net::Auxiliary || slot.last >= schedule.prompt.len());
                     } else {
                         assert!(serves.is_sorted_by(|a, b| a < b), "{serves:?}");
                     }
@@ -775,6 +913,63 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// An auxiliary that chooses in chunks of four of nine tokens, by three queries; a layer of the base that chooses three.
+    #[test]
+    fn rivals_choose_before_the_base_runs() {
+        let steps = |pruning: &str, chooser: bool, extent| {
+            let mut s = CostSystem::named("OE1.1B", DType::BF16).unwrap();
+            s.base.layers.truncate(2);
+            s.pruning = Some(pruning.parse().unwrap());
+            s.chooser = chooser.then(|| s.base.clone());
+            Schedule::new(&s, &spec(9, extent)).prompt.iter().map(Step::to_string).collect::<Vec<_>>()
+        };
+        let passed = |phase: &str, rows: &str| {
+            let layer = |i| {
+                let ranks = format!("selection: ranks 9 by Auxiliary layer {i}");
+                [format!("{phase}: Auxiliary layer {i} on {rows}"), ranks]
+            };
+            [layer(0), layer(1)].concat()
+        };
+        let pass = |phase: &str, embeds: &str, rows: &str, head: Option<usize>| {
+            let embeds = vec![format!("{phase}: Auxiliary embeds {embeds}")];
+            let head: Vec<String> = head.iter().map(|n| format!("{phase}: Auxiliary head on {n}")).collect();
+            [embeds, passed(phase, rows), head].concat()
+        };
+        let base = |embeds: &str, rows: &str| {
+            let names = [
+                format!("prefill: Base embeds {embeds}"),
+                format!("prefill: Base layer 0 on {rows}"),
+                format!("prefill: Base layer 1 on {rows}"),
+                "prefill: Base head on 1".into(),
+            ];
+            names.to_vec()
+        };
+        let chooses = |n: usize| vec![format!("selection: chooses {n} of 9")];
+        assert_eq!(
+            steps("SpecPrefill-0.50-a3-c4-p3", true, Extent::FirstToken),
+            [
+                pass("auxiliary", "9 of Prompt", "9 of 9", Some(1)),
+                pass("look_ahead", "1 of Last", "1 of 10", Some(1)),
+                pass("look_ahead", "1 of Last", "1 of 11", None),
+                chooses(5),
+                base("5 of Kept", "5 of 5"),
+            ]
+            .concat()
+        );
+        // Nothing is decoded for one query.
+        let all = steps("SpecPrefill-0.50-a1-c4", true, Extent::FirstToken);
+        assert_eq!(all[..6], [pass("auxiliary", "9 of Prompt", "9 of 9", None), chooses(5)].concat());
+        let all = steps("SpecPrefill-0.50-a1-c4", true, Extent::FullNetwork);
+        assert_eq!(all[..7], [pass("auxiliary", "9 of Prompt", "9 of 9", Some(9)), chooses(5)].concat());
+        let first: Vec<String> = ["selection: Base embeds 9 of Prompt", "selection: Base layer 0 on 9 of 9"]
+            .into_iter()
+            .chain(["selection: Base layer 1 on 9 of 9", "selection: ranks 9 by layer 1", "selection: chooses 3 of 9"])
+            .map(String::from)
+            .collect();
+        let all = steps("GemFilter-1-3", false, Extent::FirstToken);
+        assert_eq!(all, [first, base("3 of Renumbered", "3 of 3")].concat());
     }
 
     /// What later tokens do changes in numbers, not in kind: the slots found once are those of every one of them.

@@ -31,7 +31,7 @@ pub struct Validation<'a> {
     pub claims: Vec<Claim<'a>>,
     /// The additive model, if the run has enough phases to fit it.
     pub model: Option<Model>,
-    /// Where KV prediction stops paying, for each system and batch.
+    /// Where KV prediction or a rival of it stops paying, for each system and batch.
     pub break_even: Vec<BreakEven<'a>>,
     /// Comparisons whose outcome is known beforehand.
     pub controls: Vec<Control>,
@@ -141,6 +141,8 @@ pub enum Cause {
     SharedLayers,
     /// Choosing the tokens that are kept.
     Selection,
+    /// Decoding with the smaller network to choose them by.
+    LookAhead,
     /// Reading weights and cache for the base's own tokens takes longer than their FLOPs.
     StepBandwidth,
     /// The step on these tokens is slower than its bytes and FLOPs.
@@ -165,6 +167,7 @@ impl Cause {
             Cause::FewerTokens => "compute efficiency on fewer tokens",
             Cause::SharedLayers => "compute efficiency of the shared layers",
             Cause::Selection => "choosing tokens",
+            Cause::LookAhead => "decoding ahead",
             Cause::StepBandwidth => "bandwidth-bound base step",
             Cause::StepBeyondBandwidth => "base step beyond its bandwidth",
             Cause::Prediction => "prediction",
@@ -184,6 +187,7 @@ impl Cause {
                 "the base's own layers that read the prompt, which run at a lower rate than all of them"
             }
             Cause::Selection => "choosing the tokens that are kept",
+            Cause::LookAhead => "decoding ahead with the smaller network, which reads all its weights for every token",
             Cause::StepBandwidth => "the base's step on its own tokens, which reads all its weights from memory",
             Cause::StepBeyondBandwidth => {
                 "the base's step on its own tokens, which takes longer than reading its weights from memory"
@@ -260,7 +264,7 @@ impl Explained {
     }
 }
 
-/// Where KV prediction stops paying, for one system and batch.
+/// Where KV prediction or a rival of it stops paying, for one system and batch.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BreakEven<'a> {
     /// The system.
@@ -411,9 +415,8 @@ fn losses(record: &Record, base: &Cell, cell: &Cell) -> Vec<Loss> {
             }
             "selection" => Cause::Selection,
             "open" => Cause::Opening,
-            "prefill" if matches!(cell.kind, Kind::RandomPruned | Kind::StaticPruned | Kind::LazyPruned) => {
-                Cause::FewerTokens
-            }
+            "look_ahead" => Cause::LookAhead,
+            "prefill" if cell.kind.drops_tokens() => Cause::FewerTokens,
             "prefill" | "auxiliary" => Cause::SmallModel,
             "shared_layers" => Cause::SharedLayers,
             _ => Cause::UnknownPhase,
@@ -539,7 +542,8 @@ fn eliminate(system: &mut [Vec<f64>]) -> Option<Vec<f64>> {
 
 fn break_even<'a>(rows: &[Row<'a>]) -> Vec<BreakEven<'a>> {
     let mut keys: Vec<(&str, u32)> = Vec::new();
-    for row in rows.iter().filter(|r| r.cell.kind == Kind::Kvp && r.speedup.is_some()) {
+    let pays = |kind: Kind| matches!(kind, Kind::Kvp | Kind::SpecPrefill | Kind::GemFilter);
+    for row in rows.iter().filter(|r| pays(r.cell.kind) && r.speedup.is_some()) {
         let key = (row.cell.system.as_str(), row.cell.batch);
         if !keys.contains(&key) {
             keys.push(key);
@@ -549,7 +553,7 @@ fn break_even<'a>(rows: &[Row<'a>]) -> Vec<BreakEven<'a>> {
         .filter_map(|(system, batch)| {
             let mut cells: Vec<(u32, f64, Estimate)> = rows
                 .iter()
-                .filter(|r| r.cell.system == system && r.cell.batch == batch && r.cell.kind == Kind::Kvp)
+                .filter(|r| r.cell.system == system && r.cell.batch == batch && pays(r.cell.kind))
                 .filter_map(|r| Some((r.cell.prompt, r.ttft?.value, r.speedup?.estimate)))
                 .collect();
             cells.sort_by_key(|c| c.0);
@@ -777,6 +781,18 @@ mod tests {
         pruned.phases.insert(0, selection);
         let causes: Vec<_> = validate(&record).claims[0].losses.iter().map(|l| l.cause).collect();
         assert!(causes.contains(&Cause::Selection) && causes.contains(&Cause::FewerTokens), "{causes:?}");
+
+        let spec = &mut record.cells[1];
+        (spec.kind, spec.aux) = (Kind::SpecPrefill, Some("OE270M".into()));
+        let phase = |name: &str| PhaseRecord { name: name.into(), ..spec.phases[0].clone() };
+        spec.phases = ["auxiliary", "selection", "look_ahead", "prefill"].map(phase).into();
+        let validation = validate(&record);
+        let causes: Vec<_> = validation.claims[0].losses.iter().map(|l| l.cause).collect();
+        for cause in [Cause::SmallModel, Cause::Selection, Cause::LookAhead, Cause::FewerTokens] {
+            assert!(causes.contains(&cause), "{causes:?}");
+        }
+        let [even] = &validation.break_even[..] else { panic!("{:?}", validation.break_even) };
+        assert_eq!((even.system, even.batch), ("OE450M", 4));
     }
 
     #[test]

@@ -275,7 +275,7 @@ fn read_config(text: &[u8], _: &mut Random) -> bool {
     let again = NetworkConfig::parse(Path::new("config.json"), config.to_json("float32").to_string().as_bytes());
     assert_eq!(again.as_ref().ok(), Some(&config), "what is written is read back");
     if config.layers.len() <= 64 {
-        let system = CostSystem { base: config, prediction: None, pruning: None, weights: DType::F32 };
+        let system = CostSystem::network(config, DType::F32);
         let (precision, extent) = (Precision::F32, Extent::FirstToken);
         let spec = |batch, prompt| RunSpec { batch, prompt, generate: 1, precision, extent };
         // Operations are counted for runs that somebody can wait for, memory for whatever is asked.

@@ -39,7 +39,12 @@ fn plans_are_what_is_allocated_and_weights_stay_mapped() {
     let e = engine(Isa::best(), 1, Backend::Ours);
     let [base, aux, kvp] = systems(&models);
     let pruned = |p: &str| System::Pruned(Pruned::new(Arc::clone(&models.base), p.parse().unwrap()));
-    let pruned = ["RP-0.50", "SP-0.25", "L0.75-0.10"].map(pruned);
+    let pruned = ["RP-0.50", "SP-0.25", "L0.75-0.10", "GemFilter-1-5"].map(pruned);
+    let spec_prefill = ["SpecPrefill-0.40-a3-c4", "SpecPrefill-0.40-a1"].map(|name| {
+        let base = Arc::clone(&models.base);
+        System::Pruned(Pruned { aux: models.aux.clone(), ..Pruned::new(base, name.parse().unwrap()) })
+    });
+    let pruned = pruned.into_iter().chain(spec_prefill);
     // Shared layers from keys and values, from hidden states, and by the layers' own projections.
     let load_shared = |to: &Path| KvPrediction::new(Arc::clone(&models.base), None, to).unwrap();
     let shared = [Input::Hidden, Input::Own].map(|input| {
@@ -51,7 +56,8 @@ fn plans_are_what_is_allocated_and_weights_stay_mapped() {
     });
     let shared = shared.into_iter().chain([load_shared(&fixture("A2").join("predictor")), models.clone()]);
     let shared = shared.flat_map(|s| {
-        [(1, 0), (4, 2)].map(|(last, first)| System::KvPrediction(s.clone().reading(OwnTokens { last, first })))
+        [(1, 0, false), (4, 2, false), (4, 2, true)]
+            .map(|(last, first, kept)| System::KvPrediction(s.clone().reading(OwnTokens { last, first, kept })))
     });
     let systems = [base, aux, kvp, System::Network(Arc::new(wide))].into_iter().chain(pruned).chain(shared);
     for system in systems {

@@ -50,7 +50,7 @@ impl Case {
     }
 
     fn reading(&self, (last, first): (usize, usize)) -> System {
-        System::KvPrediction(self.models.clone().reading(OwnTokens { last, first }))
+        System::KvPrediction(self.models.clone().reading(OwnTokens { last, first, kept: false }))
     }
 
     fn close(&self, engine: &Engine, name: &str, found: &[f32]) {
@@ -155,7 +155,7 @@ fn a_base_that_reads_every_token_is_full_prefill_bit_for_bit() {
             let full = bits(&base, spec, e, &ids);
             for kvp in &kinds {
                 for (last, first) in [(n, 0), (n - 3, 3), (1, 40)] {
-                    let system = System::KvPrediction(kvp.clone().reading(OwnTokens { last, first }));
+                    let system = System::KvPrediction(kvp.clone().reading(OwnTokens { last, first, kept: false }));
                     assert!(bits(&system, spec, e, &ids) == full, "{last} {first} {}", describe(e));
                 }
             }
@@ -175,7 +175,7 @@ fn exact_predictions_give_full_prefill_with_any_tokens_of_the_base() {
         for (last, first) in [(1, 0), (1, 1), (2, 0), (4, 3), (n - 2, 1), (n, 0), (1, n - 2)] {
             for extent in [Extent::FirstToken, Extent::FullNetwork] {
                 let spec = RunSpec { batch, prompt: n, generate: 1, precision: Precision::F32, extent };
-                let system = System::KvPrediction(c.clone().reading(OwnTokens { last, first }));
+                let system = System::KvPrediction(c.clone().reading(OwnTokens { last, first, kept: false }));
                 let mut run = plan(&system, &spec).unwrap();
                 run.first_token(e, &ids).unwrap();
                 let rows: Vec<f32> = (0..batch).flat_map(|b| run.logits().row(b).to_vec()).collect();
@@ -203,7 +203,7 @@ fn a_layer_that_projects_what_the_one_below_it_left_is_exact() {
     for e in &engines() {
         for (last, first) in [(1, 0), (3, 2)] {
             let spec = RunSpec { batch, prompt: n, generate: 1, precision: Precision::F32, extent: Extent::FirstToken };
-            let system = System::KvPrediction(kvp.clone().reading(OwnTokens { last, first }));
+            let system = System::KvPrediction(kvp.clone().reading(OwnTokens { last, first, kept: false }));
             let mut run = plan(&system, &spec).unwrap();
             run.first_token(e, &ids).unwrap();
             let rows: Vec<f32> = (0..batch).flat_map(|b| run.logits().row(b).to_vec()).collect();

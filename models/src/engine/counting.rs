@@ -3,8 +3,8 @@
 use std::cell::Cell;
 
 use ttft_kernels::{
-    AttnShape, Element, HeadCache, HeadProjection, HeadsOut, Mat, MatMut, Options, Output, Pool, Positions, Query,
-    Result, RopeTable, Weight,
+    AttnShape, Element, HeadCache, HeadProjection, HeadsOut, Join, Mat, MatMut, Options, Output, Pool, Positions,
+    Query, Result, RopeTable, Weight,
 };
 
 /// Floating-point operations, two for each multiplication: of projections, attention, output heads and maps.
@@ -90,6 +90,21 @@ impl Engine {
     ) -> Result<()> {
         self.count(1, q.rows() * q.cols() * 2 * len);
         self.engine.attention_weights(q, k, len, out)
+    }
+
+    pub fn attention_scores<A: Element>(
+        &self,
+        q: Mat<'_, A>,
+        k: &HeadCache<A>,
+        len: usize,
+        out: &mut [f32],
+    ) -> Result<()> {
+        self.count(1, q.rows() * q.cols() * 2 * len);
+        self.engine.attention_scores(q, k, len, out)
+    }
+
+    pub fn pooled(&self, x: &[f32], len: usize, width: usize, join: Join, out: &mut [f32]) -> Result<()> {
+        self.engine.pooled(x, len, width, join, out)
     }
 
     pub fn embed(&self, table: Weight<'_>, ids: &[u32], out: MatMut<'_, f32>) -> Result<()> {

@@ -9,7 +9,7 @@ use crate::{
     validate,
 };
 
-const HEADER: [&str; 72] = [
+const HEADER: [&str; 73] = [
     "run",
     "id",
     "kind",
@@ -62,6 +62,7 @@ const HEADER: [&str; 72] = [
     "shared_layers_s",
     "prediction_s",
     "base_step_s",
+    "look_ahead_s",
     "unattributed_s",
     "parallel_regions",
     "mad_s",
@@ -117,7 +118,7 @@ fn finished(out: ::csv::Writer<Vec<u8>>) -> Result<String, RenderError> {
     String::from_utf8(bytes).map_err(|e| refuse(&e))
 }
 
-fn fields(run: &str, row: &summary::Row, verdict: Option<String>) -> [String; 72] {
+fn fields(run: &str, row: &summary::Row, verdict: Option<String>) -> [String; 73] {
     fn text<T: ToString>(value: Option<T>) -> String {
         value.map(|v| v.to_string()).unwrap_or_default()
     }
@@ -190,6 +191,7 @@ fn fields(run: &str, row: &summary::Row, verdict: Option<String>) -> [String; 72
         phase("shared_layers"),
         phase("prediction"),
         phase("base_step"),
+        phase("look_ahead"),
         rest,
         text(regions.filter(|_| !cell.phases.is_empty())),
         text(stats::mad(&summary::seconds(&cell.samples_ns))),

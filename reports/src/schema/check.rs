@@ -224,11 +224,10 @@ pub(super) fn check_cell(cell: &Cell) -> Result<(), Fault> {
     }
     // Layers of the base may read the prompt instead; a cell without phases does not say so.
     let alone = cell.phase("auxiliary").is_none() && !cell.phases.is_empty();
-    if (cell.kind == Kind::Kvp) != cell.aux.is_some() && !(cell.kind == Kind::Kvp && alone) {
-        return fault(
-            "cell.aux",
-            format!("expected a name for a kvp with an auxiliary and null for all others, kind is {:?}", cell.kind),
-        );
+    let wanted = matches!(cell.kind, Kind::Kvp | Kind::SpecPrefill);
+    if wanted != cell.aux.is_some() && !(cell.kind == Kind::Kvp && alone) {
+        let expected = "a name for a spec_prefill and for a kvp with an auxiliary and null for all others";
+        return fault("cell.aux", format!("expected {expected}, kind is {:?}", cell.kind));
     }
     check_samples(&cell.samples_ns, None, || "cell.samples_ns".into())?;
     check_samples(&cell.warmup_ns, None, || "cell.warmup_ns".into())?;

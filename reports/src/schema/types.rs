@@ -417,6 +417,10 @@ pub enum Kind {
     StaticPruned,
     /// LazyLLM: tokens dropped progressively.
     LazyPruned,
+    /// SpecPrefill: the base on the part of the prompt that an auxiliary attends to.
+    SpecPrefill,
+    /// GemFilter: the base on the part of the prompt that one of its own layers chooses, as a prompt of its own.
+    GemFilter,
 }
 
 impl Kind {
@@ -429,6 +433,16 @@ impl Kind {
             Kind::RandomPruned => "random_pruned",
             Kind::StaticPruned => "static_pruned",
             Kind::LazyPruned => "lazy_pruned",
+            Kind::SpecPrefill => "spec_prefill",
+            Kind::GemFilter => "gem_filter",
+        }
+    }
+
+    /// Whether the base works on part of the prompt.
+    pub fn drops_tokens(self) -> bool {
+        match self {
+            Kind::Base | Kind::Aux | Kind::Kvp => false,
+            Kind::RandomPruned | Kind::StaticPruned | Kind::LazyPruned | Kind::SpecPrefill | Kind::GemFilter => true,
         }
     }
 }
@@ -454,7 +468,8 @@ pub struct Cell {
     pub system: String,
     /// The base network whose full prefill this system is compared with.
     pub base: String,
-    /// The auxiliary network of a KV prediction; null otherwise, and where layers of the base read the prompt in its place.
+    /// The auxiliary network of a KV prediction, null where layers of the base read the prompt in its place; the network that chooses
+    /// the tokens of SpecPrefill; null otherwise.
     pub aux: Option<String>,
     /// Sequences.
     pub batch: u32,
@@ -637,7 +652,8 @@ pub fn scenario_hash(kind: Kind, system: &str, base: &str, aux: Option<&str>, ba
 }
 
 /// The names of phases that a record of this program has.
-pub const PHASES: [&str; 7] = ["open", "selection", "prefill", "auxiliary", "shared_layers", "prediction", "base_step"];
+pub const PHASES: [&str; 8] =
+    ["open", "auxiliary", "selection", "look_ahead", "prefill", "shared_layers", "prediction", "base_step"];
 
 /// [`scenario_hash`] of the same workload from a cold start, which is compared with cold starts alone.
 pub fn cold_hash(warm: &str) -> String {
@@ -685,8 +701,8 @@ pub struct WarmPhase {
 #[serde(deny_unknown_fields)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct PhaseRecord {
-    /// `open` (of a cold start: the folders opened, the run planned), `selection`, `prefill`, `auxiliary`, `shared_layers`,
-    /// `prediction` or `base_step`.
+    /// `open` (of a cold start: the folders opened, the run planned), `auxiliary`, `selection`, `look_ahead`, `prefill`,
+    /// `shared_layers`, `prediction` or `base_step`.
     pub name: String,
     /// Time of the phase in every sample of the cell, in the same order.
     pub samples_ns: Vec<u64>,
