@@ -52,20 +52,25 @@ pub fn memory(system: &System, spec: &RunSpec) -> MemoryPlan {
 
 /// As [`memory`], from shapes alone: before any weights exist.
 pub fn memory_of(system: &CostSystem, spec: &RunSpec) -> MemoryPlan {
+    memory_of_scoring(system, spec, 0)
+}
+
+/// As [`memory_of`], of [`crate::plan_scoring`].
+pub fn memory_of_scoring(system: &CostSystem, spec: &RunSpec, scored: usize) -> MemoryPlan {
     match spec.precision {
-        Precision::F32 => memory_as::<f32>(system, spec),
-        Precision::Bf16 => memory_as::<bf16>(system, spec),
+        Precision::F32 => memory_as::<f32>(system, spec, scored),
+        Precision::Bf16 => memory_as::<bf16>(system, spec, scored),
     }
 }
 
-fn memory_as<A: Element>(system: &CostSystem, spec: &RunSpec) -> MemoryPlan {
+fn memory_as<A: Element>(system: &CostSystem, spec: &RunSpec, scored: usize) -> MemoryPlan {
     let matrices = |t: Vec<TensorSpec>| {
         let elements = sum(t.iter().filter(|t| t.shape.len() == 2).map(TensorSpec::elements));
         elements.saturating_mul(system.weights.size() as u64)
     };
     let aux = system.prediction.as_ref().and_then(|p| p.aux.as_ref()).map_or_else(Vec::new, NetworkConfig::tensors);
     let weights = [system.base.tensors(), aux, system.predictor_tensors()].map(matrices);
-    let (b, c, schedule) = (spec.batch, &system.base, Schedule::new(system, spec));
+    let (b, c, schedule) = (spec.batch, &system.base, Schedule::scoring(system, spec, scored));
     let kv = |slot: &Slot<KvShape>| {
         let s = slot.shape;
         kv_bytes::<A>(shapes(system, s.net), s.layer, b, s.entries)
@@ -77,7 +82,7 @@ fn memory_as<A: Element>(system: &CostSystem, spec: &RunSpec) -> MemoryPlan {
         let all = if shape.all_logits { mul(&[head_buffer(c, rows), 4]) } else { 0 };
         sum([rope_bytes(c, shape.positions), Activations::<A>::bytes(c, rows), all])
     });
-    let chosen = sum([mul(&[b, c.vocab, 4]), mul(&[b, 4])]);
+    let chosen = sum([mul(&[b, 1 + scored, c.vocab, 4]), mul(&[b, 4])]);
     // Positions and ids of what is kept of the prompt.
     let kept = |step: &Step| match step.op {
         Op::Choose { keep, .. } => mul(&[2, b, keep, 4]),
