@@ -143,6 +143,8 @@ pub fn run() -> Record {
                 threads: Some(2),
                 out_of_reach: None,
             },
+            networks: None,
+            predictions: None,
             notes: Vec::new(),
         },
         ..Record::default()

@@ -60,6 +60,10 @@ pub struct RunHeader {
     pub machine: Machine,
     /// What the machine reached in micro-benchmarks of the same process.
     pub limits: Limits,
+    /// The networks of the run, each once; null if the writer did not say.
+    pub networks: Option<Vec<Identity>>,
+    /// The KV predictions of the run, each once; null if the writer did not say.
+    pub predictions: Option<Vec<Named>>,
     /// Remarks a reader must see, such as the source of published figures.
     pub notes: Vec<String>,
 }
@@ -73,6 +77,91 @@ pub struct Git {
     pub revision: String,
     /// Whether tracked files differed from the commit.
     pub dirty: Option<bool>,
+}
+
+/// Which network, or which predictor: what a time measured here and an answer judged there must have in common.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct Identity {
+    /// As in the cells. Two of one name need not be the same, and the same may have two names.
+    pub name: String,
+    /// SHA-256 of the configuration, lower-case hexadecimal: of a network as this program writes it, of a predictor's
+    /// `config.json` as it lies there; null if it has none.
+    pub config_sha256: Option<String>,
+    /// SHA-256 of the weights, lower-case hexadecimal: over the `.safetensors` files of the folder in the order of their
+    /// names, of each its name, a zero byte, its size in 8 bytes (little endian), and its bytes. Of synthetic weights, which
+    /// follow from little, of the words that say from what; null if there are none.
+    pub weights_sha256: Option<String>,
+    /// Whether the weights are random values of the right shape, so that no answer means anything.
+    pub synthetic: bool,
+}
+
+/// What reads the prompt in place of the base.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(test, derive(JsonSchema))]
+pub enum Source {
+    /// An auxiliary network.
+    Auxiliary,
+    /// The first layers of the base itself.
+    SharedLayers,
+}
+
+/// What the maps of a predictor read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(test, derive(JsonSchema))]
+pub enum Input {
+    /// Keys for keys, values for values.
+    Kv,
+    /// The residual stream, divided by its root mean square.
+    Hidden,
+    /// The residual stream, by the predicted layer's own norm and projections: no maps.
+    Own,
+}
+
+impl Input {
+    /// The name in records and tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Input::Kv => "kv",
+            Input::Hidden => "hidden",
+            Input::Own => "own",
+        }
+    }
+}
+
+/// A KV prediction: what reads the prompt, what is predicted from that, and what the base reads itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct Prediction {
+    /// What reads the prompt.
+    pub source: Source,
+    /// The auxiliary; null where layers of the base read the prompt.
+    pub aux: Option<Identity>,
+    /// k: layers of the base that read the prompt; null where an auxiliary reads it.
+    pub shared_layers: Option<u32>,
+    /// What the maps read; null if that is unknown.
+    pub input: Option<Input>,
+    /// The predictor; null where each layer projects the hidden state itself.
+    pub predictor: Option<Identity>,
+    /// m: last tokens of the prompt that the base reads itself.
+    pub base_tokens: u32,
+    /// s: first tokens of the prompt that the base reads itself.
+    pub sink_tokens: u32,
+}
+
+/// A KV prediction by the name that it has in cells.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct Named {
+    /// As in [`Cell::system`].
+    pub system: String,
+    /// What it is.
+    pub prediction: Prediction,
 }
 
 /// How samples were taken.
