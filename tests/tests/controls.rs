@@ -2,7 +2,7 @@
 
 use std::{path::Path, sync::Arc};
 
-use ttft_kernels::Engine;
+use ttft_kernels::{Engine, Mat};
 use ttft_models::{
     Extent, KvPrediction, Network, Precision, Pruned, RunSpec, System,
     kv_prediction::{
@@ -54,6 +54,10 @@ fn greedy(system: &System, e: &Engine, batch: usize, ids: &[u32]) -> (Vec<Vec<f3
         chosen.push(run.token_ids().to_vec());
     }
     (logits, chosen)
+}
+
+fn rows(m: Mat<'_, f32>) -> Vec<f32> {
+    (0..m.rows()).flat_map(|r| m.row(r)).copied().collect()
 }
 
 fn with(pair: &KvPrediction, (last, first): (usize, usize)) -> KvPrediction {
@@ -122,7 +126,7 @@ fn true_entries_are_full_prefill() {
             full.first_token(e, &ids).unwrap();
             let (dump, first) = (full.cache_dump(), full.logits().row(0).to_vec());
             let given = [3, 1, 4, 1];
-            let later: Vec<f32> = full.score(e, &given).unwrap().iter_rows().flatten().copied().collect();
+            let later = rows(full.score(e, &given).unwrap());
             for own in [(1, 0), (3, 1), (2, 5)] {
                 let entries = Entries::of_base(&dump, pair.base.config().layers.len(), PROMPT - own.0).unwrap();
                 let system = System::KvPrediction(with(&pair, own).control(Control::Entries(Arc::new(entries))));
@@ -131,7 +135,7 @@ fn true_entries_are_full_prefill() {
                 for _ in 0..2 {
                     run.first_token(e, &ids).unwrap();
                     assert_close(&what, &first, run.logits().row(0));
-                    let scored: Vec<f32> = run.score(e, &given).unwrap().iter_rows().flatten().copied().collect();
+                    let scored = rows(run.score(e, &given).unwrap());
                     assert_close(&what, &later, &scored);
                 }
             }

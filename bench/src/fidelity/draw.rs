@@ -42,7 +42,14 @@ mod tests {
 
     #[test]
     fn seeds_and_purposes_decide() {
-        let of = |seed, purpose| (0..20).map({ let mut d = Draw::new(seed, purpose); move |_| d.below(1000) }).collect::<Vec<_>>();
+        let of = |seed, purpose| {
+            (0..20)
+                .map({
+                    let mut d = Draw::new(seed, purpose);
+                    move |_| d.below(1000)
+                })
+                .collect::<Vec<_>>()
+        };
         assert_eq!(of(1, "a"), of(1, "a"));
         assert_ne!(of(1, "a"), of(2, "a"));
         assert_ne!(of(1, "a"), of(1, "b"));

@@ -8,8 +8,10 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use ttft_reports::{fidelity::TaskKind, text::printable};
 
-use super::texts::hex;
-use crate::text::{self, Text};
+use crate::{
+    identity::hex,
+    text::{self, Text},
+};
 
 /// A prompt, and what is wanted behind it.
 #[derive(Clone, Debug, PartialEq)]
@@ -209,7 +211,8 @@ mod tests {
 
     #[test]
     fn the_first_question_is_the_example_of_the_others() {
-        let question = |q: &str, a: &str| record(&format!("{{\"question\": \"{q}\", \"answers\": [\"{a}\"]}}")).unwrap();
+        let question =
+            |q: &str, a: &str| record(&format!("{{\"question\": \"{q}\", \"answers\": [\"{a}\"]}}")).unwrap();
         let made = with_prompts(&[question("one?", "1"), question("two?", "2")]).unwrap();
         assert_eq!(made.len(), 1);
         assert_eq!(made[0].0, "Question: one?\nAnswer: 1\n\nQuestion: two?\nAnswer:");
@@ -235,11 +238,9 @@ mod tests {
         }
         let one = |line: &str| record(line).unwrap();
         let (q, c) = ("{\"question\": \"x\", \"answers\": [\"y\"]}", "{\"task_id\": \"x\", \"prompt\": \"y\"}");
-        for (records, word) in [
-            (vec![], "no line"),
-            (vec![one(q)], "two or more"),
-            (vec![one(q), one(c)], "task 2 is of another kind"),
-        ] {
+        for (records, word) in
+            [(vec![], "no line"), (vec![one(q)], "two or more"), (vec![one(q), one(c)], "task 2 is of another kind")]
+        {
             assert!(with_prompts(&records).err().unwrap().to_string().contains(word), "{word}");
         }
     }

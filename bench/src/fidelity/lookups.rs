@@ -21,22 +21,22 @@ const COPIED: usize = 4;
 const NEEDLES: usize = 4;
 
 const NAMES: [&str; 32] = [
-    "Adam", "Alice", "Anna", "Ben", "Carl", "Clara", "Daniel", "David", "Emma", "Eric", "Frank", "George", "Grace", "Helen",
-    "Henry", "Jack", "James", "Jane", "John", "Julia", "Kate", "Laura", "Lucas", "Maria", "Mark", "Martin", "Oliver", "Paul",
-    "Peter", "Robert", "Sarah", "Thomas",
+    "Adam", "Alice", "Anna", "Ben", "Carl", "Clara", "Daniel", "David", "Emma", "Eric", "Frank", "George", "Grace",
+    "Helen", "Henry", "Jack", "James", "Jane", "John", "Julia", "Kate", "Laura", "Lucas", "Maria", "Mark", "Martin",
+    "Oliver", "Paul", "Peter", "Robert", "Sarah", "Thomas",
 ];
 
 const WORDS: [&str; 128] = [
-    "apple", "arm", "bag", "ball", "bank", "beach", "bed", "bell", "bird", "board", "boat", "body", "book", "bottle", "box",
-    "bread", "bridge", "brush", "bus", "cake", "camera", "card", "cat", "chair", "church", "circle", "city", "clock", "cloud",
-    "coat", "coffee", "corn", "cow", "cross", "cup", "desk", "doctor", "dog", "door", "dress", "drum", "ear", "earth", "egg",
-    "engine", "eye", "face", "farm", "field", "finger", "fire", "fish", "flag", "floor", "flower", "foot", "forest", "garden",
-    "gate", "glass", "gold", "grass", "hair", "hand", "hat", "heart", "hill", "horse", "hotel", "house", "ice", "iron",
-    "island", "key", "king", "kitchen", "knife", "lake", "lamp", "leaf", "letter", "light", "lion", "map", "market", "milk",
-    "mirror", "moon", "mountain", "mouse", "music", "nail", "nose", "ocean", "office", "oil", "orange", "page", "paper",
-    "pencil", "phone", "piano", "picture", "plane", "plant", "plate", "queen", "rain", "ring", "river", "road", "roof", "room",
-    "salt", "school", "sea", "ship", "shoe", "silver", "snow", "star", "stone", "sugar", "sun", "table", "tree", "wall",
-    "window",
+    "apple", "arm", "bag", "ball", "bank", "beach", "bed", "bell", "bird", "board", "boat", "body", "book", "bottle",
+    "box", "bread", "bridge", "brush", "bus", "cake", "camera", "card", "cat", "chair", "church", "circle", "city",
+    "clock", "cloud", "coat", "coffee", "corn", "cow", "cross", "cup", "desk", "doctor", "dog", "door", "dress",
+    "drum", "ear", "earth", "egg", "engine", "eye", "face", "farm", "field", "finger", "fire", "fish", "flag", "floor",
+    "flower", "foot", "forest", "garden", "gate", "glass", "gold", "grass", "hair", "hand", "hat", "heart", "hill",
+    "horse", "hotel", "house", "ice", "iron", "island", "key", "king", "kitchen", "knife", "lake", "lamp", "leaf",
+    "letter", "light", "lion", "map", "market", "milk", "mirror", "moon", "mountain", "mouse", "music", "nail", "nose",
+    "ocean", "office", "oil", "orange", "page", "paper", "pencil", "phone", "piano", "picture", "plane", "plant",
+    "plate", "queen", "rain", "ring", "river", "road", "roof", "room", "salt", "school", "sea", "ship", "shoe",
+    "silver", "snow", "star", "stone", "sugar", "sun", "table", "tree", "wall", "window",
 ];
 
 /// The items of one kind.

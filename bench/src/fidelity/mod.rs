@@ -154,7 +154,12 @@ impl Session<'_> {
             }
             let System::KvPrediction(pair) = &judged.system else { continue };
             let nothing = System::KvPrediction(pair.clone().control(Control::Nothing));
-            rows.push(control(ControlKind::NothingPredicted, Some(i), beside("nothing predicted"), Reader::System(nothing)));
+            rows.push(control(
+                ControlKind::NothingPredicted,
+                Some(i),
+                beside("nothing predicted"),
+                Reader::System(nothing),
+            ));
             let mean = System::KvPrediction(pair.clone().control(Control::Entries(Arc::new(self.mean(judged)?))));
             rows.push(control(ControlKind::MeanCache, Some(i), beside("mean cache"), Reader::System(mean)));
             rows.push(control(ControlKind::TrueCaches, Some(i), beside("true caches"), Reader::True(pair.clone())));
@@ -217,7 +222,8 @@ impl Session<'_> {
             let seconds: Vec<f64> = times.iter().map(|t| *t as f64 * 1e-9).collect();
             ttft_reports::stats::median(&seconds).unwrap_or(f64::INFINITY)
         };
-        let mut measured: Vec<(usize, f64)> = lengths.iter().zip(&times[systems..]).map(|(n, t)| (*n, median(t))).collect();
+        let mut measured: Vec<(usize, f64)> =
+            lengths.iter().zip(&times[systems..]).map(|(n, t)| (*n, median(t))).collect();
         measured.push((self.prompt, median(&times[0])));
         times.truncate(systems);
         let share = |times: &Vec<u64>| length_at(median(times), &measured) / self.prompt as f64;
@@ -230,7 +236,8 @@ impl Session<'_> {
     /// # Errors
     /// What running them says.
     pub fn times(&self, rows: &[Row]) -> Result<Vec<Vec<u64>>> {
-        let window = self.texts.first().and_then(|t| t.windows.first()).context("TTFT is measured on a window of text")?;
+        let window =
+            self.texts.first().and_then(|t| t.windows.first()).context("TTFT is measured on a window of text")?;
         let prompt = &window[..self.prompt];
         let truth = self.truth(rows, prompt)?;
         let plan = |row: &Row| -> Result<_> {
@@ -285,7 +292,8 @@ impl Session<'_> {
         let mut sum = 0u64;
         for text in &self.texts {
             for row in self.distinct(rows, self.prompt) {
-                sum = sum.saturating_add(self.work(row, self.prompt, self.continuation - 1) * text.windows.len() as u64);
+                sum =
+                    sum.saturating_add(self.work(row, self.prompt, self.continuation - 1) * text.windows.len() as u64);
             }
         }
         for task in &self.tasks {
@@ -297,6 +305,12 @@ impl Session<'_> {
             }
         }
         sum
+    }
+
+    /// Most tokens of any answer; 0 if nothing is asked.
+    pub fn longest_answer(&self) -> usize {
+        let items = self.tasks.iter().flat_map(|task| task.items.iter().map(|item| (task.kind, &item.answer)));
+        items.map(|(kind, answer)| self.most_of(kind, answer)).max().unwrap_or(0)
     }
 
     /// The readers that read a prompt of `n` tokens in unlike ways.
@@ -378,7 +392,9 @@ impl Session<'_> {
                 let fits = |(n, _): &Run| *n == ids.len() && !matches!(row.reader, Reader::True(_));
                 let mut run = match kept[i].take().filter(fits) {
                     Some((_, run)) => run,
-                    None => row.plan(&self.base, self.precision, (prompt.len(), ids.len()), &truth, (1, given.len()))?,
+                    None => {
+                        row.plan(&self.base, self.precision, (prompt.len(), ids.len()), &truth, (1, given.len()))?
+                    }
                 };
                 run.first_token(self.engine, &ids)?;
                 let first = run.logits().row(0).to_vec();

@@ -96,8 +96,8 @@ impl Row {
     /// The tokens that the base reads of a prompt as if they were all: last and first ones; none of a system.
     pub fn short(&self, base: &Arc<Network>, precision: Precision, n: usize) -> Option<(usize, usize)> {
         let Reader::Short { last, first } = &self.reader else { return None };
-        let tokens = last.of(base, precision, n);
-        // A token of the prompt's end must be read.
+        // The prompt's last token is read in any case.
+        let tokens = last.of(base, precision, n).max(first + 1).min(n);
         let first = (*first).min(tokens - 1);
         Some((tokens - first, first))
     }
@@ -175,7 +175,9 @@ mod tests {
     #[test]
     fn lengths_are_read_between_measured_ones() {
         let measured = [(10, 1.0), (20, 3.0), (30, 2.9), (40, 5.0)];
-        for (time, expected) in [(0.0, 0.0), (0.5, 5.0), (1.0, 10.0), (2.0, 15.0), (3.0, 30.0), (4.0, 35.0), (9.0, 40.0)] {
+        for (time, expected) in
+            [(0.0, 0.0), (0.5, 5.0), (1.0, 10.0), (2.0, 15.0), (3.0, 30.0), (4.0, 35.0), (9.0, 40.0)]
+        {
             let found = length_at(time, &measured);
             assert!((found - expected).abs() < 1e-9, "{time}: {found}");
         }

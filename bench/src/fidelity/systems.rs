@@ -1,10 +1,6 @@
 //! The systems that are judged, and what they are.
 
-use std::{
-    collections::BTreeMap,
-    path::PathBuf,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use anyhow::{Context, Result, bail, ensure};
 use ttft_kernels::DType;
@@ -13,8 +9,7 @@ use ttft_reports::schema::{self, Identity, Kind, Prediction, Source};
 
 use crate::{
     catalog::{Asked, Catalog},
-    console,
-    identity,
+    console, identity,
     scenario::{self, Arm, Scenario},
     weights::{Size, Weights},
 };
@@ -142,10 +137,12 @@ impl Systems {
 fn prediction(s: &KvPrediction, aux: Option<Identity>, predictor: Identity) -> Prediction {
     let layout = s.predictor.layout();
     let reads = |input| layout.predicted().any(|(_, o)| o.input == input);
-    let input = match () {
-        () if reads(Input::KeysAndValues) => schema::Input::Kv,
-        () if reads(Input::Hidden) => schema::Input::Hidden,
-        () => schema::Input::Own,
+    let input = if reads(Input::KeysAndValues) {
+        schema::Input::Kv
+    } else if reads(Input::Hidden) {
+        schema::Input::Hidden
+    } else {
+        schema::Input::Own
     };
     Prediction {
         source: if layout.shared.is_some() { Source::SharedLayers } else { Source::Auxiliary },

@@ -1,13 +1,19 @@
 //! Texts that windows are cut from.
 
-use std::{fs, path::{Path, PathBuf}};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use ttft_reports::text::printable;
 
-use crate::text::{self, Text};
+use crate::{
+    identity::hex,
+    text::{self, Text},
+};
 
 /// The tokens of some files, one after another.
 pub struct Corpus {
@@ -73,11 +79,6 @@ impl Corpus {
     }
 }
 
-/// SHA-256 in lower-case hexadecimal.
-pub fn hex(digest: impl AsRef<[u8]>) -> String {
-    digest.as_ref().iter().map(|b| format!("{b:02x}")).collect()
-}
-
 /// Refuses texts that a predictor was fitted on, by the hashes in its `config.json`; whether it states any.
 ///
 /// # Errors
@@ -128,7 +129,10 @@ mod tests {
     fn windows_lie_all_over_the_text() {
         let text = corpus(103);
         let windows = text.windows(4, 25).unwrap();
-        assert_eq!(windows.iter().map(|w| (w[0], w.len())).collect::<Vec<_>>(), [(0, 25), (25, 25), (51, 25), (77, 25)]);
+        assert_eq!(
+            windows.iter().map(|w| (w[0], w.len())).collect::<Vec<_>>(),
+            [(0, 25), (25, 25), (51, 25), (77, 25)]
+        );
         assert_eq!(text.windows(1, 103).unwrap()[0].len(), 103);
         let error = text.windows(5, 25).err().unwrap().to_string();
         for word in ["a.txt", "103 tokens", "4 windows of 25", "5 are asked"] {
