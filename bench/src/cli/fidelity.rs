@@ -1,7 +1,4 @@
-use std::{
-    io::Write,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
@@ -500,7 +497,7 @@ fn written(session: &Session<'_>, answered: &Answered) -> String {
 /// What was measured, a line for each reader.
 fn table(rows: &[Row], session: &Session<'_>, answered: &[Answered]) -> Table {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
+    table.load_style(presets::NOTHING);
     let texts = session.texts.iter().map(|t| format!("KL, {}", t.name));
     let tasks = session.tasks.iter().map(|t| t.name.clone());
     table.set_header(std::iter::once("reader".to_owned()).chain(texts).chain(tasks));
