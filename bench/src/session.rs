@@ -130,6 +130,8 @@ const SAME: &[&str] = &[
     "/machine/arch",
     "/machine/logical_cores",
     "/git/revision",
+    "/networks",
+    "/predictions",
     "/notes",
 ];
 
@@ -156,11 +158,12 @@ fn slowdown_note(percent: f64) -> String {
 }
 
 /// The first line of a record, without limits and name.
-fn header(rig: &Rig, knobs: &RunKnobs, sampler: Sampler, asked: Asked) -> RunHeader {
+fn header(rig: &Rig, knobs: &RunKnobs, sampler: Sampler, asked: Asked) -> Result<RunHeader> {
     let scenario = &rig.scenario;
+    let (networks, predictions) = rig.weights.identities(&rig.arms)?;
     let tiny = (rig.weights.size() == Size::Tiny).then(|| TINY_NOTE.to_owned());
     let slower = knobs.slowdown.filter(|s| *s > 0.0).map(slowdown_note);
-    RunHeader {
+    Ok(RunHeader {
         schema: schema::SCHEMA.into(),
         started_at: Some(now()),
         command: command(std::env::args_os().map(|a| printable(&a.to_string_lossy())), sampler),
@@ -182,9 +185,11 @@ fn header(rig: &Rig, knobs: &RunKnobs, sampler: Sampler, asked: Asked) -> RunHea
             start: Some(scenario.start()),
         },
         machine: machine::fingerprint(),
+        networks: Some(networks),
+        predictions: Some(predictions),
         notes: tiny.into_iter().chain(slower).chain(scenario.catalog.notes(rig.weights.size() == Size::Real)).collect(),
         ..RunHeader::default()
-    }
+    })
 }
 
 impl Session {
@@ -200,7 +205,7 @@ impl Session {
             scenario.catalog.stand_ins().iter().for_each(console::note);
         }
         capacity::check(scenario.rounds, scenario.decode, scenario.groups().len() * rig.arms.len())?;
-        let mut header = header(&rig, knobs, sampler, asked);
+        let mut header = header(&rig, knobs, sampler, asked)?;
         header.limits = rig.probe.limits(&rig.engine);
         let writer = output::record(place(knobs), &rig.scenario.name, header.clone())?;
         Ok(Session::new(rig, knobs, asked, header, writer, &Record::default()))
@@ -221,7 +226,7 @@ impl Session {
         let asked = Asked { rounds: asked.rounds.or(then.rounds), processes: asked.processes.or(then.processes) };
         let mut rig = Rig::new(&knobs, size)?;
         rig.scenario.rounds = asked.rounds.unwrap_or(rig.scenario.rounds);
-        let mut header = header(&rig, &knobs, Sampler::Rounds, asked);
+        let mut header = header(&rig, &knobs, Sampler::Rounds, asked)?;
         let differences = differences(&record.run, &header)?;
         ensure!(
             differences.is_empty(),

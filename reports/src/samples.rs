@@ -166,6 +166,15 @@ pub fn run() -> Record {
     record
 }
 
+/// The run, saying which networks it ran: those of the made-up fidelity file.
+pub fn with_identities(mut record: Record) -> Record {
+    use crate::fidelity::samples::{identity, prediction};
+    record.run.networks = Some(["OE1.1B", "OE450M", "OE270M"].map(identity).into());
+    let named = |size: &str| Named { system: format!("OE1.1B-KVP-C-{size}"), prediction: prediction(size) };
+    record.run.predictions = Some(["450M", "270M"].map(named).into());
+    record
+}
+
 /// Records of one machine, a minute apart: three systems in one group, `processes` processes of `rounds` rounds, with known
 /// standard deviations of the logarithm of occasions, processes and rounds.
 pub fn occasions(count: u32, processes: u32, rounds: u32, deviations: [f64; 3], seed: u64) -> Vec<Record> {

@@ -1,5 +1,7 @@
 //! A made-up fidelity file for tests, of the same networks as the made-up run.
 
+use sha2::{Digest, Sha256};
+
 use super::*;
 use crate::schema::{Dtype, Identity, Input, Kind, Prediction, Source};
 
@@ -9,9 +11,7 @@ pub const ITEMS: usize = 100;
 
 pub fn identity(name: &str) -> Identity {
     // Any digits will do, as long as they are the name's own.
-    let digit =
-        |i: usize| char::from_digit((name.bytes().map(usize::from).sum::<usize>() * (i + 3) / 7 % 16) as u32, 16);
-    let hash: String = (0..64).filter_map(digit).collect();
+    let hash: String = Sha256::digest(name).iter().map(|b| format!("{b:02x}")).collect();
     Identity { name: name.into(), config_sha256: Some(hash.clone()), weights_sha256: Some(hash), synthetic: false }
 }
 

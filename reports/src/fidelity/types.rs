@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 
 use crate::{
     schema::{Dtype, Git, Identity, Kind, Prediction},
-    stats::student,
+    stats::{Estimate, Interval, LEVEL, student},
 };
 
 /// Name and version of the format, as it stands in [`Fidelity::schema`].
@@ -322,6 +322,15 @@ impl Measure {
         Measure { mean, standard_error, values }
     }
 
+    /// The mean with Student's interval.
+    pub fn estimate(&self) -> Estimate {
+        let interval = student::mean(&self.values).map(|m| {
+            let half = m.half_width(LEVEL);
+            Interval { low: m.value - half, high: m.value + half, level: LEVEL }
+        });
+        Estimate { value: self.mean, interval, samples: self.values.len() }
+    }
+
     pub(super) fn summary(values: &[f64]) -> (f64, Option<f64>) {
         let mean = values.iter().sum::<f64>() / values.len().max(1) as f64;
         (mean, student::mean(values).map(|m| m.error))
@@ -366,6 +375,16 @@ impl Outcomes {
         let n = each.len().max(1) as f64;
         let p = each.iter().map(|&o| f64::from(o)).sum::<f64>() / n;
         (p, (p * (1.0 - p) / n).sqrt())
+    }
+
+    /// The share with Wilson's interval, which has a width also where all items end alike.
+    pub fn estimate(&self) -> Estimate {
+        let (n, p, z) = (self.each.len().max(1) as f64, self.share, 1.959_964f64);
+        let (centre, half) = (p + z * z / (2.0 * n), z * (p * (1.0 - p) / n + z * z / (4.0 * n * n)).sqrt());
+        let [low, high] = [centre - half, centre + half].map(|end| (end / (1.0 + z * z / n)).clamp(0.0, 1.0));
+        // Rounding may leave the share itself outside at 0 and at 1.
+        let interval = Interval { low: low.min(p), high: high.max(p), level: LEVEL };
+        Estimate { value: p, interval: Some(interval), samples: self.each.len() }
     }
 
     /// The outcomes as numbers.

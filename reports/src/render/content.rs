@@ -1,6 +1,6 @@
 //! What a report says: titles, paragraphs, tables and charts, before any format.
 
-use super::{RenderError, Run, blocks::*, charts, cold, energy, machines, method, side_by_side, verdict::*};
+use super::{RenderError, Run, blocks::*, charts, cold, energy, machines, method, side_by_side, tradeoff, verdict::*};
 use crate::{
     compare::{self, Side},
     facts,
@@ -13,10 +13,11 @@ use crate::{
 };
 
 /// The parts of a report, in order, with what they say. All but the first two and the last stand there once for each run.
-pub const PARTS: [(&str, &str); 10] = [
+pub const PARTS: [(&str, &str); 11] = [
     ("machines", "several runs by peak, bandwidth, TTFT and what KV prediction gains"),
     ("comparison", "the runs side by side, on equal work"),
     ("verdict", "does the FLOPs reduction become a TTFT reduction, where not, and why"),
+    ("tradeoff", "with a fidelity file: speed against what became of the answer"),
     ("charts", "all other charts"),
     ("cells", "the figures of every cell"),
     ("phases", "time and work of every phase, generation after the first token, energy"),
@@ -37,6 +38,7 @@ pub fn document(runs: &[Run], with_charts: bool, parts: &[&str]) -> Result<Docum
     }
     let wanted = |part: &str| parts.is_empty() || parts.contains(&part);
     let mut sections = Vec::new();
+    let mut traded = traded(runs, with_charts)?;
     if runs.len() > 1 && wanted("machines") {
         let blocks = machines::blocks(runs, with_charts)?;
         if !blocks.is_empty() {
@@ -81,6 +83,7 @@ pub fn document(runs: &[Run], with_charts: bool, parts: &[&str]) -> Result<Docum
         } else {
             add("verdict", "Verdict", "Does the FLOPs reduction become a TTFT reduction?", answer);
         }
+        add("tradeoff", "Trade-off", "What becomes of the answer?", std::mem::take(&mut traded[i]));
         if with_charts {
             let charts = charts::others(&id, side.record, &rows)?;
             let charts = (!charts.is_empty()).then_some(Block::Charts { charts });
@@ -112,6 +115,20 @@ pub fn document(runs: &[Run], with_charts: bool, parts: &[&str]) -> Result<Docum
         subtitle: machines.join("; "),
         sections,
     })
+}
+
+/// The trade-off of each run. Where at least one is joined with its fidelity file, the others say why they are not.
+fn traded(runs: &[Run], with_charts: bool) -> Result<Vec<Vec<Block>>, RenderError> {
+    let made = runs.iter().enumerate().map(|(i, run)| tradeoff::blocks(run, &format!("r{i}"), with_charts));
+    let made: Vec<Result<Vec<Block>, RenderError>> = made.collect();
+    let joined = made.iter().flatten().any(|blocks| !blocks.is_empty());
+    let told = |made| match made {
+        Err(RenderError::NotJoined(_, why)) if joined => {
+            Ok(vec![text(format!("This run and the fidelity file are not joined. {why}"))])
+        }
+        made => made,
+    };
+    made.into_iter().map(told).collect()
 }
 
 /// What stands in a run whose systems have nothing beside them.

@@ -1,6 +1,6 @@
 //! One line for each cell, as plain numbers with their units in the header. Unknown is empty.
 
-use super::{RenderError, Run};
+use super::{RenderError, Run, tradeoff};
 use crate::{
     schema::{Cell, Percentiles},
     stats::{self, Estimate},
@@ -84,10 +84,22 @@ const HEADER: [&str; 72] = [
     "doubts",
 ];
 
-/// The cells of all runs.
+/// The cells of all runs; of runs with a fidelity file, the figures of the trade-off.
 pub fn render(sides: &[Run], _: &[&str]) -> Result<String, RenderError> {
     let refuse = |e: &dyn std::fmt::Display| RenderError::Csv(e.to_string());
     let mut out = ::csv::Writer::from_writer(Vec::new());
+    let traded: Vec<_> = sides.iter().filter_map(|side| Some(tradeoff::lines(side, side.fidelity?))).collect();
+    if !traded.is_empty() {
+        let joined = traded.iter().any(Result::is_ok);
+        out.write_record(tradeoff::HEADER).map_err(|e| refuse(&e))?;
+        for lines in traded {
+            match lines {
+                Err(RenderError::NotJoined(..)) if joined => {}
+                lines => lines?.iter().try_for_each(|line| out.write_record(line)).map_err(|e| refuse(&e))?,
+            }
+        }
+        return finished(out);
+    }
     out.write_record(HEADER).map_err(|e| refuse(&e))?;
     for side in sides {
         let claims = validate::validate(side.record).claims;
@@ -96,12 +108,17 @@ pub fn render(sides: &[Run], _: &[&str]) -> Result<String, RenderError> {
             out.write_record(fields(side.name, &row, verdict)).map_err(|e| refuse(&e))?;
         }
     }
+    finished(out)
+}
+
+fn finished(out: ::csv::Writer<Vec<u8>>) -> Result<String, RenderError> {
+    let refuse = |e: &dyn std::fmt::Display| RenderError::Csv(e.to_string());
     let bytes = out.into_inner().map_err(|e| refuse(&e))?;
     String::from_utf8(bytes).map_err(|e| refuse(&e))
 }
 
 /// Text that a spreadsheet takes for text: one that begins as a formula does gets an apostrophe, and no character steers.
-fn no_formula(words: &str) -> String {
+pub(super) fn no_formula(words: &str) -> String {
     let words = printable(words);
     let formula = words.trim_start().starts_with(['=', '+', '-', '@', '＝', '＋', '－', '＠']);
     if formula { format!("'{words}") } else { words }
