@@ -110,7 +110,9 @@ impl Place {
     fn sized(&self, predictors: &[&Path], out: &Path, [windows, prompt, lookups]: [&str; 3]) -> Command {
         let mut c = ttft();
         c.arg("fidelity").arg("--base").arg(&self.base).arg("--aux").arg(&self.base);
-        predictors.iter().for_each(|p| drop(c.arg("--predictor").arg(p)));
+        for p in predictors {
+            c.arg("--predictor").arg(p);
+        }
         c.arg("--text").arg(here().join("docs/guide.md")).arg("--text2").arg(here().join("kernels/src/engine.rs"));
         c.args(["--windows", windows, "--prompt-tokens", prompt, "--lookups", lookups]);
         c.args(["--continuation", "8", "--sink-tokens", "1", "--threads", "1"]).arg("--out").arg(out);
@@ -219,8 +221,8 @@ fn true_caches_are_identical_and_random_maps_useless() {
     assert!(random.results.texts.iter().all(|t| t.continuation.kl.mean > 1e-4 && t.first.kl.values.len() == 24));
     assert_eq!(random.prediction.as_ref().unwrap().sink_tokens, 1);
     assert!(random.ttft_ns.len() >= 3 && file.base.ttft_ns.len() >= 3);
-    // The auxiliary's operations, and one token of the base: about full prefill's.
-    assert!((0.9..1.2).contains(&random.operations_share), "{}", random.operations_share);
+    // The auxiliary is the base itself, and the maps come on top.
+    assert!(random.operations_share > 1.0, "{}", random.operations_share);
     // The same again gives the same figures.
     let again = place.path("again.json");
     let mut c = place.command(&[&exact, &useless], &again);

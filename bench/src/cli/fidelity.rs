@@ -193,7 +193,8 @@ impl Fidelity {
         if self.plan {
             return Ok(());
         }
-        let of_controls = session.times(&rows)?;
+        // All in turn, so that what slows the machine slows them alike.
+        let times = session.times(&rows)?;
         let answered = session.measure(&rows)?;
 
         let file = file::Fidelity {
@@ -210,7 +211,7 @@ impl Fidelity {
                 answer: session.longest_answer() as u32,
                 seed: self.seed,
             },
-            base: file::Base { network: identity, ttft_ns: ttft[0].clone() },
+            base: file::Base { network: identity, ttft_ns: times[0].clone() },
             texts: session
                 .texts
                 .iter()
@@ -245,7 +246,7 @@ impl Fidelity {
             controls: Vec::new(),
             notes: notes(&rows),
         };
-        let file = filled(file, &session, &rows, &answered, (&ttft, &of_controls));
+        let file = filled(file, &session, &rows, &answered, &times);
         let text = file.to_text(&self.out).context("what was measured makes no fidelity file")?;
         out.write(|w| Ok(w.write_all(text.as_bytes())?))?;
         for (pending, row) in completions {
@@ -439,7 +440,7 @@ fn filled(
     session: &Session<'_>,
     rows: &[Row],
     answered: &[Answered],
-    (ttft, of_controls): (&[Vec<u64>], &[Vec<u64>]),
+    times: &[Vec<u64>],
 ) -> file::Fidelity {
     let (base, precision, n) = (&session.base, session.precision, session.prompt);
     let cost = |row: &Row| {
@@ -459,7 +460,7 @@ fn filled(
                     kind: judged.kind,
                     prediction: judged.prediction.clone(),
                     operations_share,
-                    ttft_ns: ttft[1 + i].clone(),
+                    ttft_ns: times[at].clone(),
                     results,
                 });
             }
@@ -471,7 +472,7 @@ fn filled(
                     base_tokens: short.map(|(last, _)| last as u32),
                     sink_tokens: short.map(|(_, first)| first as u32),
                     operations_share: (kind != ControlKind::TrueCaches).then_some(operations_share),
-                    ttft_ns: if kind == ControlKind::TrueCaches { Vec::new() } else { of_controls[at].clone() },
+                    ttft_ns: if kind == ControlKind::TrueCaches { Vec::new() } else { times[at].clone() },
                     results,
                 });
             }

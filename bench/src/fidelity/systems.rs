@@ -4,12 +4,12 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use anyhow::{Context, Result, bail, ensure};
 use ttft_kernels::DType;
-use ttft_models::{KvPrediction, Network, System, kv_prediction::layout::Input};
-use ttft_reports::schema::{self, Identity, Kind, Prediction, Source};
+use ttft_models::{Network, System};
+use ttft_reports::schema::{Identity, Kind, Prediction};
 
 use crate::{
     catalog::{Asked, Catalog},
-    console, identity,
+    console,
     scenario::{self, Arm, Scenario},
     weights::{Size, Weights},
 };
@@ -88,6 +88,8 @@ impl Systems {
             );
         }
         let weights = weights.of(catalog.clone());
+        weights.make(&arms)?;
+        let (identities, predictions) = weights.identities(&arms)?;
         let mut networks: BTreeMap<String, (Arc<Network>, PathBuf)> = BTreeMap::new();
         let mut network = |name: &str| -> Result<(Arc<Network>, PathBuf)> {
             if let Some(known) = networks.get(name) {
@@ -114,43 +116,10 @@ impl Systems {
             };
             let dir = predictor.as_ref().map(|(dir, _)| dir.clone());
             let system = arm.assemble(of_arm, predictor).with_context(|| arm.system.clone())?;
-            let prediction = match (&system, &dir) {
-                (System::KvPrediction(s), Some(dir)) => {
-                    let given = catalog.pair(&arm.system)?.predictor.is_some();
-                    let aux = arm.aux.as_ref().map(|aux| {
-                        let (network, dir) = network(aux)?;
-                        identity::of_network(aux, &network, &dir, catalog.weights(aux).is_none())
-                    });
-                    let predictor = identity::of_predictor(dir, !given)?;
-                    Some(prediction(s, aux.transpose()?, predictor))
-                }
-                _ => None,
-            };
+            let prediction = predictions.iter().find(|p| p.system == arm.system).map(|p| p.prediction.clone());
             judged.push(Judged { name: arm.system.clone(), kind: arm.kind, system, prediction, predictor: dir });
         }
-        let identity = identity::of_network(&base_name, &base, &dir, catalog.weights(&base_name).is_none())?;
+        let identity = identities.into_iter().find(|i| i.name == base_name).context("a base has an identity")?;
         Ok(Systems { base, dir, identity, judged })
-    }
-}
-
-/// A KV prediction in the words of the records.
-fn prediction(s: &KvPrediction, aux: Option<Identity>, predictor: Identity) -> Prediction {
-    let layout = s.predictor.layout();
-    let reads = |input| layout.predicted().any(|(_, o)| o.input == input);
-    let input = if reads(Input::KeysAndValues) {
-        schema::Input::Kv
-    } else if reads(Input::Hidden) {
-        schema::Input::Hidden
-    } else {
-        schema::Input::Own
-    };
-    Prediction {
-        source: if layout.shared.is_some() { Source::SharedLayers } else { Source::Auxiliary },
-        aux,
-        shared_layers: layout.shared.map(|k| k as u32),
-        input: Some(input),
-        predictor: (input != schema::Input::Own).then_some(predictor),
-        base_tokens: s.own.last as u32,
-        sink_tokens: s.own.first as u32,
     }
 }
