@@ -18,6 +18,7 @@ pub mod design;
 pub mod doctor;
 pub mod energy;
 pub mod estimate;
+pub mod fidelity;
 pub mod gate;
 pub mod groups;
 pub mod identity;

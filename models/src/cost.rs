@@ -171,6 +171,10 @@ impl CostSystem {
                     }
                 }
             }
+            Op::Fill { rows, layers } => {
+                let written = |i: &usize| product([2, self.base.kv_dim(*i) as u64, b, *rows as u64]);
+                entries.extend(layers.iter().map(written));
+            }
             Op::Rank { layer: Some((net, i)), of } => {
                 // A product of the last query with the keys, which are read again.
                 let c = shapes(self, *net);

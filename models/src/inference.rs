@@ -62,6 +62,14 @@ pub trait Inference: Send {
     /// [`crate::Error::CacheFull`] beyond the planned tokens, [`crate::Error::NotStarted`] before the first.
     fn next_token(&mut self, engine: &Engine) -> Result<Duration>;
 
+    /// Logits `[batch * n, V]` of `n` tokens of each sequence that are given to follow its prompt, `[batch * n]`; up to as many
+    /// as were planned. The run stays where [`Inference::first_token`] left it, so that others can be scored after it.
+    ///
+    /// # Errors
+    /// [`crate::Error::NotStarted`] unless the first token was the last to be chosen; [`crate::Error::TokenCount`],
+    /// [`crate::Error::TokenId`]; [`crate::Error::Spec`]: more than were planned.
+    fn score(&mut self, engine: &Engine, ids: &[u32]) -> Result<Mat<'_, f32>>;
+
     /// Tokens chosen by the last call, `[batch]`.
     fn token_ids(&self) -> &[u32];
 

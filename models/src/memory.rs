@@ -51,20 +51,25 @@ pub fn memory(system: &System, spec: &RunSpec) -> MemoryPlan {
 
 /// As [`memory`], from shapes alone: before any weights exist.
 pub fn memory_of(system: &CostSystem, spec: &RunSpec) -> MemoryPlan {
+    memory_of_scoring(system, spec, 0)
+}
+
+/// As [`memory_of`], of [`crate::plan_scoring`].
+pub fn memory_of_scoring(system: &CostSystem, spec: &RunSpec, scored: usize) -> MemoryPlan {
     match spec.precision {
-        Precision::F32 => memory_as::<f32>(system, spec),
-        Precision::Bf16 => memory_as::<bf16>(system, spec),
+        Precision::F32 => memory_as::<f32>(system, spec, scored),
+        Precision::Bf16 => memory_as::<bf16>(system, spec, scored),
     }
 }
 
-fn memory_as<A: Element>(system: &CostSystem, spec: &RunSpec) -> MemoryPlan {
+fn memory_as<A: Element>(system: &CostSystem, spec: &RunSpec, scored: usize) -> MemoryPlan {
     let matrices = |t: Vec<TensorSpec>| {
         let elements = sum(t.iter().filter(|t| t.shape.len() == 2).map(TensorSpec::elements));
         elements.saturating_mul(system.weights.size() as u64)
     };
     let aux = system.aux().map_or_else(Vec::new, NetworkConfig::tensors);
     let weights = [system.base.tensors(), aux, system.predictor_tensors()].map(matrices);
-    let (b, c, schedule) = (spec.batch, &system.base, Schedule::new(system, spec));
+    let (b, c, schedule) = (spec.batch, &system.base, Schedule::scoring(system, spec, scored));
     let kv = |s: &KvShape| kv_bytes::<A>(shapes(system, s.net), s.layer, b, s.entries);
     let source = |Slot { shape, .. }: &Slot<SourceShape>| source_bytes::<A>(system, b, shape);
     let sinks = schedule.sinks.iter().map(kv);
@@ -76,8 +81,8 @@ fn memory_as<A: Element>(system: &CostSystem, spec: &RunSpec) -> MemoryPlan {
         sum([rope_bytes(c, shape.positions), Activations::<A>::bytes(c, rows), all])
     });
     // Logits and ids, of a network that decodes ahead too.
-    let ahead = system.chooser.as_ref().map(|aux| aux.vocab);
-    let chosen = sum([Some(c.vocab), ahead].into_iter().flatten().map(|vocab| mul(&[b, vocab.saturating_add(1), 4])));
+    let ahead = system.chooser.as_ref().map(|aux| mul(&[b, aux.vocab.saturating_add(1), 4]));
+    let chosen = sum([mul(&[b, 1 + scored, c.vocab, 4]), mul(&[b, 4]), ahead.unwrap_or(0)]);
     // Positions and ids of what is kept of the prompt.
     let kept = |step: &Step| match step.op {
         Op::Choose { keep, .. } => mul(&[2, b, keep, 4]),

@@ -350,8 +350,7 @@ impl Network {
         c: &mut LayerCache<A>,
         keep: Option<&mut Vec<f32>>,
     ) -> Result<()> {
-        let (dim, d, q_dim, kv_dim, eps) =
-            (self.config.dim, self.config.head_dim, self.config.q_dim(i), self.config.kv_dim(i), self.config.eps);
+        let (dim, q_dim, kv_dim) = (self.config.dim, self.config.q_dim(i), self.config.kv_dim(i));
         let (l, n, rows) = (&self.layers[i], 2 * kv_dim, x.len() / dim);
         for (r, m) in chunks(rows, CHUNK) {
             let h = self.normed(e, &l.attn_norm, &x[r * dim..][..m * dim], &mut act.h)?;
@@ -363,8 +362,24 @@ impl Network {
             keep.clear();
             (0..rows).for_each(|r| keep.extend(keys.row(r)));
         }
-        let rope = Some((rope, Positions::From(0)));
-        e.heads(keys, batch, d, self.k_norm(i), eps, rope, HeadsOut::Cache(&mut c.k, 0))?;
+        self.put(e, (keys, values, batch), self.k_norm(i), rope, c)
+    }
+
+    /// Makes the keys and values of some positions from the first on, `[batch * n, kv_heads * head_dim]` each, the first entries
+    /// of a cache; keys by this norm and RoPE.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    pub(crate) fn put<A: Element>(
+        &self,
+        e: &Engine,
+        (keys, values, batch): (Mat<'_, f32>, Mat<'_, f32>, usize),
+        k_norm: Option<&[f32]>,
+        rope: &RopeTable,
+        c: &mut LayerCache<A>,
+    ) -> Result<()> {
+        let (d, eps, rope) = (self.config.head_dim, self.config.eps, Some((rope, Positions::From(0))));
+        e.heads(keys, batch, d, k_norm, eps, rope, HeadsOut::Cache(&mut c.k, 0))?;
         Ok(e.heads(values, batch, d, None, eps, None, HeadsOut::Cache(&mut c.v, 0))?)
     }
 
@@ -487,6 +502,14 @@ impl Network {
     /// [`Error::Spec`]: `logits` has another length.
     pub fn head<A: Element>(&self, e: &Engine, act: &mut Activations<A>, logits: &mut [f32]) -> Result<()> {
         act.keep_last(1);
+        self.head_rows(e, act, logits)
+    }
+
+    /// Logits `[rows, V]` of every row.
+    ///
+    /// # Errors
+    /// As [`Network::head`].
+    pub fn head_rows<A: Element>(&self, e: &Engine, act: &mut Activations<A>, logits: &mut [f32]) -> Result<()> {
         let v = self.config.vocab;
         if logits.len() != act.rows() * v {
             return Err(Error::Spec {

@@ -16,10 +16,12 @@ use crate::{
     error::{Error, Result},
     inference::{Chosen, Inference, PhaseTime, PhaseTimes, Ran},
     kv_prediction::{
+        KvPrediction,
+        control::{Control, Entries},
         layout::Input,
         predictor::{Prediction, Predictor},
     },
-    memory::memory,
+    memory::memory_of_scoring,
     network::{Cache, Kv, Network, head_buffer},
     prompts,
     pruning::{
@@ -27,7 +29,7 @@ use crate::{
         lazy::Lazy,
         select::{Rule, Scores},
     },
-    schedule::{KvShape, LayerStep, Map, Net, Op, Schedule, Slot, Step, Stream, Tokens, Uses, next, shapes},
+    schedule::{KvShape, LayerStep, Map, Net, Op, Schedule, Slot, Step, Stream, Tokens, Uses, given, next, shapes},
     sizes::zeroed,
     spec::{Phase, Precision, RunSpec},
     system::{CostSystem, System},
@@ -39,17 +41,33 @@ use crate::{
 /// [`Error::Spec`]: a batch, prompt or count of tokens of 0 or beyond any machine. [`Error::Memory`]: the allocation
 /// fails. Those of [`Pruning::check`].
 pub fn plan(system: &System, spec: &RunSpec) -> Result<Box<dyn Inference>> {
+    plan_scoring(system, spec, 0)
+}
+
+/// The same, with up to `scored` given tokens behind each prompt ([`Inference::score`]).
+///
+/// # Errors
+/// As [`plan`]; [`Error::Spec`]: there is no room for them among the tokens to generate, or it is LazyLLM, of which every token
+/// chooses anew what it attends to.
+pub fn plan_scoring(system: &System, spec: &RunSpec, scored: usize) -> Result<Box<dyn Inference>> {
     spec.check()?;
     if let System::Pruned(p) = system {
         p.pruning.check(p.base.config().layers.len(), p.aux.is_some())?;
     }
-    let bytes = memory(system, spec).allocated();
+    let lazy = matches!(system, System::Pruned(s) if matches!(s.pruning, Pruning::Lazy { .. }));
+    let most = if lazy { 0 } else { spec.generate - 1 };
+    if scored > most {
+        let expected =
+            format!("at most {most}{}", if lazy { ", of LazyLLM" } else { ", to be generated after the first" });
+        return Err(Error::Spec { what: "tokens to score", expected, found: scored as u64 });
+    }
+    let bytes = memory_of_scoring(&CostSystem::of(system), spec, scored).allocated();
     // Caches are allocated by a type that cannot report failure; whether their memory can be had is asked here first.
     let asked = usize::try_from(bytes).map_err(|_| Error::Memory { bytes })?;
     Vec::<u8>::new().try_reserve_exact(asked).map_err(|_| Error::Memory { bytes })?;
     Ok(match spec.precision {
-        Precision::F32 => Box::new(Run::<f32>::new(system, *spec)?),
-        Precision::Bf16 => Box::new(Run::<bf16>::new(system, *spec)?),
+        Precision::F32 => Box::new(Run::<f32>::new(system, *spec, scored)?),
+        Precision::Bf16 => Box::new(Run::<bf16>::new(system, *spec, scored)?),
     })
 }
 
@@ -69,9 +87,29 @@ struct Run<A> {
     state: State<A>,
     /// Phases of the prompt's steps.
     phases: usize,
-    /// What each step of the last call did, and whether that was the prompt's.
+    /// What each step of the last call did, and whose steps these were.
     ran: Vec<Ran>,
-    of_prompt: bool,
+    last: Call,
+}
+
+/// Which of a schedule's lists is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Call {
+    Prompt,
+    Next,
+    Given,
+}
+
+impl Call {
+    fn steps(self, s: &Schedule) -> (&[Step], &[Uses]) {
+        let (prompt, later) = s.uses.split_at(s.prompt.len());
+        let (next, given) = later.split_at(s.next.len());
+        match self {
+            Call::Prompt => (&s.prompt, prompt),
+            Call::Next => (&s.next, next),
+            Call::Given => (&s.given, given),
+        }
+    }
 }
 
 /// Everything that steps work on; the slots in the order of the schedule's.
@@ -85,6 +123,8 @@ struct State<A> {
     sinks: Vec<LayerCache<A>>,
     sink_ids: Vec<u32>,
     predictor: Option<Arc<Predictor>>,
+    /// What stands in the place of predictions, if it is entries.
+    entries: Option<Arc<Entries>>,
     /// Predicted keys before k_norm, by base layer, if recorded.
     predicted: Option<Vec<Vec<f32>>>,
     scores: Option<Scores>,
@@ -100,14 +140,17 @@ struct State<A> {
     /// Entries of the base's caches that are filled.
     len: usize,
     logits: Vec<f32>,
+    /// Logits of given tokens, as many as can be scored at once; and whether they are being made.
+    scored: Vec<f32>,
+    scoring: bool,
     /// The tokens last chosen, `[batch]`.
     ids: Vec<u32>,
 }
 
 impl<A: Element> Run<A> {
-    fn new(system: &System, spec: RunSpec) -> Result<Self> {
+    fn new(system: &System, spec: RunSpec, scored: usize) -> Result<Self> {
         let shapes_of = CostSystem::of(system);
-        let schedule = Schedule::new(&shapes_of, &spec);
+        let schedule = Schedule::scoring(&shapes_of, &spec, scored);
         let (b, c) = (spec.batch, &shapes_of.base);
         let net = |net| match net {
             Net::Base => system.base(),
@@ -167,6 +210,12 @@ impl<A: Element> Run<A> {
                 System::KvPrediction(s) => Some(Arc::clone(&s.predictor)),
                 _ => None,
             },
+            entries: match system {
+                System::KvPrediction(KvPrediction { control: Some(Control::Entries(entries)), .. }) => {
+                    Some(Arc::clone(entries))
+                }
+                _ => None,
+            },
             predicted: None,
             scores,
             lazy,
@@ -176,11 +225,13 @@ impl<A: Element> Run<A> {
             input: Vec::with_capacity(b * input),
             len: 0,
             logits: zeroed((b * c.vocab) as u64)?,
+            scored: zeroed((b * scored * c.vocab) as u64)?,
+            scoring: false,
             ids: zeroed(b as u64)?,
         };
         let phases = Phase::ALL.iter().filter(|phase| schedule.prompt.iter().any(|s| s.phase == **phase)).count();
-        let ran = Vec::with_capacity(schedule.prompt.len().max(schedule.next.len()));
-        Ok(Run { shapes: shapes_of, schedule, state, phases, ran, of_prompt: true })
+        let ran = Vec::with_capacity(schedule.prompt.len().max(schedule.next.len()).max(schedule.given.len()));
+        Ok(Run { shapes: shapes_of, schedule, state, phases, ran, last: Call::Prompt })
     }
 
     /// Makes the entries of first tokens that are kept, unless those of an earlier call are of the same tokens.
@@ -191,7 +242,7 @@ impl<A: Element> Run<A> {
             return Ok(());
         }
         s.sink_ids.clear();
-        let before = self.schedule.prompt.len() + self.schedule.next.len();
+        let before = self.schedule.uses.len() - self.schedule.earlier.len();
         for (step, uses) in self.schedule.earlier.iter().zip(&self.schedule.uses[before..]) {
             s.step(e, &self.schedule, &step.op, *uses, ids)?;
         }
@@ -199,11 +250,11 @@ impl<A: Element> Run<A> {
         Ok(())
     }
 
-    /// Runs the steps of the prompt, or of a later token.
-    fn steps(&mut self, e: &Engine, ids: &[u32], of_prompt: bool) -> Result<()> {
-        let (first, later) = self.schedule.uses.split_at(self.schedule.prompt.len());
-        let (steps, uses) = if of_prompt { (&self.schedule.prompt, first) } else { (&self.schedule.next, later) };
-        self.of_prompt = of_prompt;
+    /// Runs the steps of the prompt, of a later token, or of given ones.
+    fn steps(&mut self, e: &Engine, ids: &[u32], call: Call) -> Result<()> {
+        let (steps, uses) = call.steps(&self.schedule);
+        self.last = call;
+        self.state.scoring = call == Call::Given;
         self.ran.clear();
         let (mut at, mut regions) = (Instant::now(), e.pool().regions());
         for (step, uses) in steps.iter().zip(uses) {
@@ -238,6 +289,7 @@ impl<A: Element> State<A> {
                         (Net::Auxiliary, Some((_, ids))) => ids,
                         _ => &self.ids,
                     }),
+                    Tokens::Given => {}
                 }
                 let ids = if self.input.is_empty() { ids } else { &self.input };
                 let lane = lane(&mut self.lanes, net);
@@ -245,6 +297,7 @@ impl<A: Element> State<A> {
                 match tokens {
                     Tokens::Kept => lane.act.place(&self.kept),
                     Tokens::Last if net == Net::Base && !self.renumbered => lane.act.shift(self.dropped),
+                    Tokens::Given => lane.act.shift(self.dropped),
                     Tokens::Prompt | Tokens::Renumbered | Tokens::Last => {}
                 }
                 if net == Net::Base
@@ -259,6 +312,7 @@ impl<A: Element> State<A> {
             &Op::Ends { net, rows } => {
                 let act = &mut lane(&mut self.lanes, net).act;
                 act.keep_ends(rows.first, rows.count);
+                act.past = rows.past();
                 Ok(act.rows())
             }
             Op::Map { rows, maps } => self.map(e, schedule, *rows, maps),
@@ -272,6 +326,7 @@ impl<A: Element> State<A> {
                 }
                 Ok(b * rows)
             }
+            Op::Fill { rows, layers } => self.fill(e, schedule, *rows, layers),
             &Op::Rank { layer, of } => {
                 let Some(scores) = self.scores.as_mut().filter(|_| of > 0) else { return Ok(0) };
                 let Some((net, layer)) = layer else {
@@ -358,6 +413,24 @@ impl<A: Element> State<A> {
         Ok(b * rows)
     }
 
+    /// Puts entries that were made elsewhere into the caches of base layers.
+    fn fill(&mut self, e: &Engine, schedule: &Schedule, rows: usize, layers: &[usize]) -> Result<usize> {
+        let (lane, rows) = (lane(&mut self.lanes, Net::Base), self.spec.batch * rows);
+        let entries = self.entries.as_ref().expect("a control that fills has entries");
+        for (cache, Slot { shape: to, .. }) in self.caches.iter_mut().zip(&schedule.caches) {
+            if !to.kept || to.net != Net::Base || !layers.contains(&to.layer) {
+                continue;
+            }
+            let width = lane.net.config().kv_dim(to.layer);
+            let [keys, values] =
+                entries.layer(to.layer, rows, width)?.map(|part| part.repeat(rows * width / part.len()));
+            let [keys, values] = [&keys, &values].map(|part| Mat::new(part, rows, width));
+            let k_norm = if entries.normed { None } else { lane.net.k_norm(to.layer) };
+            lane.net.put(e, (keys, values, self.spec.batch), k_norm, &lane.rope, cache)?;
+        }
+        Ok(rows)
+    }
+
     /// Logits, and of the base and of a network that decodes ahead the choice of a token by the last row of each sequence.
     fn head(&mut self, e: &Engine, net: Net, rows: usize) -> Result<usize> {
         let lane = lane(&mut self.lanes, net);
@@ -373,6 +446,10 @@ impl<A: Element> State<A> {
             lazy.finish(&mut lane.act);
         }
         let (b, n, v) = (self.spec.batch, lane.act.n(), lane.net.config().vocab);
+        if self.scoring {
+            lane.net.head_rows(e, &mut lane.act, &mut self.scored[..b * n * v])?;
+            return Ok(b * n);
+        }
         let firsts = lane.act.rows() - b * n;
         if rows > 1 {
             lane.net.head_all(e, &mut lane.act, &mut lane.all, |row, m| {
@@ -423,7 +500,7 @@ impl<A: Element> Inference for Run<A> {
             lazy.start();
         }
         self.sinks(e, ids)?;
-        self.steps(e, ids, true)?;
+        self.steps(e, ids, Call::Prompt)?;
         self.state.len = prompt - self.state.dropped;
         let mut phases: Vec<PhaseTime> = Vec::with_capacity(self.phases);
         for (step, ran) in self.schedule.prompt.iter().zip(&self.ran) {
@@ -446,9 +523,25 @@ impl<A: Element> Inference for Run<A> {
             return Err(Error::CacheFull { planned: spec.positions(), prompt, generate });
         }
         next(&self.shapes, &spec, past, &mut self.schedule.next);
-        self.steps(e, &[], false)?;
+        self.steps(e, &[], Call::Next)?;
         self.state.len += 1;
         Ok(start.elapsed())
+    }
+
+    fn score(&mut self, e: &Engine, ids: &[u32]) -> Result<Mat<'_, f32>> {
+        let (spec, vocab) = (self.state.spec, self.shapes.base.vocab);
+        if self.state.len == 0 || self.state.len != spec.prompt - self.state.dropped {
+            return Err(Error::NotStarted);
+        }
+        let most = self.state.scored.len() / (spec.batch * vocab);
+        let n = prompts::check_batch(ids, spec.batch, vocab)?;
+        if n > most {
+            let expected = format!("at most the {most} planned");
+            return Err(Error::Spec { what: "tokens to score", expected, found: n as u64 });
+        }
+        given(&self.shapes, &spec, n, &mut self.schedule.given);
+        self.steps(e, ids, Call::Given)?;
+        Ok(Mat::new(&self.state.scored[..spec.batch * n * vocab], spec.batch * n, vocab))
     }
 
     fn token_ids(&self) -> &[u32] {
@@ -466,7 +559,7 @@ impl<A: Element> Inference for Run<A> {
     }
 
     fn trace(&self) -> (&[Step], &[Ran]) {
-        let steps = if self.of_prompt { &self.schedule.prompt } else { &self.schedule.next };
+        let (steps, _) = self.last.steps(&self.schedule);
         (&steps[..self.ran.len()], &self.ran)
     }
 
@@ -536,7 +629,7 @@ mod tests {
     use crate::{
         cost::Flops,
         kv_prediction::{
-            KvPrediction,
+            control::Mean,
             layout::{Layout, Origin, OwnTokens},
         },
         pruning::Pruned,
@@ -595,7 +688,12 @@ mod tests {
             reads.iter().map(own).collect::<Vec<_>>()
         };
         let variants = [pair.clone(), load(pair.aux.clone(), "hidden")].into_iter().chain(shared);
-        let variants: Vec<System> = variants.flat_map(|s| read(&s)).map(System::KvPrediction).collect();
+        let variants: Vec<KvPrediction> = variants.flat_map(|s| read(&s)).collect();
+        let controls = variants.iter().flat_map(|s| {
+            let entries = Control::Entries(Arc::new(zeros(&s.base)));
+            [Control::Nothing, entries].map(|control| s.clone().control(control))
+        });
+        let variants: Vec<System> = variants.iter().cloned().chain(controls).map(System::KvPrediction).collect();
         let pruned = |name: &str| System::Pruned(Pruned::new(Arc::clone(&pair.base), name.parse().unwrap()));
         let mut all = vec![System::Network(Arc::clone(&pair.base)), System::KvPrediction(pair.clone())];
         all.extend(variants);
@@ -611,6 +709,22 @@ mod tests {
         all
     }
 
+    /// A row of zeros for every layer.
+    fn zeros(base: &Network) -> Entries {
+        let c = base.config();
+        let mut mean = Mean::default();
+        for i in 0..c.layers.len() {
+            let shape = vec![1, c.layers[i].kv_heads, 1, c.head_dim];
+            let zero = |part: &str| NamedTensor {
+                name: format!("predicted.{i}.{part}"),
+                shape: shape.clone(),
+                data: vec![0.0; c.kv_dim(i)],
+            };
+            mean.add(&[zero("k"), zero("v")], c.layers.len(), 0).unwrap();
+        }
+        mean.entries()
+    }
+
     fn counts(f: Flops) -> [u64; 4] {
         [f.projections, f.attention, f.head, f.prediction]
     }
@@ -624,12 +738,12 @@ mod tests {
             for extent in [Extent::FirstToken, Extent::FullNetwork] {
                 for (batch, prompt) in [(1, 1), (1, 2), (2, 17)] {
                     let spec = RunSpec { batch, prompt, generate: 6, precision: Precision::F32, extent };
-                    let mut run = Run::<f32>::new(&system, spec).unwrap();
+                    let mut run = Run::<f32>::new(&system, spec, 5).unwrap();
                     let ids: Vec<u32> = (0..batch * prompt).map(|i| (i * 31 % 99) as u32).collect();
                     let what = format!(
                         "{:?} {:?} {spec:?}",
                         run.shapes.pruning,
-                        run.shapes.prediction.as_ref().map(|p| (p.own, &p.layout))
+                        run.shapes.prediction.as_ref().map(|p| (p.own, p.filling, &p.layout))
                     );
                     // What an earlier call leaves costs nothing in this one.
                     run.sinks(&e, &ids).unwrap();

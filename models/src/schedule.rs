@@ -12,6 +12,7 @@ use crate::{
     config::NetworkConfig,
     kv_prediction::{
         self,
+        control::Filling,
         layout::{Input, Layout, Origin},
     },
     pruning::{Pruning, SpecPrefill},
@@ -39,6 +40,8 @@ pub enum Tokens {
     Renumbered,
     /// Those that the network's last pass chose.
     Last,
+    /// Some that are given, to follow the prompt.
+    Given,
 }
 
 /// What becomes of a layer's keys and values as its attention reads them.
@@ -120,7 +123,7 @@ pub enum Op {
     },
     /// A layer.
     Layer(LayerStep),
-    /// All rows but these stop here.
+    /// All rows but these stop here. Where the layers above hold fewer entries, these are the last of so many.
     Ends {
         /// Whose.
         net: Net,
@@ -133,6 +136,13 @@ pub enum Op {
         rows: usize,
         /// By layer.
         maps: Vec<Map>,
+    },
+    /// Fills the caches of base layers with entries that were made elsewhere.
+    Fill {
+        /// Entries of each sequence.
+        rows: usize,
+        /// The layers.
+        layers: Vec<usize>,
     },
     /// Keeps the entries of the first tokens in the caches of base layers that are predicted, for later calls; or puts them back.
     Sinks {
@@ -194,6 +204,7 @@ impl fmt::Display for Step {
             Op::Layer(l) => write!(f, "{:?} layer {} on {} of {}", l.net, l.layer, l.rows.total(), l.rows.of),
             Op::Ends { net, rows } => write!(f, "{net:?} goes on with {} of {}", rows.total(), rows.of),
             Op::Map { rows, maps } => write!(f, "maps of {} layers on {rows}", maps.len()),
+            Op::Fill { rows, layers } => write!(f, "fills {} layers with {rows}", layers.len()),
             Op::Sinks { rows, back: false } => write!(f, "keeps {rows}"),
             Op::Sinks { rows, back: true } => write!(f, "puts {rows} back"),
             Op::Rank { layer: Some((Net::Base, i)), of } => write!(f, "ranks {of} by layer {i}"),
@@ -282,9 +293,11 @@ pub struct Schedule {
     pub prompt: Vec<Step>,
     /// A later token's, as [`next`] says; the first one's to begin with.
     pub next: Vec<Step>,
+    /// Those that score tokens that are given to follow the prompt, as [`given`] says; none unless they were planned.
+    pub given: Vec<Step>,
     /// What is done before the first token where prompts begin with others than before, and the entries of first tokens are kept.
     pub earlier: Vec<Step>,
-    /// Of `prompt`, then of `next`, then of `earlier`: what each step uses.
+    /// Of `prompt`, then of `next`, of `given` and of `earlier`: what each step uses.
     pub uses: Vec<Uses>,
     /// The base's, then the auxiliary's if there is one.
     pub streams: Vec<Slot<Stream>>,
@@ -303,12 +316,18 @@ pub struct Schedule {
 impl Schedule {
     /// Of a system and a run.
     pub fn new(s: &CostSystem, spec: &RunSpec) -> Schedule {
+        Schedule::scoring(s, spec, 0)
+    }
+
+    /// The same, with up to `scored` tokens that are given to follow each prompt.
+    pub fn scoring(s: &CostSystem, spec: &RunSpec, scored: usize) -> Schedule {
         let dropped = dropped(s, spec);
         let lazy = matches!(s.pruning, Some(Pruning::Lazy { .. }));
         let mut schedule = Schedule {
             prompt: prompt(s, spec),
             next: Vec::new(),
             earlier: Vec::new(),
+            given: Vec::new(),
             uses: Vec::new(),
             streams: Vec::new(),
             caches: Vec::new(),
@@ -324,7 +343,10 @@ impl Schedule {
             schedule.sinks = layers.collect();
             earlier(&s.base, rows, &mut schedule.earlier);
         }
-        let all = [&schedule.prompt, &schedule.next, &schedule.earlier];
+        if scored > 0 {
+            given(s, spec, scored, &mut schedule.given);
+        }
+        let all = [&schedule.prompt, &schedule.next, &schedule.given, &schedule.earlier];
         let steps: Vec<Step> = all.into_iter().flatten().cloned().collect();
         for (at, step) in steps.iter().enumerate() {
             let uses = schedule.place(s, spec, at, &step.op);
@@ -367,6 +389,12 @@ impl Schedule {
                     let source = self.sources.iter_mut().find(|slot| slot.shape.feeds(m));
                     source.expect("a map reads what a layer has left").last = at;
                     let shape = KvShape { net: Net::Base, layer: m.layer, entries: spec.positions(), kept: true };
+                    self.caches.push(Slot { shape, first: at, last: at });
+                }
+            }
+            Op::Fill { layers, .. } => {
+                for &layer in layers {
+                    let shape = KvShape { net: Net::Base, layer, entries: spec.positions(), kept: true };
                     self.caches.push(Slot { shape, first: at, last: at });
                 }
             }
@@ -485,7 +513,7 @@ fn prompt(s: &CostSystem, spec: &RunSpec) -> Vec<Step> {
     let mut out = Vec::new();
     match (&s.prediction, s.pruning) {
         (Some(p), _) => predicted(c, p, n, extent, &mut out),
-        (None, None) => pass(Phase::Prefill, Tokens::Prompt, c, Rows::all(n), extent, &mut out),
+        (None, None) => pass(Phase::Prefill, Tokens::Prompt, c, Rows::all(n), Gap::NONE, extent, &mut out),
         (None, Some(p @ Pruning::Lazy { .. })) => lazy(Phase::Prefill, c, p, n, None, extent, &mut out),
         (None, Some(Pruning::Spec(p))) => {
             ahead(shapes(s, Net::Auxiliary), p, n, extent, &mut out);
@@ -505,20 +533,59 @@ pub fn next(s: &CostSystem, spec: &RunSpec, past: usize, out: &mut Vec<Step>) {
         Some(p @ Pruning::Lazy { .. }) => lazy(phase, c, p, past.saturating_add(1), Some(spec.prompt), extent, out),
         _ => {
             let rows = Rows::last_of(1, past.saturating_add(1) - dropped(s, spec));
-            pass(phase, Tokens::Last, c, rows, extent, out);
+            pass(phase, Tokens::Last, c, rows, Gap::of(s, spec), extent, out);
         }
     }
 }
 
+/// Sets `out` to the steps that score `count` given tokens right behind the prompt, in one pass. How many there are, and which
+/// slots they use, does not depend on `count`. None of LazyLLM, where each token chooses anew what it attends to.
+pub fn given(s: &CostSystem, spec: &RunSpec, count: usize, out: &mut Vec<Step>) {
+    out.clear();
+    if !matches!(s.pruning, Some(Pruning::Lazy { .. })) {
+        let rows = Rows::last_of(count, spec.prompt.saturating_add(count) - dropped(s, spec));
+        pass(Phase::BaseStep, Tokens::Given, &s.base, rows, Gap::of(s, spec), Extent::FullNetwork, out);
+    }
+}
+
+/// What the caches of some layers lack, because nothing was predicted for them.
+#[derive(Clone, Copy)]
+struct Gap {
+    /// The first of these layers.
+    from: usize,
+    /// Entries of each sequence.
+    entries: usize,
+}
+
+impl Gap {
+    const NONE: Gap = Gap { from: 0, entries: 0 };
+
+    fn of(s: &CostSystem, spec: &RunSpec) -> Gap {
+        s.prediction.as_ref().map_or(Gap::NONE, |p| Gap::of_prediction(p, spec.prompt))
+    }
+
+    fn of_prediction(p: &kv_prediction::Shape, prompt: usize) -> Gap {
+        let own = p.own.last.saturating_add(p.own.first);
+        if p.filling != Some(Filling::Nothing) || own >= prompt {
+            return Gap::NONE;
+        }
+        Gap { from: p.layout.shared.unwrap_or(0) + usize::from(p.first_is_exact()), entries: prompt - own }
+    }
+}
+
 /// A pass of the base: all of its layers, then its head.
-fn pass(phase: Phase, tokens: Tokens, c: &NetworkConfig, rows: Rows, extent: Extent, out: &mut Vec<Step>) {
+fn pass(phase: Phase, tokens: Tokens, c: &NetworkConfig, rows: Rows, gap: Gap, extent: Extent, out: &mut Vec<Step>) {
     out.push(Step { phase, op: Op::Embed { net: Net::Base, rows, tokens } });
-    rest(phase, 0, c, rows, extent, out);
+    rest(phase, 0, c, rows, gap, extent, out);
 }
 
 /// The layers of the base from `first` on, then its head.
-fn rest(phase: Phase, first: usize, c: &NetworkConfig, rows: Rows, extent: Extent, out: &mut Vec<Step>) {
+fn rest(phase: Phase, first: usize, c: &NetworkConfig, mut rows: Rows, gap: Gap, extent: Extent, out: &mut Vec<Step>) {
     for layer in first..c.layers.len() {
+        if gap.entries > 0 && layer == gap.from.max(first) {
+            rows.of -= gap.entries;
+            out.push(Step { phase, op: Op::Ends { net: Net::Base, rows } });
+        }
         out.push(Step { phase, op: kept(layer, rows, goes_on(layer, c, rows, extent)) });
     }
     out.push(Step { phase, op: Op::Head { net: Net::Base, rows: needed(extent, rows.total()) } });
@@ -549,14 +616,20 @@ fn kept(layer: usize, rows: Rows, out: Out) -> Op {
 /// reads itself. If these are all, there is nothing to predict.
 fn predicted(base: &NetworkConfig, p: &kv_prediction::Shape, n: usize, extent: Extent, out: &mut Vec<Step>) {
     let Some(own) = p.own.of(n) else {
-        return pass(Phase::BaseStep, Tokens::Prompt, base, Rows::all(n), extent, out);
+        return pass(Phase::BaseStep, Tokens::Prompt, base, Rows::all(n), Gap::NONE, extent, out);
     };
     match (p.layout.shared, &p.aux) {
         (Some(k), _) => shared(base, k, p, own, extent, out),
         (None, aux) => {
-            auxiliary(aux.as_ref().expect("an auxiliary, where no layers are shared"), p, own.past(), extent, out);
+            match p.filling {
+                Some(filling) => fill(filling, p.layout.predicted(), own.past(), out),
+                None => {
+                    let aux = aux.as_ref().expect("an auxiliary, where no layers are shared");
+                    auxiliary(aux, p, own.past(), extent, out);
+                }
+            }
             sinks_back(p, out);
-            pass(Phase::BaseStep, Tokens::Prompt, base, own, extent, out);
+            pass(Phase::BaseStep, Tokens::Prompt, base, own, Gap::of_prediction(p, n), extent, out);
         }
     }
 }
@@ -599,16 +672,25 @@ fn maps(net: Net, from: impl Iterator<Item = (usize, Origin)>, rows: usize, out:
     }
 }
 
+/// What a control does in place of the maps of these layers.
+fn fill(filling: Filling, of: impl Iterator<Item = (usize, Origin)>, rows: usize, out: &mut Vec<Step>) {
+    let layers: Vec<usize> = of.map(|(layer, _)| layer).collect();
+    if filling == Filling::Entries && !layers.is_empty() {
+        out.push(Step { phase: Phase::Prediction, op: Op::Fill { rows, layers } });
+    }
+}
+
 /// The first `k` layers of the base on the whole prompt, maps, and the layers above on `own`. If layer k projects what layer
 /// k-1 left, its keys and values are those of full prefill, of all rows, and made in its own step.
 fn shared(base: &NetworkConfig, k: usize, p: &kv_prediction::Shape, own: Rows, extent: Extent, out: &mut Vec<Step>) {
     let (net, phase, all, n) = (Net::Base, Phase::SharedLayers, Rows::all(own.of), own.past());
-    let exact = exact(&p.layout).is_some();
+    let exact = p.first_is_exact();
     let predicted = || p.layout.predicted().filter(|(i, _)| !(exact && *i == k));
     out.push(Step { phase, op: Op::Embed { net, rows: all, tokens: Tokens::Prompt } });
     let mut narrow = false;
     for layer in 0..k {
-        let kept = |input| if predicted().any(|(_, o)| (o.layer, o.input) == (layer, input)) { n } else { 0 };
+        let feeds = |input| p.filling.is_none() && predicted().any(|(_, o)| (o.layer, o.input) == (layer, input));
+        let kept = |input| if feeds(input) { n } else { 0 };
         let source = Keeps { kv: kept(Input::KeysAndValues), hidden: kept(Input::Hidden), own: kept(Input::Own) };
         // Of the other rows nothing is read but keys and values.
         narrow = layer + 1 == k && !exact && source.hidden + source.own == 0 && extent == Extent::FirstToken;
@@ -617,7 +699,10 @@ fn shared(base: &NetworkConfig, k: usize, p: &kv_prediction::Shape, own: Rows, e
         let op = LayerStep { net, layer, rows: all, revives: 0, entries, source, out: goes_on };
         out.push(Step { phase, op: Op::Layer(op) });
     }
-    maps(net, predicted(), n, out);
+    match p.filling {
+        Some(filling) => fill(filling, predicted(), n, out),
+        None => maps(net, predicted(), n, out),
+    }
     sinks_back(p, out);
     let phase = Phase::BaseStep;
     if exact {
@@ -625,7 +710,7 @@ fn shared(base: &NetworkConfig, k: usize, p: &kv_prediction::Shape, own: Rows, e
     } else if !narrow {
         out.push(Step { phase, op: Op::Ends { net, rows: own } });
     }
-    rest(phase, k + usize::from(exact), base, own, extent, out);
+    rest(phase, k + usize::from(exact), base, own, Gap::of_prediction(p, own.of), extent, out);
 }
 
 /// What SpecPrefill's auxiliary does: it reads `n` tokens and decodes some ahead, and in every pass each layer scores the prompt.
@@ -661,7 +746,7 @@ fn chosen(c: &NetworkConfig, p: Pruning, phase: Phase, n: usize, extent: Extent,
     let keep = p.tokens(0, c.layers.len(), n);
     out.push(Step { phase, op: Op::Choose { of: n, keep, chunk: p.chunk() } });
     let tokens = if p.renumbers() { Tokens::Renumbered } else { Tokens::Kept };
-    pass(Phase::Prefill, tokens, c, Rows::all(keep), extent, out);
+    pass(Phase::Prefill, tokens, c, Rows::all(keep), Gap::NONE, extent, out);
 }
 
 /// Random and static pruning and GemFilter: the base on tokens that are chosen before it runs, by chance or by its first layers.

@@ -225,7 +225,7 @@ fn a_small_prefill_by_hand() {
 }
 
 fn with(aux: Option<NetworkConfig>, layout: Layout, own: OwnTokens, base: NetworkConfig) -> CostSystem {
-    let prediction = Some(Shape { aux, layout, own });
+    let prediction = Some(Shape { aux, layout, own, filling: None });
     CostSystem { prediction, ..CostSystem::network(base, DType::F32) }
 }
 

@@ -8,7 +8,7 @@ use ttft_models::{
     DType, Extent, KvPrediction, Network, Precision, Pruned, RunSpec, System,
     cost::CostSystem,
     kv_prediction::layout::{Input, Layout, OwnTokens},
-    memory, memory_of, plan, synth,
+    memory, memory_of, memory_of_scoring, plan_scoring, synth,
 };
 use ttft_tests::{
     engine,
@@ -69,10 +69,14 @@ fn plans_are_what_is_allocated_and_weights_stay_mapped() {
                 }
                 for (batch, prompt, generate) in [(1, 1, 1), (2, 9, 4), (3, longest, 2)] {
                     let spec = RunSpec { batch, prompt, generate, precision, extent };
-                    let planned = memory(&system, &spec);
-                    assert_eq!(memory_of(&CostSystem::of(&system), &spec).allocated(), planned.allocated());
+                    let shapes = CostSystem::of(&system);
+                    assert_eq!(memory_of(&shapes, &spec).allocated(), memory(&system, &spec).allocated());
+                    // With tokens to be scored, where there can be some.
+                    let lazy = matches!(&system, System::Pruned(s) if s.pruning.to_string().starts_with('L'));
+                    let scored = if lazy || extent == Extent::FullNetwork { 0 } else { generate - 1 };
+                    let planned = memory_of_scoring(&shapes, &spec, scored);
                     let region = Region::new(COUNTING);
-                    let mut run = plan(&system, &spec).unwrap();
+                    let mut run = plan_scoring(&system, &spec, scored).unwrap();
                     let held = region.change();
                     let held = (held.bytes_allocated - held.bytes_deallocated) as u64;
                     // What is not counted: ids, tables of layers.

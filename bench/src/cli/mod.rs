@@ -5,6 +5,7 @@ mod calibrate;
 mod compare;
 mod convert;
 mod doctor;
+mod fidelity;
 mod generate;
 mod logits;
 mod machine;
@@ -53,6 +54,7 @@ enum Command {
     Convert(convert::Convert),
     Machine(machine::Machine),
     Doctor(doctor::Doctor),
+    Fidelity(Box<fidelity::Fidelity>),
     Synth(synth::Synth),
     Zoo(zoo::Zoo),
     #[command(hide = true)]
@@ -102,6 +104,7 @@ impl Cli {
             Command::Logits(c) => c.run(),
             Command::Generate(c) => c.run(),
             Command::Convert(c) => c.run(),
+            Command::Fidelity(c) => c.run(),
             Command::Machine(c) => c.run(),
             Command::Synth(c) => c.run(),
             Command::ShellFiles(c) => c.run(),
