@@ -5,6 +5,7 @@ mod calibrate;
 mod compare;
 mod convert;
 mod doctor;
+mod fit;
 mod generate;
 mod logits;
 mod machine;
@@ -49,6 +50,7 @@ enum Command {
     Compare(Box<compare::Compare>),
     Report(report::Report),
     Logits(logits::Logits),
+    Fit(fit::Fit),
     Generate(generate::Generate),
     Convert(convert::Convert),
     Machine(machine::Machine),
@@ -100,6 +102,7 @@ impl Cli {
             Command::Validate(c) => c.run(),
             Command::Report(c) => c.run(),
             Command::Logits(c) => c.run(),
+            Command::Fit(c) => c.run(),
             Command::Generate(c) => c.run(),
             Command::Convert(c) => c.run(),
             Command::Machine(c) => c.run(),
