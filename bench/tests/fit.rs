@@ -83,8 +83,12 @@ impl Place {
 
     /// A fit to both texts, by windows of 32 tokens.
     fn fit(&self, out: &str) -> Command {
+        self.fit_by("32", out)
+    }
+
+    fn fit_by(&self, window: &str, out: &str) -> Command {
         let mut c = ttft();
-        c.arg("fit").arg("--base").arg(self.path("base")).arg("--out").arg(self.path(out)).args(["--window", "32"]);
+        c.arg("fit").arg("--base").arg(self.path("base")).arg("--out").arg(self.path(out)).args(["--window", window]);
         c.arg("--text").arg(self.path("a.txt")).arg(self.path("b.txt"));
         c
     }
@@ -223,7 +227,7 @@ fn what_does_not_fit_is_refused_with_what_to_do() {
     fail(shared("2", "hidden", "x").args(["--target", "head-rms"]), &["has no k_norm", "take raw"]);
     fail(shared("2", "hidden", "x").args(["--tokens", "60"]), &["2 files", "make 1 windows of 32", "give more text"]);
     fail(shared("2", "hidden", "x").args(["--tokens", "70"]), &["31 tokens to fit to", "64 features", "better 50"]);
-    fail(shared("2", "hidden", "x").args(["--lambda", "-1"]), &["--lambda"]);
+    fail(shared("2", "hidden", "x").arg("--lambda=-1"), &["--lambda"]);
     fail(shared("2", "hidden", "x").args(["--dtype", "f16"]), &["--dtype"]);
     fail(shared("2", "hidden", "base").args(["--tokens", "7000"]), &["base: exists and is not empty"]);
     assert!(!place.path("x").exists());
@@ -274,16 +278,17 @@ fn an_interruption_costs_nothing() {
     let place = Place::new("G");
     place.write("a.txt", &words(3, 12_000));
     let fit = |out: &str| {
-        let mut c = place.fit(out);
-        c.args(["--shared-layers", "1", "--input", "hidden", "--threads", "1", "--window", "512"]);
+        let mut c = place.fit_by("512", out);
+        c.args(["--shared-layers", "1", "--input", "hidden", "--threads", "1"]);
         c.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         c
     };
     succeed(&mut fit("whole"));
     let side = place.path(".out.ttft-fit");
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        // Once there is a lock, there is something to keep.
+        let _ = fs::remove_file(side.join("lock"));
         let child = fit("out").spawn().unwrap();
-        // Once it says that it reads: it holds the lock.
         for _ in 0..6000 {
             if side.join("lock").exists() {
                 break;

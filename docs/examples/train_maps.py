@@ -42,7 +42,7 @@ class Prediction(torch.nn.Module):
     def tensors(self):
         return {n.replace("-", "."): p.detach().contiguous() for n, p in self.maps.items()}
 
-    def heads(self, layer, h, parts="qkv"):
+    def heads(self, layer, h, parts):
         """Queries, keys and values of normalised rows, before any norm of heads and RoPE, [batch, heads, rows, d]."""
         a = layer.self_attn
         return [getattr(a, f"{p}_proj")(h).unflatten(-1, (-1, a.head_dim)).transpose(1, 2) for p in parts]
@@ -73,7 +73,7 @@ class Prediction(torch.nn.Module):
         x, left = net.embed_tokens(ids), []
         with torch.no_grad():
             for layer in net.layers[: self.k]:
-                _, k, v = self.heads(layer, layer.input_layernorm(x))
+                k, v = self.heads(layer, layer.input_layernorm(x), "kv")
                 raw = [t.transpose(1, 2).flatten(2) for t in (k, v)]
                 x = self.layer(layer, x, every, self.turn(layer, "k_norm", k, every), v, every)
                 unit = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.base.config.rms_norm_eps)

@@ -179,6 +179,8 @@ impl Fit {
         }
 
         let made_of = self.made_of(&tokenizer, &base, aux.as_deref(), &spec, &text, &windows)?;
+        // From here on there is something to keep.
+        cleanup::wait_when_asked();
         let state = State::claim(&self.out, needs.sums)?;
         let mut settings = made_of.clone();
         // What the sums do not depend on.
@@ -194,7 +196,6 @@ impl Fit {
                 windows.fit.len()
             ));
         }
-        cleanup::wait_when_asked();
         let began = Instant::now();
         let before = work.windows();
         self.read(&mut work, &engine, &windows, &state, &settings)?;

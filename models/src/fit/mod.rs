@@ -153,7 +153,8 @@ impl Spec {
         let columns = rows.saturating_mul(sum(features.iter().map(|f| f.width(source) as u64)).saturating_add(widest));
         // A Gram matrix, its factor and one layer's sides of the equations; the maps themselves.
         let solving = sum([most * most * 16, most * widest * 16, maps.saturating_mul(4)]);
-        let reading = sum([columns.saturating_mul(4), reader::bytes(self, base, aux)]);
+        let product = most * most.max(widest);
+        let reading = sum([columns.saturating_add(product).saturating_mul(4), reader::bytes(self, base, aux)]);
         let sums = sums.saturating_mul(8);
         Needs { memory: sum([sums, solving.max(reading)]), sums, maps }
     }
