@@ -304,7 +304,7 @@ impl Fit {
     fn batch(&self, ids: &[u32]) -> Result<usize> {
         let (window, most) = (self.spec.window, self.spec.windows());
         let batch = ids.len() / window;
-        if ids.len() % window != 0 || !(1..=most).contains(&batch) {
+        if !ids.len().is_multiple_of(window) || !(1..=most).contains(&batch) {
             let expected = format!("1 to {most} windows of {window}");
             return Err(Error::Spec { what: "tokens of a block", expected, found: ids.len() as u64 });
         }

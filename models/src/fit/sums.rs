@@ -19,6 +19,9 @@ const ADDED: usize = 4096;
 /// Columns of a block are filled up with zeros to a multiple of this, so that products take whole vectors of any level.
 const WHOLE: usize = 32;
 
+/// Lists of numbers with their names.
+type Named<'a, T> = Vec<(String, &'a mut [T])>;
+
 /// A series of numbers at each token, and their sums.
 #[derive(Clone, Debug)]
 pub(super) struct Series {
@@ -108,7 +111,7 @@ impl Sums {
     }
 
     /// Every list of numbers that a state is made of, with its name.
-    pub fn parts(&mut self) -> (&mut usize, Vec<(String, &mut [f32])>, Vec<(String, &mut [f64])>) {
+    pub fn parts(&mut self) -> (&mut usize, Named<'_, f32>, Named<'_, f64>) {
         let (mut shifts, mut sums) = (Vec::new(), Vec::new());
         let grams = self.grams.iter_mut().map(|g| (&mut g.x, &mut g.products));
         let crosses = self.crosses.iter_mut().map(|c| (&mut c.y, &mut c.products));
