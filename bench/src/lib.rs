@@ -12,6 +12,7 @@ pub mod cli;
 pub mod clock;
 pub mod cold;
 pub mod console;
+pub mod corpus;
 pub mod cpus;
 pub mod criterion_args;
 pub mod design;

@@ -283,6 +283,31 @@ pub enum Error {
         /// What was found, and what to do about it.
         reason: String,
     },
+    /// A text that is too short for the features of maps.
+    #[error(
+        "the text gives {rows} tokens to fit to, and a map reads {features} features: give at least as many tokens, better 50 \
+         for each feature"
+    )]
+    FewTokens {
+        /// Tokens that count.
+        rows: usize,
+        /// Features of a map.
+        features: usize,
+    },
+    /// Sums from which no maps follow.
+    #[error("no maps fit this text: {reason}")]
+    Unfit {
+        /// Why, and what to do about it.
+        reason: String,
+    },
+    /// The sums of an interrupted fit that cannot be taken up.
+    #[error("{}: the sums of an interrupted fit that cannot go on: {reason}; remove it to begin anew, or give another output folder", .path.display())]
+    State {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, or differs.
+        reason: String,
+    },
     /// A cached folder of synthetic weights that cannot be trusted.
     #[error("{}: not the synthetic weights expected: {reason}", .path.display())]
     Stale {

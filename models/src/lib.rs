@@ -13,6 +13,7 @@ pub mod cost;
 mod decoder;
 mod engine;
 mod error;
+pub mod fit;
 pub mod gguf;
 mod inference;
 pub mod json;

@@ -7,6 +7,7 @@ use ttft_kernels::{Backend, Isa};
 use ttft_models::{
     DType, Extent, KvPrediction, Network, Precision, Pruned, RunSpec, System,
     cost::CostSystem,
+    fit,
     kv_prediction::layout::{Input, Layout, OwnTokens},
     memory, memory_of, memory_of_scoring, plan_scoring, synth,
 };
@@ -94,5 +95,20 @@ fn plans_are_what_is_allocated_and_weights_stay_mapped() {
                 }
             }
         }
+    }
+
+    // A fit holds what it said, less what it only has for a moment: raw keys and values, a cache, the equations.
+    for (window, precision) in [(16, Precision::F32), (2 * longest, Precision::Bf16)] {
+        let layout = Layout::shared(models.base.config().layers.len(), 2, Input::Hidden);
+        let spec = fit::Spec { layout, target: fit::Target::Raw, window, precision };
+        let said = spec.needs(models.base.config(), None);
+        let ids = vec![1; spec.windows() * window];
+        let region = Region::new(COUNTING);
+        let mut fit = fit::Fit::new(Arc::clone(&models.base), None, spec).unwrap();
+        fit.add(&e, &ids).unwrap();
+        let change = region.change();
+        let held = (change.bytes_allocated - change.bytes_deallocated) as u64;
+        assert!(held <= said.memory && held > said.memory / 2, "{held} of {said:?}");
+        assert!(said.sums < held, "{said:?}");
     }
 }

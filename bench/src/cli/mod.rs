@@ -6,6 +6,7 @@ mod compare;
 mod convert;
 mod doctor;
 mod fidelity;
+mod fit;
 mod generate;
 mod logits;
 mod machine;
@@ -50,6 +51,7 @@ enum Command {
     Compare(Box<compare::Compare>),
     Report(report::Report),
     Logits(logits::Logits),
+    Fit(fit::Fit),
     Generate(generate::Generate),
     Convert(convert::Convert),
     Machine(machine::Machine),
@@ -102,6 +104,7 @@ impl Cli {
             Command::Validate(c) => c.run(),
             Command::Report(c) => c.run(),
             Command::Logits(c) => c.run(),
+            Command::Fit(c) => c.run(),
             Command::Generate(c) => c.run(),
             Command::Convert(c) => c.run(),
             Command::Fidelity(c) => c.run(),
