@@ -1,5 +1,7 @@
 //! What this CPU is: its extensions, caches and cores.
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
 pub mod cache;
 pub mod topology;
 

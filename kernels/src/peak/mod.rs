@@ -79,7 +79,9 @@ impl Unit {
         }
         let x = if dtype == DType::F16 { DType::F32 } else { dtype };
         let level = levels::gemm_kernels(e.isa()).find(|k| k.takes(x, dtype))?.isa;
-        Unit::all().into_iter().find(|u| u.0.level == Some(level) && u.serves(dtype))
+        // A level without a unit of its own has kernels of plain code, as the one below it.
+        let of = |level| Unit::all().into_iter().find(|u| u.0.level == Some(level) && u.serves(dtype));
+        std::iter::successors(Some(level), |l| levels::of(*l).base).find_map(of)
     }
 
     fn run(self, work: &mut Work, passes: u64) -> u64 {
@@ -269,7 +271,7 @@ mod tests {
             for dtype in [DType::F32, DType::F16, DType::BF16] {
                 let unit = Unit::in_use(&engine(isa), dtype).unwrap_or_else(|| panic!("{isa} {dtype:?}"));
                 assert!(unit.serves(dtype) && unit.0.level <= Some(isa), "{isa} {dtype:?}: {}", unit.name());
-                let bf16 = dtype == DType::BF16 && matches!(isa, Isa::Avx512Bf16 | Isa::NeonBf16);
+                let bf16 = dtype == DType::BF16 && matches!(isa, Isa::Avx512Bf16 | Isa::Amx | Isa::NeonBf16);
                 assert_eq!(unit.factors() == Factors::Bf16, bf16, "{isa} {dtype:?}: {}", unit.name());
             }
         }
