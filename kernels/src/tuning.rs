@@ -58,12 +58,8 @@ pub(crate) struct Tiles {
 /// Of AMX. Written in advance of kernels and machine: W in place, x in blocks of 256 rows, took 35% less time by 64x16 than by 32x32 at
 /// M = 64, 17 to 34% less at 128 to 1024; what multiplies five times as fast must read W a fifth as often, and feels the packing of x
 /// five times as much. At K = 2048, 320 rows of x are 1.25 MB.
-pub(crate) const TILES: Tiles = Tiles {
-    costs: &[(16, 1.6), (32, 1.25), (64, 1.0)],
-    group_rows: 256,
-    alone_features: 1280,
-    pass_rows: 320,
-};
+pub(crate) const TILES: Tiles =
+    Tiles { costs: &[(16, 1.6), (32, 1.25), (64, 1.0)], group_rows: 256, alone_features: 1280, pass_rows: 320 };
 
 /// Bytes of W that one few-row task streams: long enough for the hardware's prefetchers, short enough to balance.
 pub(crate) const DOT_TASK_BYTES: usize = 512 * 1024;
@@ -120,6 +116,7 @@ impl Tuning {
         match self.interleaves(x, w) {
             true if outruns_cache(x) => 24,
             true => 32,
+            false if self.widens_slowly(w) => WIDENED_ROWS,
             false => self.dot_rows,
         }
     }
@@ -132,8 +129,14 @@ impl Tuning {
         match self.interleaves(x, w) {
             true if outruns_cache(x) => 1.15,
             true => 1.05,
+            false if self.widens_slowly(w) => WIDENED_COST,
             false => self.dot_cost,
         }
+    }
+
+    /// Whether a few-row kernel of 512-bit vectors would be held up by widening these weights.
+    fn widens_slowly(&self, w: DType) -> bool {
+        self.load_bound.is_some() && w != DType::F32 && cpu::widens_slowly()
     }
 
     /// Time of a product with `m` rows of x by tiles of `k`, a kernel of this level, in rows: of `W` as it lies if `in_place`,
@@ -167,6 +170,11 @@ fn outruns_cache(x: DType) -> bool {
 pub(crate) fn quads_at_once(all: usize, most: usize) -> usize {
     if all <= 2 && cpu::full_width() { 1 } else { most }
 }
+
+/// [`Tuning::dot_rows`] and [`Tuning::dot_cost`] where widening holds a few-row kernel up: on a Xeon with AMX, by AVX-512 alone, it
+/// reached 42 to 52% of the peak at 16 to 128 rows, tiles 80% at 512 (revision ae557bc). Not measured since.
+const WIDENED_ROWS: usize = 8;
+const WIDENED_COST: f64 = 1.6;
 
 /// Most rows of x for a few-row kernel: with more, x no longer stays in the second-level cache.
 pub(crate) const DOT_ROWS_MAX: usize = 128;

@@ -15,6 +15,13 @@ pub(crate) fn full_width() -> bool {
     })
 }
 
+/// Whether a kernel that widens W for a sum across lanes takes longer to do so than the units take to multiply: Intel's cores with
+/// two 512-bit units, which widen on one port that shuffles need as well.
+pub(crate) fn widens_slowly() -> bool {
+    static SLOWLY: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    *SLOWLY.get_or_init(|| full_width() && vendor() == *b"GenuineIntel")
+}
+
 /// [`full_width`] of an x86 core. Zen 4 is of family 25, Zen 5 of 26.
 fn starts_two(vendor: [u8; 12], family: u32) -> bool {
     vendor != *b"AuthenticAMD" || family > 25
