@@ -78,7 +78,9 @@ mod os {
             cores.iter_mut().for_each(|threads| threads.sort_unstable());
             cores.sort_unstable();
             let most = cores.iter().map(Vec::len).max().unwrap_or(0);
-            (0..most).flat_map(|i| cores.iter().filter_map(|c| c.get(i).copied()).collect::<Vec<_>>()).collect::<Vec<_>>()
+            (0..most)
+                .flat_map(|i| cores.iter().filter_map(|c| c.get(i).copied()).collect::<Vec<_>>())
+                .collect::<Vec<_>>()
         };
         found.into_iter().flat_map(of_class).collect()
     }

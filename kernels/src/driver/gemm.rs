@@ -329,7 +329,6 @@ impl<A> std::ops::Deref for Product<'_, A> {
 }
 
 impl<A: Element> Product<'_, A> {
-
     /// First row and count of tile `t`, of either half.
     fn rows_of(&self, t: usize) -> (usize, usize) {
         let n = t * self.k.nr;
@@ -442,7 +441,13 @@ impl<A: Element> Product<'_, A> {
             let (first, last) = (of.start * k.kc, self.chunk(of.end - 1).end);
             let columns = |h: usize| {
                 let w = &self.src.w[h];
-                Columns::new(w.rows(n, rows, first).as_ptr(), self.src.of.format.bytes(last - first), rows, w.stride, turns)
+                Columns::new(
+                    w.rows(n, rows, first).as_ptr(),
+                    self.src.of.format.bytes(last - first),
+                    rows,
+                    w.stride,
+                    turns,
+                )
             };
             let columns = [columns(0), if self.src.halves > 1 { columns(1) } else { Columns::nothing() }];
             return Ahead { columns, ..Ahead::nothing() };
@@ -570,7 +575,8 @@ pub fn blocked<'a, A: Element>(e: &Team, k: &'static GemmKernel, x: Mat<'_, A>, 
                 let (piece, task) = (task % pieces, task / pieces);
                 let (i, c) = (task / product.chunks, task % product.chunks);
                 let (chunk, first) = (product.chunk(c), piece * tuning::PACK_DEPTH);
-                let at = (chunk.start + first).min(chunk.end)..(chunk.start + first + tuning::PACK_DEPTH).min(chunk.end);
+                let at =
+                    (chunk.start + first).min(chunk.end)..(chunk.start + first + tuning::PACK_DEPTH).min(chunk.end);
                 if at.is_empty() {
                     return;
                 }

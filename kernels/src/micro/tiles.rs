@@ -401,10 +401,12 @@ mod tests {
 
     #[test]
     fn a_tile_is_the_product_of_rows_and_pairs() {
-        let (w, x) = (|m: usize, k: usize| (m * 3 + k) as f32 % 7.0 - 3.0, |n: usize, k: usize| (n + k * 5) as f32 % 9.0);
+        let (w, x) =
+            (|m: usize, k: usize| (m * 3 + k) as f32 % 7.0 - 3.0, |n: usize, k: usize| (n + k * 5) as f32 % 9.0);
         let a = pairs(w);
         // Pairs of x stand side by side, 16 rows of x to a row of the tile.
-        let b = std::array::from_fn(|k| std::array::from_fn(|n| [0, 1].map(|h| bf16::from_f32(x(n, 2 * k + h)).to_bits())));
+        let b =
+            std::array::from_fn(|k| std::array::from_fn(|n| [0, 1].map(|h| bf16::from_f32(x(n, 2 * k + h)).to_bits())));
         let mut c = [[0.5; ROWS]; ROWS];
         multiply_tile(&mut c, &a, &b);
         for (m, n) in [(0, 0), (15, 15), (3, 11), (9, 2)] {
@@ -424,9 +426,20 @@ mod tests {
             c[5][7]
         };
         let big = 2f32.powi(30);
-        let hides = |k: usize| if k == 0 { big } else if k == DEPTH - 2 { -big } else { 1.0 };
+        let hides = |k: usize| {
+            if k == 0 {
+                big
+            } else if k == DEPTH - 2 {
+                -big
+            } else {
+                1.0
+            }
+        };
         // 15 even ones are lost, 16 odd ones are not.
-        assert_eq!(result(pairs(|_, k| hides(k)), &one, 0.0), 16.0 + if hides(2) + big == big { 0.0 } else { f32::NAN });
+        assert_eq!(
+            result(pairs(|_, k| hides(k)), &one, 0.0),
+            16.0 + if hides(2) + big == big { 0.0 } else { f32::NAN }
+        );
         let tiny = 2f32.powi(-127);
         assert_eq!(result(pairs(|_, _| tiny), &one, 0.0), 0.0, "operands");
         let (left, right) = (pairs(|_, k| if k == 0 { 2f32.powi(-100) } else { 0.0 }), pairs(|_, _| 2f32.powi(-30)));
@@ -434,12 +447,18 @@ mod tests {
         assert_eq!(result(pairs(|_, _| 0.0), &one, tiny), 0.0, "what is added to");
         let least = f32::MIN_POSITIVE;
         assert_eq!(result(pairs(|_, k| if k == 0 { least * 1.5 } else { 0.0 }), &one, -least), 0.0, "results");
-        assert_eq!(result(pairs(|_, k| if k == 0 { least } else { 0.0 }), &one, least), 2.0 * least, "normal ones are kept");
+        assert_eq!(
+            result(pairs(|_, k| if k == 0 { least } else { 0.0 }), &one, least),
+            2.0 * least,
+            "normal ones are kept"
+        );
     }
 
     #[test]
     fn columns_visit_every_line_of_every_row_once() {
-        for (rows, len, stride, steps) in [(16, 4096, 4096, 256), (32, 640, 704, 7), (4, 64, 64, 1), (13, 128, 4160, 50)] {
+        for (rows, len, stride, steps) in
+            [(16, 4096, 4096, 256), (32, 640, 704, 7), (4, 64, 64, 1), (13, 128, 4160, 50)]
+        {
             let base = 1 << 20;
             let mut columns = Columns::new(std::ptr::without_provenance(base), len, rows, stride, steps);
             let mut seen = Vec::new();

@@ -258,7 +258,13 @@ impl<A: Element> Block<'_, '_, A> {
             // SAFETY: rows `k0 + t * nr ..` are inside the head by the assertion; tile `t` is inside `k_tiles`.
             unsafe {
                 let src = kh.row(k0 + t * k.nr).as_ptr();
-                (k.weights(A::DTYPE).pack)(src.cast(), d * size_of::<A>(), rows, d, w.k_tiles.add(t * self.k_tile_bytes));
+                (k.weights(A::DTYPE).pack)(
+                    src.cast(),
+                    d * size_of::<A>(),
+                    rows,
+                    d,
+                    w.k_tiles.add(t * self.k_tile_bytes),
+                );
             }
         }
         for j in (0..keys).step_by(k.mr) {
@@ -533,12 +539,12 @@ mod tests {
     /// share out evenly; else threads end together.
     #[test]
     fn threads_end_together_where_heads_are_few() {
-        let group = 4;
+        let group: usize = 4;
         let (mut all_late, mut cases) = (0.0, 0);
         for (kv_heads, mr) in (3..=8).flat_map(|h| [16, 32, 48, 64].map(|mr| (h, mr))) {
             for n in [64, 128, 256, 512, 1024] {
                 for threads in [1, 2, 4, 8, 16] {
-                    let panels = (n * group as usize).div_ceil(mr);
+                    let panels = (n * group).div_ceil(mr);
                     let some = per_task(kv_heads, panels, threads);
                     // Keys that each panel sees, in tasks that cover every panel once.
                     let sees = |p: usize| ((p + 1) * mr).min(n * group).div_ceil(group);
@@ -561,13 +567,9 @@ mod tests {
 
     #[test]
     fn panels_that_do_not_go_round_count_for_more() {
-        assert_eq!([(16, 16), (8, 16), (17, 16), (32, 16), (1, 1), (5, 2)].map(|(p, t)| unevenness(p, t)), [
-            1.0,
-            2.0,
-            32.0 / 17.0,
-            1.0,
-            1.0,
-            1.0
-        ]);
+        assert_eq!(
+            [(16, 16), (8, 16), (17, 16), (32, 16), (1, 1), (5, 2)].map(|(p, t)| unevenness(p, t)),
+            [1.0, 2.0, 32.0 / 17.0, 1.0, 1.0, 1.0]
+        );
     }
 }
