@@ -15,6 +15,8 @@ use ttft_models::{
 };
 use ttft_reports::schema::{Gate, LongestGate};
 
+use crate::placement;
+
 /// Tokens of the gate's prompt. The portable kernels pay for each of them.
 const PROMPT: usize = 7;
 /// Tokens of either end of it that a base reads itself, at most: less than half of it. So long are chunks of tokens that are kept
@@ -146,8 +148,8 @@ fn compare(
     reference_ids: &[u32],
     ids: &[u32],
 ) -> Result<Gate> {
-    let portable =
-        |threads| Engine::new(&Options { isa: Some(Isa::Portable), threads: Some(threads), ..Default::default() });
+    let options = |threads| Options { isa: Some(Isa::Portable), threads: Some(threads), ..Default::default() };
+    let portable = |threads| placement::unbound(|| Engine::new(&options(threads)));
     let reference = match portable(engine.threads()) {
         // Of two engines the second finds a limit first; the reference may be slow.
         Err(ttft_kernels::Error::ThreadsUnavailable { .. }) => portable(1)?,

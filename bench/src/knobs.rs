@@ -14,7 +14,7 @@ use ttft_reports::schema::Start;
 
 use crate::{
     catalog::Asked,
-    output,
+    output, placement,
     scenario::{Named, PRESETS, Scenario},
 };
 
@@ -30,6 +30,9 @@ pub struct EngineKnobs {
     /// Library that computes the matrix products: `ttft`, or the `gemm` crate
     #[arg(long, env = "TTFT_BACKEND", value_name = "NAME", default_value = "ttft", value_parser = Backend::from_name)]
     pub backend: Backend,
+    /// Bind each thread to a CPU of its own: cores of the fastest class first, then their siblings, then slower cores (Linux)
+    #[arg(long, env = "TTFT_PIN", value_parser = clap::builder::FalseyValueParser::new())]
+    pub pin: bool,
     /// GEMM or few-row kernel, by name, that is used for every shape that it can serve
     #[arg(long, env = "TTFT_KERNEL", value_name = "NAME")]
     pub kernel: Option<String>,
@@ -39,14 +42,16 @@ impl EngineKnobs {
     /// The engine they ask for.
     ///
     /// # Errors
-    /// An ISA or kernel that is not there, with what is; a senseless thread count.
+    /// An ISA or kernel that is not there, with what is; a senseless thread count; threads that cannot be bound.
     pub fn engine(&self) -> Result<Engine> {
-        Ok(Engine::new(&Options {
-            isa: self.isa,
-            threads: self.threads,
-            backend: self.backend,
-            gemm_kernel: self.kernel.clone(),
-        })?)
+        let options =
+            Options { isa: self.isa, threads: self.threads, backend: self.backend, gemm_kernel: self.kernel.clone() };
+        // An engine before may have bound this thread.
+        let engine = placement::unbound(|| Engine::new(&options))?;
+        if self.pin {
+            placement::pin(&engine)?;
+        }
+        Ok(engine)
     }
 }
 
@@ -140,7 +145,7 @@ impl RunKnobs {
             trial: _,
             engine,
         } = self;
-        let EngineKnobs { isa, threads, backend, kernel } = engine;
+        let EngineKnobs { isa, threads, pin, backend, kernel } = engine;
         let mut flags = Vec::new();
         let mut add = |name: &str, value: Option<OsString>| {
             flags.extend(value.into_iter().flat_map(|v| [OsString::from(name), v]));
@@ -161,6 +166,7 @@ impl RunKnobs {
         add("--threads", threads.map(|t| t.to_string().into()));
         add("--backend", Some(backend.name().into()));
         add("--kernel", kernel.as_ref().map(Into::into));
+        flags.extend(pin.then(|| "--pin".into()));
         flags
     }
 
@@ -292,7 +298,7 @@ mod tests {
         for (name, _) in RunKnobs::variables() {
             assert!(reference.contains(&format!("`{name}`")), "docs/reference.md does not mention {name}");
         }
-        assert_eq!(RunKnobs::variables().len(), 17);
+        assert_eq!(RunKnobs::variables().len(), 18);
     }
 
     #[test]

@@ -30,6 +30,7 @@ pub mod memory;
 pub mod micro;
 pub mod output;
 pub mod pages;
+pub mod placement;
 pub mod planner;
 pub mod process;
 pub mod processes;

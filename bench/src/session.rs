@@ -609,13 +609,14 @@ fn place(knobs: &RunKnobs) -> To<'_> {
     }
 }
 
-/// The higher of each limit.
+/// The better of each limit.
 fn best(before: &Limits, mut now: Limits) -> Limits {
     for peak in &mut now.peaks {
         let old = before.peaks.iter().filter(|p| (p.dtype, &p.isa) == (peak.dtype, &peak.isa)).map(|p| p.gflops);
         peak.gflops = old.fold(peak.gflops, f64::max);
     }
     now.read_gb_per_s = now.read_gb_per_s.into_iter().chain(before.read_gb_per_s).reduce(f64::max);
+    now.region_us = now.region_us.into_iter().chain(before.region_us).reduce(f64::min);
     now
 }
 

@@ -470,6 +470,26 @@ fn processes_and_rounds_are_as_asked() {
     for cell in &record(&["--processes=1", "--slowdown=10"]).cells {
         assert_eq!((&cell.processes, cell.samples_ns.len()), (&None, 3));
     }
+    // A record for each number of threads, bound to CPUs or not.
+    let two = std::thread::available_parallelism().is_ok_and(|n| n.get() >= 2);
+    let pin: &[&str] = if cfg!(target_os = "linux") && two { &["--pin"] } else { &[] };
+    let mut c = ttft();
+    c.args(["bench", "--tiny", "--processes=1", "--each-threads", "1,2", "--scenario"]).arg(&scenario);
+    let out = succeed(c.args(pin).arg("--weights").arg(&weights).arg("--out").arg(dir.path().join("each.jsonl")));
+    assert!(out.contains("TTFT by threads"), "{out}");
+    for threads in [1, 2] {
+        let path = dir.path().join(format!("each-{threads}-threads.jsonl"));
+        let record = ttft_reports::schema::Record::read(&path).unwrap();
+        assert_eq!(record.run.settings.threads, Some(threads));
+        for cell in &record.cells {
+            let placement = cell.placement.as_ref().unwrap();
+            assert_eq!(placement.pinned, !pin.is_empty());
+            if let Some(cpus) = &placement.cpus {
+                assert_eq!(cpus.len(), threads as usize);
+                assert!(!placement.pinned || cpus.iter().all(|c| c.len() == 1), "{cpus:?}");
+            }
+        }
+    }
     // The command that does the work of one process is for ttft itself.
     fail(
         ttft().arg("worker").arg("--scenario").arg(&scenario).stdin(std::process::Stdio::null()),

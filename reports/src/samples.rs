@@ -141,6 +141,7 @@ pub fn run() -> Record {
                     .into(),
                 read_gb_per_s: Some(40.0),
                 threads: Some(2),
+                region_us: None,
                 out_of_reach: None,
             },
             networks: None,

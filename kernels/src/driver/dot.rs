@@ -57,17 +57,16 @@ pub fn linear<'a, A: Element>(e: &Team, x: Mat<'_, A>, w: Weight<'a>, mut out: O
     let x = Rows { bytes: to, stride: x_stride * size, m };
 
     let row_bytes = format.bytes(k) * halves;
-    let fit = (tuning::DOT_TASK_BYTES / row_bytes.max(1)).max(1);
-    let rows = fit.min(n_all.div_ceil(4 * e.threads())).next_multiple_of(12);
+    let starts = starts(n_all, row_bytes, e.threads());
+    let range = |task: usize| starts[task]..starts.get(task + 1).copied().unwrap_or(n_all);
     let w: [Stored<'_>; 2] = std::array::from_fn(|h| factors.half(h.min(halves - 1)).stored());
     let address = |w: Stored<'_>, n: usize| w.rows(n, 1, 0).as_ptr();
-    team.for_each_ahead(n_all.div_ceil(rows), |task, next, thread| {
-        let n0 = task * rows;
-        let n = rows.min(n_all - n0);
+    team.for_each_ahead(starts.len(), |task, next, thread| {
+        let (n0, n) = (starts[task], range(task).len());
         let mut scratch = team.thread(thread);
         let temp: &mut [f32] = &mut bytemuck::cast_slice_mut(scratch.get(halves * m * n * 4))[..halves * m * n];
         let (a, b) = temp.split_at_mut(m * n);
-        let after = next.map_or(std::ptr::null(), |t| address(w[0], t * rows));
+        let after = next.map_or(std::ptr::null(), |t| address(w[0], starts[t]));
         if halves == 1 {
             call(kernel, x, w[0], n0..n0 + n, a, after);
         } else {
@@ -96,6 +95,16 @@ pub fn linear<'a, A: Element>(e: &Team, x: Mat<'_, A>, w: Weight<'a>, mut out: O
             }
         }
     });
+}
+
+/// The first rows of tasks over `n` rows of W: each a share of what is left, so that the last ones are short and threads end together.
+fn starts(n: usize, row_bytes: usize, threads: usize) -> Vec<usize> {
+    let most = (tuning::DOT_TASK_BYTES / row_bytes.max(1)).max(1);
+    let next = |at: usize| {
+        let some = (n - at).div_ceil(2 * threads).min(most) / tuning::DOT_UNIT;
+        Some(at + some.max(1) * tuning::DOT_UNIT).filter(|next| *next < n)
+    };
+    std::iter::successors(Some(0), |at| next(*at)).collect()
 }
 
 /// Elements between groups of rows of x: a line more than they need, as at a power of two they would all share the same few cache
@@ -141,4 +150,28 @@ fn call(
     // SAFETY: x holds `m` rows and w `n` rows of `k` elements, and `out` takes m x n: asserted above and by `Stored::rows`. The
     // engine checked the ISA; `choose` and `forced` match the kernel's types.
     unsafe { (kernel.fun)(w.k, x.bytes.as_ptr(), x.stride, m, rows, w.stride, n, out.as_mut_ptr(), n, next) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::driver::balance::{end, shapes};
+
+    #[test]
+    fn tasks_cover_all_rows_and_threads_end_together() {
+        for (n, k) in shapes() {
+            for threads in [1, 2, 4, 8, 16] {
+                let starts = starts(n, 2 * k, threads);
+                assert!(starts[0] == 0 && starts.windows(2).all(|s| s[0] < s[1]) && *starts.last().unwrap() < n);
+                let sizes: Vec<usize> = starts.iter().zip(starts[1..].iter().chain([&n])).map(|(a, b)| b - a).collect();
+                let most = 2 * tuning::DOT_UNIT.max(tuning::DOT_TASK_BYTES / (2 * k));
+                assert!(sizes.iter().sum::<usize>() == n && sizes.iter().all(|s| *s <= most));
+                // A thread claims the next task before it begins one.
+                let late = end(threads, true, &sizes) as f64 * threads as f64 / n as f64;
+                assert!(late <= 1.05, "{n}x{k} on {threads} threads: {late:.3}");
+            }
+        }
+        assert_eq!(starts(5, 100, 3), [0]);
+        assert_eq!(starts(0, 100, 3), [0]);
+    }
 }

@@ -44,11 +44,12 @@ fn choose(e: &Team, m: usize, x: DType, factors: Factors<'_>) -> Option<&'static
     }
     let able = levels::gemm_kernels(e.isa()).filter(|k| k.takes(x, w.format()));
     let isa = able.clone().next().map_or(e.isa(), |k| k.isa);
-    let groups = tuning::row_groups(m, e.threads());
+    let groups = levels::of(isa).tuning.row_groups(m, e.threads());
     let rows = m.div_ceil(groups);
     let cost = |k: &'static GemmKernel| {
         let in_place = Source::new(k, factors, rows).works_in_place();
-        groups as f64 * levels::of(k.isa).tuning.tile_cost(k, rows, in_place, factors.halves())
+        let cost = levels::of(k.isa).tuning.tile_cost(k, rows, in_place, factors.halves());
+        groups as f64 * cost * gemm::unevenness(k, w.n(), groups, e.threads())
     };
     let best = able
         .filter(|k| k.isa == isa)

@@ -38,7 +38,7 @@ pub(crate) const LEVEL: Level = Level {
     epilogues: EPILOGUES,
     // The six rows of a tile, 4 KB apart, and two vectors of x for each leave the first-level cache no room: from 64 rows of x on
     // a copy costs less, and is up to 6% ahead.
-    tuning: Tuning { dot_rows: 8, dot_cost: 1.5, quads: &[], copy_from: 64, load_bound: None },
+    tuning: Tuning { dot_rows: 8, dot_cost: 1.5, quads: &[], copy_from: 64, load_bound: None, tiles: None },
     detect: || V3::is_available() && is_x86_feature_detected!("f16c"),
     faster: |_| true,
     around: None,

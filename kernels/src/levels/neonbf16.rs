@@ -175,9 +175,11 @@ const KERNEL: GemmKernel = GemmKernel {
     mr: MR,
     nr: NR,
     ku: KU,
+    fill: KU,
     kc: KC,
-    tile_bytes: KC * NR * 2,
+    tile_bytes: |_| KC * NR * 2,
     lanes: MR,
+    columns: false,
     pack_x: &[(DType::BF16, pack::<MR>)],
     weights: &[ForWeight { format: Format::BF16, micro, pack: pack::<NR>, drain: None, in_place: None }],
 };

@@ -273,7 +273,7 @@ mod tests {
             for dtype in [DType::F32, DType::F16, DType::BF16] {
                 let unit = Unit::in_use(&engine(isa), dtype).unwrap_or_else(|| panic!("{isa} {dtype:?}"));
                 assert!(unit.serves(dtype) && unit.0.level <= Some(isa), "{isa} {dtype:?}: {}", unit.name());
-                let bf16 = dtype == DType::BF16 && matches!(isa, Isa::Avx512Bf16 | Isa::NeonBf16);
+                let bf16 = dtype == DType::BF16 && matches!(isa, Isa::Avx512Bf16 | Isa::Amx | Isa::NeonBf16);
                 assert_eq!(unit.factors() == Factors::Bf16, bf16, "{isa} {dtype:?}: {}", unit.name());
             }
         }

@@ -161,7 +161,8 @@ pub(super) fn check_limits(limits: &Limits, field: &str) -> Result<(), Fault> {
     for (i, peak) in limits.peaks.iter().enumerate() {
         check_positive(Some(peak.gflops), || format!("{field}.peaks[{i}].gflops"))?;
     }
-    check_positive(limits.read_gb_per_s, || format!("{field}.read_gb_per_s"))
+    check_positive(limits.read_gb_per_s, || format!("{field}.read_gb_per_s"))?;
+    check_positive(limits.region_us, || format!("{field}.region_us"))
 }
 
 pub(crate) fn check_positive(value: Option<f64>, field: impl Fn() -> String) -> Result<(), Fault> {

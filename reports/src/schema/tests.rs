@@ -14,6 +14,7 @@ fn header() -> RunHeader {
             peaks: vec![Peak { dtype: Dtype::Bf16, isa: Some("avx512".into()), gflops: 468.0, in_use: None }],
             read_gb_per_s: Some(41.5),
             threads: Some(2),
+            region_us: Some(1.25),
             out_of_reach: None,
         },
         ..RunHeader::default()

@@ -317,6 +317,8 @@ pub struct Machine {
     pub load_1m: Option<f64>,
     /// Whether this is a virtual machine.
     pub virtualised: Option<bool>,
+    /// Nodes of memory (NUMA) that hold its CPUs.
+    pub numa_nodes: Option<u32>,
 }
 
 /// Cores of one kind.
@@ -358,6 +360,8 @@ pub struct Limits {
     pub read_gb_per_s: Option<f64>,
     /// Threads of these measurements.
     pub threads: Option<u32>,
+    /// Microseconds of an empty parallel region while all threads are awake.
+    pub region_us: Option<f64>,
     /// A unit of the machine that the program did not reach, so that the peaks are those of the others; null if there is none.
     pub out_of_reach: Option<String>,
 }
@@ -522,6 +526,8 @@ pub struct Cell {
     pub drift: Option<Drift>,
     /// Memory of the process.
     pub memory: Option<Memory>,
+    /// Where its threads ran; null if the writer did not look.
+    pub placement: Option<Placement>,
     /// Energy to the first token; null if it was not asked for.
     pub energy: Option<Energy>,
     /// Correctness gate passed before the cell was timed.
@@ -574,6 +580,7 @@ impl Cell {
             decode: None,
             drift: None,
             memory: None,
+            placement: None,
             energy: None,
             gate: None,
             load_before: None,
@@ -867,6 +874,25 @@ pub struct Memory {
     pub minor_faults: Option<u64>,
     /// Major page faults while the samples were taken: weights were not warm if this is not 0.
     pub major_faults: Option<u64>,
+}
+
+/// Where the threads of a cell ran, and on which pages the memory of the process lay at its end.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct Placement {
+    /// CPUs that each thread was found on right after the samples, ascending; null if the system does not tell.
+    pub cpus: Option<Vec<Vec<u32>>>,
+    /// NUMA nodes of these CPUs, ascending; null if unknown.
+    pub nodes: Option<Vec<u32>>,
+    /// Whether each thread was bound to one CPU.
+    pub pinned: bool,
+    /// Times that a thread of the process had to leave its CPU while the samples were taken.
+    pub involuntary_switches: Option<u64>,
+    /// Anonymous memory on huge pages: working memory, caches and activations.
+    pub anon_huge_bytes: Option<u64>,
+    /// Mapped files on huge pages: weights.
+    pub file_huge_bytes: Option<u64>,
 }
 
 /// Energy of the machine's packages to the first token, measured once, by repetitions after the samples. It is that of

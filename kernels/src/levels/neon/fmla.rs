@@ -119,9 +119,11 @@ pub(super) const KERNEL: GemmKernel = GemmKernel {
     mr: MR,
     nr: NR,
     ku: 1,
+    fill: 1,
     kc: KC,
-    tile_bytes: KC * NR * 4,
+    tile_bytes: |_| KC * NR * 4,
     lanes: Neon::LANES,
+    columns: false,
     pack_x: &[(DType::F32, pack_x_f32), (DType::BF16, pack_x_bf16)],
     weights: &[row(Format::F32, pack_w_f32), row(Format::F16, pack_w_f16), row(Format::BF16, pack_w_bf16)],
 };
