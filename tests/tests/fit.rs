@@ -558,7 +558,8 @@ fn predictors_are_what_kv_predictions_load() {
 fn predicts(e: &Engine, case: &Case, maps: &Maps, loaded: KvPrediction) {
     let ids = case.ids(17, 2);
     let spec = RunSpec { batch: 2, prompt: WINDOW, generate: 1, precision: Precision::F32, extent: Extent::FirstToken };
-    let mut run = plan(&System::KvPrediction(loaded.reading(OwnTokens { last: 1, first: 0, kept: false })), &spec).unwrap();
+    let mut run =
+        plan(&System::KvPrediction(loaded.reading(OwnTokens { last: 1, first: 0, kept: false })), &spec).unwrap();
     run.record(true);
     run.first_token(e, &ids).unwrap();
     let dump = run.cache_dump();
