@@ -9,7 +9,6 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
-use sha2::{Digest, Sha256};
 use ttft_kernels::DType;
 use ttft_models::{
     Network, NetworkConfig, Predictor, Pruning,
@@ -22,7 +21,7 @@ use ttft_models::{
 use ttft_reports::text::printable;
 
 use crate::{
-    output,
+    identity, output,
     vocabulary::{self, Vocabulary},
 };
 
@@ -319,7 +318,7 @@ impl Catalog {
         }
         let aux = aux.map(|aux| self.key(&aux));
         let text = format!("{} {aux:?} {layout:?}", self.key(&base));
-        Ok(format!("config-{}", &sha256(text.as_bytes())[..HASH]))
+        Ok(format!("config-{}", &identity::sha256(&text)[..HASH]))
     }
 
     /// The type of the weights that lie in folders.
@@ -375,7 +374,7 @@ impl Own {
             None => None,
         };
         let tokenizer = folder.map(|dir| dir.join("tokenizer.json")).filter(|file| file.exists());
-        let hash = sha256(config.to_json("").to_string().as_bytes());
+        let hash = identity::sha256(config.to_json("").to_string());
         Ok(Own { config, hash, from: name_of(path), weights, tokenizer })
     }
 }
@@ -385,10 +384,6 @@ fn holds_weights(dir: &Path) -> bool {
     let ends = ["safetensors", "safetensors.index.json", "bin", "pth", "pt", "gguf"];
     let names = fs::read_dir(dir).into_iter().flatten().flatten().map(|f| f.file_name().to_string_lossy().into_owned());
     names.into_iter().any(|name| ends.iter().any(|end| name.ends_with(&format!(".{end}"))))
-}
-
-fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// A path as the user meant it.

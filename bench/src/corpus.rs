@@ -1,17 +1,15 @@
 //! Text files as windows of token ids.
 
-use std::{
-    fs::File,
-    io,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
-use sha2::{Digest, Sha256};
 use ttft_reports::text::printable;
 
-use crate::text::{self, Text};
+use crate::{
+    identity,
+    text::{self, Text},
+};
 
 /// Bytes of text that are tokenized at once, about: what a tokenizer needs for all of a long file would be a multiple of it.
 const PIECE: usize = 64 << 10;
@@ -57,7 +55,7 @@ impl Corpus {
             corpus.files.push(TextFile {
                 file: printable(&name),
                 bytes: std::fs::metadata(path).with_context(|| path.display().to_string())?.len(),
-                sha256: file_sha256(path)?,
+                sha256: identity::file_sha256(path)?,
                 tokens: corpus.ids.len() - before,
             });
         }
@@ -71,9 +69,50 @@ impl Corpus {
         Ok(corpus)
     }
 
+    /// Of ids that are known, with no token that texts begin with.
+    #[cfg(test)]
+    pub(crate) fn of_ids(ids: Vec<u32>, files: Vec<TextFile>) -> Corpus {
+        Corpus { start: Vec::new(), ids, files }
+    }
+
     /// Ids of all files.
     pub fn tokens(&self) -> usize {
         self.ids.len()
+    }
+
+    /// Its name: the first file's, and how many more there are.
+    pub fn name(&self) -> String {
+        let more = if self.files.len() > 1 { format!(" and {} more", self.files.len() - 1) } else { String::new() };
+        format!("{}{more}", self.files.first().map_or("", |file| &file.file))
+    }
+
+    /// The SHA-256 of its file; of several, that of their sums in hexadecimal, one after another.
+    pub fn sha256(&self) -> String {
+        match &self.files[..] {
+            [only] => only.sha256.clone(),
+            files => identity::sha256(files.iter().map(|file| &*file.sha256).collect::<String>()),
+        }
+    }
+
+    /// `n` tokens from `at` on, or the last ones; all of it, if it is shorter.
+    pub fn piece(&self, at: usize, n: usize) -> &[u32] {
+        let n = n.min(self.ids.len());
+        &self.ids[at.min(self.ids.len() - n)..][..n]
+    }
+
+    /// `count` pieces of `n` tokens each, all over the text, none overlapping another.
+    ///
+    /// # Errors
+    /// There are not so many.
+    pub fn pieces(&self, count: usize, n: usize) -> Result<Vec<&[u32]>> {
+        let room = self.ids.len() / n.max(1);
+        ensure!(
+            count <= room,
+            "{}: its {} tokens are {room} windows of {n}, and {count} are asked for: give more text, or fewer --windows",
+            self.name(),
+            self.ids.len()
+        );
+        Ok((0..count).map(|i| &self.ids[i * self.ids.len() / count..][..n]).collect())
     }
 
     /// Windows of `window` ids, each beginning as every text does; if `tokens` says fewer than there are, so many spread evenly
@@ -103,64 +142,6 @@ fn pieces(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// The SHA-256 of a file, in hexadecimal.
-///
-/// # Errors
-/// It cannot be read.
-pub fn file_sha256(path: &Path) -> Result<String> {
-    let cannot = || format!("{}: cannot read it", path.display());
-    let mut hash = Hashing(Sha256::new());
-    io::copy(&mut File::open(path).with_context(cannot)?, &mut hash).with_context(cannot)?;
-    Ok(hex(hash.0))
-}
-
-/// The SHA-256 over the `.safetensors` files of a folder in the order of their names: of each its name, a zero byte, its size in 8
-/// bytes (little endian), and its bytes.
-///
-/// # Errors
-/// A file that cannot be read.
-pub fn weights_sha256(dir: &Path) -> Result<String> {
-    let cannot = |path: &Path| format!("{}: cannot read it", path.display());
-    let mut files = Vec::new();
-    for entry in dir.read_dir().with_context(|| cannot(dir))? {
-        let path = entry.with_context(|| cannot(dir))?.path();
-        files.extend(Some(path).filter(|path| path.extension().is_some_and(|e| e == "safetensors")));
-    }
-    files.sort();
-    let mut hash = Hashing(Sha256::new());
-    for path in &files {
-        let mut file = File::open(path).with_context(|| cannot(path))?;
-        let size = file.metadata().with_context(|| cannot(path))?.len();
-        hash.0.update(path.file_name().unwrap_or_default().to_string_lossy().as_bytes());
-        hash.0.update([0]);
-        hash.0.update(size.to_le_bytes());
-        io::copy(&mut file, &mut hash).with_context(|| cannot(path))?;
-    }
-    Ok(hex(hash.0))
-}
-
-/// The SHA-256 of bytes, in hexadecimal.
-pub fn sha256(bytes: &[u8]) -> String {
-    hex(Sha256::new_with_prefix(bytes))
-}
-
-fn hex(hash: Sha256) -> String {
-    hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
-}
-
-struct Hashing(Sha256);
-
-impl io::Write for Hashing {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.update(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -182,6 +163,20 @@ mod tests {
         let windows = corpus(&[7], 7).windows(4, None);
         assert_eq!(windows, [[7, 100, 101, 102], [7, 103, 104, 105]]);
         assert!(corpus(&[7], 7).windows(1, None).is_empty());
+    }
+
+    #[test]
+    fn pieces_lie_all_over_the_text() {
+        let files = vec![TextFile { file: "a.txt".into(), bytes: 9, sha256: "ab".repeat(32), tokens: 103 }];
+        let text = Corpus::of_ids((0..103).collect(), files);
+        let cut = text.pieces(4, 25).unwrap();
+        assert_eq!(cut.iter().map(|w| (w[0], w.len())).collect::<Vec<_>>(), [(0, 25), (25, 25), (51, 25), (77, 25)]);
+        assert_eq!(text.pieces(1, 103).unwrap()[0].len(), 103);
+        let error = text.pieces(5, 25).err().unwrap().to_string();
+        for word in ["a.txt", "103 tokens", "4 windows of 25", "5 are asked"] {
+            assert!(error.contains(word), "{error}");
+        }
+        assert_eq!((text.piece(100, 10)[0], text.piece(0, 999).len()), (93, 103));
     }
 
     #[test]

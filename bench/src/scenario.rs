@@ -12,7 +12,6 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use ttft_kernels::DType;
 use ttft_models::{
     Extent, KvPrediction, Network, Precision, Pruned, Pruning, System, kv_prediction::layout::OwnTokens, zoo,
@@ -24,7 +23,7 @@ use ttft_reports::{
 
 use crate::{
     catalog::{Asked, Catalog, TokenPruned},
-    output,
+    identity, output,
 };
 
 /// Longest scenario file that is read.
@@ -316,7 +315,7 @@ impl Scenario {
     /// What is wrong, and where.
     pub fn parse(text: &str) -> Result<Scenario> {
         let mut s: Scenario = toml::from_str(text.strip_prefix('\u{feff}').unwrap_or(text))?;
-        s.sha256 = Sha256::digest(text).iter().map(|b| format!("{b:02x}")).collect();
+        s.sha256 = identity::sha256(text);
         ensure!(
             output::is_file_name(&s.name) && !s.name.contains(char::is_whitespace),
             "name: expected a word that can name a file (no '/', '\\' or ':', no '.' at its start), found '{}'",

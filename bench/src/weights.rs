@@ -10,7 +10,6 @@ use std::{
 
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
-use sha2::{Digest, Sha256};
 use ttft_kernels::DType;
 use ttft_models::{
     Network, NetworkConfig,
@@ -319,8 +318,8 @@ impl Folder {
         let config = self.spec.network_config().map_or(config, |c| c.to_json("").to_string());
         Ok(Identity {
             name: name.to_owned(),
-            config_sha256: Some(identity::hex(Sha256::digest(config))),
-            weights_sha256: Some(identity::hex(Sha256::digest(manifest))),
+            config_sha256: Some(identity::sha256(config)),
+            weights_sha256: Some(identity::sha256(manifest)),
             synthetic: true,
         })
     }

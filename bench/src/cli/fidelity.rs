@@ -12,13 +12,13 @@ use ttft_reports::{
 
 use crate::{
     catalog, console,
+    corpus::Corpus,
     fidelity::{
         Answered, Asked, CutText, Session,
         items::{Answer, FileTask},
-        lookups,
+        lookups, overlap,
         readers::{Role, Row, operations},
         systems::Systems,
-        texts::{self, Corpus},
     },
     knobs::EngineKnobs,
     machine,
@@ -124,15 +124,15 @@ impl Fidelity {
             "{prompt} tokens and {continuation} after them are more than the {trained} that the base was trained on: give fewer \
              --prompt-tokens"
         );
-        let read = |files: &Vec<PathBuf>| Corpus::read(files, &tokenizer, vocab);
+        let read = |files: &Vec<PathBuf>| Corpus::load(&tokenizer, files, vocab, &dir);
         let corpora = [&self.text, &self.text2].map(read).into_iter().collect::<Result<Vec<_>>>()?;
         ensure!(
-            !corpora[0].files.iter().any(|(_, hash)| corpora[1].files.iter().any(|(_, other)| hash == other)),
+            !corpora[0].files.iter().any(|a| corpora[1].files.iter().any(|b| a.sha256 == b.sha256)),
             "--text2 holds a file of --text: give text of another kind"
         );
         let mut stated = false;
         for predictor in judged.iter().filter_map(|j| j.predictor.as_deref()) {
-            stated |= texts::unread(predictor, &corpora.iter().collect::<Vec<_>>())?;
+            stated |= overlap::unread(predictor, &corpora.iter().collect::<Vec<_>>())?;
         }
         let begin = begins_with(&tokenizer)?;
         let texts = self.cut(&corpora, &begin, prompt, continuation)?;
@@ -219,8 +219,8 @@ impl Fidelity {
                 .enumerate()
                 .map(|(i, (text, corpus))| file::Text {
                     name: text.name.clone(),
-                    sha256: corpus.sha256.clone(),
-                    tokens: corpus.len() as u64,
+                    sha256: corpus.sha256(),
+                    tokens: corpus.tokens() as u64,
                     domain: None,
                     of_fit: stated.then_some(i == 0),
                     windows: text.windows.len() as u32,
@@ -303,15 +303,15 @@ impl Fidelity {
         let cut = |(i, corpus): (usize, &'a Corpus)| {
             let inside = n - begin.len();
             let spare = if i == 0 { SPARE } else { 0 };
-            let (windows, spare) = match corpus.windows(count + spare, inside) {
+            let (windows, spare) = match corpus.pieces(count + spare, inside) {
                 Ok(mut all) => {
                     let spare = all.split_off(count);
                     (all, spare)
                 }
-                Err(_) => (corpus.windows(count, inside)?, Vec::new()),
+                Err(_) => (corpus.pieces(count, inside)?, Vec::new()),
             };
             let windows = windows.into_iter().map(|w| [begin, w].concat()).collect();
-            Ok(CutText { name: corpus.name.clone(), windows, spare })
+            Ok(CutText { name: corpus.name(), windows, spare })
         };
         let mut texts = corpora.iter().enumerate().map(cut).collect::<Result<Vec<_>>>()?;
         if texts[0].name == texts[1].name {

@@ -26,7 +26,8 @@ use ttft_reports::{
 
 use crate::{
     cleanup, console,
-    corpus::{Corpus, file_sha256, sha256, weights_sha256},
+    corpus::Corpus,
+    identity,
     knobs::EngineKnobs,
     machine, output,
     scenario::Named,
@@ -383,15 +384,15 @@ impl Fit {
                 "name": name,
                 "layers": network.config().layers.len(),
                 "weights": network.weight_dtype().name(),
-                "config_sha256": sha256(config.as_bytes()),
-                "weights_sha256": weights_sha256(&dir)?,
+                "config_sha256": identity::sha256(&*config),
+                "weights_sha256": identity::weights_sha256(&dir)?,
             }))
         };
         let mut made = json!({
             "program": concat!("ttft ", env!("CARGO_PKG_VERSION")),
             "method": "ridge",
             "base": network(&self.base, base)?,
-            "tokenizer_sha256": file_sha256(tokenizer.path())?,
+            "tokenizer_sha256": identity::file_sha256(tokenizer.path())?,
             "text": text.files,
             "window": spec.window,
             "windows": windows.fit.len(),

@@ -5,11 +5,10 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 use ttft_reports::{fidelity::TaskKind, text::printable};
 
 use crate::{
-    identity::hex,
+    identity,
     text::{self, Text},
 };
 
@@ -81,7 +80,7 @@ impl FileTask {
             items.push(Item { prompt: ids, answer });
         }
         let name = file.file_name().map_or_else(String::new, |n| printable(&n.to_string_lossy()));
-        Ok(FileTask { name, sha256: hex(Sha256::digest(content.as_bytes())), kind, items })
+        Ok(FileTask { name, sha256: identity::sha256(&content), kind, items })
     }
 }
 

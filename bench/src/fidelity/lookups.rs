@@ -9,9 +9,8 @@ use ttft_reports::fidelity::TaskKind;
 use super::{
     draw::Draw,
     items::{Answer, Item},
-    texts::Corpus,
 };
-use crate::text::Text;
+use crate::{corpus::Corpus, text::Text};
 
 /// Longest prompt of a look-up: they are no harder than short ones of a network that can do them, and cost less.
 const LONGEST: usize = 256;
@@ -123,7 +122,7 @@ fn needles(text: &Text, begin: &[u32], hay: &Corpus, most: usize, count: usize, 
             taken + 1
         );
         let room = most - taken;
-        let straw = hay.piece(draw.below(hay.len()), room);
+        let straw = hay.piece(draw.below(hay.tokens()), room);
         // Where the needles are: so many tokens of the text stand before each.
         let mut at: Vec<usize> = (0..NEEDLES).map(|_| draw.below(straw.len() + 1)).collect();
         at.sort_unstable();

@@ -5,9 +5,9 @@ pub mod distance;
 pub mod draw;
 pub mod items;
 pub mod lookups;
+pub mod overlap;
 pub mod readers;
 pub mod systems;
-pub mod texts;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 

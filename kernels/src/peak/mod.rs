@@ -82,8 +82,10 @@ impl Unit {
         let x = if dtype == DType::F16 { DType::F32 } else { dtype };
         let kernel = levels::gemm_kernels(e.isa()).find(|k| k.takes(x, dtype.into()))?;
         let multiplies = |u: &Unit| (u.factors() == Factors::F32) == (kernel.mul == Mul::F32) && u.serves(dtype);
-        let of = |level: Isa| Unit::all().into_iter().find(|u| u.0.level == Some(level) && multiplies(u));
-        levels::down_from(kernel.isa).find_map(|level| of(level.isa))
+        let of = |level: Isa| Unit::all().into_iter().filter(move |u| u.0.level == Some(level));
+        let below = || levels::down_from(kernel.isa).flat_map(|level| of(level.isa));
+        // Plain code that stands in for a unit has none of its own: its arithmetic is that of the level below.
+        below().find(multiplies).or_else(|| below().find(|u| u.serves(dtype)))
     }
 
     fn run(self, work: &mut Work, passes: u64) -> u64 {

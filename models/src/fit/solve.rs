@@ -118,7 +118,9 @@ mod tests {
         const F: usize = 24;
         const N: usize = 20;
         let e = Engine::new(0);
-        let x = |r: usize, i: usize| (if (r & (i + 1)).count_ones() % 2 == 0 { 1.0 } else { -1.0 }) + 3.0 * i as f32;
+        let x = |r: usize, i: usize| {
+            (if (r & (i + 1)).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 }) + 3.0 * i as f32
+        };
         let weight = |n: usize, i: usize| ((n * 31 + i * 17) % 29) as f32 / 16.0 - 0.875;
         let bias = |n: usize| n as f32 * 0.5 - 3.0;
         let y = |r: usize, n: usize| (0..F).map(|i| weight(n, i) * x(r, i)).sum::<f32>() + bias(n);
