@@ -292,7 +292,7 @@ fn read_record(text: &[u8], random: &mut Random) -> bool {
     assert_eq!(writer.finish().expect("what was written can be read").cells, record.cells);
     // Reports take a thousand times as long as the reading.
     if random.below(256) == 0 {
-        let runs = [render::Run { name: "=a|b", record: &record, fidelity: None }];
+        let runs = [render::Run { name: "=a|b", record: &record, fidelity: &[] }];
         std::hint::black_box((terminal::render(&record, None), terminal::validation(&record, None)));
         render::FORMATS.iter().for_each(|format| drop((format.render)(&runs, &[])));
     }
