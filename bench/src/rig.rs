@@ -526,10 +526,10 @@ pub(crate) fn phases(cost: &CostSystem, spec: &RunSpec) -> Vec<(String, schema::
 }
 
 pub(crate) fn phase(cost: PhaseCost) -> (String, schema::Cost) {
-    let PhaseCost { phase, flops, weight_bytes, cache_bytes } = cost;
+    let PhaseCost { phase, flops, f32_flops, weight_bytes, cache_bytes } = cost;
     let Flops { projections, attention, head, prediction } = flops;
     let flops = schema::Flops { projections, attention, head, prediction };
-    (phase.name().to_owned(), schema::Cost { flops, weight_bytes, cache_bytes })
+    (phase.name().to_owned(), schema::Cost { flops, f32_flops: Some(f32_flops), weight_bytes, cache_bytes })
 }
 
 /// SplitMix64, for prompts: the same ids on every machine.

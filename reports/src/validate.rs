@@ -22,7 +22,7 @@ use std::fmt;
 
 use crate::{
     format,
-    schema::{Cell, Kind, PhaseRecord, Record},
+    schema::{Cell, Cost, Kind, Limits, PhaseRecord, Record},
     stats::{self, Estimate},
     summary::{self, Pairing, Row},
     validate::word::Word,
@@ -496,9 +496,8 @@ fn explain(model: &Model, base: &Cell, row: &Row) -> Option<Explained> {
 /// Where both arms are bound by memory, by the limits that were measured beside the system.
 fn memory_bound(record: &Record, base: &Cell, cell: &Cell) -> Option<MemoryBound> {
     let limits = summary::limits_of(&record.run.limits, cell);
-    let rates = (limits.peak_gflops(cell.compute_dtype?)? * 1e9, limits.read_gb_per_s? * 1e9);
     let bound = |cell| {
-        let times = phase_bounds(cell, 1.0, rates)?;
+        let times = phase_bounds(cell, 1.0, limits)?;
         let all: f64 = times.iter().map(|(compute, memory)| compute.max(*memory)).sum();
         let memory: f64 = times.iter().filter(|(compute, memory)| memory > compute).map(|t| t.1).sum();
         Some(memory > all / 2.0)
@@ -509,7 +508,7 @@ fn memory_bound(record: &Record, base: &Cell, cell: &Cell) -> Option<MemoryBound
     // How much longer the base takes with a prompt of so many tokens.
     let saved = |tokens: f64| {
         let roofline = |cell| {
-            let times = phase_bounds(cell, tokens / f64::from(cell.prompt), rates)?;
+            let times = phase_bounds(cell, tokens / f64::from(cell.prompt), limits)?;
             Some(times.iter().map(|(compute, memory)| compute.max(*memory)).sum::<f64>())
         };
         Some(roofline(base)? - roofline(cell)?)
@@ -533,17 +532,20 @@ fn memory_bound(record: &Record, base: &Cell, cell: &Cell) -> Option<MemoryBound
     Some(MemoryBound { base_bytes: base.cost()?.bytes(), bytes: cell.cost()?.bytes(), pays_from })
 }
 
-/// Seconds of arithmetic and of reading of each phase, at so many FLOPs and bytes per second, if the prompt were `times` as long.
-fn phase_bounds(cell: &Cell, times: f64, (flops_per_s, bytes_per_s): (f64, f64)) -> Option<Vec<(f64, f64)>> {
+/// Seconds of arithmetic and of reading of each phase, at these limits, if the prompt were `times` as long.
+fn phase_bounds(cell: &Cell, times: f64, limits: &Limits) -> Option<Vec<(f64, f64)>> {
+    let bytes_per_s = limits.read_gb_per_s? * 1e9;
     let bounds = |phase: &PhaseRecord| {
         let cost = phase.cost?;
+        // Of one type in a phase, or of several that grow alike.
+        let s_per_flop = summary::arithmetic(limits, cell, &cost)? / cost.flops.total().max(1) as f64;
         // The step of the base is one of its own token, which attends to the whole prompt; the head is for the last token alone.
         let own = phase.name == "base_step";
         let by_token = (cost.flops.projections + cost.flops.prediction) as f64 * if own { 1.0 } else { times };
         let attention = cost.flops.attention as f64 * if own { times } else { times * times };
         let flops = by_token + attention + cost.flops.head as f64;
         let bytes = cost.weight_bytes as f64 + cost.cache_bytes as f64 * times;
-        Some((flops / flops_per_s, bytes / bytes_per_s))
+        Some((flops * s_per_flop, bytes / bytes_per_s))
     };
     cell.phases.iter().map(bounds).collect::<Option<Vec<_>>>().filter(|all| !all.is_empty())
 }
@@ -558,7 +560,7 @@ fn fit(record: &Record) -> Option<Model> {
     for (cell, phase) in phases {
         let (Some(cost), Some(time)) = (phase.cost, phase_seconds(phase)) else { continue };
         let regions = if with_regions { phase.parallel_regions.unwrap_or(0) } else { 0 };
-        let work = [cost.flops.total(), cost.bytes(), regions].map(|w| w as f64);
+        let work = [weighed(&record.run.limits, cell, &cost), cost.bytes() as f64, regions as f64];
         if time > 0.0 && work.iter().any(|w| *w > 0.0) {
             // Divided by the time, every equation asks for 1 and errors count relatively; what is known is no longer asked for.
             let known = measured.unwrap_or(0.0) * work[2];
@@ -584,6 +586,13 @@ fn fit(record: &Record) -> Option<Model> {
         rms: (squares / observed.len() as f64).sqrt(),
         worst: worst.map(|(cell, phase, e)| (cell.id.clone(), phase.name.clone(), residual(e))),
     })
+}
+
+/// FLOPs as the model counts them: one that is not of the cell's own type counts for as many as take as long at the measured peaks.
+fn weighed(limits: &Limits, cell: &Cell, cost: &Cost) -> f64 {
+    let limits = summary::limits_of(limits, cell);
+    let at_peak = || Some(summary::arithmetic(limits, cell, cost)? * limits.peak_gflops(cell.compute_dtype?)? * 1e9);
+    at_peak().unwrap_or(cost.flops.total() as f64)
 }
 
 /// Fitted terms without which the squares of the residuals are about as small: within what leaving out a term that means nothing
@@ -800,6 +809,29 @@ mod tests {
         record.run.limits.region_us = Some(0.05);
         let blamed = validate(&record).model.unwrap();
         assert!(blamed.s_per_region == Some(0.05e-6) && blamed.rms > 2.0 * model.rms, "{blamed:?}");
+    }
+
+    #[test]
+    fn the_model_counts_flops_of_another_type_by_the_peaks() {
+        let mut record = samples::run();
+        let rms = validate(&record).model.unwrap().rms;
+        // A prediction of ten times the FLOPs, in the time that F32 takes for them.
+        for phase in record.cells.iter_mut().flat_map(|c| &mut c.phases) {
+            let cost = phase.cost.as_mut().unwrap();
+            cost.f32_flops = Some(0);
+            if phase.name == "prediction" {
+                cost.flops.prediction *= 10;
+                let more = cost.flops.prediction as f64 * (468.0 / 233.0 - 0.1) / 421.0;
+                phase.samples_ns.iter_mut().for_each(|ns| *ns += more as u64);
+            }
+        }
+        let unknown = validate(&record).model.unwrap().rms;
+        for phase in record.cells.iter_mut().flat_map(|c| &mut c.phases).filter(|p| p.name == "prediction") {
+            let cost = phase.cost.as_mut().unwrap();
+            cost.f32_flops = Some(cost.flops.prediction);
+        }
+        let known = validate(&record).model.unwrap().rms;
+        assert!(rms < 0.005 && known < 0.005 && unknown > 0.05, "{rms} {unknown} {known}");
     }
 
     #[test]

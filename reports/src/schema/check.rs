@@ -291,6 +291,12 @@ pub(super) fn check_cell(cell: &Cell) -> Result<(), Fault> {
     }
     for (i, phase) in cell.phases.iter().enumerate() {
         check_samples(&phase.samples_ns, Some(samples), || format!("cell.phases[{i}].samples_ns"))?;
+        if let Some(cost) = phase.cost
+            && cost.f32_flops.is_some_and(|flops| flops > cost.flops.total())
+        {
+            let all = cost.flops.total();
+            return fault(format!("cell.phases[{i}].cost.f32_flops"), format!("expected at most all {all} operations"));
+        }
         if cell.phases[..i].iter().any(|p| p.name == phase.name) {
             return fault(format!("cell.phases[{i}].name"), format!("phase `{}` occurs twice", phase.name));
         }

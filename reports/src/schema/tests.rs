@@ -32,6 +32,7 @@ fn cell() -> Cell {
                 samples_ns: vec![200, 205],
                 cost: Some(Cost {
                     flops: Flops { projections: 10, attention: 2, head: 0, prediction: 0 },
+                    f32_flops: Some(3),
                     weight_bytes: 7,
                     cache_bytes: 1,
                 }),
@@ -40,7 +41,12 @@ fn cell() -> Cell {
             PhaseRecord {
                 name: "base_step".into(),
                 samples_ns: vec![90, 100],
-                cost: Some(Cost { flops: Flops { head: 5, ..Flops::default() }, weight_bytes: 1, cache_bytes: 1 }),
+                cost: Some(Cost {
+                    flops: Flops { head: 5, ..Flops::default() },
+                    f32_flops: Some(0),
+                    weight_bytes: 1,
+                    cache_bytes: 1,
+                }),
                 parallel_regions: None,
             },
         ],

@@ -483,8 +483,8 @@ pub struct Cell {
     pub weight_dtype: Option<Dtype>,
     /// Type of activations and caches.
     pub precision: Option<Dtype>,
-    /// Type of the factors in the matrix products, whatever kernel multiplied them: the fastest row of [`Limits::peaks`] for it bounds
-    /// this cell.
+    /// Type of the factors in the products of the networks, whatever kernel multiplied them: the fastest row of [`Limits::peaks`] for it
+    /// bounds this cell, but for what [`Cost::f32_flops`] says of others.
     pub compute_dtype: Option<Dtype>,
     /// How much of the network is computed.
     pub extent: Option<Extent>,
@@ -726,6 +726,9 @@ pub struct PhaseRecord {
 pub struct Cost {
     /// Floating-point operations.
     pub flops: Flops,
+    /// What of `flops` is multiplied in F32, the rest being in BF16; null in records of before 2026-11-29, where all are taken to be of
+    /// the cell's `compute_dtype`.
+    pub f32_flops: Option<u64>,
     /// Bytes of weights read, each once.
     pub weight_bytes: u64,
     /// Bytes of KV cache written and read, each once.
@@ -742,6 +745,7 @@ impl Cost {
                 head: self.flops.head.saturating_add(other.flops.head),
                 prediction: self.flops.prediction.saturating_add(other.flops.prediction),
             },
+            f32_flops: self.f32_flops.zip(other.f32_flops).map(|(a, b)| a.saturating_add(b)),
             weight_bytes: self.weight_bytes.saturating_add(other.weight_bytes),
             cache_bytes: self.cache_bytes.saturating_add(other.cache_bytes),
         }
