@@ -22,7 +22,7 @@ use std::fmt;
 
 use crate::{
     format,
-    schema::{Cell, Cost, Kind, Limits, PhaseRecord, Record},
+    schema::{Cell, Cost, Kind, Limits, Named, PhaseRecord, Prediction, Record},
     stats::{self, Estimate},
     summary::{self, Pairing, Row},
     validate::word::Word,
@@ -37,6 +37,8 @@ pub struct Validation<'a> {
     pub model: Option<Model>,
     /// Where KV prediction or a rival of it stops paying, for each system and batch.
     pub break_even: Vec<BreakEven<'a>>,
+    /// How many last tokens the base can read itself for hardly more time than one, for each KV prediction that has several numbers.
+    pub base_tokens: Vec<BaseTokens<'a>>,
     /// Comparisons whose outcome is known beforehand.
     pub controls: Vec<Control>,
     /// The command that decides, if words are indicative.
@@ -360,6 +362,51 @@ impl fmt::Display for BreakEven<'_> {
     }
 }
 
+/// The phase in which the base reads its own tokens.
+const BASE_STEP: &str = "base_step";
+
+/// More time of the base step than with one token that is still next to nothing.
+pub const HARDLY_MORE: f64 = 0.05;
+
+/// What more last tokens of the base cost, of one KV prediction at one size.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BaseTokens<'a> {
+    /// The cell with one.
+    pub one: &'a Cell,
+    /// By their number, ascending: the time of the base step over that with one.
+    pub steps: Vec<(u32, Estimate)>,
+}
+
+impl BaseTokens<'_> {
+    /// How many of `steps`, from the first on, take at most [`HARDLY_MORE`] more.
+    fn within(&self) -> usize {
+        self.steps.iter().take_while(|(_, ratio)| ratio.value <= 1.0 + HARDLY_MORE).count()
+    }
+
+    /// The largest number up to which the base step takes at most [`HARDLY_MORE`] more.
+    pub fn most(&self) -> u32 {
+        self.within().checked_sub(1).map_or(1, |last| self.steps[last].0)
+    }
+}
+
+impl fmt::Display for BaseTokens<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let limit = format::percent(HARDLY_MORE);
+        let more = |(m, ratio): &(u32, Estimate)| {
+            let percent = |ratio: f64| format::percent(ratio - 1.0);
+            let interval = format::interval_of(ratio, percent).map(|i| format!(" {i}")).unwrap_or_default();
+            let unsure = ratio.interval.is_some_and(|i| i.contains(1.0 + HARDLY_MORE));
+            let unsure = if unsure { format!(", not to be told from {limit}") } else { String::new() };
+            format!("m = {m} costs {}{interval} more{unsure}", percent(ratio.value))
+        };
+        write!(f, "up to m = {} the base step costs at most {limit} more than with m = 1", self.most())?;
+        let (within, beyond) = self.steps.split_at(self.within());
+        let told: Vec<String> = within.last().into_iter().chain(beyond.first()).map(more).collect();
+        let end = if beyond.is_empty() { ", and no larger one was measured" } else { "" };
+        write!(f, " ({}{end})", told.join("; "))
+    }
+}
+
 /// A comparison whose outcome is known beforehand.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Control {
@@ -387,7 +434,8 @@ pub fn validate(record: &Record) -> Validation<'_> {
     let indicative = claims.iter().any(|c| c.indicative) || claims.is_empty() && controls.iter().any(|c| c.indicative);
     let scenario = record.run.settings.scenario.as_deref().unwrap_or("NAME");
     let command = indicative.then(|| format!("ttft bench --scenario {scenario} --processes 5"));
-    Validation { claims, break_even: break_even(&rows), controls, model, command }
+    let base_tokens = base_tokens(record);
+    Validation { claims, break_even: break_even(&rows), base_tokens, controls, model, command }
 }
 
 fn claim<'a>(record: &'a Record, row: &Row<'a>, model: &Option<Model>) -> Claim<'a> {
@@ -723,6 +771,35 @@ fn outcome(points: &[(u32, f64, f64)]) -> Option<Outcome> {
     }
 }
 
+/// Of every KV prediction with one last token of the base, the base steps of those that differ from it in that number alone.
+fn base_tokens(record: &Record) -> Vec<BaseTokens<'_>> {
+    let named: Vec<&Named> = record.run.predictions.iter().flatten().collect();
+    // Without the number, which stands in names too.
+    let kind = |cell: &Cell| {
+        let of = named.iter().find(|n| n.system == cell.system)?;
+        let m = of.prediction.base_tokens;
+        let name = if m == 1 { of.system.clone() } else { of.system.replacen(&format!("-m{m}"), "", 1) };
+        Some((m, name, Prediction { base_tokens: 1, ..of.prediction.clone() }))
+    };
+    let all: Vec<_> = record.cells.iter().filter_map(|cell| Some((cell, kind(cell)?))).collect();
+    let mut found = Vec::new();
+    for &(one, (_, ref name, ref prediction)) in all.iter().filter(|(_, kind)| kind.0 == 1) {
+        let alike = |(cell, kind): &&(&'_ Cell, (u32, String, Prediction))| {
+            kind.0 > 1 && (&kind.1, &kind.2) == (name, prediction) && cell.group == one.group
+        };
+        let ratio = |(cell, kind): &(&'_ Cell, (u32, String, Prediction))| {
+            Some((kind.0, summary::phase_ratio((cell, BASE_STEP), (one, BASE_STEP))?))
+        };
+        let mut steps: Vec<(u32, Estimate)> = all.iter().filter(alike).filter_map(ratio).collect();
+        steps.sort_by_key(|step| step.0);
+        steps.dedup_by_key(|step| step.0);
+        if !steps.is_empty() {
+            found.push(BaseTokens { one, steps });
+        }
+    }
+    found
+}
+
 /// A/A: the same workload measured twice in one group, and the odd against the even rounds of each base. Auxiliary =
 /// base: the same network alone and inside of KV prediction takes times in the ratio of its FLOPs. After the first token,
 /// KV prediction is its base, and takes its time.
@@ -952,6 +1029,55 @@ mod tests {
         let validation = validate(&record);
         let causes: Vec<_> = claim_of(&validation, "ttft/OE450M/aux/b1/p64").losses.iter().map(|l| l.cause).collect();
         assert!(causes.contains(&Cause::UnknownPhase) && !causes.contains(&Cause::SmallModel), "{causes:?}");
+    }
+
+    #[test]
+    fn tokens_of_the_base_that_cost_hardly_more_are_counted() {
+        use crate::{fidelity::samples::prediction, schema::Named};
+        let one = samples::cell("OE1.1B-KVP-C-450M", 1, 256, 6);
+        let mut record = samples::run();
+        record.cells = vec![one.clone()];
+        let mut named = vec![Named { system: one.system.clone(), prediction: prediction("450M") }];
+        let mut add = |m: u32, times: f64, suffix: &str| {
+            let mut cell = Cell { system: format!("{}-m{m}{suffix}", one.system), ..one.clone() };
+            let step = cell.phases.iter_mut().find(|p| p.name == "base_step").unwrap();
+            step.samples_ns.iter_mut().for_each(|ns| *ns = (*ns as f64 * times) as u64);
+            let sinks = u32::from(!suffix.is_empty());
+            let prediction = Prediction { base_tokens: m, sink_tokens: sinks, ..prediction("450M") };
+            named.push(Named { system: cell.system.clone(), prediction });
+            record.cells.push(cell);
+        };
+        // Out of order, one that is slow, and one with sinks, which is another system.
+        [(16, 1.03), (4, 1.01), (32, 1.09), (64, 1.02)].into_iter().for_each(|(m, times)| add(m, times, ""));
+        add(8, 1.5, "-s1");
+        record.run.predictions = Some(named);
+        let [found] = &validate(&record).base_tokens[..] else { panic!() };
+        assert_eq!(found.steps.iter().map(|s| s.0).collect::<Vec<_>>(), [4, 16, 32, 64]);
+        assert_eq!((found.one.id.as_str(), found.most()), (one.id.as_str(), 16));
+        assert_eq!(
+            found.to_string(),
+            "up to m = 16 the base step costs at most 5.0% more than with m = 1 (m = 16 costs 3.0% [3.0%, 3.0%] more; m = 32 \
+             costs 9.0% [9.0%, 9.0%] more)"
+        );
+        // Of a run that was not interleaved, of a record that does not say what it ran, of the first that is too slow.
+        let mut apart = record.clone();
+        apart.cells[1..].iter_mut().for_each(|c| c.group = "elsewhere".into());
+        assert_eq!(validate(&apart).base_tokens, []);
+        apart.run.predictions = None;
+        assert_eq!(validate(&apart).base_tokens, []);
+        let step = |m, value: f64, half: f64| {
+            let interval = Some(Interval { low: value - half, high: value + half, level: 0.95 });
+            (m, Estimate { value, interval, samples: 9 })
+        };
+        let said = |steps| BaseTokens { one: &one, steps }.to_string();
+        let none = said(vec![step(4, 1.2, 0.01)]);
+        assert!(
+            none.starts_with("up to m = 1 the base step") && none.ends_with("(m = 4 costs 20% [19%, 21%] more)"),
+            "{none}"
+        );
+        let all = said(vec![step(4, 1.01, 0.01), step(8, 1.04, 0.02)]);
+        let end = "(m = 8 costs 4.0% [2.0%, 6.0%] more, not to be told from 5.0%, and no larger one was measured)";
+        assert!(all.ends_with(end), "{all}");
     }
 
     #[test]
