@@ -263,6 +263,8 @@ impl Rig {
             .into_iter()
             .map(|(name, cost)| PhaseRecord { name, cost: Some(cost), ..Default::default() })
             .collect();
+        let head = Some(phase(cost.head(&spec)).1);
+        cell.head = Some(PhaseRecord { name: HEAD.into(), cost: head, ..Default::default() });
         if cold.is_some() {
             let cost = Some(schema::Cost::default());
             let open = PhaseRecord { name: OPEN.into(), cost, parallel_regions: Some(0), ..Default::default() };
@@ -285,6 +287,9 @@ impl Rig {
 
 /// The phase of a cold start before those of the models.
 const OPEN: &str = "open";
+
+/// What of the last phase is recorded apart.
+const HEAD: &str = "head";
 
 /// A system, before a sample.
 enum At {
@@ -435,6 +440,9 @@ impl Running {
             phase.samples_ns = times.iter().map(|t| of(t).map_or(0, |p| nanos(p.time))).collect();
             // The same in every sample: it follows from shapes and threads.
             phase.parallel_regions = times.first().and_then(of).map(|p| p.regions as u64);
+        }
+        if let Some(head) = &mut cell.head {
+            head.samples_ns = times.iter().map(|t| nanos(t.head)).collect();
         }
         if let Some(cold) = &mut cell.cold {
             let openings: Vec<&Opening> = taken.iter().flat_map(|c| &c.openings).collect();

@@ -91,6 +91,13 @@ impl CostSystem {
         self.phases(spec, &steps)[0]
     }
 
+    /// What of [`CostSystem::first_token`] the output head of the network that answers costs.
+    pub fn head(&self, spec: &RunSpec) -> PhaseCost {
+        let mut steps = Schedule::new(self, spec).prompt;
+        steps.retain(|step| step.op.answers());
+        self.phases(spec, &steps)[0]
+    }
+
     /// The costs of `steps`, summed by phase.
     fn phases(&self, spec: &RunSpec, steps: &[Step]) -> Vec<PhaseCost> {
         let mut out: Vec<PhaseCost> = Vec::new();

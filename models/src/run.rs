@@ -509,7 +509,9 @@ impl<A: Element> Inference for Run<A> {
                 None => phases.push(PhaseTime { phase: step.phase, time: ran.time, regions: ran.regions }),
             }
         }
-        Ok(PhaseTimes { total: start.elapsed(), phases })
+        let heads = self.schedule.prompt.iter().zip(&self.ran).filter(|(step, _)| step.op.answers());
+        let head = heads.map(|(_, ran)| ran.time).sum();
+        Ok(PhaseTimes { total: start.elapsed(), phases, head })
     }
 
     fn next_token(&mut self, e: &Engine) -> Result<Duration> {

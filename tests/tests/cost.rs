@@ -270,6 +270,25 @@ fn more_tokens_of_the_base_by_hand() {
     );
 }
 
+/// Of Qwen's vocabulary of 151,936 tokens, whose table is the head: 2 N K operations for each sequence, N K weights and a norm.
+#[test]
+fn the_head_of_the_network_that_answers_is_counted_apart() {
+    for name in ["Qwen3-1.7B", "Qwen3-1.7B-KVP-0.6B"] {
+        let s = CostSystem::named(name, DType::BF16).unwrap();
+        let spec = RunSpec { precision: Precision::Bf16, ..spec(3, 64, Extent::FirstToken) };
+        let (head, last) = (s.head(&spec), *s.first_token(&spec).last().unwrap());
+        let table = s.base.vocab as u64 * s.base.dim as u64;
+        assert_eq!(s.base.vocab, 151_936);
+        assert_eq!((head.flops, head.f32_flops), (Flops { head: 3 * 2 * table, ..Flops::default() }, 0));
+        assert_eq!((head.weight_bytes, head.cache_bytes), (2 * (table + s.base.dim as u64), 0));
+        assert_eq!((head.phase, head.flops.head), (last.phase, last.flops.head));
+        // Everywhere, if the whole network is asked for and the base reads the whole prompt.
+        let whole = s.head(&RunSpec { extent: Extent::FullNetwork, ..spec });
+        let rows = if s.prediction.is_none() { 64 } else { 1 };
+        assert_eq!(whole.flops.head, rows * head.flops.head);
+    }
+}
+
 /// The maps of a pair in F32 beside networks in BF16.
 #[test]
 fn maps_of_a_wider_type_count_by_themselves() {

@@ -301,6 +301,19 @@ pub(super) fn check_cell(cell: &Cell) -> Result<(), Fault> {
             return fault(format!("cell.phases[{i}].name"), format!("phase `{}` occurs twice", phase.name));
         }
     }
+    if let Some(head) = &cell.head {
+        check_samples(&head.samples_ns, Some(samples), || "cell.head.samples_ns".into())?;
+        // It begins and ends inside of its phase.
+        if let Some(last) = cell.phases.last()
+            && let Some(s) = (0..samples).find(|&s| head.samples_ns[s] > last.samples_ns[s])
+        {
+            let (part, whole) = (head.samples_ns[s], last.samples_ns[s]);
+            return fault(
+                "cell.head",
+                format!("it takes {part} ns of sample {s}, and all of {} {whole} ns", last.name),
+            );
+        }
+    }
     for (s, &total) in cell.samples_ns.iter().enumerate() {
         let sum = cell.phases.iter().fold(0u64, |sum, p| sum.saturating_add(p.samples_ns[s]));
         if sum > total {

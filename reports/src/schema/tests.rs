@@ -50,6 +50,12 @@ fn cell() -> Cell {
                 parallel_regions: None,
             },
         ],
+        head: Some(PhaseRecord {
+            name: "head".into(),
+            samples_ns: vec![30, 40],
+            cost: Some(Cost { flops: Flops { head: 5, ..Flops::default() }, f32_flops: Some(0), ..Cost::default() }),
+            parallel_regions: None,
+        }),
         gate: Some(Gate { max_abs_err: 1e-5, tolerance: 1e-4, passed: true, longest: None, longest_skipped: None }),
         drift: Some(Drift { before_gflops: Some(100.0), after_gflops: Some(95.0), ..Drift::default() }),
         ..Cell::new(Kind::Kvp, "OE1.1B-KVP-C-450M", "OE1.1B", Some("OE450M"), 4, 256)

@@ -516,6 +516,8 @@ pub struct Cell {
     pub limits: Option<Limits>,
     /// Phases in the order they run. What they leave of a sample is unattributed.
     pub phases: Vec<PhaseRecord>,
+    /// The output head of the network that answers, which is a part of the last phase: `head`; null if the writer did not time it.
+    pub head: Option<PhaseRecord>,
     /// Floating-point operations by the paper's approximation, 2 x parameters x tokens, for the whole batch.
     pub paper_flops: Option<u64>,
     /// What a cold start adds; null for a warm one.
@@ -575,6 +577,7 @@ impl Cell {
             clocks: None,
             limits: None,
             phases: Vec::new(),
+            head: None,
             paper_flops: None,
             cold: None,
             decode: None,
