@@ -5,7 +5,7 @@ use std::fmt;
 use crate::{
     format, levels, modes,
     modes::Modes,
-    schema::{Cell, Cost, Dtype, Kind, Limits, Record},
+    schema::{Cache, Cell, Cost, Dtype, Kind, Limits, Machine, PhaseRecord, Record},
     stats::{
         self, Estimate,
         student::{self, Mean},
@@ -244,6 +244,28 @@ const LEAST_READ: f64 = 0.8;
 /// it, else at the run's.
 pub fn peak_share(limits: &Limits, cell: &Cell) -> Option<f64> {
     Some(arithmetic(limits_of(limits, cell), cell, &cell.cost()?)? / ttft(cell)?.value)
+}
+
+/// A kernel that reads faster than the probe of reading by more than this shows that the probe found too little.
+pub const PROBE_BEATEN: f64 = 0.03;
+
+/// The part of a cell that read its weights fastest, with the GB/s that came from memory at least, over the rate of the probe: of the
+/// run or of the cell's rounds, whichever is higher. As much as the machine's caches hold together is not counted; `None` where these
+/// or the probe are unknown, of starts that are cold, and where nothing is left.
+pub fn fastest_reading<'a>(machine: &Machine, limits: &Limits, cell: &'a Cell) -> Option<(f64, &'a PhaseRecord)> {
+    let level = |c: &&Cache| (c.level, c.bytes);
+    let last = machine.caches.iter().flatten().filter(|c| c.kind != "instruction").max_by_key(level)?;
+    let instances = machine.logical_cores?.div_ceil(last.shared_by?.max(1));
+    let caches = last.bytes.saturating_mul(instances.into());
+    let beside = stats::median(cell.probes.as_ref().map_or(&[][..], |p| &p.read_gb_per_s));
+    let probe = limits_of(limits, cell).read_gb_per_s?.max(beside.unwrap_or(0.0));
+    let rate = |phase: &'a PhaseRecord| {
+        let bytes = phase.cost?.weight_bytes.checked_sub(caches)?;
+        let time = stats::median(&seconds(&phase.samples_ns)).filter(|t| *t > 0.0)?;
+        Some((bytes as f64 * 1e-9 / time / probe, phase))
+    };
+    let parts = cell.phases.iter().chain(&cell.head).filter(|_| cell.cold.is_none());
+    parts.filter_map(rate).max_by(|a, b| a.0.total_cmp(&b.0))
 }
 
 /// Seconds for each token after the first: of every sample the mean of its steps, of these the median.

@@ -94,7 +94,8 @@ pub fn document(runs: &[Run], with_charts: bool, parts: &[&str]) -> Result<Docum
         let mut all = cells(&rows);
         if !all.is_empty() {
             let said = facts::units(side.record).into_iter().map(|said| text(format!("Of the peak: {said}.")));
-            all.splice(..0, said);
+            let read = facts::reading(side.record).map(|said| text(format!("Of the read bandwidth: {said}.")));
+            all.splice(..0, said.chain(read));
         }
         add("cells", "Cells", "All cells", all);
         add("phases", "Phases", "Phases", phases(&side.record.run.limits, &rows));
