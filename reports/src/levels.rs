@@ -9,7 +9,6 @@ use crate::{
         self,
         student::{self, Mean},
     },
-    summary,
 };
 
 /// Fewer processes than this are reported as one process is.
@@ -94,7 +93,7 @@ fn compute_share(cell: &Cell, limits: &Limits) -> Option<f64> {
     let (mut compute, mut all) = (0.0, 0.0);
     for phase in &cell.phases {
         let cost: Cost = phase.cost?;
-        let (flops, bytes) = (summary::arithmetic(limits, cell, &cost)?, cost.bytes() as f64 / bytes_per_s);
+        let (flops, bytes) = (limits.arithmetic(&cost, cell.compute_dtype)?, cost.bytes() as f64 / bytes_per_s);
         all += flops.max(bytes);
         compute += if flops >= bytes { flops } else { 0.0 };
     }

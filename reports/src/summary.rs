@@ -5,7 +5,7 @@ use std::fmt;
 use crate::{
     format, levels, modes,
     modes::Modes,
-    schema::{Cache, Cell, Cost, Dtype, Kind, Limits, Machine, PhaseRecord, Record},
+    schema::{Cache, Cell, Cost, Kind, Limits, Machine, PhaseRecord, Record},
     stats::{
         self, Estimate,
         student::{self, Mean},
@@ -179,27 +179,13 @@ pub fn limits_of<'a>(run: &'a Limits, cell: &'a Cell) -> &'a Limits {
     cell.limits.as_ref().filter(|l| !l.peaks.is_empty()).unwrap_or(run)
 }
 
-/// Seconds that arithmetic takes at the measured peaks, every product at the peak of the type that multiplies it; `limits` are those
-/// of the cell.
-pub fn arithmetic(limits: &Limits, cell: &Cell, cost: &Cost) -> Option<f64> {
-    let seconds = |flops: u64, dtype| match flops {
-        0 => Some(0.0),
-        _ => Some(flops as f64 * 1e-9 / limits.peak_gflops(dtype)?),
-    };
-    let all = cost.flops.total();
-    match cost.f32_flops {
-        Some(part) => Some(seconds(part, Dtype::F32)? + seconds(all.saturating_sub(part), Dtype::Bf16)?),
-        None => seconds(all, cell.compute_dtype?),
-    }
-}
-
 /// TTFT in seconds if every phase took the longer of its arithmetic at the measured peak and its bytes at the measured
 /// bandwidth, and nothing else took time. Of a cold start, no less than storage takes to give the weights, by the rate that was
 /// measured beside it; none if that is unknown.
 pub fn roofline(limits: &Limits, cell: &Cell) -> Option<f64> {
     let limits = limits_of(limits, cell);
     let bytes_per_s = limits.read_gb_per_s? * 1e9;
-    let bound = |cost: &Cost| Some(arithmetic(limits, cell, cost)?.max(cost.bytes() as f64 / bytes_per_s));
+    let bound = |cost: &Cost| Some(limits.arithmetic(cost, cell.compute_dtype)?.max(cost.bytes() as f64 / bytes_per_s));
     let bounds = cell.phases.iter().map(|p| bound(p.cost.as_ref()?));
     let warm = bounds.sum::<Option<f64>>().filter(|s| *s > 0.0)?;
     match &cell.cold {
@@ -243,7 +229,7 @@ const LEAST_READ: f64 = 0.8;
 /// The time that exact operations take at the measured peaks over TTFT: at the cell's own peaks if they were measured again beside
 /// it, else at the run's.
 pub fn peak_share(limits: &Limits, cell: &Cell) -> Option<f64> {
-    Some(arithmetic(limits_of(limits, cell), cell, &cell.cost()?)? / ttft(cell)?.value)
+    Some(limits_of(limits, cell).arithmetic(&cell.cost()?, cell.compute_dtype)? / ttft(cell)?.value)
 }
 
 /// A kernel that reads faster than the probe of reading by more than this shows that the probe found too little.
@@ -496,7 +482,7 @@ mod tests {
     use super::*;
     use crate::{
         samples,
-        schema::{Clocks, Drift},
+        schema::{Clocks, Drift, Dtype},
     };
 
     fn find<'a>(rows: &'a [Row<'a>], id: &str) -> &'a Row<'a> {

@@ -586,7 +586,7 @@ fn phase_bounds(cell: &Cell, times: f64, limits: &Limits) -> Option<Vec<(f64, f6
     let bounds = |phase: &PhaseRecord| {
         let cost = phase.cost?;
         // Of one type in a phase, or of several that grow alike.
-        let s_per_flop = summary::arithmetic(limits, cell, &cost)? / cost.flops.total().max(1) as f64;
+        let s_per_flop = limits.arithmetic(&cost, cell.compute_dtype)? / cost.flops.total().max(1) as f64;
         // The step of the base is one of its own token, which attends to the whole prompt; the head is for the last token alone.
         let own = phase.name == "base_step";
         let by_token = (cost.flops.projections + cost.flops.prediction) as f64 * if own { 1.0 } else { times };
@@ -639,7 +639,8 @@ fn fit(record: &Record) -> Option<Model> {
 /// FLOPs as the model counts them: one that is not of the cell's own type counts for as many as take as long at the measured peaks.
 fn weighed(limits: &Limits, cell: &Cell, cost: &Cost) -> f64 {
     let limits = summary::limits_of(limits, cell);
-    let at_peak = || Some(summary::arithmetic(limits, cell, cost)? * limits.peak_gflops(cell.compute_dtype?)? * 1e9);
+    let at_peak =
+        || Some(limits.arithmetic(cost, cell.compute_dtype)? * limits.peak_gflops(cell.compute_dtype?)? * 1e9);
     at_peak().unwrap_or(cost.flops.total() as f64)
 }
 

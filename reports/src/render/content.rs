@@ -234,7 +234,7 @@ fn phases(limits: &Limits, rows: &[Row]) -> Vec<Block> {
             let per = |amount: Option<u64>| Some(amount? as f64 * 1e-9 / time?);
             let flops = phase.cost.map(|c| c.flops.total());
             let bytes = phase.cost.map(|c| c.bytes());
-            let of_peak = || Some(summary::arithmetic(limits, row.cell, phase.cost.as_ref()?)? / time?);
+            let of_peak = || Some(limits.arithmetic(phase.cost.as_ref()?, row.cell.compute_dtype)? / time?);
             let of_read = || Some(per(bytes)? / limits.read_gb_per_s?);
             let part = row.cell.head.as_ref().is_some_and(|head| std::ptr::eq(head, phase));
             lines.push(vec![

@@ -383,6 +383,20 @@ impl Limits {
         self.peak(dtype).map(|p| p.gflops)
     }
 
+    /// Seconds that arithmetic takes at these peaks, every product at the peak of the type that multiplies it: of what does not say
+    /// its types, all of it in `own`.
+    pub fn arithmetic(&self, cost: &Cost, own: Option<Dtype>) -> Option<f64> {
+        let seconds = |flops: u64, dtype| match flops {
+            0 => Some(0.0),
+            _ => Some(flops as f64 * 1e-9 / self.peak_gflops(dtype)?),
+        };
+        let all = cost.flops.total();
+        match cost.f32_flops {
+            Some(part) => Some(seconds(part, Dtype::F32)? + seconds(all.saturating_sub(part), Dtype::Bf16)?),
+            None => seconds(all, own?),
+        }
+    }
+
     /// The unit that the run's kernels use, if the record says so.
     pub fn in_use(&self) -> Option<&Peak> {
         self.peaks.iter().find(|p| p.in_use == Some(true))
