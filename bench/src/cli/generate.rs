@@ -1,6 +1,6 @@
 use std::{
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Result, bail, ensure};
@@ -64,7 +64,7 @@ impl Generate {
         let (ids, tokenized) = self.prompt.ids(&text, folder)?;
 
         let engine = self.engine.engine()?;
-        let system = self.system()?;
+        let (system, opened) = self.system()?;
         prompt::check_ids(&ids, ids.len(), &system, text.path())?;
         let base = system.base();
         let spec = RunSpec {
@@ -125,11 +125,12 @@ impl Generate {
             later.push(inference.next_token(&engine)?);
         }
         let _ = console::stream("\n")?;
-        console::note(report(ids.len(), first, &later, tokenized, ended));
+        console::note(report(ids.len(), first, &later, [tokenized, opened], ended));
         Ok(())
     }
 
-    fn system(&self) -> Result<System> {
+    /// What answers, and how long opening its folders took.
+    fn system(&self) -> Result<(System, Duration)> {
         let own = |n: u32| self.predictor.is_some().then_some(n as usize);
         let choice = Choice::new(Asked {
             base: self.base.clone(),
@@ -142,19 +143,20 @@ impl Generate {
         if let Some(what) = choice.stand_ins().first() {
             bail!("{what}: what they say means nothing, so give folders with weights");
         }
-        choice.load(None)
+        let began = Instant::now();
+        Ok((choice.load(None)?, began.elapsed()))
     }
 }
 
 /// What it took, in words.
-fn report(prompt: usize, first: Duration, later: &[Duration], tokenized: Duration, ended: &str) -> String {
+fn report(prompt: usize, first: Duration, later: &[Duration], before: [Duration; 2], ended: &str) -> String {
     let show = |d: Duration| seconds(d.as_secs_f64());
     let tokens = |n: usize| format!("{n} token{}", if n == 1 { "" } else { "s" });
+    let [tokenized, opened] = before.map(show);
     let mut text = format!(
-        "TTFT {} for a prompt of {}; tokenization, not in it: {}\n",
+        "TTFT {} for a prompt of {}; not in it: tokenization {tokenized}, opening the weights {opened}\n",
         show(first),
-        tokens(prompt),
-        show(tokenized)
+        tokens(prompt)
     );
     if !later.is_empty() {
         let each = later.iter().sum::<Duration>() / later.len() as u32;
