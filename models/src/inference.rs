@@ -36,6 +36,8 @@ pub struct PhaseTimes {
     pub total: Duration,
     /// In order of execution. KV prediction on one-token prompts has a base step alone.
     pub phases: Vec<PhaseTime>,
+    /// What of the last phase the output head of the network that answers took.
+    pub head: Duration,
 }
 
 /// The tokens of the prompts that a run chose before its base read them.

@@ -1,7 +1,7 @@
 //! What a run needs of memory, counted from shapes alone.
 
 use half::bf16;
-use ttft_kernels::Element;
+use ttft_kernels::{DType, Element};
 
 use crate::{
     activations::Activations,
@@ -63,12 +63,13 @@ pub fn memory_of_scoring(system: &CostSystem, spec: &RunSpec, scored: usize) -> 
 }
 
 fn memory_as<A: Element>(system: &CostSystem, spec: &RunSpec, scored: usize) -> MemoryPlan {
-    let matrices = |t: Vec<TensorSpec>| {
+    let matrices = |t: Vec<TensorSpec>, dtype: DType| {
         let elements = sum(t.iter().filter(|t| t.shape.len() == 2).map(TensorSpec::elements));
-        elements.saturating_mul(system.weights.size() as u64)
+        elements.saturating_mul(dtype.size() as u64)
     };
     let aux = system.aux().map_or_else(Vec::new, NetworkConfig::tensors);
-    let weights = [system.base.tensors(), aux, system.predictor_tensors()].map(matrices);
+    let networks = [system.base.tensors(), aux].map(|tensors| matrices(tensors, system.weights));
+    let maps = matrices(system.predictor_tensors(), system.maps);
     let (b, c, schedule) = (spec.batch, &system.base, Schedule::scoring(system, spec, scored));
     let kv = |s: &KvShape| kv_bytes::<A>(shapes(system, s.net), s.layer, b, s.entries);
     let source = |Slot { shape, .. }: &Slot<SourceShape>| source_bytes::<A>(system, b, shape);
@@ -98,7 +99,7 @@ fn memory_as<A: Element>(system: &CostSystem, spec: &RunSpec, scored: usize) -> 
         _ => [0, 0],
     };
     MemoryPlan {
-        weights: sum(weights),
+        weights: sum(networks.into_iter().chain([maps])),
         caches: sum([caches, hidden]),
         activations: sum([sum(streams), chosen, kept, scores, tables]),
     }

@@ -509,7 +509,9 @@ impl<A: Element> Inference for Run<A> {
                 None => phases.push(PhaseTime { phase: step.phase, time: ran.time, regions: ran.regions }),
             }
         }
-        Ok(PhaseTimes { total: start.elapsed(), phases })
+        let heads = self.schedule.prompt.iter().zip(&self.ran).filter(|(step, _)| step.op.answers());
+        let head = heads.map(|(_, ran)| ran.time).sum();
+        Ok(PhaseTimes { total: start.elapsed(), phases, head })
     }
 
     fn next_token(&mut self, e: &Engine) -> Result<Duration> {
@@ -625,6 +627,8 @@ impl<A: Element> Inference for Run<A> {
 
 #[cfg(test)]
 mod tests {
+    use ttft_kernels::DType;
+
     use super::*;
     use crate::{
         cost::Flops,
@@ -650,18 +654,18 @@ mod tests {
         c
     }
 
-    fn systems() -> Vec<System> {
+    /// Weights of networks and of maps in these types.
+    fn systems(networks: DType, maps: DType) -> Vec<System> {
         let dir = tempfile::tempdir().unwrap();
         let (base, aux) = (tiny("OE1.1B", 7), tiny("OE270M", 4));
         let map = vec![2, 0, 0, 1, 2, 2, 1];
         let make = |name: &str, spec: synth::Spec| {
             spec.make(&dir.path().join(name), &|_, _| ()).unwrap();
         };
-        make("base", synth::Spec::custom("base", base.clone(), ttft_kernels::DType::F32, 1));
-        make("aux", synth::Spec::custom("aux", aux.clone(), ttft_kernels::DType::F32, 1));
-        let f32 = ttft_kernels::DType::F32;
+        make("base", synth::Spec::custom("base", base.clone(), networks, 1));
+        make("aux", synth::Spec::custom("aux", aux.clone(), networks, 1));
         let predictor = |name: &str, aux: Option<&crate::NetworkConfig>, layout: Layout| {
-            make(name, synth::Spec::custom_predictor("p", base.clone(), aux.cloned(), layout, f32, 1));
+            make(name, synth::Spec::custom_predictor("p", base.clone(), aux.cloned(), layout, maps, 1));
         };
         predictor("predictor", Some(&aux), Layout::auxiliary(&map));
         let hidden = Origin { layer: 2, input: Input::Hidden };
@@ -734,7 +738,7 @@ mod tests {
     fn costs_are_what_the_engine_is_asked_for() {
         let e = Engine::new(99);
         let mut all_extra = 0;
-        for system in systems() {
+        for system in systems(DType::F32, DType::F32) {
             for extent in [Extent::FirstToken, Extent::FullNetwork] {
                 for (batch, prompt) in [(1, 1), (1, 2), (2, 17)] {
                     let spec = RunSpec { batch, prompt, generate: 6, precision: Precision::F32, extent };
@@ -795,5 +799,32 @@ mod tests {
             }
         }
         assert!(all_extra > 0, "nothing was revived");
+    }
+
+    /// Of networks and activations in BF16: maps whose weights, or what they read, are not.
+    #[test]
+    fn costs_say_what_is_multiplied_in_f32() {
+        let e = Engine::new(99);
+        let (batch, prompt) = (2, 17);
+        let spec = RunSpec { batch, prompt, generate: 1, precision: Precision::Bf16, extent: Extent::FirstToken };
+        let ids: Vec<u32> = (0..batch * prompt).map(|i| (i * 31 % 99) as u32).collect();
+        for (maps, by_keys) in [(DType::BF16, false), (DType::F16, true), (DType::F32, true)] {
+            let (mut some, mut all) = (0, 0);
+            for system in systems(DType::BF16, maps) {
+                let mut run = Run::<bf16>::new(&system, spec, 0).unwrap();
+                run.sinks(&e, &ids).unwrap();
+                e.take();
+                e.take_f32();
+                run.first_token(&e, &ids).unwrap();
+                let phases = run.shapes.first_token(&spec);
+                let f32_flops: u64 = phases.iter().map(|p| p.f32_flops).sum();
+                assert_eq!(e.take_f32(), f32_flops, "{maps}: {:?}", run.shapes.prediction);
+                let maps: u64 = phases.iter().map(|p| p.flops.prediction).sum();
+                assert!(f32_flops == 0 || f32_flops == maps);
+                some += u64::from(f32_flops > 0);
+                all += u64::from(maps > 0);
+            }
+            assert!(some > 0 && (some == all) == by_keys, "{maps}: {some} of {all}");
+        }
     }
 }

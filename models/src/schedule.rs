@@ -187,6 +187,13 @@ pub enum Op {
     },
 }
 
+impl Op {
+    /// Whether it is the output head of the network that answers.
+    pub fn answers(&self) -> bool {
+        matches!(self, Op::Head { net: Net::Base, .. })
+    }
+}
+
 /// A step.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Step {
