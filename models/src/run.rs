@@ -31,7 +31,9 @@ use crate::{
         lazy::Lazy,
         select::{Rule, Scores},
     },
-    schedule::{self, KvShape, LayerStep, Map, Net, Op, Schedule, Slot, Step, Stream, Tokens, Uses, given, next, shapes},
+    schedule::{
+        self, KvShape, LayerStep, Map, Net, Op, Schedule, Slot, Step, Stream, Tokens, Uses, given, next, shapes,
+    },
     sizes::zeroed,
     spec::{Phase, Precision, RunSpec},
     system::{CostSystem, System},
@@ -60,12 +62,7 @@ pub fn plan_scoring(system: &System, spec: &RunSpec, scored: usize) -> Result<Bo
 ///
 /// # Errors
 /// As [`plan_scoring`].
-pub fn plan_lending(
-    system: &System,
-    spec: &RunSpec,
-    scored: usize,
-    to: &[&CostSystem],
-) -> Result<Box<dyn Inference>> {
+pub fn plan_lending(system: &System, spec: &RunSpec, scored: usize, to: &[&CostSystem]) -> Result<Box<dyn Inference>> {
     spec.check()?;
     if let System::Pruned(p) = system {
         p.pruning.check(p.base.config().layers.len(), p.aux.is_some())?;
@@ -275,7 +272,9 @@ impl<A: Element> Run<A> {
     fn borrow(&mut self, from: &Run<A>, ids: &[u32]) -> Result<usize> {
         let refuse = |reason| Err(Error::Loan { reason });
         if from.state.spec.batch != self.state.spec.batch || from.state.read != ids {
-            return refuse("it has not read these prompts, or was not planned to lend; plan it so, and have it read them");
+            return refuse(
+                "it has not read these prompts, or was not planned to lend; plan it so, and have it read them",
+            );
         }
         let steps = &self.schedule.prompt[..loan::steps(&from.schedule.prompt, &self.schedule.prompt)];
         let Some(Step { op: Op::Embed { net, rows, .. }, .. }) = steps.first() else {

@@ -180,7 +180,8 @@ fn runs_after_another_from_the_same_auxiliary_are_what_they_are_alone() {
             let spec = spec(batch, precision);
             let prompts = [ids(batch, 3), ids(batch, 4)];
             for last in [1, 4] {
-                let of = |pair: &KvPrediction| [(last, 0), (last, 1)].map(|own| System::KvPrediction(reading(pair, own)));
+                let of =
+                    |pair: &KvPrediction| [(last, 0), (last, 1)].map(|own| System::KvPrediction(reading(pair, own)));
                 let systems: Vec<System> = predictors.pairs.iter().flat_map(of).collect();
                 let shapes: Vec<CostSystem> = systems.iter().map(CostSystem::of).collect();
                 // Each of them lends to all.
@@ -230,7 +231,10 @@ fn what_cannot_be_taken_over_is_refused() {
     check(refused(&system, Precision::F32, &ids(1, 2), &*lender), "has not read these prompts");
     check(refused(&system, Precision::Bf16, &prompt, &*lender), "different types");
     // Other steps: of an auxiliary, of a pruned network.
-    check(refused(&System::KvPrediction(predictors.pairs[0].clone()), Precision::F32, &prompt, &*lender), "plan it to lend");
+    check(
+        refused(&System::KvPrediction(predictors.pairs[0].clone()), Precision::F32, &prompt, &*lender),
+        "plan it to lend",
+    );
     let pruned = System::Pruned(Pruned::new(Arc::clone(&pair.base), "GemFilter-1-5".parse().unwrap()));
     check(refused(&pruned, Precision::F32, &prompt, &*lender), "plan it to lend");
     // The same shapes with other weights, or the same loaded once more.

@@ -396,7 +396,7 @@ impl Session<'_> {
         Ok(out)
     }
 
-    /// The base's own caches of a prompt are asked for.
+    /// Whether a reader needs the base's own caches of each prompt.
     fn wants_truth(rows: &[Row]) -> bool {
         rows.iter().any(|row| matches!(row.reader, Reader::True(_)))
     }

@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use ttft_models::{
-    Inference, Network, Precision, System, cost::CostSystem, kv_prediction::control::Filling,
-    schedule::Schedule,
+    Inference, Network, Precision, System, cost::CostSystem, kv_prediction::control::Filling, schedule::Schedule,
 };
 
 use super::readers::{self, Reader, Row};
