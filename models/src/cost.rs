@@ -10,6 +10,7 @@ use ttft_kernels::DType;
 use crate::{
     config::NetworkConfig,
     kv_prediction::layout::Input,
+    loan,
     pruning::Pruning,
     schedule::{Entries, Net, Op, Out, Schedule, Step, next, predicted_layers, shapes},
     sizes::sum,
@@ -96,6 +97,14 @@ impl CostSystem {
         let mut steps = Schedule::new(self, spec).prompt;
         steps.retain(|step| step.op.answers());
         self.phases(spec, &steps)[0]
+    }
+
+    /// Operations of the steps that this need not run after another system, planned to lend to it ([`crate::plan_lending`]), has
+    /// read the same prompts.
+    pub fn borrowed(&self, spec: &RunSpec, from: &CostSystem) -> u64 {
+        let [own, from] = [Schedule::new(self, spec), Schedule::lending(from, spec, 0, &[self])];
+        let steps = &own.prompt[..loan::steps(&from.prompt, &own.prompt)];
+        sum(steps.iter().map(|step| self.step(spec, step).flops.total()))
     }
 
     /// The costs of `steps`, summed by phase.

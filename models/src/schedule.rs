@@ -15,6 +15,7 @@ use crate::{
         control::Filling,
         layout::{Input, Layout, Origin},
     },
+    loan,
     pruning::{Pruning, SpecPrefill},
     spec::{Extent, Phase, RunSpec},
     system::CostSystem,
@@ -74,6 +75,11 @@ impl Keeps {
             Input::Hidden => self.hidden,
             Input::Own => self.own,
         }
+    }
+
+    /// Each of them and the other's, in the order of [`Input::ALL`].
+    pub(crate) fn beside(self, other: Keeps) -> [(usize, usize); 3] {
+        Input::ALL.map(|input| (self.rows(input), other.rows(input)))
     }
 }
 
@@ -328,10 +334,18 @@ impl Schedule {
 
     /// The same, with up to `scored` tokens that are given to follow each prompt.
     pub fn scoring(s: &CostSystem, spec: &RunSpec, scored: usize) -> Schedule {
+        Schedule::lending(s, spec, scored, &[])
+    }
+
+    /// The same, keeping what runs of other systems need to go on from where both have done the same.
+    pub fn lending(s: &CostSystem, spec: &RunSpec, scored: usize, to: &[&CostSystem]) -> Schedule {
+        let own = prompt(s, spec);
+        let mut lends = own.clone();
+        to.iter().for_each(|other| loan::lend(&mut lends, &own, &prompt(other, spec)));
         let dropped = dropped(s, spec);
         let lazy = matches!(s.pruning, Some(Pruning::Lazy { .. }));
         let mut schedule = Schedule {
-            prompt: prompt(s, spec),
+            prompt: lends,
             next: Vec::new(),
             earlier: Vec::new(),
             given: Vec::new(),

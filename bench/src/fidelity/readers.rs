@@ -7,7 +7,7 @@ use ttft_models::{
     Extent, Inference, KvPrediction, NamedTensor, Network, Precision, RunSpec, System,
     cost::CostSystem,
     kv_prediction::control::{Control, Entries},
-    plan_scoring,
+    plan_lending,
 };
 use ttft_reports::fidelity::ControlKind;
 
@@ -137,7 +137,8 @@ impl Row {
         }
     }
 
-    /// A run of it, for a prompt of `n` tokens of which it is given some; so many tokens can be generated, or scored.
+    /// A run of it, for a prompt of `n` tokens of which it is given some; so many tokens can be generated, or scored. It keeps what
+    /// others need to begin where it is.
     ///
     /// # Errors
     /// What planning says.
@@ -148,9 +149,10 @@ impl Row {
         (n, given): (usize, usize),
         truth: &[NamedTensor],
         (generate, scored): (usize, usize),
+        to: &[&CostSystem],
     ) -> Result<Box<dyn Inference>> {
         let system = self.system(base, truth, n)?;
-        Ok(plan_scoring(&system, &spec(precision, given, generate.max(scored + 1)), scored)?)
+        Ok(plan_lending(&system, &spec(precision, given, generate.max(scored + 1)), scored, to)?)
     }
 }
 
