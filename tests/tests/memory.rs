@@ -14,7 +14,6 @@ use ttft_models::{
 use ttft_tests::{
     engine,
     models::{fixture, load, systems},
-    small,
 };
 
 #[global_allocator]
@@ -26,7 +25,7 @@ fn plans_are_what_is_allocated_and_weights_stay_mapped() {
     let dir = tempfile::tempdir().unwrap();
     let models = load("A");
     let mut config = models.base.config().clone();
-    config.vocab = if small() { 22_000 } else { 40_000 };
+    config.vocab = 40_000;
     let spec = synth::Spec::custom("wide", config, DType::BF16, 0);
     spec.make(dir.path(), &|_, _| ()).unwrap();
     let region = Region::new(COUNTING);
@@ -52,8 +51,8 @@ fn plans_are_what_is_allocated_and_weights_stay_mapped() {
     assert!(copied.copied_bytes() == copied.mapped_bytes() && range.contains(&held), "{held} bytes, {range:?}");
     drop(copied);
 
-    // More rows than are worked on at once: of activations, or in an emulator at least of logits.
-    let longest = if small() { 90 } else { 700 };
+    // More rows than are worked on at once.
+    let longest = 700;
     let e = engine(Isa::best(), 1, Backend::Ours);
     let [base, aux, kvp] = systems(&models);
     let pruned = |p: &str| System::Pruned(Pruned::new(Arc::clone(&models.base), p.parse().unwrap()));
@@ -81,10 +80,6 @@ fn plans_are_what_is_allocated_and_weights_stay_mapped() {
     for system in systems {
         for precision in [Precision::F32, Precision::Bf16] {
             for extent in [Extent::FirstToken, Extent::FullNetwork] {
-                // Plans are the same on every machine; what a token allocates is each type's own.
-                if small() && (precision == Precision::F32) != (extent == Extent::FirstToken) {
-                    continue;
-                }
                 for (batch, prompt, generate) in [(1, 1, 1), (2, 9, 4), (3, longest, 2)] {
                     let spec = RunSpec { batch, prompt, generate, precision, extent };
                     let shapes = CostSystem::of(&system);
