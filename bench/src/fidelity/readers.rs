@@ -60,12 +60,18 @@ pub enum Role {
     Control(ControlKind, Option<usize>),
 }
 
+/// Truncated prompts have a whole number of such parts of the prompt: what systems of like cost are compared with is then run once
+/// for all of them.
+const PARTS: usize = 32;
+
 impl Length {
     /// Tokens of a prompt of `n`.
     pub fn of(&self, base: &Arc<Network>, precision: Precision, n: usize) -> usize {
+        let part = (n / PARTS).max(1);
+        let up = |tokens: usize| (tokens.div_ceil(part) * part).clamp(1, n);
         match self {
             Length::Tokens(tokens) => (*tokens).min(n),
-            Length::Share(share) => ((share * n as f64).round() as usize).clamp(1, n),
+            Length::Share(share) => up((share * n as f64).round() as usize),
             Length::Operations(system) => {
                 let allowed = operations(system, precision, n);
                 let whole = CostSystem::of(&System::Network(Arc::clone(base)));
@@ -75,7 +81,7 @@ impl Length {
                     let middle = usize::midpoint(fits, beyond);
                     if operations(&whole, precision, middle) <= allowed { fits = middle } else { beyond = middle }
                 }
-                fits
+                up(fits)
             }
         }
     }
