@@ -242,7 +242,11 @@ pub fn join<'a>(record: &'a Record, files: &'a [Fidelity]) -> Joined<'a> {
     for file in files {
         let joined = one(record, &rows, file, files.iter().map(|f| f.systems.len()).sum::<usize>() > 1);
         all.refused.extend(joined.refused);
-        joined.remarks.into_iter().for_each(|r| if !all.remarks.contains(&r) { all.remarks.push(r) });
+        joined.remarks.into_iter().for_each(|r| {
+            if !all.remarks.contains(&r) {
+                all.remarks.push(r)
+            }
+        });
         for size in joined.sizes {
             let Some(known) = all.sizes.iter_mut().find(|s| s.batch == size.batch) else {
                 all.sizes.push(size);
@@ -299,8 +303,10 @@ fn one<'a>(record: &'a Record, rows: &[Row<'a>], file: &'a Fidelity, several: bo
     if let Err(why) = &here {
         remarks.push(format!("The times of the fidelity run are left out, because {why}."));
     }
-    let sizes: Vec<Tradeoff> =
-        by_batch.into_iter().map(|(batch, systems)| size(record, file, rows, (batch, several), &systems, here.is_ok())).collect();
+    let sizes: Vec<Tradeoff> = by_batch
+        .into_iter()
+        .map(|(batch, systems)| size(record, file, rows, (batch, several), &systems, here.is_ok()))
+        .collect();
     Joined { sizes, refused, remarks }
 }
 
@@ -527,8 +533,11 @@ mod tests {
         assert_eq!(two.refused.len(), 0);
         for (one, two) in one.sizes.iter().zip(&two.sizes) {
             let marks = |size: &Tradeoff| {
-                let mut all: Vec<String> =
-                    size.marks.iter().map(|m| format!("{} {:?} {:?} {:?}", m.name, m.ttft, m.speedup, m.clock)).collect();
+                let mut all: Vec<String> = size
+                    .marks
+                    .iter()
+                    .map(|m| format!("{} {:?} {:?} {:?}", m.name, m.ttft, m.speedup, m.clock))
+                    .collect();
                 // The controls of a system follow each other in the one, and those of a kind in the other.
                 all[3..].sort();
                 all

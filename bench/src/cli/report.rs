@@ -12,7 +12,13 @@ use clap::{
     Args,
     builder::{PossibleValue, PossibleValuesParser},
 };
-use ttft_reports::{fidelity::{self, Fidelity}, json, paper, render, schema::Record, terminal, text::printable};
+use ttft_reports::{
+    fidelity::{self, Fidelity},
+    json, paper, render,
+    schema::Record,
+    terminal,
+    text::printable,
+};
 
 use crate::{
     console,

@@ -20,7 +20,8 @@ pub fn together(files: &[(&Path, &Fidelity)]) -> Result<(), FidelityError> {
         };
         let unlike = |field: &str| refuse(field, format!("not as in {}", first_path.display()));
         let (a, b) = (&first.base.network, &file.base.network);
-        if a.weights_sha256.is_none() || (&a.weights_sha256, &a.config_sha256) != (&b.weights_sha256, &b.config_sha256) {
+        if a.weights_sha256.is_none() || (&a.weights_sha256, &a.config_sha256) != (&b.weights_sha256, &b.config_sha256)
+        {
             return Err(unlike("base.network"));
         }
         if first.settings != file.settings {

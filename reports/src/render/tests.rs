@@ -429,11 +429,7 @@ fn runs_without_figures_still_make_a_report() {
             cell.phases.iter_mut().for_each(|p| p.samples_ns.clear());
             cell.rounds = None;
         }
-        assert!(
-            (format.render)(&[Run { name: "bare", record: &bare, fidelity: &[] }], &[]).is_ok(),
-            "{}",
-            format.name
-        );
+        assert!((format.render)(&[Run { name: "bare", record: &bare, fidelity: &[] }], &[]).is_ok(), "{}", format.name);
     }
     assert!(matches!(html::render(&[], &[]), Err(RenderError::NoRuns)));
     let (a, b) = (samples::run(), paper::table5());
