@@ -2,7 +2,20 @@
 //! as far as some layer; so do KV predictions from one auxiliary. One of them can be planned to keep what others need to go on from
 //! there, and these then begin behind the steps that are the same ([`crate::Inference::first_token_after`]).
 
-use crate::schedule::{Keeps, LayerStep, Net, Op, Rows, Step, Tokens};
+use crate::{
+    schedule::{self, Keeps, LayerStep, Net, Op, Rows, Schedule, Step, Tokens},
+    spec::RunSpec,
+    system::CostSystem,
+};
+
+/// The schedule of a run that keeps what runs of other systems need to go on from where both have done the same; with up to
+/// `scored` tokens that are given to follow each prompt.
+pub(crate) fn lending(s: &CostSystem, spec: &RunSpec, scored: usize, to: &[&CostSystem]) -> Schedule {
+    let own = schedule::prompt(s, spec);
+    let mut lends = own.clone();
+    to.iter().for_each(|other| lend(&mut lends, &own, &schedule::prompt(other, spec)));
+    Schedule::keeping(s, spec, scored, lends)
+}
 
 /// How many first steps of the one run are those of the other too, but for what is kept: the embeddings of a prompt and layers on
 /// all of its rows. None of token pruning.
@@ -48,7 +61,7 @@ fn goes_on(of: Net, later: &[Step]) -> bool {
 
 /// Has a run keep what another needs to begin behind as many of its steps as can be; `own` are the steps of the one that lends as
 /// they are without. What its own maps read stays as it is.
-pub(crate) fn lend(from: &mut [Step], own: &[Step], to: &[Step]) {
+fn lend(from: &mut [Step], own: &[Step], to: &[Step]) {
     let can = |(has, needs): (usize, usize)| has == 0 || has >= needs;
     for n in (2..=alike(own, to)).rev() {
         let Some(needs) = needs(to, n) else { continue };

@@ -15,7 +15,6 @@ use crate::{
         control::Filling,
         layout::{Input, Layout, Origin},
     },
-    loan,
     pruning::{Pruning, SpecPrefill},
     spec::{Extent, Phase, RunSpec},
     system::CostSystem,
@@ -334,18 +333,15 @@ impl Schedule {
 
     /// The same, with up to `scored` tokens that are given to follow each prompt.
     pub fn scoring(s: &CostSystem, spec: &RunSpec, scored: usize) -> Schedule {
-        Schedule::lending(s, spec, scored, &[])
+        Schedule::keeping(s, spec, scored, prompt(s, spec))
     }
 
-    /// The same, keeping what runs of other systems need to go on from where both have done the same.
-    pub fn lending(s: &CostSystem, spec: &RunSpec, scored: usize, to: &[&CostSystem]) -> Schedule {
-        let own = prompt(s, spec);
-        let mut lends = own.clone();
-        to.iter().for_each(|other| loan::lend(&mut lends, &own, &prompt(other, spec)));
+    /// The same, with the steps of [`prompt`], which may keep more than the run itself needs.
+    pub fn keeping(s: &CostSystem, spec: &RunSpec, scored: usize, prompt: Vec<Step>) -> Schedule {
         let dropped = dropped(s, spec);
         let lazy = matches!(s.pruning, Some(Pruning::Lazy { .. }));
         let mut schedule = Schedule {
-            prompt: lends,
+            prompt,
             next: Vec::new(),
             earlier: Vec::new(),
             given: Vec::new(),
@@ -529,7 +525,7 @@ fn dropped(s: &CostSystem, spec: &RunSpec) -> usize {
 }
 
 /// The steps of the first token.
-fn prompt(s: &CostSystem, spec: &RunSpec) -> Vec<Step> {
+pub fn prompt(s: &CostSystem, spec: &RunSpec) -> Vec<Step> {
     let (n, extent, c) = (spec.prompt, spec.extent, &s.base);
     let mut out = Vec::new();
     match (&s.prediction, s.pruning) {
