@@ -32,12 +32,12 @@ declare -A ISA=([cortex-a72]=neon [neoverse-n1]=neon [max,sve=off]=neonbf16)
 
 # CPU model -> its test programs. The last has every level, so whatever computes runs there. The first shows that no kernel of
 # plain NEON needs more, the second what uses fp16 and dotprod: the crate gemm and the peak loops. Plans of memory count bytes by
-# shapes, which the host tests.
+# shapes, and threads share an engine as on any CPU, both of which the host tests.
 declare -A PROGRAMS=(
     [cortex-a72]="ttft_kernels conformance_gemm conformance_attention conformance_rowwise goldens"
     [neoverse-n1]="ttft_kernels conformance_gemm"
     [max,sve=off]="ttft_kernels ttft_models ttft_bench conformance_gemm conformance_attention conformance_rowwise goldens
-        families networks variants pruning rivals sinks controls maps shared_engine cli"
+        families networks variants pruning rivals sinks maps cli"
 )
 # Of a program, or of a program on one CPU, the tests whose names hold one of the words: what runs networks, and what looks at the
 # machine. The gate of benchmarks, whose own test takes minutes here, is passed by every cell of a run of `cli`.

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The worked example of docs/example.md: SmolLM2-135M with maps for its own first k layers, from the packages of PyPI and Debian to
-# the trade-off page.
+# A worked example: SmolLM2-135M with maps for its own first k layers, from the packages of PyPI and Debian to the page of speed
+# against answers.
 #
 #     docs/examples/smollm2.sh FOLDER
 #
