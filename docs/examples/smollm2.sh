@@ -4,7 +4,7 @@
 #
 #     docs/examples/smollm2.sh FOLDER
 #
-# FOLDER takes 1.5 GB. What is there already is not made again. It needs ttft on the PATH (or its path in TTFT), Debian's apt-get
+# What is in FOLDER already is not made again. It needs ttft on the PATH (or its path in TTFT), Debian's apt-get
 # and dpkg-deb, and python3 with pip. The texts are those of Debian 12; elsewhere, give three files of your own:
 # FOLDER/fit.txt, FOLDER/held-out.txt of the same kind, and FOLDER/other.txt of another kind.
 set -euo pipefail

@@ -56,9 +56,9 @@ pub struct CostSystem {
     pub pruning: Option<Pruning>,
     /// The network that chooses these tokens, if that is another.
     pub chooser: Option<NetworkConfig>,
-    /// Storage type of the weights,
+    /// Storage type of the networks' weights.
     pub weights: DType,
-    /// and of the predictor's maps.
+    /// Storage type of the predictor's maps.
     pub maps: DType,
 }
 

@@ -126,7 +126,7 @@ mod tests {
 
     #[test]
     fn a_kernel_that_reads_faster_than_the_probe_is_named() {
-        let mut record = crate::samples::run();
+        let mut record = samples::run();
         record.run.limits.read_gb_per_s = Some(36.0);
         assert_eq!(reading(&record), None, "caches are unknown");
         let cache =

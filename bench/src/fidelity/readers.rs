@@ -32,9 +32,9 @@ pub enum Reader {
 pub enum Length {
     /// So many.
     Tokens(usize),
-    /// As many as take no more operations than this system.
+    /// As many as take no more operations than this system, rounded up to a 32nd of the prompt.
     Operations(Box<CostSystem>),
-    /// A share of the prompt's.
+    /// A share of the prompt's, likewise rounded up.
     Share(f64),
 }
 

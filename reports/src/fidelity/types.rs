@@ -188,9 +188,9 @@ pub struct System {
 pub enum ControlKind {
     /// The base reads the last token alone (and the sink, if it has one).
     NoContext,
-    /// The base reads as many last tokens as the system's operations allow (and the sink, if it has one).
+    /// The base reads as many last tokens as the system's operations allow, rounded up a little (and the sink, if it has one).
     TruncationEqualOperations,
-    /// The base reads as many last tokens as the system's measured TTFT allows (and the sink, if it has one).
+    /// The base reads as many last tokens as the system's measured TTFT allows, likewise (and the sink, if it has one).
     TruncationEqualTtft,
     /// The system with nothing predicted: positions that would be are dropped.
     NothingPredicted,

@@ -743,8 +743,8 @@ pub struct PhaseRecord {
 pub struct Cost {
     /// Floating-point operations.
     pub flops: Flops,
-    /// What of `flops` is multiplied in F32, the rest being in BF16; null in records of before 2026-11-29, where all are taken to be of
-    /// the cell's `compute_dtype`.
+    /// What of `flops` is multiplied in F32, the rest being in BF16; null in records of earlier versions, where all are taken to
+    /// be of the cell's `compute_dtype`.
     pub f32_flops: Option<u64>,
     /// Bytes of weights read, each once.
     pub weight_bytes: u64,
