@@ -165,6 +165,27 @@ impl Lines {
     }
 }
 
+/// A stretch of memory to be fetched evenly over a number of turns of a kernel's loop. It is never read: any address will do.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Fetch {
+    pub at: *const u8,
+    /// Lines to fetch in each turn, and bytes between them.
+    pub per_turn: usize,
+    pub step: usize,
+}
+
+impl Fetch {
+    /// Nothing.
+    pub const NONE: Fetch = Fetch { at: std::ptr::null(), per_turn: 0, step: 0 };
+
+    /// `bytes` bytes from `at` on, in `turns` turns.
+    pub fn new(at: *const u8, bytes: usize, turns: usize) -> Fetch {
+        let each = bytes.div_ceil(turns.max(1));
+        let per_turn = each.div_ceil(64);
+        Fetch { at, per_turn, step: each.div_ceil(per_turn.max(1)) }
+    }
+}
+
 /// What a micro-kernel does for the next block of weights in the shadow of its multiply-adds.
 #[derive(Debug)]
 pub(crate) struct Ahead {
@@ -172,6 +193,8 @@ pub(crate) struct Ahead {
     pub queue: Copier,
     /// Where the accumulators go.
     pub own: Lines,
+    /// What another product will read, for the second-level cache. A kernel may leave it alone.
+    pub beside: Fetch,
     /// For the others: an address to prefetch from, one line each K step, never read; it moves on by `step` bytes.
     #[cfg_attr(not(target_arch = "aarch64"), allow(dead_code))]
     pub prefetch: *const u8,
@@ -187,6 +210,7 @@ impl Ahead {
         Ahead {
             queue: Copier::new(&[], shape, 1),
             own: Lines::new(std::ptr::null(), 0, 0, 0, 0),
+            beside: Fetch::NONE,
             prefetch: std::ptr::null(),
             step: 0,
         }

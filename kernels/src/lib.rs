@@ -58,7 +58,7 @@ pub use isa::Isa;
 pub use level::Level;
 pub use levels::{isas, kernels_of};
 pub use lines::Buffer;
-pub use operands::{AttnShape, HeadNorm, HeadProjection, HeadsOut, Output, Positions, Query};
+pub use operands::{AttnShape, HeadNorm, HeadProjection, HeadsOut, Output, Positions, Product, Query};
 pub use pool::Pool;
 pub use rope::RopeTable;
 pub use team::Backend;

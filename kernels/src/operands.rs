@@ -2,7 +2,7 @@
 
 use crate::{
     rope::RopeTable,
-    view::{HeadCache, Mat, MatMut, Weight},
+    view::{Element, HeadCache, Mat, MatMut, Weight},
 };
 
 /// Where [`crate::Engine::linear`] puts `x W^T` (`[M, N]`).
@@ -16,6 +16,33 @@ pub enum Output<'a, A> {
     Add(MatMut<'a, f32>),
     /// `y = silu(x W^T) * (x V^T)`: a second matrix V of W's shape and row stride.
     SwiGlu(MatMut<'a, A>, Weight<'a>),
+}
+
+/// A product `x[M,K] W[N,K]^T` and where it goes, as [`crate::Engine::linear`] takes it.
+#[derive(Debug)]
+pub struct Product<'a, A> {
+    /// `[M, K]`.
+    pub x: Mat<'a, A>,
+    /// `[N, K]`.
+    pub w: Weight<'a>,
+    /// `[M, N]`.
+    pub out: Output<'a, A>,
+}
+
+impl<A: Element> Product<'_, A> {
+    /// The part that makes columns `start..start + cols` of the output, out of so many rows of W.
+    ///
+    /// # Panics
+    /// If there are no such rows.
+    pub fn cols_at(&mut self, start: usize, cols: usize) -> Product<'_, A> {
+        let out = match &mut self.out {
+            Output::Store(y) => Output::Store(y.reborrow().cols_at(start, cols)),
+            Output::Bias(y, b) => Output::Bias(y.reborrow().cols_at(start, cols), &b[start..start + cols]),
+            Output::Add(y) => Output::Add(y.reborrow().cols_at(start, cols)),
+            Output::SwiGlu(y, v) => Output::SwiGlu(y.reborrow().cols_at(start, cols), v.rows_at(start, cols)),
+        };
+        Product { x: self.x, w: self.w.rows_at(start, cols), out }
+    }
 }
 
 /// Per-head RMSNorm (weight `[head_dim]`, eps) of [`crate::Engine::heads`].

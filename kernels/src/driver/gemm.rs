@@ -9,21 +9,24 @@
 use std::{
     ops::Range,
     sync::atomic::{
-        AtomicPtr, AtomicU64,
+        AtomicPtr, AtomicU64, AtomicUsize,
         Ordering::{Acquire, Relaxed, Release},
     },
 };
 
-use super::output::{Factors, Target};
+use super::{
+    dot::{self, Few},
+    output::{Factors, Target},
+};
 use crate::{
-    contract::{Ahead, Copier, Drain, Epilogues, ForWeight, GemmKernel, InPlace, PackX, Unit, UnitShape},
+    contract::{Ahead, Copier, Drain, Epilogues, Fetch, ForWeight, GemmKernel, InPlace, PackX, Unit, UnitShape},
     levels,
     micro::tile::{UNROLL, looks},
-    operands::Output,
+    operands::Product,
     shared::SharedMut,
     team::Team,
     tuning,
-    view::{Element, Mat, Stored, Weight},
+    view::{Element, Mat, Stored},
 };
 
 /// A kernel, its functions for the format of W, and where W's rows are.
@@ -136,8 +139,104 @@ struct Block {
     group: usize,
 }
 
+/// A product of few rows that threads compute besides: some rows of W each time that their weights have been fetched in the
+/// shadow of the multiply-adds.
+struct Beside<'a> {
+    few: Few<'a>,
+    /// The first row that nobody has taken.
+    next: AtomicUsize,
+    /// Rows taken at a time.
+    rows: usize,
+    /// Calls of a micro-kernel in which those of one matrix are fetched, and turns of its loop in them.
+    calls: usize,
+    turns: usize,
+}
+
+impl<'a> Beside<'a> {
+    /// For `calls` calls in all, of so many turns each.
+    fn new(few: Few<'a>, calls: usize, turns: usize) -> Beside<'a> {
+        let (n, halves) = (few.n(), few.halves());
+        let least = tuning::BESIDE_BYTES.div_ceil(few.rows(0, 0, 1).len());
+        let rows = (n * halves).div_ceil(calls.max(1)).max(least).next_multiple_of(4).min(n);
+        let calls = (calls * rows / (n * halves)).max(1);
+        Beside { few, next: AtomicUsize::new(0), rows, calls, turns: turns * calls }
+    }
+
+    fn take(&self) -> Option<Range<usize>> {
+        let start = self.next.fetch_add(self.rows, Relaxed);
+        (start < self.few.n()).then(|| start..self.few.n().min(start + self.rows))
+    }
+}
+
+/// A thread's part of a [`Beside`].
+struct Side<'a> {
+    beside: &'a Beside<'a>,
+    /// The rows taken, of which the matrix `half` is being fetched, for so many calls more.
+    taken: Option<Range<usize>>,
+    half: usize,
+    calls_left: usize,
+    fetch: Fetch,
+    room: &'a mut [f32],
+}
+
+impl<'a> Side<'a> {
+    fn new(beside: &'a Beside<'a>, room: &'a mut [f32]) -> Side<'a> {
+        let mut side = Side { beside, taken: None, half: 0, calls_left: 0, fetch: Fetch::NONE, room };
+        side.take();
+        side
+    }
+
+    fn take(&mut self) {
+        (self.taken, self.half) = (self.beside.take(), 0);
+        self.fetch();
+    }
+
+    fn fetch(&mut self) {
+        self.calls_left = self.beside.calls;
+        self.fetch = match &self.taken {
+            Some(rows) => {
+                let w = self.beside.few.rows(self.half, rows.start, rows.len());
+                Fetch::new(w.as_ptr(), w.len(), self.beside.turns)
+            }
+            None => Fetch::NONE,
+        };
+    }
+
+    /// After a call of a micro-kernel, which has left `fetch`.
+    fn call(&mut self, fetch: Fetch) {
+        self.fetch = fetch;
+        if self.taken.is_none() {
+            return;
+        }
+        self.calls_left -= 1;
+        if self.calls_left > 0 {
+            return;
+        }
+        self.half += 1;
+        if self.half < self.beside.few.halves() { self.fetch() } else { self.compute() }
+    }
+
+    /// Computes the rows taken, and takes others.
+    fn compute(&mut self) {
+        if let Some(rows) = self.taken.take() {
+            // SAFETY: `Beside::take` gives rows to one thread.
+            unsafe { self.beside.few.compute(rows, self.room, std::ptr::null()) };
+        }
+        self.take();
+    }
+
+    /// Computes what it has taken, and `all` that is left.
+    fn end(mut self, all: bool) {
+        while let Some(rows) = self.taken.take() {
+            // SAFETY: as above.
+            unsafe { self.beside.few.compute(rows, self.room, std::ptr::null()) };
+            self.taken = if all { self.beside.take() } else { None };
+        }
+    }
+}
+
 /// A product, cut for the threads of a pool.
-struct Product<'a, A> {
+struct Cut<'a, A> {
     k: &'static GemmKernel,
     pack: PackX,
     x: Mat<'a, A>,
@@ -154,7 +253,7 @@ struct Product<'a, A> {
     shares: Vec<Share>,
 }
 
-impl<A: Element> Product<'_, A> {
+impl<A: Element> Cut<'_, A> {
     fn chunk_len(&self, c: usize) -> usize {
         (self.src.row().0 - c * self.k.kc).min(self.k.kc)
     }
@@ -245,8 +344,8 @@ impl<A: Element> Product<'_, A> {
     }
 
     /// Everything that one thread does in a pass, in its own memory: one for the panels of its share; one with `w_bytes` for
-    /// each of two packed blocks of W, if any, and accumulators.
-    fn work(&self, thread: usize, x: &mut [u8], memory: &mut [u8], w_bytes: usize) {
+    /// each of two packed blocks of W, if any, and accumulators. And what it does of a product `side` by side with this.
+    fn work(&self, thread: usize, x: &mut [u8], memory: &mut [u8], w_bytes: usize, side: &mut Option<Side<'_>>) {
         let own = &self.shares[thread];
         if own.x.load(Relaxed).is_null() {
             for (panel, p) in x.chunks_exact_mut(self.panel_bytes()).zip(own.panels.clone()) {
@@ -284,7 +383,7 @@ impl<A: Element> Product<'_, A> {
                 None => Ahead::nothing(),
             };
             // SAFETY: the block was packed by this thread, if it is packed at all; no other thread has this memory.
-            unsafe { self.compute(&block, buffers[0], acc, &mut ahead) };
+            unsafe { self.compute(&block, buffers[0], acc, &mut ahead, side) };
             let Some(next) = next else { break };
             match (packs, self.src.drain) {
                 (false, _) => {}
@@ -335,8 +434,15 @@ impl<A: Element> Product<'_, A> {
     ///
     /// # Safety
     /// `tiles` holds the block, if this kernel packs W; `acc` the accumulators of a panel, or of all panels if there is more
-    /// than one group of chunks; no other thread writes either. The queue is that of [`Product::ahead`].
-    unsafe fn compute(&self, block: &Block, tiles: *const u8, acc: *mut f32, ahead: &mut Ahead) {
+    /// than one group of chunks; no other thread writes either. The queue is that of [`Cut::ahead`].
+    unsafe fn compute(
+        &self,
+        block: &Block,
+        tiles: *const u8,
+        acc: *mut f32,
+        ahead: &mut Ahead,
+        side: &mut Option<Side<'_>>,
+    ) {
         let (k, halves, groups) = (self.k, self.src.halves, self.groups());
         let (half_acc, panel_bytes) = (self.most * k.nr * k.mr, self.panel_bytes());
         let share = &self.shares[block.share];
@@ -364,6 +470,9 @@ impl<A: Element> Product<'_, A> {
                 let accumulate = c > 0 || matches!(self.target, Target::Store(_, Some(_)));
                 for h in 0..halves {
                     for t in 0..block.tiles.len() {
+                        if let Some(side) = side {
+                            ahead.beside = side.fetch;
+                        }
                         // SAFETY: panel and tile were packed by this kernel for this chunk's length, or `rows` of W from
                         // `w` are inside it (`Source::at` checked) with whole vectors from `c * kc` on; the accumulator
                         // tile is inside the buffer; no thread writes packed x any more; the queue's units were
@@ -380,6 +489,9 @@ impl<A: Element> Product<'_, A> {
                                 (self.src.of.micro)(steps, panel, tile, acc, accumulate, ahead);
                             }
                         }
+                        if let Some(side) = side {
+                            side.call(ahead.beside);
+                        }
                     }
                 }
             }
@@ -391,7 +503,13 @@ impl<A: Element> Product<'_, A> {
     }
 }
 
-pub fn blocked<'a, A: Element>(e: &Team, k: &'static GemmKernel, x: Mat<'_, A>, w: Weight<'a>, mut out: Output<'a, A>) {
+/// The product, and `beside` it another one of few rows.
+pub fn blocked<A: Element>(
+    e: &Team,
+    k: &'static GemmKernel,
+    Product { x, w, mut out }: Product<'_, A>,
+    mut beside: Option<Product<'_, A>>,
+) {
     e.used.note(k.name);
     let factors = Factors::of(w, &out);
     let (target, y_stride) = Target::of(&mut out);
@@ -438,14 +556,26 @@ pub fn blocked<'a, A: Element>(e: &Team, k: &'static GemmKernel, x: Mat<'_, A>, 
     let epilogues = &e.level.epilogues;
     let pack = k.pack_x(A::DTYPE);
     let mut product =
-        Product { k, pack, x, src, target, y_stride, epilogues, chunks, group, most, unit, shares: Vec::new() };
+        Cut { k, pack, x, src, target, y_stride, epilogues, chunks, group, most, unit, shares: Vec::new() };
     let team = e.take();
     let mut shared = team.shared();
+    let few = beside.as_mut().map(|b| {
+        let kernel = dot::kernel(e, b.x.rows(), A::DTYPE, b.w.dtype());
+        (kernel, b.x, Factors::of(b.w, &b.out), Few::bytes(kernel, b.x.rows(), b.w.k()).next_multiple_of(64), &mut b.out)
+    });
+    let packed_bytes = if alone { 0 } else { pass_panels * panel_bytes };
+    let (few_x, packed_x) = shared.get(few.as_ref().map_or(0, |f| f.3) + packed_bytes).split_at_mut(few.as_ref().map_or(0, |f| f.3));
+    let beside = few.map(|(kernel, x, factors, _, out)| {
+        let calls = panels * all_tiles * halves * chunks;
+        let turns = w.k().div_ceil(k.ku) / UNROLL / chunks;
+        Beside::new(Few::new(e, kernel, x, factors, Target::of(out), few_x), calls, turns)
+    });
+    let room = beside.as_ref().map_or(0, |b| (b.few.room(b.rows) * 4).next_multiple_of(64));
     for pass in 0..passes {
         let panels = part(pass, passes, 0..panels);
         product.shares = (0..threads).map(|t| share(t, panels.clone())).collect();
         if !alone {
-            let packed = SharedMut::new(shared.get(pass_panels * panel_bytes));
+            let packed = SharedMut::new(&mut *packed_x);
             team.for_each(panels.len() * chunks, |task, _| {
                 let (i, c) = (task / chunks, task % chunks);
                 // SAFETY: each (panel, chunk) is one task and has its own place, a whole number of lines from the first.
@@ -461,8 +591,13 @@ pub fn blocked<'a, A: Element>(e: &Team, k: &'static GemmKernel, x: Mat<'_, A>, 
         }
         team.run(|thread| {
             let mut scratch = team.thread(thread);
-            let (x, memory) = scratch.get(x_bytes + 2 * w_bytes + acc_bytes).split_at_mut(x_bytes);
-            product.work(thread, x, memory, w_bytes);
+            let (x, memory) = scratch.get(x_bytes + 2 * w_bytes + acc_bytes + room).split_at_mut(x_bytes);
+            let (memory, room) = memory.split_at_mut(2 * w_bytes + acc_bytes);
+            let mut side = beside.as_ref().map(|b| Side::new(b, bytemuck::cast_slice_mut(room)));
+            product.work(thread, x, memory, w_bytes, &mut side);
+            if let Some(side) = side {
+                side.end(pass + 1 == passes);
+            }
         });
     }
 }
