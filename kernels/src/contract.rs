@@ -262,7 +262,8 @@ pub(crate) struct ForWeight {
 }
 
 /// `out[m][n] = x[m] . w[n]` for a few rows of activations: no packing, weights read once, in place. `rows` rows of x against `n`
-/// consecutive rows of W; what the caller will read after them, at `next`, may be prefetched.
+/// consecutive rows of W; what the caller will read after them, at `next`, may be prefetched. `next` is null where the rows are in
+/// the second-level cache already. The sums are the same either way.
 ///
 /// # Safety
 /// `x` is readable for `rows` rows of `k` elements of the kernel's type `x_stride` bytes apart, `w` for `n` rows of `k` elements

@@ -119,7 +119,7 @@ impl<A: Element> Multiply<A> for &Engine {
 
 /// A product of a layer.
 #[derive(Clone, Copy)]
-enum Part {
+enum Piece {
     /// Queries, keys and values, by one of the matrices.
     Project(usize),
     /// Attention's output.
@@ -357,21 +357,21 @@ impl Network {
         let (l, q_dim) = (&self.layers[i], self.config.q_dim(i));
         let all = act.rows() * act.dim;
         match self.part(i, p) {
-            Part::Project(0) => {
+            Piece::Project(0) => {
                 self.normed(e, &l.attn_norm, &act.x[..all], &mut act.h)?;
                 act.y_cols = q_dim + 2 * self.config.kv_dim(i);
             }
-            Part::Out => {
+            Piece::Out => {
                 self.append(e, i, act, q_dim, rope, cache)?;
                 self.queries(e, i, act, rope)?;
                 self.attend(e, i, act, cache)?;
                 add(&mut act.x[..all], l.out_bias.as_ref());
             }
-            Part::Up(0) => {
+            Piece::Up(0) => {
                 self.normed(e, &l.ffn_norm, &act.x[..all], &mut act.h)?;
             }
-            Part::Down => self.gate(e, i, act, (0, act.rows()))?,
-            Part::Project(_) | Part::Up(_) => {}
+            Piece::Down => self.gate(e, i, act, (0, act.rows()))?,
+            Piece::Project(_) | Piece::Up(_) => {}
         }
         Ok(())
     }
@@ -386,13 +386,13 @@ impl Network {
         self.product_of(i, self.part(i, p), act, (0, rows))
     }
 
-    fn part(&self, i: usize, p: usize) -> Part {
+    fn part(&self, i: usize, p: usize) -> Piece {
         let (projections, ups) = (self.layers[i].qkv.matrices.len(), self.ups(i));
         match p.checked_sub(projections) {
-            None => Part::Project(p),
-            Some(0) => Part::Out,
-            Some(p) if p <= ups => Part::Up(p - 1),
-            Some(_) => Part::Down,
+            None => Piece::Project(p),
+            Some(0) => Piece::Out,
+            Some(p) if p <= ups => Piece::Up(p - 1),
+            Some(_) => Piece::Down,
         }
     }
 
@@ -406,24 +406,24 @@ impl Network {
     fn product_of<'a, A: Element>(
         &'a self,
         i: usize,
-        part: Part,
+        part: Piece,
         act: &'a mut Activations<A>,
         (r, m): (usize, usize),
     ) -> Product<'a, A> {
         let (l, dim, q_dim, f) = (&self.layers[i], act.dim, self.config.q_dim(i), self.layers[i].shape.ffn);
         let h = Mat::new(&act.h[..m * dim], m, dim);
         match part {
-            Part::Project(j) => {
+            Piece::Project(j) => {
                 let n = act.y_cols;
                 let y = MatMut::new(&mut act.y[r * n..][..m * n], m, n);
                 l.qkv.product(j, h, 0..n, y).expect("every matrix makes some of the columns")
             }
-            Part::Out => {
+            Piece::Out => {
                 let o = Mat::new(&act.o[r * q_dim..][..m * q_dim], m, q_dim);
                 let x = MatMut::new(&mut act.x[r * dim..][..m * dim], m, dim);
                 Product { x: o, w: l.out.view(), out: Output::Add(x) }
             }
-            Part::Up(j) => match l.gate_up.halves() {
+            Piece::Up(j) => match l.gate_up.halves() {
                 Some((gate, up)) => {
                     let g = MatMut::new(&mut act.g[..m * f], m, f);
                     Product { x: h, w: gate, out: Output::SwiGlu(g, up) }
@@ -433,7 +433,7 @@ impl Network {
                     l.gate_up.product(j, h, 0..2 * f, u).expect("every matrix makes some of the columns")
                 }
             },
-            Part::Down => {
+            Piece::Down => {
                 let x = MatMut::new(&mut act.x[r * dim..][..m * dim], m, dim);
                 Product { x: Mat::new(&act.g[..m * f], m, f), w: l.down.view(), out: Output::Add(x) }
             }
@@ -645,14 +645,14 @@ impl Network {
     ) -> Result<()> {
         let (l, rows, dim) = (&self.layers[i], act.rows(), act.dim);
         add(&mut act.x[..rows * dim], l.out_bias.as_ref());
-        by.linear(self.product_of(i, Part::Out, act, (0, rows)))?;
+        by.linear(self.product_of(i, Piece::Out, act, (0, rows)))?;
         for chunk in chunks(rows, CHUNK) {
             self.normed(e, &l.ffn_norm, &act.x[chunk.0 * dim..][..chunk.1 * dim], &mut act.h)?;
             for j in 0..self.ups(i) {
-                by.linear(self.product_of(i, Part::Up(j), act, chunk))?;
+                by.linear(self.product_of(i, Piece::Up(j), act, chunk))?;
             }
             self.gate(e, i, act, chunk)?;
-            by.linear(self.product_of(i, Part::Down, act, chunk))?;
+            by.linear(self.product_of(i, Piece::Down, act, chunk))?;
         }
         Ok(())
     }

@@ -20,6 +20,7 @@ use crate::{
     },
     memory::memory,
     network::{Cache, Kv, Network, head_buffer},
+    pipeline::{Behind, Queue},
     prompts,
     pruning::{Pruning, Ranking, lazy::Lazy, select::Scores},
     schedule::{KvShape, LayerStep, Map, Net, Op, Schedule, Slot, Step, Stream, Tokens, Uses, next, shapes},
@@ -54,6 +55,13 @@ struct Lane<A> {
     all: Vec<f32>,
 }
 
+impl<A: Element> Lane<A> {
+    /// At work behind another network's products.
+    fn behind<'a>(&'a mut self, e: &'a Engine, caches: &'a mut [LayerCache<A>], queue: &'a mut Queue) -> Behind<'a, A> {
+        Behind { engine: e, net: &self.net, act: &mut self.act, rope: &self.rope, caches, queue }
+    }
+}
+
 /// A schedule, and what it runs on.
 struct Run<A> {
     shapes: CostSystem,
@@ -61,6 +69,8 @@ struct Run<A> {
     state: State<A>,
     /// Phases of the prompt's steps.
     phases: usize,
+    /// Bytes of weights of the base's layers that may be put off, and operations of the auxiliary's products meanwhile.
+    behind: (u64, u64),
     /// What each step of the last call did, and whether that was the prompt's.
     ran: Vec<Ran>,
     of_prompt: bool,
@@ -78,6 +88,8 @@ struct State<A> {
     predicted: Option<Vec<Vec<f32>>>,
     scores: Option<Scores>,
     lazy: Option<Lazy>,
+    /// Layers of the base that are put off.
+    queue: Queue,
     /// Positions of the tokens of the prompt that were chosen, `[batch * count]`.
     kept: Vec<u32>,
     /// Ids on their way into a network.
@@ -151,6 +163,7 @@ impl<A: Element> Run<A> {
                 n => Some(Scores::new(c, ranking, b, n)?),
             },
             lazy,
+            queue: Queue::default(),
             kept: Vec::with_capacity(b * kept),
             input: Vec::with_capacity(b * input),
             len: 0,
@@ -159,7 +172,16 @@ impl<A: Element> Run<A> {
         };
         let phases = schedule.prompt.chunk_by(|a, b| a.phase == b.phase).count();
         let ran = Vec::with_capacity(schedule.prompt.len().max(schedule.next.len()));
-        Ok(Run { shapes: shapes_of, schedule, state, phases, ran, of_prompt: true })
+        let mut behind = (0, 0);
+        for step in &schedule.prompt[..schedule.behind] {
+            let cost = shapes_of.step(&spec, step);
+            match &step.op {
+                Op::Layer(l) if l.net == Net::Base => behind.0 += cost.weight_bytes,
+                Op::Layer(_) => behind.1 += cost.flops.projections,
+                _ => {}
+            }
+        }
+        Ok(Run { shapes: shapes_of, schedule, state, phases, behind, ran, of_prompt: true })
     }
 
     /// Runs the steps of the prompt, or of a later token.
@@ -169,8 +191,10 @@ impl<A: Element> Run<A> {
         self.of_prompt = of_prompt;
         self.ran.clear();
         let (mut at, mut regions) = (Instant::now(), e.pool().regions());
-        for (step, uses) in steps.iter().zip(uses) {
-            let rows = self.state.step(e, &self.schedule, &step.op, *uses, ids)?;
+        self.state.queue.start(self.behind.0, self.behind.1);
+        for (i, (step, uses)) in steps.iter().zip(uses).enumerate() {
+            let may_wait = of_prompt && i < self.schedule.behind;
+            let rows = self.state.step(e, &self.schedule, &step.op, *uses, ids, may_wait)?;
             let (then, count) = (Instant::now(), e.pool().regions());
             self.ran.push(Ran { rows, time: then - at, regions: count.wrapping_sub(regions) });
             (at, regions) = (then, count);
@@ -180,8 +204,16 @@ impl<A: Element> Run<A> {
 }
 
 impl<A: Element> State<A> {
-    /// Runs a step; how many rows of all sequences it worked on.
-    fn step(&mut self, e: &Engine, schedule: &Schedule, op: &Op, uses: Uses, ids: &[u32]) -> Result<usize> {
+    /// Runs a step, or puts it off if it `may_wait`; how many rows of all sequences it works on.
+    fn step(
+        &mut self,
+        e: &Engine,
+        schedule: &Schedule,
+        op: &Op,
+        uses: Uses,
+        ids: &[u32],
+        may_wait: bool,
+    ) -> Result<usize> {
         let (b, prompt) = (self.spec.batch, self.spec.prompt);
         match op {
             &Op::Embed { net, rows, tokens } => {
@@ -215,7 +247,7 @@ impl<A: Element> State<A> {
                 }
                 Ok(ids.len())
             }
-            Op::Layer(l) => self.layer(e, l, uses),
+            Op::Layer(l) => self.layer(e, l, uses, may_wait),
             &Op::Ends { net, rows } => {
                 let act = &mut lane(&mut self.lanes, net).act;
                 act.keep_ends(rows.first, rows.count);
@@ -256,9 +288,19 @@ impl<A: Element> State<A> {
         }
     }
 
-    fn layer(&mut self, e: &Engine, l: &LayerStep, uses: Uses) -> Result<usize> {
+    fn layer(&mut self, e: &Engine, l: &LayerStep, uses: Uses, may_wait: bool) -> Result<usize> {
+        let own = lane(&mut self.lanes, l.net);
+        let rows = own.act.rows();
+        if l.net == Net::Base {
+            match uses.cache {
+                Some(cache) if may_wait && Queue::takes(e, &own.net, &own.act, l) => {
+                    self.queue.push(l.layer, cache);
+                    return Ok(rows);
+                }
+                _ => self.finish_queue(e)?,
+            }
+        }
         let lane = lane(&mut self.lanes, l.net);
-        let rows = lane.act.rows();
         if let (Some(gathered), Some(cache)) = (uses.gathered, uses.cache) {
             let [cache, gathered] = self.caches.get_disjoint_mut([cache, gathered]).expect("slots of their own");
             let lazy = self.lazy.as_mut().expect("only LazyLLM revives tokens");
@@ -266,20 +308,44 @@ impl<A: Element> State<A> {
             return Ok(rows);
         }
         let [kv_source, hidden, own] = uses.sources;
+        // Out of the way of those that the base's layers append to meanwhile.
+        let mut taken = uses.cache.map(|i| std::mem::replace(&mut self.caches[i], LayerCache::new(0, 0, 0, 0)));
         let kv = Kv {
-            cache: uses.cache.map_or(Cache::None, |i| Cache::Own(&mut self.caches[i])),
+            cache: taken.as_mut().map_or(Cache::None, Cache::Own),
             source: kv_source.map(|i| match &mut self.sources[i] {
                 Source::KeysAndValues(raw) => raw,
                 Source::Hidden(_) => unreachable!("a source is what its shape says"),
             }),
         };
-        lane.net.layer(e, l.layer, &mut lane.act, &lane.rope, kv, l.out)?;
+        let mut lanes = self.lanes.iter_mut();
+        let (lane, base) = match (lanes.next(), lanes.next()) {
+            (Some((net, lane)), other) if *net == l.net => (lane, other),
+            (other, Some((_, lane))) => (lane, other),
+            _ => unreachable!("every network of a schedule has a lane"),
+        };
+        let done = match base {
+            Some((_, base)) if l.net == Net::Auxiliary && !self.queue.is_empty() => {
+                let (caches, queue) = (&mut self.caches, &mut self.queue);
+                let mut behind = base.behind(e, caches, queue);
+                lane.net.layer_by(e, &mut behind, l.layer, &mut lane.act, &lane.rope, kv, l.out)
+            }
+            _ => lane.net.layer(e, l.layer, &mut lane.act, &lane.rope, kv, l.out),
+        };
+        if let (Some(i), Some(cache)) = (uses.cache, taken) {
+            self.caches[i] = cache;
+        }
+        done?;
         for (slot, unit) in [(hidden, true), (own, false)] {
             if let Some(Source::Hidden(to)) = slot.map(|i| &mut self.sources[i]) {
                 lane.net.keep_hidden(e, &lane.act, unit, to)?;
             }
         }
         Ok(rows)
+    }
+
+    /// Runs what was put off and is not done.
+    fn finish_queue(&mut self, e: &Engine) -> Result<()> {
+        lane(&mut self.lanes, Net::Base).behind(e, &mut self.caches, &mut self.queue).finish()
     }
 
     /// Fills the caches of base layers: of those that have maps all at once.
@@ -310,6 +376,9 @@ impl<A: Element> State<A> {
 
     /// Logits, and of the base the choice of a token by the last row of each sequence.
     fn head(&mut self, e: &Engine, net: Net, rows: usize) -> Result<usize> {
+        if net == Net::Base {
+            self.finish_queue(e)?;
+        }
         let lane = lane(&mut self.lanes, net);
         if net == Net::Auxiliary {
             lane.net.head_all(e, &mut lane.act, &mut lane.all, |_, _| ())?;
@@ -469,7 +538,7 @@ mod tests {
         cost::Flops,
         kv_prediction::{
             KvPrediction,
-            layout::{Layout, Origin, OwnTokens},
+            layout::{Layout, Order, Origin, OwnTokens},
         },
         pruning::Pruned,
         spec::{Extent, Phase},
@@ -525,7 +594,9 @@ mod tests {
         let variants = [pair.clone(), load(pair.aux.clone(), "hidden")].into_iter().chain(shared);
         let variants: Vec<System> = variants.flat_map(|s| read(&s)).map(System::KvPrediction).collect();
         let pruned = |name: &str| System::Pruned(Pruned::new(Arc::clone(&pair.base), name.parse().unwrap()));
+        let pipelined = [pair.clone(), load(pair.aux.clone(), "hidden")].map(|s| s.ordered(Order::Pipelined));
         let mut all = vec![System::Network(Arc::clone(&pair.base)), System::KvPrediction(pair.clone())];
+        all.extend(pipelined.iter().flat_map(|s| read(s)).map(System::KvPrediction));
         all.extend(variants);
         all.extend(["RP-0.40", "SP-0.30", "SP-1.00", "L0.70-0.20", "L1.00-1.00"].map(pruned));
         all
@@ -542,7 +613,7 @@ mod tests {
         let mut all_extra = 0;
         for system in systems() {
             for extent in [Extent::FirstToken, Extent::FullNetwork] {
-                for (batch, prompt) in [(1, 1), (1, 2), (2, 17)] {
+                for (batch, prompt) in [(1, 1), (1, 2), (2, 17), (1, 70)] {
                     let spec = RunSpec { batch, prompt, generate: 6, precision: Precision::F32, extent };
                     let mut run = Run::<f32>::new(&system, spec).unwrap();
                     let ids: Vec<u32> = (0..batch * prompt).map(|i| (i * 31 % 99) as u32).collect();

@@ -12,8 +12,9 @@ use crate::{
     config::NetworkConfig,
     kv_prediction::{
         self,
-        layout::{Input, Origin},
+        layout::{Input, Order, Origin},
     },
+    pipeline,
     pruning::Pruning,
     spec::{Extent, Phase, RunSpec},
     system::CostSystem,
@@ -280,6 +281,8 @@ pub struct Schedule {
     pub ranked: usize,
     /// Tokens of the prompt that are dropped before the base runs.
     pub dropped: usize,
+    /// Steps of the prompt among which layers of the base may be put off, to run behind the auxiliary's.
+    pub behind: usize,
 }
 
 impl Schedule {
@@ -297,7 +300,13 @@ impl Schedule {
             // Later tokens are ranked among all before them.
             ranked: if lazy { spec.positions() } else { 0 },
             dropped,
+            behind: 0,
         };
+        if s.prediction.as_ref().is_some_and(|p| p.order == Order::Pipelined) {
+            let auxiliary = |s: &Step| matches!(&s.op, Op::Layer(l) if l.net == Net::Auxiliary);
+            schedule.prompt = pipeline::order(schedule.prompt);
+            schedule.behind = schedule.prompt.iter().rposition(auxiliary).unwrap_or(0);
+        }
         next(s, spec, spec.prompt, &mut schedule.next);
         let steps: Vec<Step> = schedule.prompt.iter().chain(&schedule.next).cloned().collect();
         for (at, step) in steps.iter().enumerate() {
@@ -633,7 +642,13 @@ mod tests {
 
     fn all() -> impl Iterator<Item = CostSystem> {
         let pruned = zoo::PRUNINGS.map(|p| format!("OE270M-{p}"));
-        let own = ["OE1.1B-KVP-C-270M-m16-s1", "OE1.1B-KVP-S19own-m15", "OE3B-KVP-S1-m2-s3"];
+        let own = [
+            "OE1.1B-KVP-C-270M-m16-s1",
+            "OE1.1B-KVP-C-270M-pipelined",
+            "OE3B-KVP-C-450M-m2-s3-pipelined",
+            "OE1.1B-KVP-S19own-m15",
+            "OE3B-KVP-S1-m2-s3",
+        ];
         let own = own.into_iter().chain(zoo::SHARED).map(String::from);
         let names = zoo::names().map(String::from).chain(pruned).chain(own);
         names.map(|name| CostSystem::named(&name, DType::BF16).unwrap())
@@ -765,13 +780,9 @@ mod tests {
                         assert!(serves.is_sorted_by(|a, b| a < b), "{serves:?}");
                     }
                 }
-                let map = |step: &&Step| matches!(step.op, Op::Map { .. });
-                if let Some(read) = steps.iter().position(map) {
-                    let Op::Map { maps, .. } = &steps[read].op else { unreachable!() };
-                    for slot in &schedule.sources {
-                        let wanted = maps.iter().any(|m| slot.shape.feeds(m));
-                        assert_eq!(slot.last, if wanted { read } else { slot.first });
-                    }
+                for slot in &schedule.sources {
+                    let reads = |step: &&Step| matches!(&step.op, Op::Map { maps, .. } if maps.iter().any(|m| slot.shape.feeds(m)));
+                    assert_eq!(slot.last, steps.iter().position(reads).unwrap_or(slot.first));
                 }
             }
         }

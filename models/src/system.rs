@@ -56,7 +56,7 @@ impl CostSystem {
             System::Network(_) => (None, None),
             System::KvPrediction(s) => {
                 let aux = s.aux.as_ref().map(|aux| aux.config().clone());
-                (Some(kv_prediction::Shape { aux, layout: s.predictor.layout().clone(), own: s.own }), None)
+                (Some(kv_prediction::Shape { aux, layout: s.predictor.layout().clone(), own: s.own, order: s.order }), None)
             }
             System::Pruned(s) => (None, Some(s.pruning)),
         };
@@ -75,7 +75,7 @@ impl CostSystem {
     pub fn named(name: &str, weights: DType) -> Result<CostSystem> {
         if let Ok(p) = zoo::prediction(name) {
             let aux = p.aux.map(zoo::network).transpose()?;
-            let prediction = Some(kv_prediction::Shape { aux, layout: p.layout, own: p.own });
+            let prediction = Some(kv_prediction::Shape { aux, layout: p.layout, own: p.own, order: p.order });
             return Ok(CostSystem { prediction, ..Self::network(zoo::network(p.base)?, weights) });
         }
         if let Ok((base, pruning)) = zoo::token_pruned(name) {

@@ -106,7 +106,8 @@ impl<'a> Few<'a> {
         self.halves * self.x.m * rows
     }
 
-    /// Computes rows `range` of W, and what they make of y. `next` is read soon after.
+    /// Computes rows `range` of W, and what they make of y. `next` is read soon after; null
+    /// where these are in the second-level cache.
     ///
     /// # Safety
     /// No other thread computes these rows.
@@ -117,7 +118,8 @@ impl<'a> Few<'a> {
         if self.halves == 1 {
             call(self.kernel, self.x, self.w[0], range, a, next);
         } else {
-            call(self.kernel, self.x, self.w[0], range.clone(), a, self.rows(1, n0, n).as_ptr());
+            let second = if next.is_null() { next } else { self.rows(1, n0, n).as_ptr() };
+            call(self.kernel, self.x, self.w[0], range.clone(), a, second);
             call(self.kernel, self.x, self.w[1], range, b, next);
         }
         for (i, a) in a.chunks_exact(n).enumerate() {
@@ -158,7 +160,7 @@ pub fn linear<'a, A: Element>(e: &Team, x: Mat<'_, A>, w: Weight<'a>, mut out: O
         let range = task * rows..n_all.min((task + 1) * rows);
         let mut scratch = team.thread(thread);
         let room = bytemuck::cast_slice_mut(scratch.get(few.room(range.len()) * 4));
-        let after = next.map_or(std::ptr::null(), |t| few.rows(0, t * rows, 1).as_ptr());
+        let after = few.rows(0, next.unwrap_or(task) * rows, 1).as_ptr();
         // SAFETY: tasks own disjoint rows.
         unsafe { few.compute(range, room, after) };
     });

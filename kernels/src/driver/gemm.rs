@@ -228,8 +228,9 @@ impl<'a> Side<'a> {
     /// Computes what it has taken, and `all` that is left.
     fn end(mut self, all: bool) {
         while let Some(rows) = self.taken.take() {
+            let next = self.beside.few.rows(0, rows.start, rows.len()).as_ptr();
             // SAFETY: as above.
-            unsafe { self.beside.few.compute(rows, self.room, std::ptr::null()) };
+            unsafe { self.beside.few.compute(rows, self.room, next) };
             self.taken = if all { self.beside.take() } else { None };
         }
     }

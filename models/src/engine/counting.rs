@@ -46,7 +46,7 @@ impl Engine {
     }
 
     pub fn linear_beside<A: Element>(&self, many: Product<'_, A>, few: Product<'_, A>) -> Result<()> {
-        [&many, &few].map(|p| self.product(p));
+        [&many, &few].iter().for_each(|p| self.product(p));
         self.engine.linear_beside(many, few)
     }
 

@@ -7,7 +7,7 @@ pub mod predictor;
 
 use std::{path::Path, sync::Arc};
 
-use layout::{Layout, OwnTokens};
+use layout::{Layout, Order, OwnTokens};
 use predictor::Predictor;
 
 use crate::{
@@ -27,8 +27,10 @@ pub struct KvPrediction {
     pub aux: Option<Arc<Network>>,
     /// From the one's cache to the other's.
     pub predictor: Arc<Predictor>,
-    /// What the base reads itself.
+    /// What the base reads itself,
     pub own: OwnTokens,
+    /// and when.
+    pub order: Order,
 }
 
 /// A KV prediction as its shapes.
@@ -38,8 +40,10 @@ pub struct Shape {
     pub aux: Option<NetworkConfig>,
     /// What is predicted from where.
     pub layout: Layout,
-    /// What the base reads itself.
+    /// What the base reads itself,
     pub own: OwnTokens,
+    /// and when.
+    pub order: Order,
 }
 
 /// For each of `base` layers the one of `aux` that it is predicted from, by the rule of the paper's pairs: in order, each
@@ -68,12 +72,17 @@ impl KvPrediction {
     /// Those of [`Predictor::load`].
     pub fn new(base: Arc<Network>, aux: Option<Arc<Network>>, predictor: &Path) -> Result<KvPrediction> {
         let predictor = Arc::new(Predictor::load(predictor, &base, aux.as_deref())?);
-        Ok(KvPrediction { base, aux, predictor, own: OwnTokens::PAPER })
+        Ok(KvPrediction { base, aux, predictor, own: OwnTokens::PAPER, order: Order::InTurn })
     }
 
     /// The same, its base reading these tokens itself.
     pub fn reading(self, own: OwnTokens) -> KvPrediction {
         KvPrediction { own, ..self }
+    }
+
+    /// The same, in this order.
+    pub fn ordered(self, order: Order) -> KvPrediction {
+        KvPrediction { order, ..self }
     }
 
     /// Its networks.
@@ -100,6 +109,6 @@ impl KvPrediction {
         let base = Network::from_tensors(&t, base, CORENET_BASE)?;
         let aux = Network::from_tensors(&t, aux, CORENET_AUXILIARY)?;
         let (base, aux, predictor) = (Arc::new(base), Some(Arc::new(aux)), Arc::new(predictor));
-        Ok(KvPrediction { base, aux, predictor, own: OwnTokens::PAPER })
+        Ok(KvPrediction { base, aux, predictor, own: OwnTokens::PAPER, order: Order::InTurn })
     }
 }
