@@ -16,7 +16,7 @@ use ttft_kernels::{DType, Engine};
 use ttft_models::{
     Extent, Inference, Network, Phase, PhaseTimes, RunSpec, System,
     cost::{CostSystem, Flops, PhaseCost},
-    kv_prediction::layout::OwnTokens,
+    kv_prediction::layout::{Order, OwnTokens},
     plan,
 };
 use ttft_reports::schema::{self, Cell, Cold, Decode, Kind, Memory, PhaseRecord, Probes, WarmPhase, cold_hash};
@@ -188,8 +188,11 @@ impl Rig {
     }
 
     /// The folder of a KV prediction's predictor, and what its base reads itself.
-    fn predictor(&self, arm: &Arm) -> Result<Option<(PathBuf, OwnTokens)>> {
-        let of = || Ok((self.weights.predictor_dir(&arm.system)?, self.scenario.catalog.pair(&arm.system)?.own));
+    fn predictor(&self, arm: &Arm) -> Result<Option<(PathBuf, OwnTokens, Order)>> {
+        let of = || {
+            let pair = self.scenario.catalog.pair(&arm.system)?;
+            Ok((self.weights.predictor_dir(&arm.system)?, pair.own, pair.order))
+        };
         (arm.kind == Kind::Kvp).then(of).transpose()
     }
 

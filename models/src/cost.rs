@@ -81,6 +81,25 @@ impl CostSystem {
         self.phases(spec, &steps)[0]
     }
 
+    /// Seconds below which the first token cannot come, at these rates of the machine: of every phase its arithmetic or its
+    /// traffic, whichever takes longer. In the pipelined order what runs behind the auxiliary counts with it, and what is left
+    /// when that is done, the tail, by itself.
+    pub fn least_seconds(&self, spec: &RunSpec, flops_per_s: f64, bytes_per_s: f64) -> f64 {
+        let seconds = |phases: &[PhaseCost]| -> [f64; 2] {
+            let flops: f64 = phases.iter().map(|p| p.flops.total() as f64).sum();
+            let bytes: f64 = phases.iter().map(|p| p.weight_bytes as f64 + p.cache_bytes as f64).sum();
+            [flops / flops_per_s, bytes / bytes_per_s]
+        };
+        let longer = |[arithmetic, traffic]: [f64; 2]| arithmetic.max(traffic);
+        let schedule = Schedule::new(self, spec);
+        let (front, tail) = schedule.prompt.split_at(match schedule.behind {
+            0 => 0,
+            last => last + 1,
+        });
+        let tail: f64 = self.phases(spec, tail).chunks(1).map(|p| longer(seconds(p))).sum();
+        longer(seconds(&self.phases(spec, front))) + tail
+    }
+
     /// The costs of `steps`, summed by phase.
     fn phases(&self, spec: &RunSpec, steps: &[Step]) -> Vec<PhaseCost> {
         let mut out: Vec<PhaseCost> = Vec::new();

@@ -394,8 +394,8 @@ impl Schedule {
         let shape = KvShape { net: l.net, layer: l.layer, entries, kept };
         let fits = |slot: &Slot<KvShape>| {
             let c = slot.shape;
-            let same = if kept { c.layer == l.layer } else { slot.last < at && heads(c.layer) == heads(l.layer) };
-            same && (c.net, c.entries, c.kept) == (l.net, entries, kept)
+            let same = || if kept { c.layer == l.layer } else { slot.last < at && heads(c.layer) == heads(l.layer) };
+            (c.net, c.entries, c.kept) == (l.net, entries, kept) && same()
         };
         let slot = self.caches.iter().position(fits).unwrap_or_else(|| {
             self.caches.push(Slot { shape, first: at, last: at });
