@@ -12,7 +12,11 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use ttft_models::{Inference, Network, RunSpec, kv_prediction::layout::{Order, OwnTokens}, plan};
+use ttft_models::{
+    Inference, Network, RunSpec,
+    kv_prediction::layout::{Order, OwnTokens},
+    plan,
+};
 
 use crate::{machine, scenario::Arm};
 

@@ -193,7 +193,11 @@ impl Arm {
     ///
     /// # Errors
     /// No network.
-    pub fn assemble(&self, networks: Vec<Arc<Network>>, predictor: Option<(PathBuf, OwnTokens, Order)>) -> Result<System> {
+    pub fn assemble(
+        &self,
+        networks: Vec<Arc<Network>>,
+        predictor: Option<(PathBuf, OwnTokens, Order)>,
+    ) -> Result<System> {
         let mut networks = networks.into_iter();
         let base = networks.next().with_context(|| format!("{}: a system without a network", self.system))?;
         Ok(match (predictor, self.pruning()) {

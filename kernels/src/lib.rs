@@ -59,7 +59,7 @@ pub use level::Level;
 pub use levels::{isas, kernels_of};
 pub use lines::Buffer;
 pub use operands::{AttnShape, HeadNorm, HeadProjection, HeadsOut, Output, Positions, Product, Query};
-pub use pool::Pool;
+pub use pool::{Part, Pool};
 pub use rope::RopeTable;
 pub use team::Backend;
 pub use view::{DType, Element, HeadCache, Mat, MatMut, Weight};

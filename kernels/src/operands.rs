@@ -62,7 +62,9 @@ impl<'a, A: Element> Product<'a, A> {
 
     /// Operations, two for each multiplication.
     pub fn flops(&self) -> u64 {
-        [self.matrices(), self.x.rows(), self.w.n(), self.w.k()].into_iter().fold(2, |flops, n| flops.saturating_mul(n as u64))
+        [self.matrices(), self.x.rows(), self.w.n(), self.w.k()]
+            .into_iter()
+            .fold(2, |flops, n| flops.saturating_mul(n as u64))
     }
 
     fn matrices(&self) -> usize {

@@ -323,13 +323,7 @@ impl Network {
     }
 
     /// Attention of all rows to `cache`.
-    fn attend<A: Element>(
-        &self,
-        e: &Engine,
-        i: usize,
-        act: &mut Activations<A>,
-        cache: &LayerCache<A>,
-    ) -> Result<()> {
+    fn attend<A: Element>(&self, e: &Engine, i: usize, act: &mut Activations<A>, cache: &LayerCache<A>) -> Result<()> {
         for Run { rows, shape } in act.runs().into_iter().flatten() {
             let (q, out) = act.attention(self.config.q_dim(i), rows);
             e.attention(q, &cache.k, &cache.v, shape, out)?;
@@ -441,13 +435,7 @@ impl Network {
     }
 
     /// What comes between up and down projection, of rows `r..r + m`.
-    fn gate<A: Element>(
-        &self,
-        e: &Engine,
-        i: usize,
-        act: &mut Activations<A>,
-        (r, m): (usize, usize),
-    ) -> Result<()> {
+    fn gate<A: Element>(&self, e: &Engine, i: usize, act: &mut Activations<A>, (r, m): (usize, usize)) -> Result<()> {
         let (l, dim, f) = (&self.layers[i], act.dim, self.layers[i].shape.ffn);
         if l.gate_up.halves().is_none() {
             e.silu_mul(Mat::new(&act.u[..m * 2 * f], m, 2 * f), MatMut::new(&mut act.g[..m * f], m, f))?;

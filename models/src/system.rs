@@ -56,7 +56,15 @@ impl CostSystem {
             System::Network(_) => (None, None),
             System::KvPrediction(s) => {
                 let aux = s.aux.as_ref().map(|aux| aux.config().clone());
-                (Some(kv_prediction::Shape { aux, layout: s.predictor.layout().clone(), own: s.own, order: s.order }), None)
+                (
+                    Some(kv_prediction::Shape {
+                        aux,
+                        layout: s.predictor.layout().clone(),
+                        own: s.own,
+                        order: s.order,
+                    }),
+                    None,
+                )
             }
             System::Pruned(s) => (None, Some(s.pruning)),
         };

@@ -228,13 +228,17 @@ fn threads_share_rows_and_features() {
 /// Both products of a pair are what they are alone, whatever their forms, and however few rows of W one asks for at a time.
 fn check_beside<A: Element>(e: &Engine, w: DType, (m, n, k): (usize, usize, usize), few: (usize, usize, usize)) {
     let stored = |n: usize, k: usize, seed| Stored::new(w, &values(seed, n * k, w), Flush::End);
-    let x = |m: usize, k: usize, seed| -> Vec<A> { values(seed, m * k, A::DTYPE).into_iter().map(A::from_f32).collect() };
+    let x =
+        |m: usize, k: usize, seed| -> Vec<A> { values(seed, m * k, A::DTYPE).into_iter().map(A::from_f32).collect() };
     let (x, y, w, v) = (x(m, k, 1), x(few.0, few.2, 2), stored(n, k, 3), stored(2 * few.1, few.2, 4));
     let bias = values(5, n.max(few.1), DType::F32);
     for both in 0..4 {
         // By columns from `at` on; both alone, or one beside the other.
         let run = |beside: bool| {
-            let (mut main, mut out) = (Guarded::new(&vec![0.5f32; m * n], Flush::End), Guarded::new(&vec![0.25f32; few.0 * few.1], Flush::End));
+            let (mut main, mut out) = (
+                Guarded::new(&vec![0.5f32; m * n], Flush::End),
+                Guarded::new(&vec![0.25f32; few.0 * few.1], Flush::End),
+            );
             let mut gated = Guarded::new(&vec![A::default(); few.0 * few.1], Flush::Start);
             let mut at = 0;
             while at < few.1 {

@@ -532,7 +532,8 @@ fn absurd_sizes_end_at_the_largest_number() {
 fn the_pipelined_bound_is_the_longer_of_both_and_a_tail() {
     let spec = RunSpec { batch: 1, prompt: 64, generate: 1, precision: Precision::Bf16, extent: Extent::FirstToken };
     for pair in ["OE1.1B-KVP-C-450M", "OE1.1B-KVP-C-270M"] {
-        let [turn, pipelined] = ["", "-pipelined"].map(|order| CostSystem::named(&format!("{pair}{order}"), DType::BF16).unwrap());
+        let [turn, pipelined] =
+            ["", "-pipelined"].map(|order| CostSystem::named(&format!("{pair}{order}"), DType::BF16).unwrap());
         let phases = turn.first_token(&spec);
         assert_eq!(phases, pipelined.first_token(&spec));
         let flops: f64 = phases.iter().map(|p| p.flops.total() as f64).sum();

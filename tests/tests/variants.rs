@@ -219,7 +219,9 @@ fn the_order_of_a_fixture_is_all_the_same() {
                 // Rows of the auxiliary beyond a tile; of the base one, and some.
                 for (batch, prompt, own) in [(1, 70, (1, 0)), (1, 40, (3, 1)), (2, 9, (2, 0))] {
                     let kvp = kvp.clone().reading(OwnTokens { last: own.0, first: own.1 });
-                    for (precision, extent) in [(Precision::F32, Extent::FirstToken), (Precision::Bf16, Extent::FullNetwork)] {
+                    for (precision, extent) in
+                        [(Precision::F32, Extent::FirstToken), (Precision::Bf16, Extent::FullNetwork)]
+                    {
                         let spec = RunSpec { batch, prompt, generate: 3, precision, extent };
                         let ids: Vec<u32> = (0..(batch * prompt) as u32).map(|i| i * 37 % vocab).collect();
                         assert_order_is_all_the_same(&kvp, spec, e, &ids, name);

@@ -4,6 +4,7 @@ use std::{
     io::Read,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Instant,
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -12,8 +13,8 @@ use safetensors::{Dtype, View, serialize};
 use serde_json::Value;
 use ttft_kernels::DType;
 use ttft_models::{
-    Extent, KvPrediction, NamedTensor, Network, Precision, Pruned, Pruning, RunSpec, System, cost::CostSystem, memory,
-    plan,
+    Extent, KvPrediction, NamedTensor, Network, Precision, Pruned, Pruning, RunSpec, System, cost::CostSystem,
+    kv_prediction::layout::Order, memory, plan,
 };
 
 use ttft_reports::{
@@ -57,6 +58,9 @@ pub struct Logits {
     /// First tokens of each prompt that the base of a KV prediction reads itself [default: 0]
     #[arg(long, value_name = "S", value_parser = clap::value_parser!(u32).range(0..=1 << 24))]
     sink_tokens: Option<u32>,
+    /// The base's layers run behind the auxiliary's, with the same results
+    #[arg(long, requires = "aux")]
+    pipelined: bool,
     /// Folder in which synthetic weights are kept (default: ttft-weights in the target folder)
     #[arg(long, env = "TTFT_WEIGHTS", value_name = "DIR")]
     weights: Option<PathBuf>,
@@ -134,11 +138,12 @@ impl Logits {
         };
         let base = load(pair.as_ref().map_or(&names[0], |p| &p.base), &self.base)?;
         let (vocab, weights) = (base.config().vocab, base.weight_dtype());
+        let order = if self.pipelined { Order::Pipelined } else { Order::InTurn };
         let system = match &pair {
             Some(p) => {
                 let aux = p.aux.as_ref().zip(self.aux.as_ref()).map(|(aux, given)| load(aux, given)).transpose()?;
                 let predictor = made.predictor_dir(&names[0])?;
-                System::KvPrediction(KvPrediction::new(base, aux, &predictor)?.reading(p.own))
+                System::KvPrediction(KvPrediction::new(base, aux, &predictor)?.reading(p.own).ordered(order))
             }
             None => match self.prune {
                 Some(pruning) => System::Pruned(Pruned::new(base, pruning)),
@@ -173,20 +178,22 @@ impl Logits {
 
         let mut inference = plan(&system, &spec)?;
         inference.record(self.dump_cache);
+        engine.pool().log(self.trace.is_some());
         let mut trace = Trace::new(CostSystem::of(&system), spec);
         let mut tensors = Vec::new();
         let mut greedy_ids = vec![0i64; batch * generate];
         let mut greedy_logits = vec![0f32; batch * generate * vocab];
         for t in 0..generate {
+            let began = Instant::now();
             if t == 0 {
                 let times = inference.first_token(&engine, &ids)?;
-                trace.call("first token", times.total, &*inference);
+                trace.call("first token", (began, times.total), &*inference, &engine.pool().take_log());
                 if self.dump_cache {
                     tensors.extend(inference.cache_dump().into_iter().map(Tensor::from));
                 }
             } else {
                 let took = inference.next_token(&engine)?;
-                trace.call(&format!("token {}", t + 1), took, &*inference);
+                trace.call(&format!("token {}", t + 1), (began, took), &*inference, &engine.pool().take_log());
             }
             let logits = inference.logits();
             for b in 0..batch {

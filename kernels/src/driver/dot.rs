@@ -134,7 +134,9 @@ impl<'a> Few<'a> {
                         }
                     }
                     Target::Add(y) => y.slice(at, n).iter_mut().zip(a).for_each(|(y, a)| *y += a),
-                    Target::SwiGluF32(y) => dispatch(self.isa, SiluMulRow { a, b: &b[i * n..][..n], y: y.slice(at, n) }),
+                    Target::SwiGluF32(y) => {
+                        dispatch(self.isa, SiluMulRow { a, b: &b[i * n..][..n], y: y.slice(at, n) })
+                    }
                     Target::SwiGluBf16(y) => {
                         let y: &mut [half::bf16] = bytemuck::cast_slice_mut(y.slice(at, n));
                         dispatch(self.isa, SiluMulRow { a, b: &b[i * n..][..n], y });
@@ -151,7 +153,7 @@ pub fn linear<'a, A: Element>(e: &Team, x: Mat<'_, A>, w: Weight<'a>, mut out: O
     let (n_all, row_bytes) = (w.n(), w.dtype().bytes(w.k()) * factors.halves());
     let target = Target::of(&mut out);
 
-    let team = e.take();
+    let team = e.take("few rows");
     let mut shared = team.shared();
     let few = Few::new(e, kernel, x, factors, target, shared.get(Few::bytes(kernel, x.rows(), w.k())));
     let fit = (tuning::DOT_TASK_BYTES / row_bytes.max(1)).max(1);
@@ -194,14 +196,7 @@ struct Rows<'a> {
 }
 
 /// `out[m][n] = x[m] . w[n]`, dense, for rows `range` of W. `next` is read soon after.
-fn call(
-    kernel: &DotKernel,
-    x: Rows<'_>,
-    w: Stored<'_>,
-    range: Range<usize>,
-    out: &mut [f32],
-    next: *const u8,
-) {
+fn call(kernel: &DotKernel, x: Rows<'_>, w: Stored<'_>, range: Range<usize>, out: &mut [f32], next: *const u8) {
     let (m, n) = (x.m, range.len());
     assert!(out.len() >= m * n && x.stride >= x_stride(kernel, w.k) * kernel.x.size());
     assert!(x.bytes.len() >= m.div_ceil(kernel.group) * x.stride && x.bytes.as_ptr().addr().is_multiple_of(64));

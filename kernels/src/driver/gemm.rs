@@ -23,6 +23,7 @@ use crate::{
     levels,
     micro::tile::{UNROLL, looks},
     operands::Product,
+    pool::Turn,
     shared::SharedMut,
     team::Team,
     tuning,
@@ -171,6 +172,8 @@ impl<'a> Beside<'a> {
 /// A thread's part of a [`Beside`].
 struct Side<'a> {
     beside: &'a Beside<'a>,
+    turn: &'a Turn<'a>,
+    thread: usize,
     /// The rows taken, of which the matrix `half` is being fetched, for so many calls more.
     taken: Option<Range<usize>>,
     half: usize,
@@ -180,8 +183,8 @@ struct Side<'a> {
 }
 
 impl<'a> Side<'a> {
-    fn new(beside: &'a Beside<'a>, room: &'a mut [f32]) -> Side<'a> {
-        let mut side = Side { beside, taken: None, half: 0, calls_left: 0, fetch: Fetch::NONE, room };
+    fn new(beside: &'a Beside<'a>, turn: &'a Turn<'a>, thread: usize, room: &'a mut [f32]) -> Side<'a> {
+        let mut side = Side { beside, turn, thread, taken: None, half: 0, calls_left: 0, fetch: Fetch::NONE, room };
         side.take();
         side
     }
@@ -219,18 +222,22 @@ impl<'a> Side<'a> {
     /// Computes the rows taken, and takes others.
     fn compute(&mut self) {
         if let Some(rows) = self.taken.take() {
-            // SAFETY: `Beside::take` gives rows to one thread.
-            unsafe { self.beside.few.compute(rows, self.room, std::ptr::null()) };
+            self.rows(rows, std::ptr::null());
         }
         self.take();
+    }
+
+    fn rows(&mut self, rows: Range<usize>, next: *const u8) {
+        let (few, room) = (&self.beside.few, &mut *self.room);
+        // SAFETY: `Beside::take` gives rows to one thread.
+        self.turn.logged(self.thread, "few rows beside", || unsafe { few.compute(rows, room, next) });
     }
 
     /// Computes what it has taken, and `all` that is left.
     fn end(mut self, all: bool) {
         while let Some(rows) = self.taken.take() {
             let next = self.beside.few.rows(0, rows.start, rows.len()).as_ptr();
-            // SAFETY: as above.
-            unsafe { self.beside.few.compute(rows, self.room, next) };
+            self.rows(rows, next);
             self.taken = if all { self.beside.take() } else { None };
         }
     }
@@ -558,14 +565,21 @@ pub fn blocked<A: Element>(
     let pack = k.pack_x(A::DTYPE);
     let mut product =
         Cut { k, pack, x, src, target, y_stride, epilogues, chunks, group, most, unit, shares: Vec::new() };
-    let team = e.take();
+    let team = e.take("product");
     let mut shared = team.shared();
     let few = beside.as_mut().map(|b| {
         let kernel = dot::kernel(e, b.x.rows(), A::DTYPE, b.w.dtype());
-        (kernel, b.x, Factors::of(b.w, &b.out), Few::bytes(kernel, b.x.rows(), b.w.k()).next_multiple_of(64), &mut b.out)
+        (
+            kernel,
+            b.x,
+            Factors::of(b.w, &b.out),
+            Few::bytes(kernel, b.x.rows(), b.w.k()).next_multiple_of(64),
+            &mut b.out,
+        )
     });
     let packed_bytes = if alone { 0 } else { pass_panels * panel_bytes };
-    let (few_x, packed_x) = shared.get(few.as_ref().map_or(0, |f| f.3) + packed_bytes).split_at_mut(few.as_ref().map_or(0, |f| f.3));
+    let (few_x, packed_x) =
+        shared.get(few.as_ref().map_or(0, |f| f.3) + packed_bytes).split_at_mut(few.as_ref().map_or(0, |f| f.3));
     let beside = few.map(|(kernel, x, factors, _, out)| {
         let calls = panels * all_tiles * halves * chunks;
         let turns = w.k().div_ceil(k.ku) / UNROLL / chunks;
@@ -594,7 +608,7 @@ pub fn blocked<A: Element>(
             let mut scratch = team.thread(thread);
             let (x, memory) = scratch.get(x_bytes + 2 * w_bytes + acc_bytes + room).split_at_mut(x_bytes);
             let (memory, room) = memory.split_at_mut(2 * w_bytes + acc_bytes);
-            let mut side = beside.as_ref().map(|b| Side::new(b, bytemuck::cast_slice_mut(room)));
+            let mut side = beside.as_ref().map(|b| Side::new(b, &team, thread, bytemuck::cast_slice_mut(room)));
             product.work(thread, x, memory, w_bytes, &mut side);
             if let Some(side) = side {
                 side.end(pass + 1 == passes);

@@ -64,7 +64,7 @@ pub fn project_heads<A: Element, X: Element>(
     let tasks = tasks(e, &jobs);
     let singles = e.singles();
 
-    let team = e.take();
+    let team = e.take("maps");
     team.for_each(tasks.len(), |t, thread| {
         let Task { job, rows, heads, .. } = &tasks[t];
         let j = &jobs[*job];

@@ -76,7 +76,7 @@ pub fn blocks<A: Element>(e: &Team, k: &'static GemmKernel, c: &Asked<'_, A>) {
 
     let (k_tiles, v_tiles) = (kb.div_ceil(k.nr), c.d.div_ceil(k.nr));
     let d_pad = v_tiles * k.nr;
-    let team = e.take();
+    let team = e.take("attention");
     team.for_each(sequences * tasks, |t, thread| {
         // The last rows see most keys: they go first, so that no long task is left for the end.
         let (s, task) = (t % sequences, tasks - 1 - t / sequences);
