@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# AArch64 on an x86-64 Debian 12 machine: cross-builds the workspace, lints it, and runs its tests in an emulator.
+# AArch64 on an x86-64 Debian 12 machine: cross-builds the workspace, lints it, and runs in an emulator the tests of what an
+# instruction set can break. Reports, texts, commands and troubles with files are the same on every CPU: the host tests them.
 #
 #   tests/aarch64.sh              everything below but `macos`
 #   tests/aarch64.sh setup        the toolchain and the emulator, into the cache folder
 #   tests/aarch64.sh clippy       lints for aarch64-unknown-linux-gnu, warnings denied
+#   tests/aarch64.sh build        the test programs and `ttft`, as static programs
 #   tests/aarch64.sh test [CPU..] builds once, then runs the tests on each CPU model (default: all of them)
 #   tests/aarch64.sh macos        type-checks for aarch64-apple-darwin (its standard library is built once)
 #   tests/aarch64.sh exec CPU PROGRAM [ARG..]   runs a cross-built program
@@ -27,6 +29,21 @@ OUT=${CARGO_TARGET_DIR:-$ROOT/target}/aarch64
 # fhm, bf16 and i8mm: every fallback is the best choice of one of them.
 CPUS=(cortex-a72 neoverse-n1 max,sve=off)
 declare -A ISA=([cortex-a72]=neon [neoverse-n1]=neon [max,sve=off]=neonbf16)
+
+# CPU model -> its test programs. The last has every level, so whatever computes runs there. The first shows that no kernel of
+# plain NEON needs more, the second what uses fp16 and dotprod: the crate gemm and the peak loops.
+declare -A PROGRAMS=(
+    [cortex-a72]="ttft_kernels conformance_gemm conformance_attention conformance_rowwise goldens"
+    [neoverse-n1]="ttft_kernels conformance_gemm"
+    [max,sve=off]="ttft_kernels ttft_models ttft_bench conformance_gemm conformance_attention conformance_rowwise goldens
+        families networks variants pruning shared_engine memory cli"
+)
+# Of these programs the tests whose names hold one of the words: what runs networks, and what looks at the machine. The gate of
+# benchmarks, whose own test takes minutes here, is passed by every cell of a run of `cli`.
+declare -A ONLY=(
+    [ttft_bench]="rig:: session:: micro:: machine:: process:: cpus:: this_machine"
+    [cli]="logits_reproduces logits_of_token_prunings machine_prints bench_runs_tiny the_doctor_answers"
+)
 
 say() { printf '\n-- aarch64: %s\n' "$*"; }
 fail() { printf 'aarch64: %s\n' "$*" >&2; exit 1; }
@@ -85,21 +102,55 @@ clippy() {
     PATH=$PREFIX/bin:$PATH "$PREFIX/bin/cargo-clippy" clippy --workspace --all-targets --target $LINUX --locked -- -D warnings
 }
 
-# Libraries, programs and integration tests; documentation examples are the same on every CPU and run on the host. What is
-# around the kernels is the same on every CPU as well, so it runs on the last one alone: models' own tests compute on no kernel.
-tests() {
-    local cpu start same
+# The test programs, as lines `NAME EXECUTABLE`, in EXECUTABLES; and `ttft`, which they start. They are static, so that `ttft` is
+# the program that tests/static.sh makes; kernels alone are optimised fully, as compiling takes longer than running.
+build() {
+    local names name select=(--lib) log=$OUT/build.log
+    mkdir -p "$OUT"
+    read -ra names <<<"$(printf '%s ' "${PROGRAMS[@]}" | tr -s ' \n' '\n' | sort -u | tr '\n' ' ')"
+    for name in "${names[@]}"; do
+        case $name in ttft_*) ;; *) select+=(--test "$name") ;; esac
+    done
     say "build the tests"
-    cargo test --workspace --lib --bins --tests --target $LINUX --locked --no-run
+    CARGO_PROFILE_DEV_OPT_LEVEL=1 CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS="-C target-feature=+crt-static" \
+        cargo test --config 'profile.dev.package.ttft-kernels.opt-level=2' -p ttft-kernels -p ttft-models -p ttft-bench -p ttft-tests "${select[@]}" \
+        --target $LINUX --locked --no-run 2>&1 | tee "$log"
+    EXECUTABLES=$(sed -n 's|^ *Executable .*(\(.*/\([a-z0-9_]*\)-[0-9a-f]*\))$|\2 \1|p' "$log")
+    for name in "${names[@]}"; do
+        grep -q "^$name " <<<"$EXECUTABLES" || fail "cargo names no test program '$name'"
+    done
+}
+
+# Runs a test program in the folder of its package and with the variables that the tests look at, as cargo does.
+program() {
+    local name=$1 program dir word log=$OUT/test.log
+    program=$(realpath "$(sed -n "s/^$name //p" <<<"$EXECUTABLES")")
+    case $name in ttft_*) dir=${name#ttft_} ;; *) dir=$(dirname "$(dirname ./*/tests/"$name".rs)") ;; esac
+    # shellcheck disable=SC2086
+    (cd "$dir" && CARGO=cargo CARGO_MANIFEST_DIR=$PWD $CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER "$program" ${ONLY[$name]:-}) >"$log" 2>&1 || {
+        cat "$log"
+        fail "$name failed"
+    }
+    grep -E '^(ISA levels|test result)' "$log"
+    for word in ${ONLY[$name]:-}; do
+        grep -q "^test .*$word" "$log" || fail "no test of $name is called '$word'"
+    done
+}
+
+tests() {
+    local cpu name start began
+    build
     [ $# -gt 0 ] || set -- "${CPUS[@]}"
     for cpu in "$@"; do
         [ -n "${ISA[$cpu]:-}" ] || fail "no CPU model '$cpu' here; there are: ${CPUS[*]}"
         say "tests on $cpu, which must run the kernels of ${ISA[$cpu]}"
+        export QEMU_CPU=$cpu TTFT_REQUIRE_ISA=${ISA[$cpu]} TTFT_TEST_SMALL=1
         start=$SECONDS
-        same=(--exclude ttft-bench --exclude ttft-models --exclude ttft-reports)
-        [ "$cpu" != "${!#}" ] || same=()
-        QEMU_CPU=$cpu TTFT_REQUIRE_ISA=${ISA[$cpu]} TTFT_TEST_SMALL=1 \
-            cargo test --workspace "${same[@]}" --lib --bins --tests --target $LINUX --locked --quiet
+        for name in ${PROGRAMS[$cpu]}; do
+            began=$SECONDS
+            program "$name"
+            echo "$cpu: $name in $((SECONDS - began)) s"
+        done
         echo "$cpu: passed in $((SECONDS - start)) s"
     done
 }
@@ -133,6 +184,7 @@ case ${1:-all} in
     all) setup && clippy && tests ;;
     setup) setup ;;
     clippy) setup && clippy ;;
+    build) setup && build ;;
     test) shift && setup && tests "$@" ;;
     macos) setup && macos ;;
     exec)

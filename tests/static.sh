@@ -10,7 +10,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-OUT=${CARGO_TARGET_DIR:-$PWD/target}/static
+TARGET=${CARGO_TARGET_DIR:-$PWD/target}
+OUT=$TARGET/static
 profile=release
 if [ "${1:-}" = check ]; then
     profile=dev
@@ -23,15 +24,19 @@ build() {
     local target=$1-unknown-linux-gnu flags="-C target-feature=+crt-static"
     case $1 in
         x86_64)
-            # Not for AArch64, where inline assembly of the crate gemm assembles in optimised builds alone.
-            CARGO_PROFILE_DEV_OPT_LEVEL=0 CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS=$flags CARGO_TARGET_DIR=$OUT/build \
+            CARGO_PROFILE_DEV_OPT_LEVEL=0 CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS=$flags \
                 cargo build --profile $profile --locked --target "$target" -p ttft-bench --bin ttft
-            binary=$OUT/build/$target/${profile/dev/debug}/ttft
+            binary=$TARGET/$target/${profile/dev/debug}/ttft
             ;;
         aarch64)
-            CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS=$flags CARGO_TARGET_DIR=$OUT/build \
-                tests/aarch64.sh cargo build --profile $profile --locked -p ttft-bench --bin ttft
-            binary=$OUT/build/aarch64/$target/${profile/dev/debug}/ttft
+            # The program that the tests start is static already.
+            if [ $profile = dev ]; then
+                tests/aarch64.sh build
+            else
+                CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS=$flags \
+                    tests/aarch64.sh cargo build --profile $profile --locked -p ttft-bench --bin ttft
+            fi
+            binary=$TARGET/aarch64/$target/${profile/dev/debug}/ttft
             ;;
         *) echo "static: no architecture '$1' here; there are x86_64 and aarch64" >&2 && exit 2 ;;
     esac

@@ -17,7 +17,7 @@ use ttft_bench::{
     machine::compute_dtype,
     micro::{self, Operand, Products, Series, Setup, WEIGHTS},
 };
-use ttft_kernels::{DType, Engine, Isa, Mul, isas, kernels_of};
+use ttft_kernels::{DType, Engine, Format, Isa, Mul, isas, kernels_of};
 
 /// Rows, and whether a plain `cargo bench` takes them: where the choice changes.
 const ROWS: [(usize, bool); 16] = [
@@ -74,10 +74,10 @@ fn forced<A: Operand>(setup: &Setup, unforced: &mut Vec<&'static str>) -> Result
     let isa = setup.engine.isa();
     let tiles = kernels_of(isa).into_iter().filter(|k| k.mul == Mul::F32 || A::DTYPE == DType::BF16).map(|k| k.name);
     // BF16 activations can be widened.
-    let able = |(x, w): (DType, DType)| w == A::DTYPE && (x == A::DTYPE || x == DType::F32);
+    let able = |(x, w): (DType, Format)| w == A::DTYPE.into() && (x == A::DTYPE || x == DType::F32);
     let level = |isa: Isa| isas().iter().find(|r| r.isa == isa);
     let levels = std::iter::successors(level(isa), |r| level(r.base?));
-    let few_rows = levels.flat_map(|r| r.dot).filter(|k| able(k.dtypes())).map(|k| k.name);
+    let few_rows = levels.flat_map(|r| r.dot).filter(|k| able(k.takes())).map(|k| k.name);
     let mut engines = Vec::new();
     for name in tiles.chain(few_rows) {
         match (EngineKnobs { kernel: Some(name.into()), ..setup.knobs.engine.clone() }).engine() {

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use ttft_kernels::DType;
 use ttft_models::{
-    Network, NetworkConfig, Predictor,
+    Network, NetworkConfig, Predictor, Pruning,
     kv_prediction::{
         layer_map,
         layout::{Layout, Order, OwnTokens},
@@ -49,6 +49,15 @@ pub struct Asked {
     pub base_tokens: Option<usize>,
     /// First tokens that it reads itself; none if it is not said.
     pub sink_tokens: Option<usize>,
+    /// Whether the keys and values of these are kept from an earlier call; not so if it is not said.
+    pub keep_sinks: Option<bool>,
+    /// Token pruning in place of KV prediction; the auxiliary then chooses the tokens.
+    #[serde(default, deserialize_with = "pruning")]
+    pub prune: Option<Pruning>,
+}
+
+fn pruning<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Option<Pruning>, D::Error> {
+    String::deserialize(d)?.parse().map(Some).map_err(serde::de::Error::custom)
 }
 
 /// A network that is not of the zoo.
@@ -81,11 +90,24 @@ pub struct Pair {
     pub predictor: Option<PathBuf>,
 }
 
+/// A network on part of its tokens.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenPruned {
+    /// The name of the network.
+    pub base: String,
+    /// The name of the network that chooses the tokens, if that is another.
+    pub aux: Option<String>,
+    /// On which tokens.
+    pub pruning: Pruning,
+}
+
 /// The networks and pairs that a run can name.
 #[derive(Clone, Debug, Default)]
 pub struct Catalog {
     networks: BTreeMap<String, Own>,
     pairs: BTreeMap<String, Pair>,
+    /// Networks and those that choose their tokens, which predict nothing.
+    choosers: BTreeMap<String, (String, String)>,
 }
 
 impl Catalog {
@@ -98,14 +120,18 @@ impl Catalog {
         let mut names = Vec::new();
         for a in asked {
             let base = catalog.add(&a.base).context("base")?;
+            if let Some(pruning) = a.prune {
+                names.push(catalog.prune(a, base, pruning)?);
+                continue;
+            }
             if a.aux.is_none() && a.predictor.is_none() {
                 ensure!(
                     a.name.is_none(),
                     "name: a network alone is called as its folder: give an auxiliary network or a predictor too"
                 );
                 ensure!(
-                    a.base_tokens.is_none() && a.sink_tokens.is_none(),
-                    "base_tokens, sink_tokens: a network alone reads every token: give an auxiliary network or a predictor too"
+                    a.base_tokens.is_none() && a.sink_tokens.is_none() && a.keep_sinks.is_none(),
+                    "base_tokens, sink_tokens, keep_sinks: a network alone reads every token: give an auxiliary network or a predictor too"
                 );
                 names.push(base);
                 continue;
@@ -140,20 +166,52 @@ impl Catalog {
         Ok(name)
     }
 
-    fn pair_up(&mut self, asked: &Asked, base: String, aux: Option<String>) -> Result<String> {
-        let own = OwnTokens { last: asked.base_tokens.unwrap_or(1), first: asked.sink_tokens.unwrap_or(0) };
-        ensure!(own.last > 0, "base_tokens: expected 1 or more, found 0");
-        let by_default = || format!("{base}-KVP-{}{}", aux.as_deref().unwrap_or("shared"), own.suffix());
-        let name = asked.name.clone().unwrap_or_else(by_default);
+    fn prune(&mut self, asked: &Asked, base: String, pruning: Pruning) -> Result<String> {
         ensure!(
-            output::is_file_name(&name) && !name.contains(char::is_whitespace),
-            "name: expected a word that can name a file (no '/', '\\' or ':', no '.' at its start), found '{}'",
-            printable(&name)
+            [asked.base_tokens, asked.sink_tokens] == [None; 2]
+                && asked.predictor.is_none()
+                && asked.keep_sinks.is_none(),
+            "prune: {pruning} cannot be used with a predictor, base_tokens, sink_tokens or keep_sinks, which are KV prediction's"
         );
+        let aux = asked.aux.as_ref().map(|aux| self.add(aux).context("aux")).transpose()?;
+        pruning.check(self.network(&base)?.layers.len(), aux.is_some()).context("prune")?;
+        let Some(aux) = aux else {
+            ensure!(asked.name.is_none(), "name: what is pruned is called as its network: leave the name out");
+            return Ok(format!("{base}-{pruning}"));
+        };
+        vocabulary::check(&self.vocabulary(&base)?, &self.vocabulary(&aux)?)?;
+        let of = asked.name.clone().unwrap_or_else(|| format!("{base}-{aux}"));
+        self.check_name(&of)?;
+        self.choosers.insert(of.clone(), (base, aux));
+        Ok(format!("{of}-{pruning}"))
+    }
+
+    /// Refuses what cannot name a system of one's own.
+    fn check_name(&self, name: &str) -> Result<()> {
         ensure!(
-            !Catalog::of_zoo(&name) && !self.pairs.contains_key(&name) && !self.networks.contains_key(&name),
+            output::is_file_name(name) && !name.contains(char::is_whitespace),
+            "name: expected a word that can name a file (no '/', '\\' or ':', no '.' at its start), found '{}'",
+            printable(name)
+        );
+        let taken = self.pairs.contains_key(name) || self.networks.contains_key(name);
+        ensure!(
+            !Catalog::of_zoo(name) && !taken && !self.choosers.contains_key(name),
             "name: '{name}' is the name of another system: choose one for this pair (name, or another folder's)"
         );
+        Ok(())
+    }
+
+    fn pair_up(&mut self, asked: &Asked, base: String, aux: Option<String>) -> Result<String> {
+        let (last, first) = (asked.base_tokens.unwrap_or(1), asked.sink_tokens.unwrap_or(0));
+        let own = OwnTokens { last, first, kept: asked.keep_sinks == Some(true) };
+        ensure!(own.last > 0, "base_tokens: expected 1 or more, found 0");
+        ensure!(
+            !own.kept || own.first > 0,
+            "keep_sinks: there is nothing to keep: sink_tokens says how many first tokens"
+        );
+        let by_default = || format!("{base}-KVP-{}{}", aux.as_deref().unwrap_or("shared"), own.suffix());
+        let name = asked.name.clone().unwrap_or_else(by_default);
+        self.check_name(&name)?;
         if let Some(aux) = &aux {
             vocabulary::check(&self.vocabulary(&base)?, &self.vocabulary(aux)?)?;
         }
@@ -220,6 +278,27 @@ impl Catalog {
         }
         let zoo::Prediction { base, aux, layout, own, order, .. } = zoo::prediction(name)?;
         Ok(Pair { base: base.into(), aux: aux.map(str::to_owned), layout, own, order, predictor: None })
+    }
+
+    /// Whether this is the whole name of a pair of the user's own.
+    pub fn holds(&self, name: &str) -> bool {
+        self.pairs.contains_key(name)
+    }
+
+    /// A network on part of its tokens: the token pruning behind the name of a network; or behind that of a pair, whose auxiliary
+    /// then chooses.
+    ///
+    /// # Errors
+    /// No such network, no such pruning, or one that cannot be done to it.
+    pub fn pruned(&self, name: &str) -> Result<TokenPruned> {
+        let Some((of, pruning)) = Pruning::behind(name) else { bail!(zoo::token_pruned(name).unwrap_err()) };
+        let (base, aux) = match (self.choosers.get(of), self.pair(of)) {
+            (Some((base, aux)), _) => (base.clone(), Some(aux.clone())),
+            (None, Ok(Pair { base, aux: Some(aux), .. })) => (base, Some(aux)),
+            _ => (of.to_owned(), None),
+        };
+        pruning.check(self.network(&base)?.layers.len(), aux.is_some())?;
+        Ok(TokenPruned { base, aux, pruning })
     }
 
     /// The folder of a network's own weights, if it has any.
@@ -413,10 +492,17 @@ mod tests {
         let (catalog, names) = Catalog::new(&[with]).unwrap();
         assert_eq!(names, ["large-KVP-small-m4-s1"]);
         let own = |name: &str| catalog.pair(name).unwrap().own;
-        assert_eq!(own(&names[0]), OwnTokens { last: 4, first: 1 });
+        assert_eq!(own(&names[0]), OwnTokens { last: 4, first: 1, kept: false });
+        let kept = OwnTokens { last: 4, first: 1, kept: true };
+        assert_eq!(own("large-KVP-small-m4-s1-m4-s1kept"), kept);
+        let with =
+            Asked { base_tokens: Some(4), sink_tokens: Some(1), keep_sinks: Some(true), ..asked(&large, Some(&small)) };
+        let (catalog_kept, names) = Catalog::new(&[with]).unwrap();
+        assert_eq!(names, ["large-KVP-small-m4-s1kept"]);
+        assert_eq!(catalog_kept.pair(&names[0]).unwrap().own, kept);
         let shared = catalog.pair("large-KVP-S9-m7").unwrap();
         assert_eq!((shared.base.as_str(), shared.aux, shared.layout.shared), ("large", None, Some(9)));
-        assert_eq!(shared.own, OwnTokens { last: 7, first: 0 });
+        assert_eq!(shared.own, OwnTokens { last: 7, first: 0, kept: false });
         // Of one network and one depth, whatever the base reads itself, there is one predictor; others have others.
         let key = |name: &str| catalog.predictor_key(name).unwrap();
         assert_eq!(key("large-KVP-S9-m7"), key("large-KVP-S9-s1"));
@@ -435,6 +521,52 @@ mod tests {
         assert_eq!(names, ["large-KVP-shared"]);
         assert_eq!(catalog.pair(&names[0]).unwrap().layout, layout);
         assert_eq!(catalog.pair("large-KVP-shared-m3").unwrap().own.last, 3);
+    }
+
+    /// Token pruning of any network, of one's own pairs by their auxiliary, and asked for in place of KV prediction.
+    #[test]
+    fn prunings_of_ones_own_networks() {
+        let dir = tempfile::tempdir().unwrap();
+        let (large, small) = (folder(dir.path(), "large", "SmolLM2-1.7B"), folder(dir.path(), "small", "SmolLM2-360M"));
+        let (catalog, _) = Catalog::new(&[asked(&large, Some(&small))]).unwrap();
+        let of = |name: &str| catalog.pruned(name).map(|p| (p.base, p.aux, p.pruning.to_string()));
+        let (base, aux) = ("large".to_owned(), Some("small".to_owned()));
+        for plain in ["RP-0.50", "L0.75-0.10", "GemFilter-23-64"] {
+            assert_eq!(of(&format!("large-{plain}")).unwrap(), (base.clone(), None, plain.into()));
+        }
+        let spec = "SpecPrefill-0.30-a4-c16-p5";
+        assert_eq!(of(&format!("large-KVP-small-{spec}")).unwrap(), (base.clone(), aux.clone(), spec.into()));
+        for (bad, word) in [
+            ("large-GemFilter-24-64", "0 to 23"),
+            ("large-SpecPrefill-0.40", "auxiliary"),
+            ("large-KVP-small-RP-0.50", "auxiliary"),
+            ("other-RP-0.50", "other"),
+            ("large", "large"),
+        ] {
+            let e = format!("{:#}", of(bad).unwrap_err());
+            assert!(e.contains(word), "{bad}: {e}");
+        }
+        // What chooses tokens predicts nothing, so that nothing stands in for a predictor.
+        let prune = |base, aux, pruning: &str| Asked { prune: Some(pruning.parse().unwrap()), ..asked(base, aux) };
+        let all = [prune(&large, Some(&small), spec), prune(&large, None, "SP-0.50")];
+        let (catalog, names) = Catalog::new(&all).unwrap();
+        assert_eq!(names, [format!("large-small-{spec}"), "large-SP-0.50".into()]);
+        let p = catalog.pruned(&names[0]).unwrap();
+        assert_eq!((p.base, p.aux, catalog.notes(true).len(), catalog.stand_ins().len()), (base, aux, 2, 2));
+        assert_eq!(catalog.pruned(&names[1]).unwrap().aux, None);
+        let error = |a: Asked| format!("{:#}", Catalog::new(&[a]).unwrap_err());
+        let qwen = folder(dir.path(), "qwen", "Qwen3-0.6B");
+        for (a, word) in [
+            (prune(&large, Some(&qwen), spec), "vocabularies differ"),
+            (prune(&large, None, spec), "give one"),
+            (prune(&large, Some(&small), "SP-0.50"), "no auxiliary"),
+            (Asked { base_tokens: Some(2), ..prune(&large, Some(&small), spec) }, "base_tokens"),
+            (Asked { name: Some("x".into()), ..prune(&large, None, "SP-0.50") }, "name"),
+            (Asked { name: Some("OE1.1B".into()), ..prune(&large, Some(&small), spec) }, "another system"),
+        ] {
+            let e = error(a);
+            assert!(e.contains(word), "no '{word}' in: {e}");
+        }
     }
 
     #[test]
@@ -465,6 +597,7 @@ mod tests {
         says(error(Asked { name: Some("OE270M".into()), ..asked(&large, Some(&small)) }), &["name", "OE270M"]);
         says(error(Asked { predictor: Some("x".into()), ..asked(&large, None) }), &["predictor", "x/config.json"]);
         says(error(Asked { base_tokens: Some(2), ..asked(&large, None) }), &["base_tokens", "a network alone"]);
+        says(error(Asked { keep_sinks: Some(true), ..asked(&large, Some(&small)) }), &["keep_sinks", "sink_tokens"]);
         says(error(Asked { base_tokens: Some(0), ..asked(&large, Some(&small)) }), &["base_tokens", "1 or more"]);
         let nowhere = Asked { predictor: Some(dir.path().join("x")), ..asked(&large, Some(&small)) };
         says(error(nowhere), &["x/config.json", "predictor"]);

@@ -4,11 +4,29 @@ use std::{
     collections::BTreeMap,
     fs,
     path::PathBuf,
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
 };
 
 /// Temporary files by the number of their listing.
 static LISTED: Mutex<BTreeMap<u64, PathBuf>> = Mutex::new(BTreeMap::new());
+
+/// Whether the program ends by itself soon after it has been asked to, and whether it has been asked.
+static WAITS: AtomicBool = AtomicBool::new(false);
+static ASKED: AtomicBool = AtomicBool::new(false);
+
+/// From now on the first signal only asks this program to end: it looks at [`asked`], keeps what it has, and calls
+/// [`end_as_asked`]. A second signal ends it at once.
+pub fn wait_when_asked() {
+    WAITS.store(true, Relaxed);
+}
+
+/// Whether a signal has asked this program to end.
+pub fn asked() -> bool {
+    ASKED.load(Relaxed)
+}
 
 /// A listed file. Whoever drops this has renamed or removed the file.
 #[derive(Debug)]
@@ -39,7 +57,14 @@ pub fn all() {
 
 #[cfg(unix)]
 mod signals {
+    use std::sync::{Mutex, PoisonError, atomic::Ordering::Relaxed};
+
     use nix::sys::signal::{SigSet, Signal, raise};
+
+    use super::{ASKED, WAITS};
+
+    /// The signal that asked this program to end, and those that are held back.
+    static CAUSE: Mutex<Option<(Signal, SigSet)>> = Mutex::new(None);
 
     /// Signals that end a program and that it can clean up after.
     const ENDING: [Signal; 4] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGXCPU];
@@ -72,7 +97,13 @@ mod signals {
             return;
         }
         let watcher = move || {
-            let Ok(signal) = set.wait() else { return };
+            let Ok(mut signal) = set.wait() else { return };
+            if WAITS.load(Relaxed) {
+                *CAUSE.lock().unwrap_or_else(PoisonError::into_inner) = Some((signal, set));
+                ASKED.store(true, Relaxed);
+                let Ok(second) = set.wait() else { return };
+                signal = second;
+            }
             super::all();
             // The default action ends the program and tells its parent why.
             let _ = set.thread_unblock();
@@ -83,6 +114,17 @@ mod signals {
             let _ = set.thread_unblock();
         }
     }
+
+    /// Ends this program by the signal that asked it to, so that whoever started it knows why.
+    pub fn end_as_asked() -> ! {
+        super::all();
+        let cause = *CAUSE.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((signal, set)) = cause {
+            let _ = set.thread_unblock();
+            let _ = raise(signal);
+        }
+        std::process::exit(1)
+    }
 }
 
 #[cfg(not(unix))]
@@ -92,6 +134,12 @@ mod signals {
 
     /// Temporary files of an interrupted program stay on this system.
     pub fn watch() {}
+
+    /// Ends this program.
+    pub fn end_as_asked() -> ! {
+        super::all();
+        std::process::exit(1)
+    }
 }
 
-pub use signals::{hold_file_size_signal, watch};
+pub use signals::{end_as_asked, hold_file_size_signal, watch};

@@ -2,18 +2,25 @@
 //! kernels in f32. Where bf16 kernels run, its logits on the longest prompt are also compared with those of the f32 kernels of
 //! the same instruction set, since the portable ones would take minutes there. Where tokens are ranked by attention, both rank
 //! them by a seed instead: rounding may exchange two tokens that rank almost alike, which is no error, but moves the logits as
-//! one would. A base that reads many tokens of a prompt itself reads fewer of the short one, so that some are predicted.
+//! one would. A base that reads many tokens of a prompt itself reads fewer of the short one, so that some are predicted; and what
+//! keeps many of a prompt, or long chunks, keeps fewer and shorter ones, so that some are dropped.
 
 use anyhow::{Context, Result, ensure};
 use ttft_kernels::{Engine, Isa, Mat, Options};
 use ttft_models::{
-    Extent, Precision, Pruned, RunSpec, System, kv_prediction::layout::OwnTokens, plan, pruning::Ranking,
+    Extent, Precision, Pruned, Pruning, RunSpec, System,
+    kv_prediction::layout::OwnTokens,
+    plan,
+    pruning::{GemFilter, Ranking, SpecPrefill},
 };
 use ttft_reports::schema::{Gate, LongestGate};
 
+use crate::placement;
+
 /// Tokens of the gate's prompt. The portable kernels pay for each of them.
 const PROMPT: usize = 7;
-/// Tokens of either end of it that a base reads itself, at most: less than half of it.
+/// Tokens of either end of it that a base reads itself, at most: less than half of it. So long are chunks of tokens that are kept
+/// or dropped, and twice as many tokens a filter keeps, at most.
 const OWN: usize = 2;
 /// Sequences of the second comparison, all alike: their rows together fill the tiles of the large kernels.
 const BATCH: usize = 19;
@@ -102,12 +109,25 @@ fn seeded(system: &System) -> System {
     }
 }
 
+/// Whether a call of the system leaves something for the next one.
+fn keeps(system: &System) -> bool {
+    matches!(system, System::KvPrediction(p) if p.own.kept)
+}
+
 /// The system as it runs on the gate's prompt.
 fn short(system: &System) -> System {
     match seeded(system) {
         System::KvPrediction(p) => {
-            let OwnTokens { last, first } = p.own;
-            System::KvPrediction(p.reading(OwnTokens { last: last.min(OWN), first: first.min(OWN) }))
+            let OwnTokens { last, first, kept } = p.own;
+            System::KvPrediction(p.reading(OwnTokens { last: last.min(OWN), first: first.min(OWN), kept }))
+        }
+        System::Pruned(p) => {
+            let pruning = match p.pruning {
+                Pruning::Spec(s) => Pruning::Spec(SpecPrefill { chunk: s.chunk.min(OWN), ..s }),
+                Pruning::Gem(g) => Pruning::Gem(GemFilter { count: g.count.min(2 * OWN), ..g }),
+                other => other,
+            };
+            System::Pruned(Pruned { pruning, ..p })
         }
         other => other,
     }
@@ -128,8 +148,8 @@ fn compare(
     reference_ids: &[u32],
     ids: &[u32],
 ) -> Result<Gate> {
-    let portable =
-        |threads| Engine::new(&Options { isa: Some(Isa::Portable), threads: Some(threads), ..Default::default() });
+    let options = |threads| Options { isa: Some(Isa::Portable), threads: Some(threads), ..Default::default() };
+    let portable = |threads| placement::unbound(|| Engine::new(&options(threads)));
     let reference = match portable(engine.threads()) {
         // Of two engines the second finds a limit first; the reference may be slow.
         Err(ttft_kernels::Error::ThreadsUnavailable { .. }) => portable(1)?,
@@ -146,7 +166,10 @@ fn compare(
     let mut worst = 0f64;
     for batch in [1, BATCH] {
         let mut fast = plan(system, &spec(batch, precision, extent))?;
-        fast.first_token(engine, &ids.repeat(batch)).context("the correctness gate")?;
+        // What the first call may leave for the second is checked too.
+        for _ in 0..1 + usize::from(keeps(system)) {
+            fast.first_token(engine, &ids.repeat(batch)).context("the correctness gate")?;
+        }
         worst = worst.max(max_abs_err(expected, fast.logits()));
     }
     Ok(Gate { max_abs_err: worst, tolerance, passed: worst <= tolerance, longest: None, longest_skipped: None })
@@ -234,12 +257,36 @@ mod tests {
         let weights = Weights::new(Some(dir.path().to_owned()), DType::F32, 1, Size::Tiny).unwrap();
         let base = Arc::new(Network::load(&weights.network_dir("OE1.1B").unwrap()).unwrap());
         let predictor = weights.predictor_dir("OE1.1B-KVP-S14").unwrap();
-        let own = OwnTokens { last: 15, first: 1 };
+        let own = OwnTokens { last: 15, first: 1, kept: false };
         let system = System::KvPrediction(KvPrediction::new(base, None, &predictor).unwrap().reading(own));
         let spec =
             RunSpec { batch: 1, prompt: PROMPT, generate: 1, precision: Precision::F32, extent: Extent::FirstToken };
         let phases = |system: &System| CostSystem::of(system).first_token(&spec).len();
         assert_eq!([phases(&system), phases(&short(&system))], [1, 3]);
+    }
+
+    #[test]
+    fn the_gate_drops_tokens_where_much_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let weights = Weights::new(Some(dir.path().to_owned()), DType::BF16, 1, Size::Tiny).unwrap();
+        let load = |name| Arc::new(Network::load(&weights.network_dir(name).unwrap()).unwrap());
+        let (base, aux) = (load("OE1.1B"), load("OE270M"));
+        let engine = Engine::new(&Options { threads: Some(1), ..Default::default() }).unwrap();
+        let ids = [5, 300, 41, 7, 499, 123, 77];
+        let mut other = ids;
+        other[6] = 8;
+        let depth = Depth { layers: 44, k: 256 };
+        for (name, count) in [("SpecPrefill-0.40", 3), ("GemFilter-11-128", 4)] {
+            let pruning: Pruning = name.parse().unwrap();
+            let aux = pruning.needs_auxiliary().then(|| Arc::clone(&aux));
+            let system = short(&System::Pruned(Pruned { aux, ..Pruned::new(Arc::clone(&base), pruning) }));
+            let System::Pruned(p) = &system else { unreachable!() };
+            assert_eq!(p.pruning.tokens(0, 28, PROMPT), count, "{name}");
+            let run =
+                |ran: &[u32]| compare(&engine, &system, depth, Precision::Bf16, Extent::FirstToken, &ids, ran).unwrap();
+            let (right, wrong) = (run(&ids), run(&other));
+            assert!(right.passed && !wrong.passed, "{name}: {right:?} {wrong:?}");
+        }
     }
 
     #[test]

@@ -9,12 +9,12 @@ use std::{
 use anyhow::Result;
 use clap::{Args, Command, CommandFactory, FromArgMatches, Parser};
 use ttft_kernels::{Backend, Engine, Isa, Options};
-use ttft_models::{Extent, Precision};
+use ttft_models::{Extent, Precision, Pruning};
 use ttft_reports::schema::Start;
 
 use crate::{
     catalog::Asked,
-    output,
+    output, placement,
     scenario::{Named, PRESETS, Scenario},
 };
 
@@ -30,6 +30,9 @@ pub struct EngineKnobs {
     /// Library that computes the matrix products: `ttft`, or the `gemm` crate
     #[arg(long, env = "TTFT_BACKEND", value_name = "NAME", default_value = "ttft", value_parser = Backend::from_name)]
     pub backend: Backend,
+    /// Bind each thread to a CPU of its own: cores of the fastest class first, then their siblings, then slower cores (Linux)
+    #[arg(long, env = "TTFT_PIN", value_parser = clap::builder::FalseyValueParser::new())]
+    pub pin: bool,
     /// GEMM or few-row kernel, by name, that is used for every shape that it can serve
     #[arg(long, env = "TTFT_KERNEL", value_name = "NAME")]
     pub kernel: Option<String>,
@@ -39,21 +42,23 @@ impl EngineKnobs {
     /// The engine they ask for.
     ///
     /// # Errors
-    /// An ISA or kernel that is not there, with what is; a senseless thread count.
+    /// An ISA or kernel that is not there, with what is; a senseless thread count; threads that cannot be bound.
     pub fn engine(&self) -> Result<Engine> {
-        Ok(Engine::new(&Options {
-            isa: self.isa,
-            threads: self.threads,
-            backend: self.backend,
-            gemm_kernel: self.kernel.clone(),
-        })?)
+        let options =
+            Options { isa: self.isa, threads: self.threads, backend: self.backend, gemm_kernel: self.kernel.clone() };
+        // An engine before may have bound this thread.
+        let engine = placement::unbound(|| Engine::new(&options))?;
+        if self.pin {
+            placement::pin(&engine)?;
+        }
+        Ok(engine)
     }
 }
 
 /// What to measure, and where things go.
 #[derive(Args, Clone, Debug)]
 pub struct RunKnobs {
-    /// Preset (quick, grid, table5, table5-3b, fig1, fig5b, shared, controls, cold, calibrate, llama, qwen, smollm, long) or path
+    /// Preset (quick, grid, table5, table5-3b, fig1, fig5b, shared, rivals, controls, cold, calibrate, llama, qwen, smollm, long) or path
     /// of a scenario file (default: quick; `ttft calibrate` takes calibrate)
     #[arg(long, visible_alias = "preset", env = "TTFT_SCENARIO", value_name = "NAME|FILE")]
     pub scenario: Option<String>,
@@ -68,6 +73,14 @@ pub struct RunKnobs {
     /// with random values, which predicts nothing)
     #[arg(long, env = "TTFT_PREDICTOR", value_name = "DIR", requires = "base")]
     pub predictor: Option<PathBuf>,
+    /// Token pruning of --base in place of KV prediction, such as RP-0.50 or GemFilter-11-128, or with --aux, which then chooses
+    /// the tokens, SpecPrefill-0.40
+    #[arg(long, env = "TTFT_PRUNE", value_name = "PRUNING", requires = "base", conflicts_with = "predictor")]
+    pub prune: Option<Pruning>,
+    /// Whether the keys and values of the first tokens that the base of a KV prediction reads itself are kept from an earlier call,
+    /// as they can be where all prompts begin alike: on or off (default: off)
+    #[arg(long, env = "TTFT_KEEP_SINKS", value_name = "on|off", num_args = 0..=1, default_missing_value = "on", value_parser = switch)]
+    pub keep_sinks: Option<bool>,
     /// Type of activations and caches: f32 or bf16 (default: the scenario's)
     #[arg(long, env = "TTFT_PRECISION", value_name = "TYPE", value_parser = Precision::from_name)]
     pub precision: Option<Precision>,
@@ -119,6 +132,8 @@ impl RunKnobs {
             base,
             aux,
             predictor,
+            prune,
+            keep_sinks,
             precision,
             extent,
             start,
@@ -130,7 +145,7 @@ impl RunKnobs {
             trial: _,
             engine,
         } = self;
-        let EngineKnobs { isa, threads, backend, kernel } = engine;
+        let EngineKnobs { isa, threads, pin, backend, kernel } = engine;
         let mut flags = Vec::new();
         let mut add = |name: &str, value: Option<OsString>| {
             flags.extend(value.into_iter().flat_map(|v| [OsString::from(name), v]));
@@ -139,6 +154,8 @@ impl RunKnobs {
         add("--base", base.as_ref().map(Into::into));
         add("--aux", aux.as_ref().map(Into::into));
         add("--predictor", predictor.as_ref().map(Into::into));
+        add("--prune", prune.map(|p| p.to_string().into()));
+        add("--keep-sinks", keep_sinks.map(|on| if on { "on" } else { "off" }.into()));
         add("--precision", precision.map(|p| p.name().into()));
         add("--extent", extent.map(|e| e.name().into()));
         add("--start", start.map(|s| s.name().into()));
@@ -149,6 +166,7 @@ impl RunKnobs {
         add("--threads", threads.map(|t| t.to_string().into()));
         add("--backend", Some(backend.name().into()));
         add("--kernel", kernel.as_ref().map(Into::into));
+        flags.extend(pin.then(|| "--pin".into()));
         flags
     }
 
@@ -207,8 +225,11 @@ impl RunKnobs {
         s.extent = self.extent.or(s.extent);
         s.start = self.start.or(s.start);
         s.budget_s = self.budget.unwrap_or(s.budget_s);
-        let Some(base) = self.base.clone() else { return Ok(s) };
-        s.of(Asked { base, aux: self.aux.clone(), predictor: self.predictor.clone(), ..Asked::default() })
+        let keep = self.keep_sinks == Some(true);
+        let Some(base) = self.base.clone() else { return if keep { s.keeping_sinks() } else { Ok(s) } };
+        let (aux, predictor) = (self.aux.clone(), self.predictor.clone());
+        let s = s.of(Asked { base, aux, predictor, prune: self.prune, ..Asked::default() })?;
+        if keep { s.keeping_sinks() } else { Ok(s) }
     }
 
     /// Environment variables with their help, in the order declared.
@@ -277,7 +298,7 @@ mod tests {
         for (name, _) in RunKnobs::variables() {
             assert!(reference.contains(&format!("`{name}`")), "docs/reference.md does not mention {name}");
         }
-        assert_eq!(RunKnobs::variables().len(), 15);
+        assert_eq!(RunKnobs::variables().len(), 18);
     }
 
     #[test]

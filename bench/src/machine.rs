@@ -4,7 +4,7 @@
 
 use std::{fs, path::Path};
 
-use crate::{memory, pages::Pages};
+use crate::{memory, pages::Pages, placement};
 use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
 use ttft_kernels::{
     DType, Engine, Isa,
@@ -122,6 +122,7 @@ pub fn fingerprint() -> Machine {
         frequency_mhz: cpu.and_then(|c| known(c.frequency())).map(|mhz| mhz as f64),
         load_1m: load(),
         virtualised: virtualised(),
+        numa_nodes: placement::nodes().and_then(|nodes| nodes.len().try_into().ok()),
     }
 }
 
@@ -274,6 +275,7 @@ impl Probe {
             peaks: Unit::all().into_iter().filter_map(unit).chain(library).collect(),
             read_gb_per_s: memory.as_ref().and_then(read),
             threads: engine.threads().try_into().ok(),
+            region_us: region_us(engine),
             out_of_reach: peak::out_of_reach().map(Into::into),
         }
     }
@@ -327,6 +329,21 @@ pub struct Rates {
     pub read_gb_per_s: Option<f64>,
 }
 
+/// Microseconds of an empty parallel region while all threads are awake: the median of many bursts; none of one thread, which enters
+/// no region.
+fn region_us(engine: &Engine) -> Option<f64> {
+    const REGIONS: u32 = 200;
+    let pool = engine.pool();
+    let burst = || {
+        let start = std::time::Instant::now();
+        (0..REGIONS).for_each(|_| pool.run(|_| ()));
+        start.elapsed().as_secs_f64() * 1e6 / f64::from(REGIONS)
+    };
+    let mut bursts: Vec<f64> = (0..25).map(|_| burst()).collect();
+    bursts.sort_by(f64::total_cmp);
+    Some(bursts[bursts.len() / 2]).filter(|us| engine.threads() > 1 && *us > 0.0)
+}
+
 /// The highest of the rates of several bursts: an interruption slows some of them, a machine that has become slower all.
 /// None if no rate is a positive number.
 fn fastest(rates: impl IntoIterator<Item = f64>) -> Option<f64> {
@@ -343,9 +360,9 @@ pub fn drift(before: Rates, after: Rates) -> Drift {
     }
 }
 
-/// The instruction sets of this CPU, weakest first, in words.
+/// The instruction sets of this CPU, weakest first, in words; without the one that is for tests.
 pub fn isa_names() -> String {
-    Isa::detected().iter().map(|i| i.name()).collect::<Vec<_>>().join(", ")
+    Isa::detected().iter().filter(|i| **i != Isa::AmxPlain).map(|i| i.name()).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]

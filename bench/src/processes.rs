@@ -4,16 +4,18 @@
 //! out in another process can only be seen in another process.
 
 use std::{
+    collections::BTreeSet,
     io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use ttft_reports::schema::{Cell, Clocks, Cold, Decode, Drift, Memory, PhaseRecord, Probes, WarmPhase};
+use ttft_reports::schema::{Cell, Clocks, Cold, Decode, Drift, Memory, PhaseRecord, Placement, Probes, WarmPhase};
 
 use crate::{
     layout::Layout,
+    placement,
     sampling::Outcome,
     worker::{Answer, Job},
 };
@@ -63,7 +65,9 @@ pub fn run(
 ) -> Result<Vec<Outcome>> {
     let mut command = command(&this_program()?);
     command.arg(WORKER).args(flags).stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut child = Running(layout.vary(&mut command).spawn().context("cannot start a process to measure in")?);
+    let mut child = Running(
+        placement::unbound(|| layout.vary(&mut command).spawn()).context("cannot start a process to measure in")?,
+    );
     let mut input = child.0.stdin.take().context("the process has no input")?;
     // A process that ends at once says why by itself.
     let _ = serde_json::to_writer(&mut input, job).map_err(std::io::Error::from).and_then(|()| input.write_all(b"\n"));
@@ -145,6 +149,7 @@ pub fn merge(cells: Vec<Cell>) -> Result<Cell> {
             minor_faults: a.minor_faults.zip(b.minor_faults).map(|(a, b)| a + b),
             major_faults: a.major_faults.zip(b.major_faults).map(|(a, b)| a + b),
         });
+        all.placement = all.placement.zip(next.placement).map(|(a, b)| placements(a, b));
         all.cold = match (all.cold, next.cold) {
             (Some(a), Some(b)) => Some(cold(a, b)),
             (None, None) => None,
@@ -159,6 +164,20 @@ pub fn merge(cells: Vec<Cell>) -> Result<Cell> {
     }
     all.processes = Some(processes);
     Ok(all)
+}
+
+/// Where the threads of two processes were.
+fn placements(a: Placement, b: Placement) -> Placement {
+    let union = |a: Vec<u32>, b: Vec<u32>| joined(a, b).into_iter().collect::<BTreeSet<_>>().into_iter().collect();
+    Placement {
+        cpus: a.cpus.zip(b.cpus).map(|(a, b)| a.into_iter().zip(b).map(|(a, b)| union(a, b)).collect()),
+        nodes: a.nodes.zip(b.nodes).map(|(a, b)| union(a, b)),
+        pinned: a.pinned && b.pinned,
+        involuntary_switches: a.involuntary_switches.zip(b.involuntary_switches).map(|(a, b)| a + b),
+        // The worse of both: huge pages that one of them lacks explain its times.
+        anon_huge_bytes: a.anon_huge_bytes.zip(b.anon_huge_bytes).map(|(a, b)| a.min(b)),
+        file_huge_bytes: a.file_huge_bytes.zip(b.file_huge_bytes).map(|(a, b)| a.min(b)),
+    }
 }
 
 /// The cold starts of two processes.
@@ -199,6 +218,12 @@ mod tests {
             decode: Some(Decode { steps: 2, samples_ns: vec![3; 2 * n] }),
             kernels: vec![format!("k{n}")],
             memory: Some(Memory { peak_rss_bytes: Some(rate as u64), minor_faults: Some(2), ..Memory::default() }),
+            placement: Some(Placement {
+                cpus: Some(vec![vec![0], vec![rate as u32]]),
+                involuntary_switches: Some(3),
+                anon_huge_bytes: Some(rate as u64),
+                ..Placement::default()
+            }),
             drift: Some(Drift { before_gflops: Some(rate), after_gflops: Some(rate + 1.0), ..Drift::default() }),
             load_before: Some(rate),
             load_after: Some(rate + 1.0),
@@ -222,6 +247,10 @@ mod tests {
         assert_eq!(all.kernels, ["k1", "k2"]);
         let memory = all.memory.unwrap();
         assert_eq!((memory.peak_rss_bytes, memory.minor_faults), (Some(30), Some(6)));
+        let placement = all.placement.unwrap();
+        assert_eq!(placement.cpus, Some(vec![vec![0], vec![10, 20, 30]]));
+        assert_eq!((placement.involuntary_switches, placement.anon_huge_bytes), (Some(9), Some(10)));
+        assert_eq!((placement.nodes, placement.pinned), (None, false));
         let drift = all.drift.unwrap();
         assert_eq!((drift.before_gflops, drift.after_gflops), (Some(10.0), Some(31.0)));
         assert_eq!((all.load_before, all.load_after), (Some(10.0), Some(31.0)));

@@ -27,7 +27,8 @@ use crate::{
     energy::Meter,
     knobs::RunKnobs,
     machine::{self, Probe, Rates},
-    process,
+    placement,
+    process::{self, Events},
     scenario::{Arm, Scenario},
     weights::{Size, Weights},
 };
@@ -174,6 +175,11 @@ impl Rig {
     fn start(&mut self, arm: &Arm, spec: RunSpec) -> Result<(cold::Start, Cold)> {
         let networks = arm.networks().into_iter().map(|n| self.weights.network_dir(n)).collect::<Result<Vec<_>>>()?;
         let predictor = self.predictor(arm)?;
+        ensure!(
+            predictor.as_ref().is_none_or(|(_, own, _)| !own.kept),
+            "{}: a cold start has no earlier call that could have kept anything: leave --keep-sinks, or 'kept' in the name, out",
+            arm.system
+        );
         let start = cold::Start { arm: arm.clone(), spec, networks, predictor };
         start.evict()?;
         let sizes: Vec<(u64, PathBuf)> =
@@ -208,10 +214,7 @@ impl Rig {
 
     /// Token ids of the synthetic prompt: spread over the vocabulary, the same for every system.
     pub fn prompt(&self, system: &System, n: usize) -> Vec<u32> {
-        let vocab = match system {
-            System::Network(_) | System::Pruned(_) => system.base().config().vocab,
-            System::KvPrediction(p) => p.networks().map(|n| n.config().vocab).fold(usize::MAX, usize::min),
-        };
+        let vocab = system.networks().map(|n| n.config().vocab).fold(usize::MAX, usize::min);
         self.ids(vocab, n)
     }
 
@@ -235,8 +238,7 @@ impl Rig {
             }
             schema::Start::Cold => {
                 let (start, cold) = self.start(arm, spec)?;
-                let aux = cost.prediction.iter().filter_map(|p| p.aux.as_ref());
-                let vocab = aux.map(|aux| aux.vocab).fold(cost.base.vocab, usize::min);
+                let vocab = cost.aux().iter().map(|aux| aux.vocab).fold(cost.base.vocab, usize::min);
                 (At::Cold(Box::new(start)), self.ids(vocab, batch * prompt), Some(cold))
             }
         };
@@ -311,7 +313,9 @@ struct Call {
     times: Vec<PhaseTimes>,
     /// Tokens after the first, sample after sample.
     steps: Vec<Duration>,
-    faults: Option<(u64, u64)>,
+    events: Option<Events>,
+    /// The CPU of each thread after each of the times.
+    cpus: Vec<Option<Vec<u32>>>,
     /// Before and after.
     clocks: (Reading, Reading),
     /// One for each of the times, of cold starts.
@@ -358,13 +362,13 @@ impl Running {
     pub fn call(&mut self, engine: &Engine, n: u64) -> Result<Duration> {
         engine.take_used();
         let clocks = (self.clock.read(), Reading::default());
-        let (times, steps, openings) = (Vec::new(), Vec::new(), Vec::new());
-        let mut call = Call { times, steps, faults: Some((0, 0)), clocks, openings };
+        let (times, steps, openings, cpus) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut call = Call { times, steps, events: Some(Events::default()), cpus, clocks, openings };
         for _ in 0..n {
             if let At::Cold(start) = &self.at {
                 start.evict()?;
             }
-            let (before, read) = (process::faults(), process::read_bytes());
+            let (before, read) = (Events::now(), process::read_bytes());
             let mut opened;
             let (inference, open) = match &mut self.at {
                 At::Warm(inference) => (inference, None),
@@ -378,8 +382,9 @@ impl Running {
             times.total += open.unwrap_or_default();
             times.total += delay(times.total.mul_f64(self.slowdown));
             call.times.push(times);
-            let taken = before.zip(process::faults()).map(|(b, a)| (a.0 - b.0, a.1 - b.1));
-            call.faults = call.faults.zip(taken).map(|(sum, n)| (sum.0 + n.0, sum.1 + n.1));
+            let taken = before.zip(Events::now()).map(|(before, now)| now.with(before, |now, then| now - then));
+            call.events = call.events.zip(taken).map(|(sum, n)| sum.with(n, |sum, n| sum + n));
+            call.cpus.push(placement::cpus(engine));
             self.kernels.extend(engine.take_used());
             if let Some(open) = open {
                 let by_io = read.and_then(|before| Ok(process::read_bytes()?.saturating_sub(before)));
@@ -412,7 +417,7 @@ impl Running {
 
     /// Minor page faults of the last call; none if the system does not tell.
     pub fn last_minor_faults(&self) -> Option<u64> {
-        Some(self.calls.last()?.faults?.0)
+        Some(self.calls.last()?.events?.minor_faults)
     }
 
     /// The cell as far as this process measured it. The last `samples` calls are its samples, the ones before warm-up.
@@ -457,22 +462,24 @@ impl Running {
         let readings = taken.iter().flat_map(|c| c.times.iter().map(|_| c.clocks));
         cell.clocks = Some(clock::record(&readings.collect::<Vec<_>>()));
         cell.kernels = self.kernels.iter().map(|k| (*k).into()).collect();
-        let faults = |f: fn(&(u64, u64)) -> u64| taken.iter().map(|c| c.faults.as_ref().map(f)).sum::<Option<u64>>();
+        let events = |f: fn(&Events) -> u64| taken.iter().map(|c| c.events.as_ref().map(f)).sum::<Option<u64>>();
         cell.memory = Some(Memory {
             peak_rss_bytes: process::status_bytes("VmHWM"),
             rss_anon_bytes: process::status_bytes("RssAnon"),
-            minor_faults: faults(|f| f.0),
-            major_faults: faults(|f| f.1),
+            minor_faults: events(|e| e.minor_faults),
+            major_faults: events(|e| e.major_faults),
         });
+        let seen: Vec<_> = taken.iter().flat_map(|c| c.cpus.iter().cloned()).collect();
+        cell.placement = Some(placement::record(&seen, events(|e| e.involuntary_switches)));
         cell.load_after = machine::load();
         Ok(cell)
     }
 }
 
 /// Bytes of the pages that faults read, where the system does not count them; `why` it does not.
-fn by_faults(taken: Option<(u64, u64)>, why: String) -> Result<u64, String> {
+fn by_faults(taken: Option<Events>, why: String) -> Result<u64, String> {
     match taken.zip(machine::page_bytes()) {
-        Some(((_, major), page)) => Ok(major * page),
+        Some((taken, page)) => Ok(taken.major_faults * page),
         None => Err(why),
     }
 }

@@ -25,7 +25,7 @@ use ttft_reports::{
 };
 
 use crate::{
-    catalog::{Asked, Catalog},
+    catalog::{Asked, Catalog, TokenPruned},
     output,
 };
 
@@ -41,6 +41,7 @@ pub const PRESETS: &[(&str, &str)] = &[
     ("fig1", include_str!("../scenarios/fig1.toml")),
     ("fig5b", include_str!("../scenarios/fig5b.toml")),
     ("shared", include_str!("../scenarios/shared.toml")),
+    ("rivals", include_str!("../scenarios/rivals.toml")),
     ("controls", include_str!("../scenarios/controls.toml")),
     ("cold", include_str!("../scenarios/cold.toml")),
     ("calibrate", include_str!("../scenarios/calibrate.toml")),
@@ -60,7 +61,7 @@ pub struct Scenario {
     pub description: String,
     /// Pairs (each stands for its base alone, its auxiliary alone and the KV prediction) and single networks: a
     /// layer-pruned one is compared with the network it was made from, any other with `base`; and networks on part of their
-    /// tokens (`OE1.1B-RP-0.50`). What stands here twice is measured twice, as a control. It may be missing where there are
+    /// tokens (`OE1.1B-RP-0.50`, or by a pair's auxiliary `OE1.1B-KVP-C-450M-SpecPrefill-0.40`). What stands here twice is measured twice, as a control. It may be missing where there are
     /// pairs of one's own.
     #[serde(default)]
     pub systems: Vec<String>,
@@ -163,7 +164,7 @@ pub struct Arm {
     pub system: String,
     /// The base it is compared with.
     pub base: String,
-    /// The auxiliary of a KV prediction; none where it shares layers of its base.
+    /// The auxiliary of a KV prediction, none where it shares layers of its base; or the network that chooses the tokens.
     pub aux: Option<String>,
     /// 1, or higher for one that is measured again beside itself.
     pub copy: u32,
@@ -204,14 +205,17 @@ impl Arm {
             (Some((dir, own, order)), _) => {
                 System::KvPrediction(KvPrediction::new(base, networks.next(), &dir)?.reading(own).ordered(order))
             }
-            (None, Some(pruning)) => System::Pruned(Pruned::new(base, pruning)),
+            (None, Some(pruning)) => System::Pruned(Pruned { aux: networks.next(), ..Pruned::new(base, pruning) }),
             (None, None) => System::Network(base),
         })
     }
 
     /// The token pruning it is, if it is one.
     pub fn pruning(&self) -> Option<Pruning> {
-        zoo::token_pruned(&self.system).ok().map(|(_, pruning)| pruning)
+        match self.kind {
+            Kind::Base | Kind::Aux | Kind::Kvp => None,
+            _ => Pruning::behind(&self.system).map(|(_, pruning)| pruning),
+        }
     }
 }
 
@@ -256,20 +260,25 @@ fn arms_of(catalog: &Catalog, name: &str, base: Option<&str>) -> Result<Vec<Arm>
         let kvp = Arm { kind: Kind::Kvp, aux: p.aux.clone(), ..alone(name, &p.base) };
         return Ok([&p.base].into_iter().chain(&p.aux).map(|n| alone(n, &p.base)).chain([kvp]).collect());
     }
-    if let Ok((network, pruning)) = zoo::token_pruned(name) {
+    if Pruning::behind(name).is_some() {
+        let TokenPruned { base, aux, pruning } = catalog.pruned(name).with_context(|| name.to_owned())?;
         let kind = match pruning {
             Pruning::Random(_) => Kind::RandomPruned,
             Pruning::Static(_) => Kind::StaticPruned,
             Pruning::Lazy { .. } => Kind::LazyPruned,
+            Pruning::Spec(_) => Kind::SpecPrefill,
+            Pruning::Gem(_) => Kind::GemFilter,
         };
-        return Ok(vec![alone(network, network), Arm { kind, ..alone(name, network) }]);
+        return Ok(vec![alone(&base, &base), Arm { kind, aux, ..alone(name, &base) }]);
     }
     if catalog.network(name).is_err() {
         let [networks, pairs, prunings] = [&zoo::NETWORKS[..], &zoo::PAIRS, &zoo::PRUNINGS].map(|n| n.join(", "));
+        let rivals = zoo::RIVALS.join(", ");
         bail!(
             "'{name}' is neither a network ({networks}) nor a pair ({pairs}) nor a network that shares its first k layers with \
              -KVP-Sk or -KVP-Skown behind its name, either of the two with -mM and -sS behind its name or without (M last and S \
-             first tokens that the base reads itself), nor a network with a token pruning ({prunings}) behind its name"
+             first tokens that the base reads itself; -sSkept if the latter are kept), nor a network with a token pruning ({prunings}) behind its name, nor a rival \
+             ({rivals})"
         );
     }
     let base = zoo::pruned_from(name).or(base).unwrap_or(name);
@@ -364,6 +373,29 @@ impl Scenario {
         let (catalog, names) = Catalog::new(&[asked])?;
         self.dtype = catalog.dtype()?.unwrap_or(self.dtype);
         (self.catalog, self.systems, self.base) = (catalog, names, None);
+        Ok(self)
+    }
+
+    /// The same with the first tokens kept of every KV prediction that has some, which are then called so.
+    ///
+    /// # Errors
+    /// None has any.
+    pub fn keeping_sinks(mut self) -> Result<Scenario> {
+        let mut some = false;
+        for name in &mut self.systems {
+            let Ok(pair) = self.catalog.pair(name) else { continue };
+            // A pair of one's own is found by its whole name.
+            let plain = if self.catalog.holds(name) { name.as_str() } else { OwnTokens::strip(name).0 };
+            if pair.own.first > 0 {
+                *name = format!("{plain}{}", OwnTokens { kept: true, ..pair.own }.suffix());
+                some = true;
+            }
+        }
+        ensure!(
+            some,
+            "--keep-sinks: no system of this scenario has first tokens that its base reads itself: name some with -sS behind, such as {}",
+            zoo::SHARED[0]
+        );
         Ok(self)
     }
 
@@ -465,6 +497,41 @@ mod tests {
                 "ttft/OE270M-L0.75-0.10/lazy_pruned/b1/p8 OE270M",
             ]
         );
+    }
+
+    #[test]
+    fn rivals_are_compared_with_the_network_that_answers() {
+        assert_eq!(
+            ids(r#"systems = ["OE1.1B-KVP-C-450M-SpecPrefill-0.30-a2", "OE1.1B-GemFilter-3-64", "OE1.1B-SP-0.50"]"#),
+            [
+                "ttft/OE1.1B/base/b1/p8 OE1.1B",
+                "ttft/OE1.1B-SP-0.50/static_pruned/b1/p8 OE1.1B",
+                "ttft/OE1.1B-KVP-C-450M-SpecPrefill-0.30-a2/spec_prefill/b1/p8 OE1.1B",
+                "ttft/OE1.1B-GemFilter-3-64/gem_filter/b1/p8 OE1.1B",
+            ]
+        );
+        let arms = Scenario::load("rivals").unwrap().arms().unwrap();
+        let chooses = arms.iter().find(|a| a.kind == Kind::SpecPrefill).unwrap();
+        assert_eq!(chooses.networks(), ["OE1.1B", "OE450M"]);
+        let error = |name: &str| format!("{:#}", arms_of(&Catalog::default(), name, None).unwrap_err());
+        for (name, word) in [
+            ("OE1.1B-SpecPrefill-0.40", "auxiliary"),
+            ("OE1.1B-GemFilter-28-64", "0 to 27"),
+            ("OE1.1B-GemFilter-28", "GemFilter-11-128"),
+        ] {
+            assert!(error(name).contains(word), "{}", error(name));
+        }
+    }
+
+    #[test]
+    fn sinks_are_kept_where_there_are_some() {
+        let scenario = Scenario::load("shared").unwrap().keeping_sinks().unwrap();
+        assert_eq!(scenario.systems[0], "OE1.1B-KVP-S10-m15-s1kept");
+        let own = scenario.catalog.pair(&scenario.systems[0]).unwrap().own;
+        assert_eq!(own, OwnTokens { last: 15, first: 1, kept: true });
+        assert_eq!(scenario.keeping_sinks().unwrap().systems[0], "OE1.1B-KVP-S10-m15-s1kept");
+        let e = Scenario::load("quick").unwrap().keeping_sinks().unwrap_err().to_string();
+        assert!(e.contains("--keep-sinks") && e.contains("-sS"), "{e}");
     }
 
     #[test]

@@ -12,7 +12,8 @@ use std::{
 use anyhow::{Result, bail, ensure};
 use ttft_models::{Precision, RunSpec, System};
 use ttft_reports::schema::{
-    self, Cell, Gate, Limits, LongestGate, Percentiles, Record, RunHeader, Sampler, Settings, Skipped, Start, Writer,
+    self, Cell, Gate, Kind, Limits, LongestGate, Percentiles, Record, RunHeader, Sampler, Settings, Skipped, Start,
+    Writer,
 };
 use ttft_reports::{
     format::{bytes, seconds},
@@ -130,6 +131,8 @@ const SAME: &[&str] = &[
     "/machine/arch",
     "/machine/logical_cores",
     "/git/revision",
+    "/networks",
+    "/predictions",
     "/notes",
 ];
 
@@ -156,11 +159,12 @@ fn slowdown_note(percent: f64) -> String {
 }
 
 /// The first line of a record, without limits and name.
-fn header(rig: &Rig, knobs: &RunKnobs, sampler: Sampler, asked: Asked) -> RunHeader {
+fn header(rig: &Rig, knobs: &RunKnobs, sampler: Sampler, asked: Asked) -> Result<RunHeader> {
     let scenario = &rig.scenario;
+    let (networks, predictions) = rig.weights.identities(&rig.arms)?;
     let tiny = (rig.weights.size() == Size::Tiny).then(|| TINY_NOTE.to_owned());
     let slower = knobs.slowdown.filter(|s| *s > 0.0).map(slowdown_note);
-    RunHeader {
+    Ok(RunHeader {
         schema: schema::SCHEMA.into(),
         started_at: Some(now()),
         command: command(std::env::args_os().map(|a| printable(&a.to_string_lossy())), sampler),
@@ -182,9 +186,16 @@ fn header(rig: &Rig, knobs: &RunKnobs, sampler: Sampler, asked: Asked) -> RunHea
             start: Some(scenario.start()),
         },
         machine: machine::fingerprint(),
-        notes: tiny.into_iter().chain(slower).chain(scenario.catalog.notes(rig.weights.size() == Size::Real)).collect(),
+        networks: Some(networks),
+        predictions: Some(predictions),
+        notes: tiny
+            .into_iter()
+            .chain(slower)
+            .chain(scenario.catalog.notes(rig.weights.size() == Size::Real))
+            .chain(kept(rig))
+            .collect(),
         ..RunHeader::default()
-    }
+    })
 }
 
 impl Session {
@@ -200,7 +211,7 @@ impl Session {
             scenario.catalog.stand_ins().iter().for_each(console::note);
         }
         capacity::check(scenario.rounds, scenario.decode, scenario.groups().len() * rig.arms.len())?;
-        let mut header = header(&rig, knobs, sampler, asked);
+        let mut header = header(&rig, knobs, sampler, asked)?;
         header.limits = rig.probe.limits(&rig.engine);
         let writer = output::record(place(knobs), &rig.scenario.name, header.clone())?;
         Ok(Session::new(rig, knobs, asked, header, writer, &Record::default()))
@@ -221,7 +232,7 @@ impl Session {
         let asked = Asked { rounds: asked.rounds.or(then.rounds), processes: asked.processes.or(then.processes) };
         let mut rig = Rig::new(&knobs, size)?;
         rig.scenario.rounds = asked.rounds.unwrap_or(rig.scenario.rounds);
-        let mut header = header(&rig, &knobs, Sampler::Rounds, asked);
+        let mut header = header(&rig, &knobs, Sampler::Rounds, asked)?;
         let differences = differences(&record.run, &header)?;
         ensure!(
             differences.is_empty(),
@@ -598,14 +609,29 @@ fn place(knobs: &RunKnobs) -> To<'_> {
     }
 }
 
-/// The higher of each limit.
+/// The better of each limit.
 fn best(before: &Limits, mut now: Limits) -> Limits {
     for peak in &mut now.peaks {
         let old = before.peaks.iter().filter(|p| (p.dtype, &p.isa) == (peak.dtype, &peak.isa)).map(|p| p.gflops);
         peak.gflops = old.fold(peak.gflops, f64::max);
     }
     now.read_gb_per_s = now.read_gb_per_s.into_iter().chain(before.read_gb_per_s).reduce(f64::max);
+    now.region_us = now.region_us.into_iter().chain(before.region_us).reduce(f64::min);
     now
+}
+
+/// What a record says of systems whose first tokens are kept from an earlier call.
+fn kept(rig: &Rig) -> Vec<String> {
+    let note = |arm: &Arm| {
+        let own = rig.scenario.catalog.pair(&arm.system).ok().filter(|_| arm.kind == Kind::Kvp)?.own;
+        let text = format!(
+            "{}: the keys and values of the first {} of the prompt's tokens are kept from an earlier call, as where all prompts begin \
+             alike; TTFT is without them",
+            arm.system, own.first
+        );
+        (own.kept && own.first > 0).then_some(text)
+    };
+    rig.arms.iter().filter_map(note).collect()
 }
 
 #[cfg(test)]

@@ -10,16 +10,29 @@ use std::{
 
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
+use sha2::{Digest, Sha256};
 use ttft_kernels::DType;
 use ttft_models::{
-    NetworkConfig,
+    Network, NetworkConfig,
     cost::CostSystem,
-    kv_prediction::Shape,
+    kv_prediction::{
+        Shape,
+        layout::{Input, Layout},
+    },
     synth::{Made, Spec},
 };
-use ttft_reports::{format::bytes, schema::Kind};
+use ttft_reports::{
+    format::bytes,
+    schema::{self, Identity, Kind, Named, Prediction, Source},
+};
 
-use crate::{catalog::Catalog, console, gate::Depth, output, scenario::Arm};
+use crate::{
+    catalog::{Catalog, Pair},
+    console,
+    gate::Depth,
+    identity, output,
+    scenario::Arm,
+};
 
 /// Whether the zoo's real networks are used, or tiny ones of the same structure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -202,6 +215,43 @@ impl Weights {
         Ok(folder.dir)
     }
 
+    /// Which networks and KV predictions these arms are, each once: by the bytes of weights that lie in a folder, which are
+    /// read for it, and of synthetic ones by what they are drawn from.
+    ///
+    /// # Errors
+    /// A name that is not in the zoo; a file that cannot be read.
+    pub fn identities(&self, arms: &[Arm]) -> Result<(Vec<Identity>, Vec<Named>)> {
+        let (mut networks, mut named): (BTreeMap<String, Identity>, Vec<Named>) = Default::default();
+        for arm in arms {
+            for name in arm.networks() {
+                if !networks.contains_key(name) {
+                    networks.insert(name.to_owned(), self.network(name)?.identity(name)?);
+                }
+            }
+            if arm.kind != Kind::Kvp || named.iter().any(|n| n.system == arm.system) {
+                continue;
+            }
+            let Pair { aux, layout, own, .. } = self.catalog.pair(&arm.system)?;
+            let input = record_input(&layout);
+            let folder = self.predictor(&arm.system)?;
+            let predictor = match input {
+                schema::Input::Own => None,
+                _ => Some(folder.identity(&folder.dir.file_name().unwrap_or_default().to_string_lossy())?),
+            };
+            let prediction = Prediction {
+                source: if layout.shared.is_some() { Source::SharedLayers } else { Source::Auxiliary },
+                aux: aux.and_then(|aux| networks.get(&aux).cloned()),
+                shared_layers: layout.shared.and_then(|k| k.try_into().ok()),
+                input: Some(input),
+                predictor,
+                base_tokens: own.last.try_into()?,
+                sink_tokens: own.first.try_into()?,
+            };
+            named.push(Named { system: arm.system.clone(), prediction });
+        }
+        Ok((networks.into_values().collect(), named))
+    }
+
     /// The shapes of an arm, for counting.
     ///
     /// # Errors
@@ -211,12 +261,14 @@ impl Weights {
             Kind::Kvp => {
                 let p = self.catalog.pair(&arm.system)?;
                 let aux = p.aux.map(|aux| self.config(&aux)).transpose()?;
-                Some(Shape { aux, layout: p.layout, own: p.own, order: p.order })
+                Some(Shape { aux, layout: p.layout, own: p.own, order: p.order, filling: None })
             }
             _ => None,
         };
         let base = self.config(arm.networks()[0])?;
-        Ok(CostSystem { base, prediction, pruning: arm.pruning(), weights: self.dtype })
+        let pruning = arm.pruning();
+        let chooser = arm.aux.as_ref().filter(|_| pruning.is_some()).map(|aux| self.config(aux)).transpose()?;
+        Ok(CostSystem { base, prediction, pruning, chooser, weights: self.dtype })
     }
 
     /// How deep a prompt goes in an arm.
@@ -244,7 +296,35 @@ struct Folder {
     own: bool,
 }
 
+/// What the maps of a layout read, in the words of records.
+fn record_input(layout: &Layout) -> schema::Input {
+    let reads = |input| layout.predicted().any(|(_, origin)| origin.input == input);
+    match (reads(Input::KeysAndValues), reads(Input::Hidden)) {
+        (true, _) => schema::Input::Kv,
+        (false, true) => schema::Input::Hidden,
+        (false, false) => schema::Input::Own,
+    }
+}
+
 impl Folder {
+    /// What it holds, or is to hold.
+    fn identity(&self, name: &str) -> Result<Identity> {
+        if self.own {
+            return match self.spec.network_config().is_some() {
+                true => identity::of_network(name, &Network::load(&self.dir)?, &self.dir, false),
+                false => identity::of_predictor(&self.dir, false),
+            };
+        }
+        let [config, manifest] = self.spec.papers()?;
+        let config = self.spec.network_config().map_or(config, |c| c.to_json("").to_string());
+        Ok(Identity {
+            name: name.to_owned(),
+            config_sha256: Some(identity::hex(Sha256::digest(config))),
+            weights_sha256: Some(identity::hex(Sha256::digest(manifest))),
+            synthetic: true,
+        })
+    }
+
     /// Makes it what its specification says, unless it is the user's own.
     fn make(&self) -> Result<()> {
         if self.own { Ok(()) } else { make(&self.dir, &self.spec) }
@@ -292,7 +372,19 @@ mod tests {
             start: Default::default(),
         };
         let arms = [kvp("OE1.1B-KVP-C-450M", "OE450M"), kvp("OE1.1B-KVP-C-270M", "OE270M")];
+        // What they are is known before they are made, and is the same as what is read of their folders.
+        let (networks, named) = weights.identities(&arms).unwrap();
         weights.make(&arms).unwrap();
+        for identity in &networks {
+            let dir = weights.network_dir(&identity.name).unwrap();
+            let read = identity::of_network(&identity.name, &Network::load(&dir).unwrap(), &dir, true).unwrap();
+            assert_eq!(*identity, read);
+        }
+        let prediction = &named[1].prediction;
+        let predictor = identity::of_predictor(&weights.predictor_dir(&arms[1].system).unwrap(), true).unwrap();
+        assert_eq!(prediction.predictor, Some(predictor));
+        assert_eq!((networks.len(), named.len(), prediction.base_tokens, prediction.sink_tokens), (3, 2, 1, 0));
+        assert_eq!(prediction.aux.as_ref().unwrap().name, "OE270M");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 5);
         let file = weights.network_dir("OE450M").unwrap().join("model.safetensors");
         let good = std::fs::read(&file).unwrap();

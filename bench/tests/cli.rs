@@ -1,12 +1,15 @@
 //! The `ttft` command from outside: right answers on the fixtures, clear refusals of everything else.
 
+mod program;
+
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::Command,
     sync::Arc,
 };
 
+use program::{fixture, stderr, ttft};
 use safetensors::{Dtype, SafeTensors};
 use tempfile::TempDir;
 use ttft_bench::scenario::{PRESETS, Scenario};
@@ -15,29 +18,6 @@ use ttft_models::{Extent, Network, Precision, Pruned, RunSpec, System, plan};
 
 const FIXTURES: [&str; 3] = ["A", "B", "C"];
 const TOLERANCE: f32 = 1e-4;
-
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name)
-}
-
-/// The command, with none of the knobs that this test's environment may set; in the emulator that `TTFT_TEST_RUNNER` is,
-/// if this build is for another machine.
-fn ttft() -> Command {
-    let runner = std::env::var("TTFT_TEST_RUNNER").unwrap_or_default();
-    let mut words = runner.split_whitespace().chain([env!("CARGO_BIN_EXE_ttft")]);
-    let mut c = Command::new(words.next().expect("the program, if nothing before it"));
-    c.args(words);
-    for (name, _) in ttft_bench::knobs::RunKnobs::variables() {
-        c.env_remove(name);
-    }
-    // Seconds for each system, on machines that have counters.
-    c.env("TTFT_ENERGY", "off");
-    c
-}
-
-fn stderr(out: &Output) -> String {
-    String::from_utf8_lossy(&out.stderr).into_owned()
-}
 
 /// Runs it; it must succeed.
 #[track_caller]
@@ -100,9 +80,14 @@ fn compare(out: &Path, fixture: &Path, kvp: bool, what: &str) {
             _ if name.starts_with("kept") => {
                 let kept = found.tensor(name).unwrap();
                 let n = kept.shape()[1];
-                assert!(f32s(&kept).iter().enumerate().all(|(i, p)| *p == (i % n) as f32), "{what}: {name}");
+                let positions: Vec<f32> = match kept.dtype() {
+                    Dtype::I64 => kept.data().as_chunks().0.iter().map(|b| i64::from_le_bytes(*b) as f32).collect(),
+                    _ => f32s(&kept),
+                };
+                assert!(positions.iter().enumerate().all(|(i, p)| *p == (i % n) as f32), "{what}: {name}");
                 continue;
             }
+            "scores" => continue,
             _ => {
                 caches += 1;
                 name.to_owned()
@@ -225,7 +210,14 @@ fn logits_of_token_prunings() {
             inference.first_token(&engine, &rows.concat()).unwrap();
             let bytes = fs::read(&out).unwrap();
             let found = SafeTensors::deserialize(&bytes).unwrap();
-            for t in inference.cache_dump() {
+            // What was chosen before the base ran is written as positions, with the scores.
+            if let Some(chosen) = inference.chosen() {
+                let kept = found.tensor("kept").unwrap();
+                let positions: Vec<u8> = chosen.kept.iter().flat_map(|&p| i64::from(p).to_le_bytes()).collect();
+                assert!(kept.dtype() == Dtype::I64 && kept.data() == positions, "{name} {pruning}");
+                assert_eq!(f32s(&found.tensor("scores").unwrap()), chosen.scores, "{name} {pruning}");
+            }
+            for t in inference.cache_dump().into_iter().filter(|t| t.name != "kept") {
                 let there = found.tensor(&t.name).unwrap();
                 assert_eq!((there.shape(), f32s(&there)), (&t.shape[..], t.data), "{name} {pruning}: {}", t.name);
             }
@@ -245,6 +237,65 @@ fn logits_of_token_prunings() {
     let (fixture, tokens) = (fixture("A"), dir.path().join("tokens.json"));
     fail(logits(&fixture, &tokens, false, &out).args(["--prune", "RP-2.00"]), &["RP-2.00", "RP-0.75"]);
     fail(logits(&fixture, &tokens, true, &out).args(["--prune", "RP-0.50"]), &["--prune", "cannot be used"]);
+    let (base, aux) = (fixture.join("base"), fixture.join("aux"));
+    let with = |args: &[&str], aux: Option<&Path>| {
+        let mut command = ttft();
+        command.args(["logits", "--tokens"]).arg(&tokens).arg("--base").arg(&base).arg("--out").arg(&out).args(args);
+        if let Some(aux) = aux {
+            command.arg("--aux").arg(aux);
+        }
+        command
+    };
+    for (args, aux, words) in [
+        (&["--prune", "RP-0.50"][..], Some(aux.as_path()), ["RP-0.50", "no auxiliary"]),
+        (&["--prune", "SpecPrefill-0.40"], None, ["SpecPrefill-0.40", "give one"]),
+        (&["--prune", "SpecPrefill-0.40", "--pool", "4"], Some(&aux), ["pool 4", "odd"]),
+        (&["--prune", "GemFilter-5-3"], None, ["GemFilter-5-3", "0 to 4"]),
+        (&["--prune", "GemFilter-1-3", "--chunk", "2"], None, ["chunk 2", "SpecPrefill"]),
+        (&["--look-ahead", "2"], None, ["--look-ahead", "--prune"]),
+        (&["--prune", "SP-0.50", "--sink-tokens", "1"], None, ["--sink-tokens", "KV prediction"]),
+    ] {
+        fail(&mut with(args, aux), &words);
+    }
+}
+
+/// The rivals as a user runs them, on the networks whose results were recorded: ids, kept tokens, scores and logits.
+#[test]
+fn logits_of_rivals() {
+    let dir = TempDir::new().unwrap();
+    let out = dir.path().join("out.safetensors");
+    let spec = ["--prune", "SpecPrefill-0.40", "--look-ahead", "3", "--chunk", "4", "--pool", "5"];
+    let gem = ["--prune", "GemFilter-1-11", "--pool", "5"];
+    for (name, of, system, args) in [
+        ("G2", "G", "specprefill", &spec[..]),
+        ("G2", "G", "gemfilter", &gem),
+        ("H2", "H", "gemfilter", &["--prune", "GemFilter-2-12"]),
+    ] {
+        let recorded = fs::read(fixture(name).join("expected.safetensors")).unwrap();
+        let recorded = SafeTensors::deserialize(&recorded).unwrap();
+        let tokens = tokens(dir.path(), &fixture(name));
+        let mut command = ttft();
+        command.args(["logits", "--generate", "6", "--tokens"]).arg(&tokens).arg("--out").arg(&out).args(args);
+        command.arg("--base").arg(fixture(of).join("base"));
+        if system == "specprefill" {
+            command.arg("--aux").arg(fixture(of).join("aux"));
+        }
+        succeed(&mut command);
+        let bytes = fs::read(&out).unwrap();
+        let found = SafeTensors::deserialize(&bytes).unwrap();
+        assert_eq!(found.len(), 5, "{name} {system}: {:?}", found.names());
+        for part in ["kept", "greedy_ids", "scores", "logits_last", "greedy_logits"] {
+            let [found, expected] =
+                [found.tensor(part), recorded.tensor(&format!("{system}_{part}"))].map(|t| t.unwrap());
+            assert_eq!((found.shape(), found.dtype()), (expected.shape(), expected.dtype()), "{name} {system} {part}");
+            if found.dtype() == Dtype::I64 {
+                assert!(found.data() == expected.data(), "{name} {system} {part}");
+            } else {
+                let off = f32s(&found).iter().zip(f32s(&expected)).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert!(off <= 1e-4, "{name} {system} {part}: {off:e}");
+            }
+        }
+    }
 }
 
 #[test]
@@ -426,6 +477,26 @@ fn processes_and_rounds_are_as_asked() {
     }
     for cell in &record(&["--processes=1", "--slowdown=10"]).cells {
         assert_eq!((&cell.processes, cell.samples_ns.len()), (&None, 3));
+    }
+    // A record for each number of threads, bound to CPUs or not.
+    let two = std::thread::available_parallelism().is_ok_and(|n| n.get() >= 2);
+    let pin: &[&str] = if cfg!(target_os = "linux") && two { &["--pin"] } else { &[] };
+    let mut c = ttft();
+    c.args(["bench", "--tiny", "--processes=1", "--each-threads", "1,2", "--scenario"]).arg(&scenario);
+    let out = succeed(c.args(pin).arg("--weights").arg(&weights).arg("--out").arg(dir.path().join("each.jsonl")));
+    assert!(out.contains("TTFT by threads"), "{out}");
+    for threads in [1, 2] {
+        let path = dir.path().join(format!("each-{threads}-threads.jsonl"));
+        let record = ttft_reports::schema::Record::read(&path).unwrap();
+        assert_eq!(record.run.settings.threads, Some(threads));
+        for cell in &record.cells {
+            let placement = cell.placement.as_ref().unwrap();
+            assert_eq!(placement.pinned, !pin.is_empty());
+            if let Some(cpus) = &placement.cpus {
+                assert_eq!(cpus.len(), threads as usize);
+                assert!(!placement.pinned || cpus.iter().all(|c| c.len() == 1), "{cpus:?}");
+            }
+        }
     }
     // The command that does the work of one process is for ttft itself.
     fail(
@@ -857,6 +928,96 @@ fn zoo_lists_every_system() {
     let full = succeed(ttft().args(["zoo", "--extent", "full_network"]));
     assert!(has(&full, ["OE1.1B-KVP-C-450M", "2.36x", "2.28x"]), "{full}");
     fail(ttft().args(["zoo", "--batch", "0"]), &["--batch"]);
+}
+
+/// First tokens that are kept are in the name and in a note, pass the gate, and take part in no cold start.
+#[test]
+fn records_say_what_was_kept_from_an_earlier_call() {
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("shared.toml");
+    let text = "name = \"x\"\ndescription = \"x\"\nsystems = [\"OE1.1B-KVP-S14-m3-s1\", \"OE1.1B-KVP-C-270M-s2\"]\n\
+                dtype = \"bf16\"\nlengths = [20]\nbatches = [1]\nrounds = 1\nbudget_s = 100000\n";
+    fs::write(&file, text).unwrap();
+    let run = |out: &Path, more: &[&str]| {
+        let mut c = ttft();
+        c.args(["bench", "--tiny", "--threads", "1", "--preset"]).arg(&file).arg("--weights").arg(dir.path().join("w"));
+        c.arg("--out").arg(out).args(more);
+        c
+    };
+    let out = dir.path().join("kept.jsonl");
+    succeed(&mut run(&out, &["--keep-sinks"]));
+    let record = ttft_reports::schema::Record::read(&out).unwrap();
+    for (name, first) in [("OE1.1B-KVP-S14-m3-s1kept", 1), ("OE1.1B-KVP-C-270M-s2kept", 2)] {
+        let cell = record.cells.iter().find(|c| c.system == name).unwrap();
+        assert!(cell.gate.as_ref().unwrap().passed, "{name}");
+        let says = format!("{name}: the keys and values of the first {first} of");
+        assert!(record.run.notes.iter().any(|n| n.starts_with(&says)), "{:?}", record.run.notes);
+    }
+    let cold = dir.path().join("cold.jsonl");
+    let out = run(&cold, &["--keep-sinks", "--start", "cold", "--processes", "1"]).output().unwrap();
+    // Where cold starts cannot be had at all, that is said instead.
+    assert!(!out.status.success() && stderr(&out).contains("cold"), "{}", stderr(&out));
+    fail(ttft().args(["bench", "--tiny", "--preset", "quick", "--plan", "--keep-sinks"]), &["--keep-sinks", "-sS"]);
+    let a = fixture("A");
+    let tokens = tokens(dir.path(), &a);
+    let to = dir.path().join("logits.safetensors");
+    fail(logits(&a, &tokens, true, &to).arg("--keep-sinks"), &["--sink-tokens"]);
+    let read = |more: &[&str]| {
+        succeed(logits(&a, &tokens, true, &to).args(["--sink-tokens", "2", "--generate", "3"]).args(more));
+        let bytes = fs::read(&to).unwrap();
+        let found = SafeTensors::deserialize(&bytes).unwrap();
+        (found.tensor("greedy_ids").unwrap().data().to_vec(), f32s(&found.tensor("greedy_logits").unwrap()))
+    };
+    let (made, kept) = (read(&[]), read(&["--keep-sinks"]));
+    let off = made.1.iter().zip(&kept.1).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(made.0 == kept.0 && off <= TOLERANCE, "{off:e}");
+}
+
+/// A pair of one's own whose auxiliary chooses tokens, and a network whose layer does: configurations are enough.
+#[test]
+fn bench_prunes_networks_of_ones_own() {
+    let dir = TempDir::new().unwrap();
+    for (prune, aux, system, kind) in [
+        ("SpecPrefill-0.40-a2-c3-p3", true, "A-B-SpecPrefill-0.40-a2-c3-p3", "spec_prefill"),
+        ("GemFilter-1-4", false, "A-GemFilter-1-4", "gem_filter"),
+        ("RP-0.50", false, "A-RP-0.50", "random_pruned"),
+    ] {
+        let out = dir.path().join(format!("{prune}.jsonl"));
+        let [a, b] = [("A", "OE450M"), ("B", "OE270M")].map(|(name, like)| {
+            let to = dir.path().join(format!("{name}.json"));
+            let config = ttft_models::zoo::network(like).unwrap();
+            fs::write(&to, config.to_json("bfloat16").to_string()).unwrap();
+            to
+        });
+        let mut c = ttft();
+        c.args([
+            "bench",
+            "--tiny",
+            "--threads",
+            "1",
+            "--rounds",
+            "1",
+            "--processes",
+            "1",
+            "--budget",
+            "100000",
+            "--base",
+        ])
+        .arg(&a);
+        if aux {
+            c.arg("--aux").arg(&b);
+        }
+        let scenario = dir.path().join("s.toml");
+        let text = "name = \"x\"\ndescription = \"x\"\nsystems = [\"OE270M\"]\ndtype = \"bf16\"\nlengths = [12]\n\
+                    batches = [2]\nrounds = 1\nbudget_s = 100000\n";
+        fs::write(&scenario, text).unwrap();
+        c.args(["--prune", prune, "--preset"]).arg(&scenario).arg("--weights").arg(dir.path().join("w"));
+        succeed(c.arg("--out").arg(&out));
+        let record = ttft_reports::schema::Record::read(&out).unwrap();
+        let cell = record.cells.iter().find(|c| c.system == system).unwrap_or_else(|| panic!("{:?}", record.cells));
+        assert_eq!((cell.kind.name(), cell.base.as_str(), cell.aux.as_deref()), (kind, "A", aux.then_some("B")));
+        assert!(cell.gate.as_ref().unwrap().passed, "{prune}");
+    }
 }
 
 /// A predictor without maps is what a name says, and what `--init own` asks for.

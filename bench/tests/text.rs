@@ -1,37 +1,20 @@
 //! Text through the command and its library: token ids as Hugging Face's, and answers of small networks.
 
+mod program;
+
 use std::{
     fs,
     io::Write,
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    process::{Command, Stdio},
 };
 
+use program::{fixture, stderr, ttft};
 use serde_json::Value;
 use tempfile::TempDir;
 use ttft_bench::text::Text;
 
 const MODELS: [&str; 4] = ["llama3", "smollm", "qwen2", "qwen3"];
-
-fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures")
-}
-
-/// The command; in the emulator that `TTFT_TEST_RUNNER` is, if this build is for another machine.
-fn ttft() -> Command {
-    let runner = std::env::var("TTFT_TEST_RUNNER").unwrap_or_default();
-    let mut words = runner.split_whitespace().chain([env!("CARGO_BIN_EXE_ttft")]);
-    let mut c = Command::new(words.next().expect("the program, if nothing before it"));
-    c.args(words);
-    for (name, _) in ttft_bench::knobs::RunKnobs::variables() {
-        c.env_remove(name);
-    }
-    c
-}
-
-fn stderr(out: &Output) -> String {
-    String::from_utf8_lossy(&out.stderr).into_owned()
-}
 
 /// Runs it; it must succeed. What it prints, and what it remarks.
 #[track_caller]
@@ -52,7 +35,7 @@ fn fail(c: &mut Command, words: &[&str]) {
 }
 
 fn gguf(name: &str) -> PathBuf {
-    fixtures().join("gguf").join(format!("{name}.gguf"))
+    fixture("gguf").join(format!("{name}.gguf"))
 }
 
 /// A model folder that `ttft convert` made.
@@ -89,7 +72,7 @@ fn compare(text: &Text, pairs: &Value, name: &str) {
 
 #[test]
 fn converted_tokenizers_give_hugging_faces_ids() {
-    let all: Value = serde_json::from_slice(&fs::read(fixtures().join("gguf/ids.json")).unwrap()).unwrap();
+    let all: Value = serde_json::from_slice(&fs::read(fixture("gguf").join("ids.json")).unwrap()).unwrap();
     for name in MODELS {
         let (_dir, folder) = converted(name);
         compare(&Text::load(&folder).unwrap(), &all[name], name);
@@ -101,7 +84,7 @@ fn converted_tokenizers_give_hugging_faces_ids() {
 #[ignore = "needs the model that tests/smollm2.sh fetches"]
 fn smollm2_is_tokenized_as_by_hugging_face() {
     let folder = PathBuf::from(std::env::var_os("TTFT_SMOLLM2").expect("TTFT_SMOLLM2 is the converted folder"));
-    let all = fs::read(fixtures().join("gguf/smollm2_ids.json")).unwrap();
+    let all = fs::read(fixture("gguf").join("smollm2_ids.json")).unwrap();
     compare(&Text::load(&folder).unwrap(), &serde_json::from_slice(&all).unwrap(), "SmolLM2");
 }
 
@@ -196,7 +179,7 @@ fn chats_are_rendered_by_the_template() {
 #[test]
 fn kv_predictions_continue_texts_too() {
     let dir = tempfile::tempdir().unwrap();
-    let pair = fixtures().join("A");
+    let pair = fixture("A");
     let base = dir.path().join("base");
     fs::create_dir(&base).unwrap();
     for entry in fs::read_dir(pair.join("base")).unwrap() {

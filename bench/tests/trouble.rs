@@ -3,14 +3,17 @@
 
 #![cfg(unix)]
 
+mod program;
+
 use std::{
     fs::{self, File},
     os::unix::{ffi::OsStrExt, fs::MetadataExt},
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    process::{Command, Stdio},
     time::Duration,
 };
 
+use program::{fixture, program, stderr, ttft, words};
 use tempfile::TempDir;
 use ttft_reports::schema::Record;
 
@@ -25,30 +28,6 @@ const SMALL: &str = r#"
     rounds = 3
     budget_s = 600
 "#;
-
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name)
-}
-
-/// The emulator that `TTFT_TEST_RUNNER` is, if this build is for another machine, and the program.
-fn words() -> Vec<String> {
-    let runner = std::env::var("TTFT_TEST_RUNNER").unwrap_or_default();
-    runner.split_whitespace().map(str::to_owned).chain([env!("CARGO_BIN_EXE_ttft").to_owned()]).collect()
-}
-
-fn program(words: &[String]) -> Command {
-    let mut c = Command::new(&words[0]);
-    c.args(&words[1..]).env("RUST_BACKTRACE", "0").stdin(Stdio::null());
-    for (name, _) in ttft_bench::knobs::RunKnobs::variables() {
-        c.env_remove(name);
-    }
-    c.env("TTFT_ENERGY", "off");
-    c
-}
-
-fn ttft() -> Command {
-    program(&words())
-}
 
 /// The command under limits of the shell (`ulimit`), or with its outputs sent elsewhere; `$@` is the program. None in an
 /// emulator, whose own needs the limits would meet.
@@ -76,10 +55,6 @@ fn tokens(dir: &Path) -> PathBuf {
     let path = dir.join("tokens.json");
     fs::write(&path, "[[1, 2, 3]]").unwrap();
     path
-}
-
-fn stderr(out: &Output) -> String {
-    String::from_utf8_lossy(&out.stderr).into_owned()
 }
 
 /// Runs it: no panic, no signal. The exit code and standard error.

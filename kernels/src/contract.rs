@@ -5,14 +5,17 @@
 //! side: a tile holds `nr` rows of W, converted to the multiply type if need be, but not transposed, so that packing
 //! is a row copy. The accumulator is N-major, `[nr][mr]`: no kernel has tails; epilogues do.
 
-use crate::{isa::Isa, view::DType};
+use crate::{
+    isa::Isa,
+    view::{DType, Format},
+};
 
 /// What the multiply instruction eats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mul {
     /// f32 fused multiply-add. Subnormal numbers are kept.
     F32,
-    /// Pairs of BF16, accumulated in f32. Subnormal operands, products and sums are zero.
+    /// Pairs of BF16, accumulated in f32. Subnormal operands and sums are zero, whatever the control register says.
     Bf16,
 }
 
@@ -32,7 +35,7 @@ impl Mul {
 }
 
 /// Packs `rows <= mr` rows of `k <= kc` elements into one panel `[k.div_ceil(ku)][mr][ku]` of the multiply type; missing
-/// rows and the rest of the last K step are zero.
+/// rows and what fills K up are zero.
 ///
 /// # Safety
 /// `src` is readable for `rows` rows of `k` elements of the function's type, `stride` bytes apart, and aligned for it; `dst` is
@@ -40,7 +43,7 @@ impl Mul {
 pub(crate) type PackX = unsafe fn(src: *const u8, stride: usize, rows: usize, k: usize, dst: *mut u8);
 
 /// Packs `rows <= nr` rows of weights of `k <= kc` elements into one tile in the kernel's own layout; missing rows and
-/// the rest of the last K step are zero. Reads nothing past the last element of any row.
+/// what fills K up are zero. Reads nothing past the last element of any row.
 ///
 /// # Safety
 /// As [`PackX`], with `tile_bytes` for `dst`.
@@ -186,6 +189,43 @@ impl Fetch {
     }
 }
 
+/// Rows of weights to be fetched in the order in which a tile unit reads them: a line of each row, then the next line of each.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Columns {
+    /// The next line.
+    pub at: *const u8,
+    /// Bytes between rows.
+    pub stride: usize,
+    /// Rows, a multiple of four: what stands past the last is fetched in vain.
+    pub rows: usize,
+    /// Rows that are left of the column.
+    pub rows_left: usize,
+    /// Fours of lines that are left, and those of each step of K.
+    pub left: usize,
+    pub per_step: usize,
+}
+
+impl Columns {
+    /// Lines that one look fetches.
+    pub const FOUR: usize = 4;
+
+    pub const fn nothing() -> Columns {
+        Columns { at: std::ptr::null(), stride: 0, rows: 0, rows_left: 0, left: 0, per_step: 0 }
+    }
+
+    /// `len` bytes of each of `rows` rows from `at` on, to be fetched within so many steps.
+    pub fn new(at: *const u8, len: usize, rows: usize, stride: usize, steps: usize) -> Columns {
+        let rows = rows.next_multiple_of(Columns::FOUR);
+        let left = len.div_ceil(64) * rows / Columns::FOUR;
+        Columns { at, stride, rows, rows_left: rows, left, per_step: left.div_ceil(steps.max(1)) }
+    }
+
+    /// Bytes from past the last row of a column to the first of the next, to be added with wrapping.
+    pub fn back(&self) -> usize {
+        64usize.wrapping_sub(self.rows.wrapping_mul(self.stride))
+    }
+}
+
 /// What a micro-kernel does for the next block of weights in the shadow of its multiply-adds.
 #[derive(Debug)]
 pub(crate) struct Ahead {
@@ -201,6 +241,8 @@ pub(crate) struct Ahead {
     /// Bytes between prefetches.
     #[cfg_attr(not(target_arch = "aarch64"), allow(dead_code))]
     pub step: usize,
+    /// For tile units: the next block of either half of W, one after the other.
+    pub columns: [Columns; 2],
 }
 
 impl Ahead {
@@ -213,6 +255,7 @@ impl Ahead {
             beside: Fetch::NONE,
             prefetch: std::ptr::null(),
             step: 0,
+            columns: [Columns::nothing(); 2],
         }
     }
 }
@@ -252,7 +295,7 @@ pub(crate) type Drain = unsafe fn(queue: &mut Copier);
 /// A kernel's functions for weights that are stored in one format, whatever it multiplies them in.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ForWeight {
-    pub format: DType,
+    pub format: Format,
     pub micro: Micro,
     /// On unpacked weights, if their format is what is multiplied and the tile has few enough rows.
     pub in_place: Option<InPlace>,
@@ -294,14 +337,18 @@ pub struct GemmKernel {
     pub mr: usize,
     /// Rows of W in a tile.
     pub nr: usize,
-    /// K elements of one step: packed K is a multiple of it.
+    /// K elements of one step, side by side in a panel.
     pub ku: usize,
+    /// Packed K is filled up with zeros to a multiple of so many elements, itself one of `ku`.
+    pub(crate) fill: usize,
     /// Longest K of one call.
     pub kc: usize,
-    /// Bytes of a packed tile, whatever its K.
-    pub(crate) tile_bytes: usize,
+    /// Bytes of a packed tile of so many elements of K, whole lines.
+    pub(crate) tile_bytes: fn(k: usize) -> usize,
     /// Lanes of a vector: the queue of row copies moves `lanes * ku` weights at a time.
     pub(crate) lanes: usize,
+    /// Whether it fetches the next block of W by [`Columns`].
+    pub(crate) columns: bool,
     /// How activations of each type become panels.
     pub(crate) pack_x: &'static [(DType, PackX)],
     /// The formats of weights that it takes.
@@ -311,11 +358,11 @@ pub struct GemmKernel {
 impl GemmKernel {
     /// Bytes of a packed panel for `k` elements.
     pub const fn panel_bytes(&self, k: usize) -> usize {
-        k.next_multiple_of(self.ku) * self.mr * self.mul.size()
+        k.next_multiple_of(self.fill) * self.mr * self.mul.size()
     }
 
-    /// Whether it can multiply activations and weights of these types.
-    pub(crate) fn takes(&self, x: DType, w: DType) -> bool {
+    /// Whether it can multiply activations of this type and weights of this format.
+    pub(crate) fn takes(&self, x: DType, w: Format) -> bool {
         self.pack_x.iter().any(|p| p.0 == x) && self.weights.iter().any(|f| f.format == w)
     }
 
@@ -325,7 +372,7 @@ impl GemmKernel {
     }
 
     /// The functions for weights of a format that it [takes](GemmKernel::takes).
-    pub(crate) fn weights(&self, w: DType) -> &'static ForWeight {
+    pub(crate) fn weights(&self, w: Format) -> &'static ForWeight {
         self.weights.iter().find(|f| f.format == w).expect("a kernel that takes these weights")
     }
 }
@@ -340,7 +387,7 @@ pub struct DotKernel {
     /// Type of the activations.
     pub(crate) x: DType,
     /// Format of the weights.
-    pub(crate) w: DType,
+    pub(crate) w: Format,
     /// Rows of x from which on it is the choice.
     pub(crate) least: usize,
     /// Rows of x that are interleaved, 16 bytes of each in turn and filled up with zeros: `x_stride` is then the distance of
@@ -350,8 +397,8 @@ pub struct DotKernel {
 }
 
 impl DotKernel {
-    /// Types of x and W.
-    pub const fn dtypes(&self) -> (DType, DType) {
+    /// Type of x and format of W.
+    pub const fn takes(&self) -> (DType, Format) {
         (self.x, self.w)
     }
 }

@@ -5,11 +5,11 @@ use crate::{
     error::{Error, Result, at_least, expect},
     isa::Isa,
     levels,
-    operands::{AttnShape, HeadNorm, HeadProjection, HeadsOut, Output, Positions, Product, Query},
+    operands::{AttnShape, HeadNorm, HeadProjection, HeadsOut, Join, Output, Positions, Product, Query},
     pool::Pool,
     rope::RopeTable,
     team::{Backend, Kernels, Team},
-    view::{DType, Element, HeadCache, Mat, MatMut, Weight},
+    view::{DType, Element, Format, HeadCache, Mat, MatMut, Weight},
 };
 
 /// How to build an [`Engine`].
@@ -108,7 +108,7 @@ impl Engine {
 
     /// Whether a product of `rows` rows of these types only streams its weights: [`Engine::linear_beside`] can then compute it
     /// besides another, as many rows of W at a time as one likes.
-    pub fn streams(&self, rows: usize, x: DType, w: DType) -> bool {
+    pub fn streams(&self, rows: usize, x: DType, w: Format) -> bool {
         driver::linear::streams(&self.0, rows, x, w)
     }
 
@@ -323,16 +323,50 @@ impl Engine {
         len: usize,
         out: &mut [f32],
     ) -> Result<()> {
-        const OP: &str = "attention_weights";
-        if k.head_dim() == 0 || k.heads() == 0 || len == 0 {
-            return expect(OP, "heads, head_dim and positions of at least", 1, 0);
-        }
-        expect(OP, "rows of q (batch of the cache)", k.batch(), q.rows())?;
-        expect(OP, "columns of q modulo kv_heads*head_dim", 0, q.cols() % k.heads().saturating_mul(k.head_dim()))?;
-        let each = q.rows().saturating_mul(q.cols() / k.head_dim());
-        expect(OP, "length of the output", each.saturating_mul(len), out.len())?;
-        at_least(OP, "capacity of the cache", len, k.capacity())?;
+        check_scores("attention_weights", q, k, len, out)?;
         driver::selection::attention_weights(&self.0, q, k, len, out);
+        Ok(())
+    }
+
+    /// As [`Engine::attention_weights`], the products alone: `q k^T`, neither scaled nor through a softmax.
+    ///
+    /// # Errors
+    /// [`Error::Shape`].
+    pub fn attention_scores<A: Element>(
+        &self,
+        q: Mat<'_, A>,
+        k: &HeadCache<A>,
+        len: usize,
+        out: &mut [f32],
+    ) -> Result<()> {
+        check_scores("attention_scores", q, k, len, out)?;
+        driver::selection::attention_scores(&self.0, q, k, len, out);
+        Ok(())
+    }
+
+    /// Joins to each row of `out` (`[B, len]`) the rows of its sequence in `x` (`[B, H, len]`), each pooled first: the mean over a
+    /// window of odd `width` around every column, zeros standing beyond the ends and the divisor being always the width.
+    ///
+    /// ```
+    /// # use ttft_kernels::*;
+    /// # let engine = Engine::new(&Options { threads: Some(1), ..Options::default() })?;
+    /// let mut best = [2.5, 0.0, 0.0];
+    /// engine.pooled(&[3.0, 3.0, 0.0, 0.0, 0.0, 6.0], 3, 3, Join::Largest, &mut best)?;
+    /// assert_eq!(best, [2.5, 2.0, 2.0]);
+    /// # Ok::<(), Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Shape`].
+    pub fn pooled(&self, x: &[f32], len: usize, width: usize, join: Join, out: &mut [f32]) -> Result<()> {
+        const OP: &str = "pooled";
+        if len == 0 || out.is_empty() {
+            return expect(OP, "columns and rows of at least", 1, 0);
+        }
+        expect(OP, "width modulo 2", 1, width % 2)?;
+        expect(OP, "length of the output modulo columns", 0, out.len() % len)?;
+        expect(OP, "length of the input modulo that of the output", 0, x.len() % out.len())?;
+        driver::selection::pooled(&self.0, x, len, width, join, out);
         Ok(())
     }
 
@@ -442,6 +476,17 @@ fn check_product<A: Element>(op: &'static str, Product { x, w, out }: &Product<'
     expect(op, "rows of y (M)", x.rows(), rows)?;
     expect(op, "columns of y (N)", w.n(), cols)?;
     Ok(x.rows() > 0 && w.n() > 0)
+}
+
+fn check_scores<A: Element>(op: &'static str, q: Mat<'_, A>, k: &HeadCache<A>, len: usize, out: &[f32]) -> Result<()> {
+    if k.head_dim() == 0 || k.heads() == 0 || len == 0 {
+        return expect(op, "heads, head_dim and positions of at least", 1, 0);
+    }
+    expect(op, "rows of q (batch of the cache)", k.batch(), q.rows())?;
+    expect(op, "columns of q modulo kv_heads*head_dim", 0, q.cols() % k.heads().saturating_mul(k.head_dim()))?;
+    let each = q.rows().saturating_mul(q.cols() / k.head_dim());
+    expect(op, "length of the output", each.saturating_mul(len), out.len())?;
+    at_least(op, "capacity of the cache", len, k.capacity())
 }
 
 fn check_attention<A: Element>(

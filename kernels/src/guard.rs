@@ -51,7 +51,7 @@ impl<T: bytemuck::Pod> Guarded<T> {
 
     /// The elements, mutable.
     pub fn as_mut_slice(&mut self) -> &mut [T] {
-        // SAFETY: as above, and `self` is borrowed exclusively.
+        // SAFETY: the same elements as of `as_slice`, and `self` is borrowed exclusively.
         unsafe { std::slice::from_raw_parts_mut(self.memory.as_mut_ptr::<u8>().add(self.offset).cast(), self.len) }
     }
 }

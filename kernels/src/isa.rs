@@ -8,12 +8,17 @@ macro_rules! levels {
         $then! { ($($with)*)
             /// Plain Rust, any CPU.
             Portable portable "portable" "portable" [],
+            /// [`Isa::Portable`] with a tile unit in plain Rust, as far as it is specified: for tests of all that surrounds the
+            /// instructions of `Isa::Amx` on machines that have none. Never chosen.
+            AmxPlain amx_plain "amx-plain" "portable" [],
             /// x86-64 AVX2, FMA and F16C.
             Avx2 avx2 "avx2" "avx2" [target_arch = "x86_64"],
             /// x86-64 AVX-512 F, BW, DQ, VL and CD.
             Avx512 avx512 "avx512" "avx512" [target_arch = "x86_64"],
             /// [`Isa::Avx512`] with `vdpbf16ps`.
             Avx512Bf16 avx512bf16 "avx512bf16" "avx512" [target_arch = "x86_64"],
+            /// [`Isa::Avx512Bf16`] with AMX: tiles of BF16.
+            Amx amx "amx" "avx512" [target_arch = "x86_64"],
             /// AArch64 Advanced SIMD.
             Neon neon "neon" "neon" [target_arch = "aarch64"],
             /// [`Isa::Neon`] with `BFMMLA` and `BFDOT` (Armv8.6, Apple M2 on).

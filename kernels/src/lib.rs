@@ -58,11 +58,11 @@ pub use isa::Isa;
 pub use level::Level;
 pub use levels::{isas, kernels_of};
 pub use lines::Buffer;
-pub use operands::{AttnShape, HeadNorm, HeadProjection, HeadsOut, Output, Positions, Product, Query};
+pub use operands::{AttnShape, HeadNorm, HeadProjection, HeadsOut, Join, Output, Positions, Product, Query};
 pub use pool::{Part, Pool};
 pub use rope::RopeTable;
 pub use team::Backend;
-pub use view::{DType, Element, HeadCache, Mat, MatMut, Weight};
+pub use view::{DType, Element, Format, HeadCache, Mat, MatMut, Weight};
 
 /// Where operations cut their work, for tests that go around the edges.
 pub mod edges {

@@ -57,7 +57,7 @@ impl<'a, A: Element> Product<'a, A> {
 
     /// Bytes of W that make one column, of both matrices if there are two.
     pub fn row_bytes(&self) -> usize {
-        self.matrices() * self.w.dtype().bytes(self.w.k())
+        self.matrices() * self.w.format().bytes(self.w.k())
     }
 
     /// Operations, two for each multiplication.
@@ -141,4 +141,13 @@ pub struct Query {
     pub sequence: usize,
     /// Positions that it sees, from 0 on; 1 or more.
     pub sees: usize,
+}
+
+/// How [`crate::Engine::pooled`] makes one row of several.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Join {
+    /// The largest of each column.
+    Largest,
+    /// The sum of each column.
+    Sum,
 }

@@ -63,7 +63,8 @@ struct Shared {
 // region (`pending == 0`), and read by workers only after they have seen the new `epoch` (Release/Acquire). The job is
 // `Sync`, so calling it from many threads is sound.
 unsafe impl Sync for Shared {}
-// SAFETY: as above; the raw job pointer is only used between the two synchronisation points of a region.
+// SAFETY: nothing in it belongs to a thread: the raw job pointer is only used between the two synchronisation points of a
+// region, `epoch` and `pending`, and what it points to is `Sync`.
 unsafe impl Send for Shared {}
 
 thread_local! {

@@ -77,6 +77,13 @@ pub fn softmax(x: &[f64], cols: usize) -> Vec<f64> {
         .collect()
 }
 
+/// Means over a window of odd `width` around each element of rows of `cols`, zeros standing beyond the ends.
+pub fn pool(x: &[f64], cols: usize, width: usize) -> Vec<f64> {
+    let half = width / 2;
+    let window = |x: &[f64], t: usize| x[t.saturating_sub(half)..cols.min(t + half + 1)].iter().sum::<f64>();
+    x.chunks_exact(cols).flat_map(|x| (0..cols).map(move |t| window(x, t) / width as f64)).collect()
+}
+
 /// Index of the largest of each row of `cols`: the first of equals; NaN is smaller than anything.
 pub fn argmax(x: &[f64], cols: usize) -> Vec<u32> {
     let better = |x: &[f64], i: usize, j: usize| x[j] > x[i] || (x[i].is_nan() && !x[j].is_nan());
@@ -120,6 +127,8 @@ mod tests {
         assert_eq!(rms_norm(&[6.0, 8.0], &[1.0, 2.0], 14.0), [0.75, 2.0]);
         assert_eq!(silu_mul(&[0.0, 5.0], 1), [0.0]);
         assert_eq!(softmax(&[0.0, 0.0, 7.0, 7.0], 2), [0.5; 4]);
+        assert_eq!(pool(&[3.0, 0.0, 6.0, 9.0, 3.0, 0.0], 3, 3), [1.0, 3.0, 2.0, 4.0, 4.0, 1.0]);
+        assert_eq!(pool(&[3.0, 0.0, 6.0], 3, 9), [1.0; 3]);
         assert_eq!(argmax(&[f64::NAN, f64::NEG_INFINITY, 2.0, 2.0, f64::NAN, f64::NAN], 2), [1, 0, 0]);
         let mut x = [1.0, 0.0];
         rope(&mut x, 2, 1e4);

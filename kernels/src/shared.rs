@@ -6,9 +6,10 @@ use std::marker::PhantomData;
 #[derive(Clone, Copy)]
 pub(crate) struct SharedMut<'a, T>(*mut T, usize, PhantomData<&'a mut [T]>);
 
-// SAFETY: the pointer stands for an exclusive borrow for 'a; every use says why its place is disjoint.
+// SAFETY: the pointer stands for an exclusive borrow for 'a, of elements that may be sent; nothing else is in it.
 unsafe impl<T: Send> Send for SharedMut<'_, T> {}
-// SAFETY: as above.
+// SAFETY: a shared one gives out slices only to callers of `slice` that promise them disjoint, and pointers whose use is as
+// unsafe: so threads never have the same element.
 unsafe impl<T: Send> Sync for SharedMut<'_, T> {}
 
 impl<'a, T> SharedMut<'a, T> {

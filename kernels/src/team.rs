@@ -4,12 +4,11 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::{
     contract::{DotKernel, GemmKernel},
-    cpu,
+    cpu::{self, cache::Caches},
     isa::Isa,
     level::Level,
     pool::{Pool, Turn},
     scratch::{Scratch, Words},
-    tuning,
 };
 
 /// Who computes `y = x W^T`.
@@ -51,8 +50,8 @@ pub(crate) struct Kernels {
 pub(crate) struct Team {
     pub level: &'static Level,
     pub kernels: Kernels,
-    /// Packed bytes of one block of W.
-    pub block_bytes: usize,
+    /// The caches that blocks are cut for.
+    pub caches: Caches,
     pub used: Used,
     pool: Pool,
     scratch: Scratch,
@@ -64,7 +63,7 @@ impl Team {
         Team {
             level,
             kernels,
-            block_bytes: tuning::block_bytes(cpu::cache::caches()),
+            caches: cpu::cache::caches(),
             used: Used::default(),
             scratch: Scratch::new(pool.threads()),
             pool,
@@ -78,7 +77,7 @@ impl Team {
         let part = |size| Team {
             level: self.level,
             kernels: self.kernels,
-            block_bytes: self.block_bytes,
+            caches: self.caches,
             used: Used::default(),
             scratch: Scratch::new(size),
             pool: self.pool.part(size),

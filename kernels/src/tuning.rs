@@ -3,8 +3,16 @@
 use crate::{
     contract::{GemmKernel, Mul},
     cpu::{self, cache::Caches},
-    view::DType,
+    view::{DType, Format},
 };
+
+/// Bytes of one block of W for a tile unit, beside `x` bytes of panels that are to stay in the second-level cache: two thirds of it,
+/// half of what x leaves for the block that is being fetched. Where 1 MB of x and 128 KB of W share 2 MB, all is fast; at 2 MB a step
+/// takes twice the time (Xeon of the fourth generation, with AMX).
+pub(crate) fn tiles_block_bytes(caches: Caches, x: usize) -> usize {
+    let room = caches.l2.map_or(2 << 20, |l2| l2 as usize) / 3 * 2;
+    (room.saturating_sub(x) / 2).clamp(64 << 10, 400 << 10)
+}
 
 /// Packed bytes of one block of W: a fifth of a core's second-level cache, so that the block, the next one being packed and
 /// a panel of x fit together. More than a fifth of 1 MB gains nothing and balances worse, so that this is also what cores
@@ -25,15 +33,33 @@ pub(crate) const PACKED_X_BYTES: usize = 8 << 20;
 /// Groups of rows of x that threads share a product by, before they share its features: each group has its own threads, which
 /// pack its rows and write its rows of y alone, so that neither moves between cores; but all of them read W. 64 rows of BF16 do
 /// 64 operations for each byte of W.
-pub(crate) fn row_groups(m: usize, threads: usize) -> usize {
-    (m / (16 * threads).max(64)).clamp(1, threads)
+pub(crate) const GROUP_ROWS: usize = 64;
+
+/// Features for each of the threads that share rows of x from which on every one of them packs all the rows for itself. At 768 each,
+/// two threads gain 1% by it where their cores share a last-level cache, 6% where not; at 256, 2%.
+pub(crate) const ALONE_FEATURES: usize = 256;
+
+/// Elements of K of one task of packing, where threads share it: a few microseconds, so that those of a single panel keep several
+/// threads busy.
+pub(crate) const PACK_DEPTH: usize = 512;
+
+/// What is other where a tile unit multiplies.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tiles {
+    /// Time of a row of x by kernels of so many rows in a panel.
+    pub costs: &'static [(usize, f64)],
+    /// For [`GROUP_ROWS`], [`ALONE_FEATURES`].
+    pub group_rows: usize,
+    pub alone_features: usize,
+    /// Rows of x of one pass over W, of each thread.
+    pub pass_rows: usize,
 }
 
-/// Whether each of the threads that share rows of x packs all of them for itself: alone, or with 256 of the `n` features for
-/// each. At 768 each, two threads gain 1% by it where their cores share a last-level cache, 6% where not; at 256, 2%.
-pub(crate) fn packs_alone(threads: usize, n: usize) -> bool {
-    threads == 1 || n >= 256 * threads
-}
+/// Of AMX. Written in advance of kernels and machine: W in place, x in blocks of 256 rows, took 35% less time by 64x16 than by 32x32 at
+/// M = 64, 17 to 34% less at 128 to 1024; what multiplies five times as fast must read W a fifth as often, and feels the packing of x
+/// five times as much. At K = 2048, 320 rows of x are 1.25 MB.
+pub(crate) const TILES: Tiles =
+    Tiles { costs: &[(16, 1.6), (32, 1.25), (64, 1.0)], group_rows: 256, alone_features: 1280, pass_rows: 320 };
 
 /// Bytes of W that one few-row task streams: long enough for the hardware's prefetchers, short enough to balance.
 pub(crate) const DOT_TASK_BYTES: usize = 512 * 1024;
@@ -41,6 +67,9 @@ pub(crate) const DOT_TASK_BYTES: usize = 512 * 1024;
 /// Bytes of W, at least, that a thread computes at a time of a product of few rows beside one of many: they stay in the
 /// second-level cache, and take longer than their claiming.
 pub(crate) const BESIDE_BYTES: usize = 32 << 10;
+
+/// Rows of W of which such tasks are multiples: tiles of six, and in their smallest number, which balances them.
+pub(crate) const DOT_UNIT: usize = 6;
 
 /// The numbers of one level.
 #[derive(Clone, Copy, Debug)]
@@ -58,29 +87,60 @@ pub(crate) struct Tuning {
     /// Rows of a tile of one vector, which loads more often than it multiplies: that is felt where as many multiply-adds as loads
     /// start each cycle.
     pub load_bound: Option<usize>,
+    /// If it has kernels of a tile unit, which multiply BF16: their numbers.
+    pub tiles: Option<Tiles>,
 }
 
 impl Tuning {
-    fn interleaves(&self, x: DType, w: DType) -> bool {
-        x == w && self.quads.contains(&x)
+    /// The tile unit that multiplies these.
+    fn tiles(&self, x: DType, w: Format) -> Option<&Tiles> {
+        self.tiles.as_ref().filter(|_| (x, w) == (DType::BF16, DType::BF16.into()))
     }
 
-    /// [`Tuning::dot_rows`] for these types.
-    pub fn dot_rows(&self, x: DType, w: DType) -> usize {
+    /// Groups of rows of x, of `m`: see [`GROUP_ROWS`].
+    pub fn row_groups(&self, m: usize, threads: usize) -> usize {
+        let least = self.tiles.map_or(GROUP_ROWS, |t| t.group_rows);
+        (m / (16 * threads).max(least)).clamp(1, threads)
+    }
+
+    /// Whether each of the threads that share rows of x packs all of them for itself: see [`ALONE_FEATURES`].
+    pub fn packs_alone(&self, threads: usize, n: usize) -> bool {
+        threads == 1 || n >= self.tiles.map_or(ALONE_FEATURES, |t| t.alone_features) * threads
+    }
+
+    fn interleaves(&self, x: DType, w: Format) -> bool {
+        w == x.into() && self.quads.contains(&x)
+    }
+
+    /// [`Tuning::dot_rows`] for this type and this format.
+    pub fn dot_rows(&self, x: DType, w: Format) -> usize {
+        if self.tiles(x, w).is_some() {
+            return 1;
+        }
         match self.interleaves(x, w) {
             true if outruns_cache(x) => 24,
             true => 32,
+            false if self.widens_slowly(w) => WIDENED_ROWS,
             false => self.dot_rows,
         }
     }
 
-    /// [`Tuning::dot_cost`] for these types.
-    pub fn dot_cost(&self, x: DType, w: DType) -> f64 {
+    /// [`Tuning::dot_cost`] for this type and this format.
+    pub fn dot_cost(&self, x: DType, w: Format) -> f64 {
+        if self.tiles(x, w).is_some() {
+            return f64::INFINITY;
+        }
         match self.interleaves(x, w) {
             true if outruns_cache(x) => 1.15,
             true => 1.05,
+            false if self.widens_slowly(w) => WIDENED_COST,
             false => self.dot_cost,
         }
+    }
+
+    /// Whether a few-row kernel of 512-bit vectors would be held up by widening these weights.
+    fn widens_slowly(&self, w: Format) -> bool {
+        self.load_bound.is_some() && w != Format::F32 && cpu::widens_slowly()
     }
 
     /// Time of a product with `m` rows of x by tiles of `k`, a kernel of this level, in rows: of `W` as it lies if `in_place`,
@@ -88,6 +148,10 @@ impl Tuning {
     /// which F32 hides better than BF16 does, and their blocks of a SwiGLU write short pieces of rows of y. Measured at the shapes
     /// of OpenELM-1.1B.
     pub fn tile_cost(&self, k: &GemmKernel, m: usize, in_place: bool, halves: usize) -> f64 {
+        if let Some(tiles) = &self.tiles {
+            let cost = tiles.costs.iter().find(|c| c.0 == k.mr).expect("a cost for each kernel of the unit").1;
+            return m.next_multiple_of(k.mr) as f64 * cost;
+        }
         let load_bound = self.load_bound == Some(k.mr) && cpu::full_width();
         let rows = m.next_multiple_of(k.mr) as f64 * if load_bound { 1.08 } else { 1.0 };
         match (in_place, k.mul) {
@@ -110,6 +174,11 @@ fn outruns_cache(x: DType) -> bool {
 pub(crate) fn quads_at_once(all: usize, most: usize) -> usize {
     if all <= 2 && cpu::full_width() { 1 } else { most }
 }
+
+/// [`Tuning::dot_rows`] and [`Tuning::dot_cost`] where widening holds a few-row kernel up: on a Xeon with AMX, by AVX-512 alone, it
+/// reached 42 to 52% of the peak at 16 to 128 rows, tiles 80% at 512 (revision ae557bc). Not measured since.
+const WIDENED_ROWS: usize = 8;
+const WIDENED_COST: f64 = 1.6;
 
 /// Most rows of x for a few-row kernel: with more, x no longer stays in the second-level cache.
 pub(crate) const DOT_ROWS_MAX: usize = 128;

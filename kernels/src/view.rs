@@ -1,6 +1,6 @@
 //! Views of row-major matrices, and the head-major cache that attention reads.
 
-use half::{bf16, f16};
+use half::{bf16, f16, slice::HalfFloatSliceExt};
 
 use crate::lines::Buffer;
 
@@ -24,11 +24,6 @@ impl DType {
         }
     }
 
-    /// Bytes of `n` elements of a row. Formats that store elements in blocks answer for whole blocks.
-    pub const fn bytes(self, n: usize) -> usize {
-        n * self.size()
-    }
-
     /// Lower-case name, as in kernel names and on the command line.
     pub const fn name(self) -> &'static str {
         match self {
@@ -42,6 +37,35 @@ impl DType {
 impl std::fmt::Display for DType {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.name())
+    }
+}
+
+/// How a weight matrix is stored, whatever it is multiplied in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Each element for itself.
+    Elements(DType),
+}
+
+impl Format {
+    /// F32 elements.
+    pub const F32: Format = Format::Elements(DType::F32);
+    /// F16 elements.
+    pub const F16: Format = Format::Elements(DType::F16);
+    /// BF16 elements.
+    pub const BF16: Format = Format::Elements(DType::BF16);
+
+    /// Bytes of the first `n` elements of a row. A format that stores elements in blocks answers for whole blocks.
+    pub const fn bytes(self, n: usize) -> usize {
+        match self {
+            Format::Elements(dtype) => n * dtype.size(),
+        }
+    }
+}
+
+impl From<DType> for Format {
+    fn from(dtype: DType) -> Format {
+        Format::Elements(dtype)
     }
 }
 
@@ -295,12 +319,29 @@ impl<'a> Weight<'a> {
         with_weight!(self, m => m.stride())
     }
 
-    /// Storage type.
-    pub fn dtype(&self) -> DType {
+    /// How it is stored.
+    pub fn format(&self) -> Format {
         match self {
-            Weight::F32(_) => DType::F32,
-            Weight::F16(_) => DType::F16,
-            Weight::BF16(_) => DType::BF16,
+            Weight::F32(_) => Format::F32,
+            Weight::F16(_) => Format::F16,
+            Weight::BF16(_) => Format::BF16,
+        }
+    }
+
+    /// The matrix, if it is stored in F32.
+    pub(crate) fn as_f32(self) -> Option<Mat<'a, f32>> {
+        match self {
+            Weight::F32(m) => Some(m),
+            _ => None,
+        }
+    }
+
+    /// Row `r` as f32, exactly.
+    pub(crate) fn widen_row(&self, r: usize, y: &mut [f32]) {
+        match self {
+            Weight::F32(m) => y.copy_from_slice(m.row(r)),
+            Weight::F16(m) => m.row(r).convert_to_f32_slice(y),
+            Weight::BF16(m) => m.row(r).convert_to_f32_slice(y),
         }
     }
 
@@ -318,7 +359,7 @@ impl<'a> Weight<'a> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Stored<'a> {
     bytes: &'a [u8],
-    format: DType,
+    format: Format,
     /// Rows.
     pub n: usize,
     /// Elements of a row.
@@ -329,8 +370,8 @@ pub(crate) struct Stored<'a> {
 
 impl<'a> Weight<'a> {
     pub(crate) fn stored(self) -> Stored<'a> {
-        let format = self.dtype();
-        let (n, k, stride) = with_weight!(self, m => (m.rows(), m.cols(), m.stride() * format.size()));
+        let format = self.format();
+        let (n, k, stride) = with_weight!(self, m => (m.rows(), m.cols(), format.bytes(m.stride())));
         Stored { bytes: with_weight!(self, m => bytemuck::cast_slice(m.data())), format, n, k, stride }
     }
 }

@@ -21,6 +21,16 @@ impl<A: Element> LayerCache<A> {
         LayerCache { k: zero.clone(), v: zero }
     }
 
+    /// Takes over the first `n` entries of each sequence from a cache of the same heads.
+    pub(crate) fn copy_first(&mut self, from: &LayerCache<A>, n: usize) {
+        for (to, from) in [(&mut self.k, &from.k), (&mut self.v, &from.v)] {
+            for (b, h) in (0..to.batch()).flat_map(|b| (0..from.heads()).map(move |h| (b, h))) {
+                let (mut to, from) = (to.head_mut(b, h), from.head(b, h));
+                (0..n).for_each(|i| to.row_mut(i).copy_from_slice(from.row(i)));
+            }
+        }
+    }
+
     /// `len` entries of each sequence as `{name}.k` and `{name}.v`, `[batch, kv_heads, len, head_dim]` in f32, keys with
     /// RoPE undone. `at(b, i)` says of the i-th of sequence b where in the cache it is and at which position it stands.
     pub fn dump(

@@ -8,6 +8,7 @@
 use crate::{
     config::NetworkConfig,
     kv_prediction::layout::Input,
+    pruning::Pruning,
     schedule::{Entries, Net, Op, Out, Schedule, Step, next, shapes},
     sizes::sum,
     spec::{Phase, RunSpec},
@@ -54,7 +55,7 @@ pub struct PhaseCost {
     pub phase: Phase,
     /// Arithmetic.
     pub flops: Flops,
-    /// Bytes of weights, each tensor that the phase uses streamed once; of an embedding table the rows looked up, or the
+    /// Bytes of weights, each tensor that a pass of the phase uses streamed once; of an embedding table the rows looked up, or the
     /// whole where it is also the head.
     pub weight_bytes: u64,
     /// Bytes of keys and values written, and read back, each entry once per layer that uses it; and of the outputs of layers that
@@ -103,12 +104,13 @@ impl CostSystem {
     /// The costs of `steps`, summed by phase.
     fn phases(&self, spec: &RunSpec, steps: &[Step]) -> Vec<PhaseCost> {
         let mut out: Vec<PhaseCost> = Vec::new();
-        for step in steps {
+        for (at, step) in steps.iter().enumerate() {
             let mut cost = self.step(spec, step);
-            // A table that is also the head is streamed whole, the rows looked up with it.
+            // A table that is also the head is streamed whole by a pass that ends in it, the rows looked up with it.
             let streamed = |net: Net| {
+                let begins = |s: &&Step| matches!(s.op, Op::Embed { net: n, .. } if n == net);
                 let heads = |s: &Step| s.phase == step.phase && matches!(s.op, Op::Head { net: n, .. } if n == net);
-                shapes(self, net).tied && steps.iter().any(heads)
+                shapes(self, net).tied && steps[at + 1..].iter().take_while(|s| !begins(s)).any(heads)
             };
             if matches!(step.op, Op::Embed { net, .. } if streamed(net)) {
                 cost.weight_bytes = 0;
@@ -188,10 +190,20 @@ impl CostSystem {
                     }
                 }
             }
-            Op::Rank { layer: Some(i), of } => {
+            Op::Fill { rows, layers } => {
+                let written = |i: &usize| product([2, self.base.kv_dim(*i) as u64, b, *rows as u64]);
+                entries.extend(layers.iter().map(written));
+            }
+            Op::Rank { layer: Some((net, i)), of } => {
                 // A product of the last query with the keys, which are read again.
-                flops.attention = product([2, self.base.q_dim(*i) as u64, b, *of as u64]);
-                entries.push(product([self.base.kv_dim(*i) as u64, b, *of as u64]));
+                let c = shapes(self, *net);
+                flops.attention = product([2, c.q_dim(*i) as u64, b, *of as u64]);
+                entries.push(product([c.kv_dim(*i) as u64, b, *of as u64]));
+            }
+            Op::Sinks { rows, layers, .. } => {
+                // Read here and written there.
+                let moved = |i: &usize| product([2, 2, self.base.kv_dim(*i) as u64, b, *rows as u64]);
+                entries.extend(layers.iter().map(moved));
             }
             Op::Rank { layer: None, .. } | Op::Choose { .. } | Op::Narrow { .. } | Op::Ends { .. } => {}
             Op::Head { net, rows } => {
@@ -206,21 +218,25 @@ impl CostSystem {
     }
 
     /// The paper's approximation, 2 FLOPs per parameter and token: `t_base(N)`, or `t_aux(N-m) + t_predictor(N-m) +
-    /// t_base(m + s)`; parameters with the tied embedding once. With shared layers these stand in for the auxiliary, on all N
-    /// tokens, and the base step is the layers above them. Of token pruning [`Pruning::paper_share`] of `t_base(N)`.
+    /// t_base(m + s)`, or `t_base(m)` where the first s are kept; parameters with the tied embedding once. With shared layers these stand in for the auxiliary, on all N
+    /// tokens, and the base step is the layers above them. Of token pruning [`Pruning::paper_share`] of `t_base(N)`; of what the
+    /// paper does not time, what chooses the tokens, on all that it reads, and the base on what is kept.
     ///
     /// [`Pruning::paper_share`]: crate::Pruning::paper_share
     pub fn paper_flops(&self, batch: usize, prompt: usize) -> u64 {
         let (b, n) = (batch as u64, prompt as u64);
         let base = self.base.params();
+        let all = product([2, b, n, base]);
         let Some(p) = &self.prediction else {
-            let all = product([2, b, n, base]);
-            return self.pruning.map_or(all, |p| (all as f64 * p.paper_share()).round() as u64);
+            let Some(pruning) = self.pruning else { return all };
+            if let Some(share) = pruning.paper_share() {
+                return (all as f64 * share).round() as u64;
+            }
+            let kept = product([pruning.tokens(0, self.base.layers.len(), prompt) as u64, base]);
+            let reads = if let Pruning::Spec(p) = pruning { sum([n, p.look_ahead as u64 - 1]) } else { n };
+            return product([2, b, sum([kept, product([reads, self.chooser_params()])])]);
         };
-        let own = sum([p.own.last as u64, p.own.first as u64]);
-        if own >= n {
-            return product([2, b, n, base]);
-        }
+        let Some(own) = p.own.of(prompt).map(|rows| rows.total() as u64) else { return all };
         let read = n - p.own.last as u64;
         let maps = product([read, self.predictor_params()]);
         let networks = match (p.layout.shared, &p.aux) {
@@ -233,18 +249,29 @@ impl CostSystem {
         product([2, b, sum([maps, networks])])
     }
 
+    /// Parameters of what chooses tokens: another network, or first layers of the base.
+    fn chooser_params(&self) -> u64 {
+        let layers = self.pruning.map_or(0, |p| p.selection_layers(self.base.layers.len()));
+        self.chooser.as_ref().map_or_else(|| self.base.layer_params(layers), NetworkConfig::params)
+    }
+
     /// The paper's headline figure: `params(base) / params(auxiliary)`, with shared layers their parameters; the inverse of
-    /// [`Pruning::paper_share`], or 1.
+    /// [`Pruning::paper_share`], or 1. Of what the paper does not time, the limit of [`CostSystem::paper_flops`] for long prompts.
     ///
     /// [`Pruning::paper_share`]: crate::Pruning::paper_share
     pub fn paper_reduction(&self) -> f64 {
+        let base = self.base.params() as f64;
         match (&self.prediction, self.pruning) {
             (Some(p), _) => {
                 let k = p.layout.shared.unwrap_or(0);
                 let source = p.aux.as_ref().map_or_else(|| self.base.layer_params(k), NetworkConfig::params);
-                self.base.params() as f64 / source as f64
+                base / source as f64
             }
-            (None, Some(pruning)) => 1.0 / pruning.paper_share(),
+            (None, Some(pruning)) => {
+                let kept = if let Pruning::Spec(p) = pruning { p.keep.value() } else { 0.0 };
+                let chosen = || self.chooser_params() as f64 / base + kept;
+                1.0 / pruning.paper_share().unwrap_or_else(chosen)
+            }
             (None, None) => 1.0,
         }
     }

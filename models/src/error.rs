@@ -121,12 +121,45 @@ pub enum Error {
     },
     /// A name that is no token pruning.
     #[error(
-        "unknown token pruning '{name}', expected RP-r, SP-r or La-b with fractions from 0.01 to 1.00 in two decimals and \
-         b at most a, such as RP-0.75 or L0.75-0.10"
+        "unknown token pruning '{name}', expected RP-r, SP-r, La-b or SpecPrefill-r with fractions from 0.01 to 1.00 in two \
+         decimals and b at most a, such as RP-0.75 or L0.75-0.10, or GemFilter-LAYER-COUNT, such as GemFilter-11-128; behind the \
+         last two -pP for a window of P, an odd number, and behind SpecPrefill-r before it -aA for a look-ahead of 1 to 1024 and \
+         -cC for chunks of C"
     )]
     Pruning {
         /// The name given.
         name: String,
+    },
+    /// A layer is to choose tokens that the network does not have.
+    #[error("{pruning}: layer {layer} is to choose the tokens, and the base has {layers} layers: take one of 0 to {}", .layers - 1)]
+    PruningLayer {
+        /// The token pruning.
+        pruning: String,
+        /// Its layer.
+        layer: usize,
+        /// How many there are.
+        layers: usize,
+    },
+    /// A token pruning has an auxiliary that it does not use, or lacks one.
+    #[error("{pruning}: {problem}")]
+    PruningNetworks {
+        /// The token pruning.
+        pruning: String,
+        /// What is wrong, and what to do.
+        problem: &'static str,
+    },
+    /// A token pruning was given a number that it does not have, or not of this size.
+    #[error(
+        "{pruning}: {what} {found} does not fit: look-ahead (1 to 1024) and chunk (1 or more) belong to SpecPrefill, pool (an odd \
+         number) to SpecPrefill and GemFilter"
+    )]
+    PruningNumber {
+        /// The token pruning.
+        pruning: String,
+        /// Which number.
+        what: &'static str,
+        /// What was given.
+        found: usize,
     },
     /// Text is to be scored by a KV prediction without an auxiliary.
     #[error(
@@ -248,6 +281,31 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// What was found, and what to do about it.
+        reason: String,
+    },
+    /// A text that is too short for the features of maps.
+    #[error(
+        "the text gives {rows} tokens to fit to, and a map reads {features} features: give at least as many tokens, better 50 \
+         for each feature"
+    )]
+    FewTokens {
+        /// Tokens that count.
+        rows: usize,
+        /// Features of a map.
+        features: usize,
+    },
+    /// Sums from which no maps follow.
+    #[error("no maps fit this text: {reason}")]
+    Unfit {
+        /// Why, and what to do about it.
+        reason: String,
+    },
+    /// The sums of an interrupted fit that cannot be taken up.
+    #[error("{}: the sums of an interrupted fit that cannot go on: {reason}; remove it to begin anew, or give another output folder", .path.display())]
+    State {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, or differs.
         reason: String,
     },
     /// A cached folder of synthetic weights that cannot be trusted.

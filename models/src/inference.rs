@@ -28,13 +28,23 @@ pub struct Ran {
     pub regions: usize,
 }
 
-/// Where the time to first token went. The rest, `total` less the sum of the phases, is the checking of the ids.
+/// Where the time to first token went. The rest, `total` less the sum of the phases, is the checking of the ids; and, where the entries
+/// of first tokens are kept, making those of tokens with which no call before has begun.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PhaseTimes {
     /// Ids in memory to first token chosen for every sequence.
     pub total: Duration,
     /// In order of execution. KV prediction on one-token prompts has a base step alone.
     pub phases: Vec<PhaseTime>,
+}
+
+/// The tokens of the prompts that a run chose before its base read them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Chosen<'a> {
+    /// Their positions, `[batch * count]`.
+    pub kept: &'a [u32],
+    /// What every token scored, `[batch * prompt]`.
+    pub scores: &'a [f32],
 }
 
 /// A planned run: every buffer is allocated, weights are mapped.
@@ -52,11 +62,22 @@ pub trait Inference: Send {
     /// [`crate::Error::CacheFull`] beyond the planned tokens, [`crate::Error::NotStarted`] before the first.
     fn next_token(&mut self, engine: &Engine) -> Result<Duration>;
 
+    /// Logits `[batch * n, V]` of `n` tokens of each sequence that are given to follow its prompt, `[batch * n]`; up to as many
+    /// as were planned. The run stays where [`Inference::first_token`] left it, so that others can be scored after it.
+    ///
+    /// # Errors
+    /// [`crate::Error::NotStarted`] unless the first token was the last to be chosen; [`crate::Error::TokenCount`],
+    /// [`crate::Error::TokenId`]; [`crate::Error::Spec`]: more than were planned.
+    fn score(&mut self, engine: &Engine, ids: &[u32]) -> Result<Mat<'_, f32>>;
+
     /// Tokens chosen by the last call, `[batch]`.
     fn token_ids(&self) -> &[u32];
 
     /// Logits of the last call, `[batch, V]`.
     fn logits(&self) -> Mat<'_, f32>;
+
+    /// What the last first token chose of the prompts, where tokens are dropped before the base runs.
+    fn chosen(&self) -> Option<Chosen<'_>>;
 
     /// The steps of the last call, as far as it came, and what each did.
     fn trace(&self) -> (&[Step], &[Ran]);

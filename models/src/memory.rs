@@ -41,50 +41,58 @@ impl MemoryPlan {
 
 /// What a run of `system` would need. Saturates instead of overflowing.
 pub fn memory(system: &System, spec: &RunSpec) -> MemoryPlan {
-    let weights = match system {
-        System::Network(_) | System::Pruned(_) => system.base().mapped_bytes(),
-        System::KvPrediction(s) => {
-            s.networks().map(|n| n.mapped_bytes()).fold(s.predictor.mapped_bytes(), u64::saturating_add)
-        }
+    let predictor = match system {
+        System::KvPrediction(s) => s.predictor.mapped_bytes(),
+        System::Network(_) | System::Pruned(_) => 0,
     };
+    let weights = system.networks().map(|n| n.mapped_bytes()).fold(predictor, u64::saturating_add);
     MemoryPlan { weights, ..memory_of(&CostSystem::of(system), spec) }
 }
 
 /// As [`memory`], from shapes alone: before any weights exist.
 pub fn memory_of(system: &CostSystem, spec: &RunSpec) -> MemoryPlan {
+    memory_of_scoring(system, spec, 0)
+}
+
+/// As [`memory_of`], of [`crate::plan_scoring`].
+pub fn memory_of_scoring(system: &CostSystem, spec: &RunSpec, scored: usize) -> MemoryPlan {
     match spec.precision {
-        Precision::F32 => memory_as::<f32>(system, spec),
-        Precision::Bf16 => memory_as::<bf16>(system, spec),
+        Precision::F32 => memory_as::<f32>(system, spec, scored),
+        Precision::Bf16 => memory_as::<bf16>(system, spec, scored),
     }
 }
 
-fn memory_as<A: Element>(system: &CostSystem, spec: &RunSpec) -> MemoryPlan {
+fn memory_as<A: Element>(system: &CostSystem, spec: &RunSpec, scored: usize) -> MemoryPlan {
     let matrices = |t: Vec<TensorSpec>| {
         let elements = sum(t.iter().filter(|t| t.shape.len() == 2).map(TensorSpec::elements));
         elements.saturating_mul(system.weights.size() as u64)
     };
-    let aux = system.prediction.as_ref().and_then(|p| p.aux.as_ref()).map_or_else(Vec::new, NetworkConfig::tensors);
+    let aux = system.aux().map_or_else(Vec::new, NetworkConfig::tensors);
     let weights = [system.base.tensors(), aux, system.predictor_tensors()].map(matrices);
-    let (b, c, schedule) = (spec.batch, &system.base, Schedule::new(system, spec));
-    let kv = |slot: &Slot<KvShape>| {
-        let s = slot.shape;
-        kv_bytes::<A>(shapes(system, s.net), s.layer, b, s.entries)
-    };
+    let (b, c, schedule) = (spec.batch, &system.base, Schedule::scoring(system, spec, scored));
+    let kv = |s: &KvShape| kv_bytes::<A>(shapes(system, s.net), s.layer, b, s.entries);
     let source = |Slot { shape, .. }: &Slot<SourceShape>| source_bytes::<A>(system, b, shape);
-    let caches = sum(schedule.caches.iter().map(kv).chain(schedule.sources.iter().map(source)));
+    let sinks = schedule.sinks.iter().map(kv);
+    let caches =
+        sum(schedule.caches.iter().map(|slot| kv(&slot.shape)).chain(sinks).chain(schedule.sources.iter().map(source)));
     let streams = schedule.streams.iter().map(|Slot { shape, .. }| {
         let (c, rows) = (shapes(system, shape.net), b.saturating_mul(shape.rows));
         let all = if shape.all_logits { mul(&[head_buffer(c, rows), 4]) } else { 0 };
         sum([rope_bytes(c, shape.positions), Activations::<A>::bytes(c, rows), all])
     });
-    let chosen = sum([mul(&[b, c.vocab, 4]), mul(&[b, 4])]);
+    // Logits and ids, of a network that decodes ahead too.
+    let ahead = system.chooser.as_ref().map(|aux| mul(&[b, aux.vocab.saturating_add(1), 4]));
+    let chosen = sum([mul(&[b, 1 + scored, c.vocab, 4]), mul(&[b, 4]), ahead.unwrap_or(0)]);
     // Positions and ids of what is kept of the prompt.
     let kept = |step: &Step| match step.op {
         Op::Choose { keep, .. } => mul(&[2, b, keep, 4]),
         _ => 0,
     };
     let kept = sum(schedule.prompt.iter().map(kept));
-    let scores = if schedule.ranked > 0 { Scores::bytes(c, b, schedule.ranked) } else { 0 };
+    let scores = match system.pruning {
+        Some(p) if schedule.ranked > 0 => Scores::bytes(system.chooser.as_ref().unwrap_or(c), p, b, schedule.ranked),
+        _ => 0,
+    };
     let [hidden, tables] = match system.pruning {
         Some(p @ Pruning::Lazy { .. }) => Lazy::bytes(c, p, spec),
         _ => [0, 0],

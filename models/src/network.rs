@@ -530,8 +530,7 @@ impl Network {
         c: &mut LayerCache<A>,
         keep: Option<&mut Vec<f32>>,
     ) -> Result<()> {
-        let (dim, d, q_dim, kv_dim, eps) =
-            (self.config.dim, self.config.head_dim, self.config.q_dim(i), self.config.kv_dim(i), self.config.eps);
+        let (dim, q_dim, kv_dim) = (self.config.dim, self.config.q_dim(i), self.config.kv_dim(i));
         let (l, n, rows) = (&self.layers[i], 2 * kv_dim, x.len() / dim);
         for (r, m) in chunks(rows, CHUNK) {
             let h = self.normed(e, &l.attn_norm, &x[r * dim..][..m * dim], &mut act.h)?;
@@ -543,8 +542,24 @@ impl Network {
             keep.clear();
             (0..rows).for_each(|r| keep.extend(keys.row(r)));
         }
-        let rope = Some((rope, Positions::From(0)));
-        e.heads(keys, batch, d, self.k_norm(i), eps, rope, HeadsOut::Cache(&mut c.k, 0))?;
+        self.put(e, (keys, values, batch), self.k_norm(i), rope, c)
+    }
+
+    /// Makes the keys and values of some positions from the first on, `[batch * n, kv_heads * head_dim]` each, the first entries
+    /// of a cache; keys by this norm and RoPE.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    pub(crate) fn put<A: Element>(
+        &self,
+        e: &Engine,
+        (keys, values, batch): (Mat<'_, f32>, Mat<'_, f32>, usize),
+        k_norm: Option<&[f32]>,
+        rope: &RopeTable,
+        c: &mut LayerCache<A>,
+    ) -> Result<()> {
+        let (d, eps, rope) = (self.config.head_dim, self.config.eps, Some((rope, Positions::From(0))));
+        e.heads(keys, batch, d, k_norm, eps, rope, HeadsOut::Cache(&mut c.k, 0))?;
         Ok(e.heads(values, batch, d, None, eps, None, HeadsOut::Cache(&mut c.v, 0))?)
     }
 
@@ -618,9 +633,28 @@ impl Network {
         len: usize,
         out: &mut [f32],
     ) -> Result<()> {
+        Ok(e.attention_weights(self.last_queries(i, act, cache), &cache.k, len, out)?)
+    }
+
+    /// As [`Network::last_weights`], the products of queries and keys alone.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    pub fn last_scores<A: Element>(
+        &self,
+        e: &Engine,
+        i: usize,
+        act: &Activations<A>,
+        cache: &LayerCache<A>,
+        len: usize,
+        out: &mut [f32],
+    ) -> Result<()> {
+        Ok(e.attention_scores(self.last_queries(i, act, cache), &cache.k, len, out)?)
+    }
+
+    fn last_queries<'a, A: Element>(&self, i: usize, act: &'a Activations<A>, cache: &LayerCache<A>) -> Mat<'a, A> {
         let (rows, q_dim) = (act.rows(), self.config.q_dim(i));
-        let q = Mat::new(&act.q[..rows * q_dim], rows, q_dim).rows_step(act.n - 1, cache.k.batch(), act.n);
-        Ok(e.attention_weights(q, &cache.k, len, out)?)
+        Mat::new(&act.q[..rows * q_dim], rows, q_dim).rows_step(act.n - 1, cache.k.batch(), act.n)
     }
 
     /// A layer after its attention: output projection and feed-forward network.
@@ -651,6 +685,14 @@ impl Network {
     /// [`Error::Spec`]: `logits` has another length.
     pub fn head<A: Element>(&self, e: &Engine, act: &mut Activations<A>, logits: &mut [f32]) -> Result<()> {
         act.keep_last(1);
+        self.head_rows(e, act, logits)
+    }
+
+    /// Logits `[rows, V]` of every row.
+    ///
+    /// # Errors
+    /// As [`Network::head`].
+    pub fn head_rows<A: Element>(&self, e: &Engine, act: &mut Activations<A>, logits: &mut [f32]) -> Result<()> {
         let v = self.config.vocab;
         if logits.len() != act.rows() * v {
             return Err(Error::Spec {

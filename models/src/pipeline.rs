@@ -1,4 +1,4 @@
-//! The pipelined order of KV prediction: the base's layers run behind the auxiliary's.
+//! The pipelined order of KV prediction at work: the base's layers run behind the auxiliary's. [`crate::schedule`] says which.
 //!
 //! A base layer needs its own predicted cache and the base layer before it, not the whole auxiliary. The base reads so few tokens
 //! that its layers are bound by memory, and the auxiliary's products are bound by arithmetic; so each of these takes some rows
@@ -6,54 +6,15 @@
 
 use std::collections::VecDeque;
 
-use ttft_kernels::{Element, Product, RopeTable};
+use ttft_kernels::{Element, Format, Product, RopeTable};
 
 use crate::{
-    activations::{Activations, CHUNK},
+    activations::{Activations, CHUNK, Rows},
     cache::LayerCache,
     engine::Engine,
     error::Result,
-    network::{Multiply, Network},
-    schedule::{LayerStep, Net, Op, Out, Step},
+    network::{Multiply, Network, Out},
 };
-
-/// Steps of the auxiliary, maps and base in turn, in the order in which each first can run: maps behind the layer that they read,
-/// and a base layer behind its map. What has no auxiliary stays as it is.
-pub fn order(steps: Vec<Step>) -> Vec<Step> {
-    let (mut auxiliary, mut base, mut maps) = (Vec::new(), VecDeque::new(), Vec::new());
-    for step in &steps {
-        match &step.op {
-            Op::Embed { net: Net::Auxiliary, .. } | Op::Head { net: Net::Auxiliary, .. } => auxiliary.push(step),
-            Op::Layer(l) if l.net == Net::Auxiliary => auxiliary.push(step),
-            Op::Map { rows, maps: all } => maps.extend(all.iter().map(|m| (step.phase, *rows, *m))),
-            _ => base.push_back(step),
-        }
-    }
-    if auxiliary.is_empty() {
-        return steps;
-    }
-    let mut out = Vec::with_capacity(steps.len() + auxiliary.len());
-    for step in auxiliary {
-        out.push(step.clone());
-        let Op::Layer(LayerStep { layer: source, .. }) = step.op else { continue };
-        let ready: Vec<_> = maps.extract_if(.., |(.., m)| m.source == source).collect();
-        if let Some(&(phase, rows, _)) = ready.first() {
-            let maps = ready.into_iter().map(|(.., m)| m).collect();
-            out.push(Step { phase, op: Op::Map { rows, maps } });
-        }
-        let waits = |step: &Step| match &step.op {
-            Op::Layer(l) => maps.iter().any(|(.., m)| m.layer == l.layer),
-            // It follows all layers.
-            Op::Head { .. } => !maps.is_empty(),
-            _ => maps.iter().any(|(.., m)| m.layer == 0),
-        };
-        while let Some(step) = base.pop_front_if(|step| !waits(step)) {
-            out.push(step.clone());
-        }
-    }
-    out.extend(base.into_iter().cloned());
-    out
-}
 
 /// Layers of the base that may run, and how far the first of them has come.
 #[derive(Debug, Default)]
@@ -82,13 +43,13 @@ impl Queue {
     }
 
     /// Whether a layer can wait: all of its rows pass all of it, few enough to be streamed past.
-    pub fn takes<A: Element>(e: &Engine, net: &Network, act: &Activations<A>, l: &LayerStep) -> bool {
-        let all = match l.out {
-            Out::Rows(last) => l.rows.first == 0 && last == l.rows.count,
-            Out::Ends(first, last) => (first, last) == (l.rows.first, l.rows.count),
+    pub fn takes<A: Element>(e: &Engine, net: &Network, act: &Activations<A>, (rows, out): (Rows, Out)) -> bool {
+        let all = match out {
+            Out::Rows(last) => rows.first == 0 && last == rows.count,
+            Out::Ends(first, last) => (first, last) == (rows.first, rows.count),
             Out::Query => false,
         };
-        all && act.rows() <= CHUNK && e.streams(act.rows(), A::DTYPE, net.weight_dtype())
+        all && act.rows() <= CHUNK && e.streams(act.rows(), A::DTYPE, Format::Elements(net.weight_dtype()))
     }
 
     /// Whether nothing waits.
@@ -192,59 +153,5 @@ impl<A: Element> Multiply<A> for Behind<'_, A> {
             at += cols;
         }
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use ttft_kernels::DType;
-
-    use crate::{
-        kv_prediction::layout::{Layout, Order},
-        schedule::Schedule,
-        spec::{Extent, Precision, RunSpec},
-        system::CostSystem,
-    };
-
-    fn steps(name: &str, map: &[usize], extent: Extent) -> Vec<String> {
-        let mut s = CostSystem::named(name, DType::BF16).unwrap();
-        s.base.layers.truncate(map.len());
-        let p = s.prediction.as_mut().unwrap();
-        assert_eq!(p.order, Order::Pipelined);
-        p.layout = Layout::auxiliary(map);
-        let spec = RunSpec { batch: 1, prompt: 9, generate: 1, precision: Precision::F32, extent };
-        let steps = Schedule::new(&s, &spec).prompt;
-        steps.iter().map(|s| s.to_string().split(": ").nth(1).unwrap().to_owned()).collect()
-    }
-
-    #[test]
-    fn a_base_layer_follows_its_map_and_the_layer_before_it() {
-        let steps = steps("OE1.1B-KVP-C-270M-pipelined", &[1, 0, 0, 2], Extent::FirstToken);
-        assert_eq!(
-            steps,
-            [
-                "Auxiliary embeds 8 of Prompt",
-                "Auxiliary layer 0 on 8 of 8",
-                "maps of 2 layers on 8",
-                "Auxiliary layer 1 on 8 of 8",
-                "maps of 1 layers on 8",
-                "Base embeds 1 of Prompt",
-                "Base layer 0 on 1 of 9",
-                "Base layer 1 on 1 of 9",
-                "Base layer 2 on 1 of 9",
-                "Auxiliary layer 2 on 8 of 8",
-                "maps of 1 layers on 8",
-                "Base layer 3 on 1 of 9",
-                "Base head on 1",
-            ]
-        );
-    }
-
-    #[test]
-    fn the_whole_auxiliary_may_run() {
-        let steps = steps("OE1.1B-KVP-C-270M-m2-pipelined", &[0, 0], Extent::FullNetwork);
-        let head = steps.iter().position(|s| s == "Auxiliary head on 7").unwrap();
-        assert_eq!((steps[5].as_str(), head), ("Base layer 1 on 2 of 9", 22));
-        assert_eq!(steps[6], "Base head on 2");
     }
 }

@@ -354,12 +354,16 @@ fn replaceable(dir: &Path, replaces: Replaces) -> Result<()> {
     if !deep && all.iter().all(ours) && says(dir) && folders_say { Ok(()) } else { Err(occupied()) }
 }
 
+/// What [`write_json`] writes; `path` is for messages.
+pub(crate) fn json_text(path: &Path, value: &impl serde::Serialize) -> Result<String> {
+    Ok(serde_json::to_string_pretty(value).map_err(Error::json(path))? + "\n")
+}
+
 /// Writes a JSON file, with a line end.
 pub(crate) fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
-    let mut text = serde_json::to_vec_pretty(value).map_err(Error::json(path))?;
-    text.push(b'\n');
+    let text = json_text(path, value)?;
     let mut file = File::create(path).map_err(Error::io(path, "create"))?;
-    file.write_all(&text).and_then(|()| flushed(&file)).map_err(Error::io(path, "write"))
+    file.write_all(text.as_bytes()).and_then(|()| flushed(&file)).map_err(Error::io(path, "write"))
 }
 
 /// Makes a file last, where the file system can.

@@ -11,21 +11,28 @@ use ttft_kernels::{Element, Mat, RopeTable};
 use crate::{
     activations::Activations,
     cache::{LayerCache, NamedTensor, RawKv, Source, heads_first},
+    config::NetworkConfig,
     engine::Engine,
     error::{Error, Result},
-    inference::{Inference, PhaseTime, PhaseTimes, Ran},
+    inference::{Chosen, Inference, PhaseTime, PhaseTimes, Ran},
     kv_prediction::{
+        KvPrediction,
+        control::{Control, Entries},
         layout::Input,
         predictor::{Prediction, Predictor},
     },
-    memory::memory,
+    memory::memory_of_scoring,
     network::{Cache, Kv, Network, head_buffer},
     pipeline::{Behind, Queue},
     prompts,
-    pruning::{Pruning, Ranking, lazy::Lazy, select::Scores},
-    schedule::{KvShape, LayerStep, Map, Net, Op, Schedule, Slot, Step, Stream, Tokens, Uses, next, shapes},
+    pruning::{
+        Pruning,
+        lazy::Lazy,
+        select::{Rule, Scores},
+    },
+    schedule::{KvShape, LayerStep, Map, Net, Op, Schedule, Slot, Step, Stream, Tokens, Uses, given, next, shapes},
     sizes::zeroed,
-    spec::{Precision, RunSpec},
+    spec::{Phase, Precision, RunSpec},
     system::{CostSystem, System},
 };
 
@@ -33,16 +40,35 @@ use crate::{
 ///
 /// # Errors
 /// [`Error::Spec`]: a batch, prompt or count of tokens of 0 or beyond any machine. [`Error::Memory`]: the allocation
-/// fails.
+/// fails. Those of [`Pruning::check`].
 pub fn plan(system: &System, spec: &RunSpec) -> Result<Box<dyn Inference>> {
+    plan_scoring(system, spec, 0)
+}
+
+/// The same, with up to `scored` given tokens behind each prompt ([`Inference::score`]).
+///
+/// # Errors
+/// As [`plan`]; [`Error::Spec`]: there is no room for them among the tokens to generate, or it is LazyLLM, of which every token
+/// chooses anew what it attends to.
+pub fn plan_scoring(system: &System, spec: &RunSpec, scored: usize) -> Result<Box<dyn Inference>> {
     spec.check()?;
-    let bytes = memory(system, spec).allocated();
+    if let System::Pruned(p) = system {
+        p.pruning.check(p.base.config().layers.len(), p.aux.is_some())?;
+    }
+    let lazy = matches!(system, System::Pruned(s) if matches!(s.pruning, Pruning::Lazy { .. }));
+    let most = if lazy { 0 } else { spec.generate - 1 };
+    if scored > most {
+        let expected =
+            format!("at most {most}{}", if lazy { ", of LazyLLM" } else { ", to be generated after the first" });
+        return Err(Error::Spec { what: "tokens to score", expected, found: scored as u64 });
+    }
+    let bytes = memory_of_scoring(&CostSystem::of(system), spec, scored).allocated();
     // Caches are allocated by a type that cannot report failure; whether their memory can be had is asked here first.
     let asked = usize::try_from(bytes).map_err(|_| Error::Memory { bytes })?;
     Vec::<u8>::new().try_reserve_exact(asked).map_err(|_| Error::Memory { bytes })?;
     Ok(match spec.precision {
-        Precision::F32 => Box::new(Run::<f32>::new(system, *spec)?),
-        Precision::Bf16 => Box::new(Run::<bf16>::new(system, *spec)?),
+        Precision::F32 => Box::new(Run::<f32>::new(system, *spec, scored)?),
+        Precision::Bf16 => Box::new(Run::<bf16>::new(system, *spec, scored)?),
     })
 }
 
@@ -71,9 +97,29 @@ struct Run<A> {
     phases: usize,
     /// Bytes of weights of the base's layers that may be put off, and operations of the auxiliary's products meanwhile.
     behind: (u64, u64),
-    /// What each step of the last call did, and whether that was the prompt's.
+    /// What each step of the last call did, and whose steps these were.
     ran: Vec<Ran>,
-    of_prompt: bool,
+    last: Call,
+}
+
+/// Which of a schedule's lists is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Call {
+    Prompt,
+    Next,
+    Given,
+}
+
+impl Call {
+    fn steps(self, s: &Schedule) -> (&[Step], &[Uses]) {
+        let (prompt, later) = s.uses.split_at(s.prompt.len());
+        let (next, given) = later.split_at(s.next.len());
+        match self {
+            Call::Prompt => (&s.prompt, prompt),
+            Call::Next => (&s.next, next),
+            Call::Given => (&s.given, given),
+        }
+    }
 }
 
 /// Everything that steps work on; the slots in the order of the schedule's.
@@ -83,32 +129,44 @@ struct State<A> {
     lanes: Vec<(Net, Lane<A>)>,
     caches: Vec<LayerCache<A>>,
     sources: Vec<Source<A>>,
+    /// Entries of first tokens that are kept, and which tokens these are, `[batch * s]`: none before there are any.
+    sinks: Vec<LayerCache<A>>,
+    sink_ids: Vec<u32>,
     predictor: Option<Arc<Predictor>>,
+    /// What stands in the place of predictions, if it is entries.
+    entries: Option<Arc<Entries>>,
     /// Predicted keys before k_norm, by base layer, if recorded.
     predicted: Option<Vec<Vec<f32>>>,
     scores: Option<Scores>,
     lazy: Option<Lazy>,
     /// Layers of the base that are put off.
     queue: Queue,
+    /// Logits and tokens of a network that decodes ahead.
+    ahead: Option<(Vec<f32>, Vec<u32>)>,
     /// Positions of the tokens of the prompt that were chosen, `[batch * count]`.
     kept: Vec<u32>,
+    /// Whether these are a prompt of their own for the base.
+    renumbered: bool,
     /// Ids on their way into a network.
     input: Vec<u32>,
     /// Entries of the base's caches that are filled.
     len: usize,
     logits: Vec<f32>,
+    /// Logits of given tokens, as many as can be scored at once; and whether they are being made.
+    scored: Vec<f32>,
+    scoring: bool,
     /// The tokens last chosen, `[batch]`.
     ids: Vec<u32>,
 }
 
 impl<A: Element> Run<A> {
-    fn new(system: &System, spec: RunSpec) -> Result<Self> {
+    fn new(system: &System, spec: RunSpec, scored: usize) -> Result<Self> {
         let shapes_of = CostSystem::of(system);
-        let schedule = Schedule::new(&shapes_of, &spec);
+        let schedule = Schedule::scoring(&shapes_of, &spec, scored);
         let (b, c) = (spec.batch, &shapes_of.base);
-        let net = |net| match (net, system) {
-            (Net::Auxiliary, System::KvPrediction(s)) => s.aux.as_ref().expect("only pairs have steps of an auxiliary"),
-            _ => system.base(),
+        let net = |net| match net {
+            Net::Base => system.base(),
+            Net::Auxiliary => system.networks().nth(1).expect("only pairs have steps of an auxiliary"),
         };
         let lane = |&Slot { shape: s, .. }: &Slot<Stream>| {
             let (net, c) = (net(s.net), shapes(&shapes_of, s.net));
@@ -120,7 +178,8 @@ impl<A: Element> Run<A> {
             let c = shapes(&shapes_of, net);
             LayerCache::new(b, c.layers[layer].kv_heads, entries, c.head_dim)
         };
-        let (mut kept, mut input) = (0, 1);
+        let sinks = schedule.sinks.first().map_or(0, |s| s.entries);
+        let (mut kept, mut input) = (0, sinks.max(1));
         for step in &schedule.prompt {
             match step.op {
                 Op::Choose { keep, .. } => (kept, input) = (keep, keep),
@@ -130,13 +189,17 @@ impl<A: Element> Run<A> {
                 _ => {}
             }
         }
-        let (lazy, ranking) = match system {
-            System::Pruned(s) if matches!(s.pruning, Pruning::Lazy { .. }) => {
-                (Some(Lazy::new(c, s.pruning, &spec)?), s.ranking)
+        let (mut lazy, mut scores) = (None, None);
+        if let System::Pruned(s) = system {
+            if let Pruning::Lazy { .. } = s.pruning {
+                lazy = Some(Lazy::new(c, s.pruning, &spec)?);
             }
-            System::Pruned(s) if matches!(s.pruning, Pruning::Static(_)) => (None, s.ranking),
-            _ => (None, Ranking::Seeded),
-        };
+            if schedule.ranked > 0 {
+                let by = shapes_of.chooser.as_ref().unwrap_or(c);
+                scores = Some(Scores::new(by, s.pruning, Rule::of(s), b, schedule.ranked)?);
+            }
+        }
+        let ahead = |aux: &NetworkConfig| -> Result<_> { Ok((zeroed((b * aux.vocab) as u64)?, zeroed(b as u64)?)) };
         let state = State {
             spec,
             dropped: schedule.dropped,
@@ -153,25 +216,34 @@ impl<A: Element> Run<A> {
                     })
                 })
                 .collect::<Result<_>>()?,
+            sinks: schedule.sinks.iter().map(|s| cache(s.net, s.layer, s.entries)).collect(),
+            sink_ids: Vec::with_capacity(b * sinks),
             predictor: match system {
                 System::KvPrediction(s) => Some(Arc::clone(&s.predictor)),
                 _ => None,
             },
-            predicted: None,
-            scores: match schedule.ranked {
-                0 => None,
-                n => Some(Scores::new(c, ranking, b, n)?),
+            entries: match system {
+                System::KvPrediction(KvPrediction { control: Some(Control::Entries(entries)), .. }) => {
+                    Some(Arc::clone(entries))
+                }
+                _ => None,
             },
+            predicted: None,
+            scores,
             lazy,
             queue: Queue::default(),
+            ahead: shapes_of.chooser.as_ref().map(ahead).transpose()?,
+            renumbered: shapes_of.pruning.is_some_and(Pruning::renumbers),
             kept: Vec::with_capacity(b * kept),
             input: Vec::with_capacity(b * input),
             len: 0,
             logits: zeroed((b * c.vocab) as u64)?,
+            scored: zeroed((b * scored * c.vocab) as u64)?,
+            scoring: false,
             ids: zeroed(b as u64)?,
         };
-        let phases = schedule.prompt.chunk_by(|a, b| a.phase == b.phase).count();
-        let ran = Vec::with_capacity(schedule.prompt.len().max(schedule.next.len()));
+        let phases = Phase::ALL.iter().filter(|phase| schedule.prompt.iter().any(|s| s.phase == **phase)).count();
+        let ran = Vec::with_capacity(schedule.prompt.len().max(schedule.next.len()).max(schedule.given.len()));
         let mut behind = (0, 0);
         for step in &schedule.prompt[..schedule.behind] {
             let cost = shapes_of.step(&spec, step);
@@ -181,19 +253,35 @@ impl<A: Element> Run<A> {
                 _ => {}
             }
         }
-        Ok(Run { shapes: shapes_of, schedule, state, phases, behind, ran, of_prompt: true })
+        Ok(Run { shapes: shapes_of, schedule, state, phases, behind, ran, last: Call::Prompt })
     }
 
-    /// Runs the steps of the prompt, or of a later token.
-    fn steps(&mut self, e: &Engine, ids: &[u32], of_prompt: bool) -> Result<()> {
-        let (first, later) = self.schedule.uses.split_at(self.schedule.prompt.len());
-        let (steps, uses) = if of_prompt { (&self.schedule.prompt, first) } else { (&self.schedule.next, later) };
-        self.of_prompt = of_prompt;
+    /// Makes the entries of first tokens that are kept, unless those of an earlier call are of the same tokens.
+    fn sinks(&mut self, e: &Engine, ids: &[u32]) -> Result<()> {
+        let (s, Some(shape)) = (&mut self.state, self.schedule.sinks.first()) else { return Ok(()) };
+        let first = || ids.chunks_exact(s.spec.prompt).flat_map(|prompt| &prompt[..shape.entries]);
+        if s.sink_ids.iter().eq(first()) {
+            return Ok(());
+        }
+        s.sink_ids.clear();
+        let before = self.schedule.uses.len() - self.schedule.earlier.len();
+        for (step, uses) in self.schedule.earlier.iter().zip(&self.schedule.uses[before..]) {
+            s.step(e, &self.schedule, &step.op, *uses, ids, false)?;
+        }
+        s.sink_ids.extend(ids.chunks_exact(s.spec.prompt).flat_map(|prompt| &prompt[..shape.entries]));
+        Ok(())
+    }
+
+    /// Runs the steps of the prompt, of a later token, or of given ones.
+    fn steps(&mut self, e: &Engine, ids: &[u32], call: Call) -> Result<()> {
+        let (steps, uses) = call.steps(&self.schedule);
+        self.last = call;
+        self.state.scoring = call == Call::Given;
         self.ran.clear();
         let (mut at, mut regions) = (Instant::now(), e.pool().regions());
         self.state.queue.start(self.behind.0, self.behind.1);
         for (i, (step, uses)) in steps.iter().zip(uses).enumerate() {
-            let may_wait = of_prompt && i < self.schedule.behind;
+            let may_wait = call == Call::Prompt && i < self.schedule.behind;
             let rows = self.state.step(e, &self.schedule, &step.op, *uses, ids, may_wait)?;
             let (then, count) = (Instant::now(), e.pool().regions());
             self.ran.push(Ran { rows, time: then - at, regions: count.wrapping_sub(regions) });
@@ -225,19 +313,24 @@ impl<A: Element> State<A> {
                             self.input.extend(ids.chunks_exact(prompt).flat_map(|row| &row[run.clone()]));
                         }
                     }
-                    Tokens::Kept => {
+                    Tokens::Kept | Tokens::Renumbered => {
                         let rows = ids.chunks_exact(prompt).zip(self.kept.chunks_exact(rows.count));
                         self.input.extend(rows.flat_map(|(ids, kept)| kept.iter().map(|&p| ids[p as usize])));
                     }
-                    Tokens::Last => self.input.extend(&self.ids),
+                    Tokens::Last => self.input.extend(match (net, &self.ahead) {
+                        (Net::Auxiliary, Some((_, ids))) => ids,
+                        _ => &self.ids,
+                    }),
+                    Tokens::Given => {}
                 }
                 let ids = if self.input.is_empty() { ids } else { &self.input };
                 let lane = lane(&mut self.lanes, net);
                 lane.net.embed(e, ids, b, rows, &mut lane.act)?;
                 match tokens {
-                    Tokens::Prompt => {}
                     Tokens::Kept => lane.act.place(&self.kept),
-                    Tokens::Last => lane.act.shift(self.dropped),
+                    Tokens::Last if net == Net::Base && !self.renumbered => lane.act.shift(self.dropped),
+                    Tokens::Given => lane.act.shift(self.dropped),
+                    Tokens::Prompt | Tokens::Renumbered | Tokens::Last => {}
                 }
                 if net == Net::Base
                     && matches!(tokens, Tokens::Last)
@@ -251,24 +344,37 @@ impl<A: Element> State<A> {
             &Op::Ends { net, rows } => {
                 let act = &mut lane(&mut self.lanes, net).act;
                 act.keep_ends(rows.first, rows.count);
+                act.past = rows.past();
                 Ok(act.rows())
             }
             Op::Map { rows, maps } => self.map(e, schedule, *rows, maps),
+            &Op::Sinks { rows, back, ref layers } => {
+                let sinks = schedule.sinks.iter().zip(&mut self.sinks);
+                for (shape, kept) in sinks.filter(|(shape, _)| layers.contains(&shape.layer)) {
+                    let of = |slot: &Slot<KvShape>| (slot.shape.net, slot.shape.layer, slot.shape.kept);
+                    let at = schedule.caches.iter().position(|slot| of(slot) == (shape.net, shape.layer, true));
+                    let cache = &mut self.caches[at.expect("a layer that is predicted has a cache")];
+                    let (from, to) = if back { (&*kept, cache) } else { (&*cache, kept) };
+                    to.copy_first(from, rows);
+                }
+                Ok(b * rows)
+            }
+            Op::Fill { rows, layers } => self.fill(e, schedule, *rows, layers),
             &Op::Rank { layer, of } => {
                 let Some(scores) = self.scores.as_mut().filter(|_| of > 0) else { return Ok(0) };
-                let Some(layer) = layer else {
+                let Some((net, layer)) = layer else {
                     scores.add_seeded(of, |_, p| p as u32);
                     return Ok(b * of);
                 };
                 let read = uses.gathered.or(uses.cache).expect("a layer that is ranked by has entries");
-                let (lane, lazy) = (lane(&mut self.lanes, Net::Base), &self.lazy);
+                let (lane, lazy) = (lane(&mut self.lanes, net), &self.lazy);
                 let position = |b: usize, p: usize| lazy.as_ref().map_or(p as u32, |lazy| lazy.position(layer, b, p));
                 scores.add(e, (&lane.net, layer), &lane.act, (&self.caches[read], of), position)?;
                 Ok(b * of)
             }
-            &Op::Choose { of, keep } => {
+            &Op::Choose { of, keep, chunk } => {
                 let scores = self.scores.as_mut().expect("tokens are scored before they are chosen");
-                scores.choose(keep, &mut self.kept);
+                scores.choose(chunk, keep, &mut self.kept);
                 Ok(b * of)
             }
             &Op::Narrow { layer, of, keep, revives } => {
@@ -293,7 +399,7 @@ impl<A: Element> State<A> {
         let rows = own.act.rows();
         if l.net == Net::Base {
             match uses.cache {
-                Some(cache) if may_wait && Queue::takes(e, &own.net, &own.act, l) => {
+                Some(cache) if may_wait && Queue::takes(e, &own.net, &own.act, (l.rows, l.out)) => {
                     self.queue.push(l.layer, cache);
                     return Ok(rows);
                 }
@@ -374,23 +480,48 @@ impl<A: Element> State<A> {
         Ok(b * rows)
     }
 
-    /// Logits, and of the base the choice of a token by the last row of each sequence.
+    /// Puts entries that were made elsewhere into the caches of base layers.
+    fn fill(&mut self, e: &Engine, schedule: &Schedule, rows: usize, layers: &[usize]) -> Result<usize> {
+        let (lane, rows) = (lane(&mut self.lanes, Net::Base), self.spec.batch * rows);
+        let entries = self.entries.as_ref().expect("a control that fills has entries");
+        for (cache, Slot { shape: to, .. }) in self.caches.iter_mut().zip(&schedule.caches) {
+            if !to.kept || to.net != Net::Base || !layers.contains(&to.layer) {
+                continue;
+            }
+            let width = lane.net.config().kv_dim(to.layer);
+            let [keys, values] =
+                entries.layer(to.layer, rows, width)?.map(|part| part.repeat(rows * width / part.len()));
+            let [keys, values] = [&keys, &values].map(|part| Mat::new(part, rows, width));
+            let k_norm = if entries.normed { None } else { lane.net.k_norm(to.layer) };
+            lane.net.put(e, (keys, values, self.spec.batch), k_norm, &lane.rope, cache)?;
+        }
+        Ok(rows)
+    }
+
+    /// Logits, and of the base and of a network that decodes ahead the choice of a token by the last row of each sequence.
     fn head(&mut self, e: &Engine, net: Net, rows: usize) -> Result<usize> {
         if net == Net::Base {
             self.finish_queue(e)?;
         }
         let lane = lane(&mut self.lanes, net);
-        if net == Net::Auxiliary {
-            lane.net.head_all(e, &mut lane.act, &mut lane.all, |_, _| ())?;
-            return Ok(lane.act.rows());
-        }
+        let (logits, ids) = match (net, &mut self.ahead) {
+            (Net::Base, _) => (&mut self.logits, &mut self.ids),
+            (Net::Auxiliary, Some((logits, ids))) => (logits, ids),
+            (Net::Auxiliary, None) => {
+                lane.net.head_all(e, &mut lane.act, &mut lane.all, |_, _| ())?;
+                return Ok(lane.act.rows());
+            }
+        };
         if let Some(lazy) = &mut self.lazy {
             lazy.finish(&mut lane.act);
         }
         let (b, n, v) = (self.spec.batch, lane.act.n(), lane.net.config().vocab);
+        if self.scoring {
+            lane.net.head_rows(e, &mut lane.act, &mut self.scored[..b * n * v])?;
+            return Ok(b * n);
+        }
         let firsts = lane.act.rows() - b * n;
         if rows > 1 {
-            let logits = &mut self.logits;
             lane.net.head_all(e, &mut lane.act, &mut lane.all, |row, m| {
                 // Of all these logits, only those of the last positions are looked at.
                 for r in 0..m.rows() {
@@ -402,16 +533,21 @@ impl<A: Element> State<A> {
                 }
             })?;
         } else {
-            lane.net.head(e, &mut lane.act, &mut self.logits)?;
+            lane.net.head(e, &mut lane.act, logits)?;
         }
-        e.argmax(Mat::new(&self.logits, b, v), &mut self.ids)?;
+        e.argmax(Mat::new(logits, b, v), ids)?;
         Ok(b * rows)
     }
 
-    /// Where entry `i` of sequence `b` stands, in caches that have the same entries in every layer.
-    fn position(&self, b: usize, i: usize) -> usize {
+    /// Which token of sequence `b` entry `i` is of, in caches that have the same entries in every layer.
+    fn token(&self, b: usize, i: usize) -> usize {
         let kept = self.kept.len() / self.spec.batch;
         if i < kept { self.kept[b * kept + i] as usize } else { i + self.dropped }
+    }
+
+    /// At which position it stands there.
+    fn position(&self, b: usize, i: usize) -> usize {
+        if self.renumbered { i } else { self.token(b, i) }
     }
 }
 
@@ -433,7 +569,8 @@ impl<A: Element> Inference for Run<A> {
         if let Some(lazy) = &mut s.lazy {
             lazy.start();
         }
-        self.steps(e, ids, true)?;
+        self.sinks(e, ids)?;
+        self.steps(e, ids, Call::Prompt)?;
         self.state.len = prompt - self.state.dropped;
         let mut phases: Vec<PhaseTime> = Vec::with_capacity(self.phases);
         for (step, ran) in self.schedule.prompt.iter().zip(&self.ran) {
@@ -456,9 +593,25 @@ impl<A: Element> Inference for Run<A> {
             return Err(Error::CacheFull { planned: spec.positions(), prompt, generate });
         }
         next(&self.shapes, &spec, past, &mut self.schedule.next);
-        self.steps(e, &[], false)?;
+        self.steps(e, &[], Call::Next)?;
         self.state.len += 1;
         Ok(start.elapsed())
+    }
+
+    fn score(&mut self, e: &Engine, ids: &[u32]) -> Result<Mat<'_, f32>> {
+        let (spec, vocab) = (self.state.spec, self.shapes.base.vocab);
+        if self.state.len == 0 || self.state.len != spec.prompt - self.state.dropped {
+            return Err(Error::NotStarted);
+        }
+        let most = self.state.scored.len() / (spec.batch * vocab);
+        let n = prompts::check_batch(ids, spec.batch, vocab)?;
+        if n > most {
+            let expected = format!("at most the {most} planned");
+            return Err(Error::Spec { what: "tokens to score", expected, found: n as u64 });
+        }
+        given(&self.shapes, &spec, n, &mut self.schedule.given);
+        self.steps(e, ids, Call::Given)?;
+        Ok(Mat::new(&self.state.scored[..spec.batch * n * vocab], spec.batch * n, vocab))
     }
 
     fn token_ids(&self) -> &[u32] {
@@ -469,8 +622,14 @@ impl<A: Element> Inference for Run<A> {
         Mat::new(&self.state.logits, self.state.spec.batch, self.shapes.base.vocab)
     }
 
+    fn chosen(&self) -> Option<Chosen<'_>> {
+        let s = &self.state;
+        let scores = s.scores.as_ref().filter(|_| !s.kept.is_empty())?.last();
+        Some(Chosen { kept: &s.kept, scores })
+    }
+
     fn trace(&self) -> (&[Step], &[Ran]) {
-        let steps = if self.of_prompt { &self.schedule.prompt } else { &self.schedule.next };
+        let (steps, _) = self.last.steps(&self.schedule);
         (&steps[..self.ran.len()], &self.ran)
     }
 
@@ -480,7 +639,10 @@ impl<A: Element> Inference for Run<A> {
 
     fn cache_dump(&self) -> Vec<NamedTensor> {
         let (s, b) = (&self.state, self.state.spec.batch);
-        let kept = |slot: &Slot<KvShape>| slot.shape.kept.then_some(slot.shape.layer);
+        let kept = |slot: &Slot<KvShape>| {
+            let s = slot.shape;
+            (s.kept && s.net == Net::Base).then_some(s.layer)
+        };
         let mut caches: Vec<(usize, &LayerCache<A>)> =
             self.schedule.caches.iter().zip(&s.caches).filter_map(|(slot, c)| Some((kept(slot)?, c))).collect();
         caches.sort_by_key(|(layer, _)| *layer);
@@ -494,7 +656,7 @@ impl<A: Element> Inference for Run<A> {
         };
         let mut out: Vec<NamedTensor> = caches.iter().flat_map(dump).collect();
         if !s.kept.is_empty() {
-            let data = (0..b).flat_map(|b| (0..s.len).map(move |i| s.position(b, i) as f32)).collect();
+            let data = (0..b).flat_map(|b| (0..s.len).map(move |i| s.token(b, i) as f32)).collect();
             out.push(NamedTensor { name: "kept".into(), shape: vec![b, s.len], data });
         }
         for step in &self.schedule.prompt {
@@ -537,11 +699,11 @@ mod tests {
     use crate::{
         cost::Flops,
         kv_prediction::{
-            KvPrediction,
+            control::Mean,
             layout::{Layout, Order, Origin, OwnTokens},
         },
         pruning::Pruned,
-        spec::{Extent, Phase},
+        spec::Extent,
         synth, zoo,
     };
 
@@ -590,16 +752,49 @@ mod tests {
         let load = |aux, name| KvPrediction::new(Arc::clone(&pair.base), aux, &part(name)).unwrap();
         let shared = ["mixed", "inexact", "S6", "own", "kv"].map(|name| load(None, name));
         let reads = [(1, 0), (3, 2), (1, 4), (15, 1), (16, 1)];
-        let read = |s: &KvPrediction| reads.map(|(last, first)| s.clone().reading(OwnTokens { last, first }));
+        let reads: Vec<_> = reads.into_iter().flat_map(|own| [false, true].map(|kept| (own, kept))).collect();
+        let read = |s: &KvPrediction| {
+            let own = |&((last, first), kept): &_| s.clone().reading(OwnTokens { last, first, kept });
+            reads.iter().map(own).collect::<Vec<_>>()
+        };
         let variants = [pair.clone(), load(pair.aux.clone(), "hidden")].into_iter().chain(shared);
-        let variants: Vec<System> = variants.flat_map(|s| read(&s)).map(System::KvPrediction).collect();
+        let variants: Vec<KvPrediction> = variants.flat_map(|s| read(&s)).collect();
+        let controls = variants.iter().flat_map(|s| {
+            let entries = Control::Entries(Arc::new(zeros(&s.base)));
+            [Control::Nothing, entries].map(|control| s.clone().control(control))
+        });
+        let variants: Vec<System> = variants.iter().cloned().chain(controls).map(System::KvPrediction).collect();
         let pruned = |name: &str| System::Pruned(Pruned::new(Arc::clone(&pair.base), name.parse().unwrap()));
         let pipelined = [pair.clone(), load(pair.aux.clone(), "hidden")].map(|s| s.ordered(Order::Pipelined));
         let mut all = vec![System::Network(Arc::clone(&pair.base)), System::KvPrediction(pair.clone())];
         all.extend(pipelined.iter().flat_map(|s| read(s)).map(System::KvPrediction));
         all.extend(variants);
         all.extend(["RP-0.40", "SP-0.30", "SP-1.00", "L0.70-0.20", "L1.00-1.00"].map(pruned));
+        all.extend(["GemFilter-0-3", "GemFilter-3-5-p3", "GemFilter-6-99"].map(pruned));
+        let rivals = ["SpecPrefill-0.40-a3-c4-p3", "SpecPrefill-1.00-a1-p1", "SpecPrefill-0.01-c1"];
+        all.extend(rivals.map(|name| {
+            System::Pruned(Pruned {
+                aux: pair.aux.clone(),
+                ..Pruned::new(Arc::clone(&pair.base), name.parse().unwrap())
+            })
+        }));
         all
+    }
+
+    /// A row of zeros for every layer.
+    fn zeros(base: &Network) -> Entries {
+        let c = base.config();
+        let mut mean = Mean::default();
+        for i in 0..c.layers.len() {
+            let shape = vec![1, c.layers[i].kv_heads, 1, c.head_dim];
+            let zero = |part: &str| NamedTensor {
+                name: format!("predicted.{i}.{part}"),
+                shape: shape.clone(),
+                data: vec![0.0; c.kv_dim(i)],
+            };
+            mean.add(&[zero("k"), zero("v")], c.layers.len(), 0).unwrap();
+        }
+        mean.entries()
     }
 
     fn counts(f: Flops) -> [u64; 4] {
@@ -615,13 +810,15 @@ mod tests {
             for extent in [Extent::FirstToken, Extent::FullNetwork] {
                 for (batch, prompt) in [(1, 1), (1, 2), (2, 17), (1, 70)] {
                     let spec = RunSpec { batch, prompt, generate: 6, precision: Precision::F32, extent };
-                    let mut run = Run::<f32>::new(&system, spec).unwrap();
+                    let mut run = Run::<f32>::new(&system, spec, 5).unwrap();
                     let ids: Vec<u32> = (0..batch * prompt).map(|i| (i * 31 % 99) as u32).collect();
                     let what = format!(
                         "{:?} {:?} {spec:?}",
                         run.shapes.pruning,
-                        run.shapes.prediction.as_ref().map(|p| (p.own, &p.layout))
+                        run.shapes.prediction.as_ref().map(|p| (p.own, p.filling, &p.layout))
                     );
+                    // What an earlier call leaves costs nothing in this one.
+                    run.sinks(&e, &ids).unwrap();
                     e.take();
                     run.first_token(&e, &ids).unwrap();
                     let asked = e.take();

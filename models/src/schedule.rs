@@ -4,7 +4,7 @@
 //! ([`crate::memory_of`]) and traced ([`crate::Inference::trace`]). A step is no kernel call: it lowers to several, and those
 //! of two steps may be interleaved. A phase is a label; its steps need not be neighbours.
 
-use std::fmt;
+use std::{collections::VecDeque, fmt};
 
 pub use crate::{activations::Rows, network::Out};
 
@@ -12,10 +12,10 @@ use crate::{
     config::NetworkConfig,
     kv_prediction::{
         self,
-        layout::{Input, Order, Origin},
+        control::Filling,
+        layout::{Input, Layout, Order, Origin},
     },
-    pipeline,
-    pruning::Pruning,
+    pruning::{Pruning, SpecPrefill},
     spec::{Extent, Phase, RunSpec},
     system::CostSystem,
 };
@@ -25,7 +25,7 @@ use crate::{
 pub enum Net {
     /// The one that answers.
     Base,
-    /// The one that reads the prompt for it.
+    /// The one that reads the prompt for it, or chooses its tokens.
     Auxiliary,
 }
 
@@ -36,8 +36,12 @@ pub enum Tokens {
     Prompt,
     /// Those of the prompt that [`Op::Choose`] chose, at positions of their own.
     Kept,
-    /// Those that the last pass chose.
+    /// The same as a prompt of its own, from position 0 on.
+    Renumbered,
+    /// Those that the network's last pass chose.
     Last,
+    /// Some that are given, to follow the prompt.
+    Given,
 }
 
 /// What becomes of a layer's keys and values as its attention reads them.
@@ -119,7 +123,7 @@ pub enum Op {
     },
     /// A layer.
     Layer(LayerStep),
-    /// All rows but these stop here.
+    /// All rows but these stop here. Where the layers above hold fewer entries, these are the last of so many.
     Ends {
         /// Whose.
         net: Net,
@@ -133,10 +137,26 @@ pub enum Op {
         /// By layer.
         maps: Vec<Map>,
     },
-    /// Adds to the scores of tokens the last row's attention in the base layer that has just run, or a pseudo-random score.
+    /// Fills the caches of base layers with entries that were made elsewhere.
+    Fill {
+        /// Entries of each sequence.
+        rows: usize,
+        /// The layers.
+        layers: Vec<usize>,
+    },
+    /// Keeps the entries of the first tokens in the caches of base layers that are predicted, for later calls; or puts them back.
+    Sinks {
+        /// So many.
+        rows: usize,
+        /// Whether they are put back.
+        back: bool,
+        /// Of these layers.
+        layers: Vec<usize>,
+    },
+    /// Adds to the scores of tokens what the last row of the layer that has just run says of them, or a pseudo-random score.
     Rank {
-        /// The layer, if it is one.
-        layer: Option<usize>,
+        /// The layer and whose it is, if it is one.
+        layer: Option<(Net, usize)>,
         /// Tokens of each sequence; 0 where none will be dropped.
         of: usize,
     },
@@ -146,6 +166,8 @@ pub enum Op {
         of: usize,
         /// So many.
         keep: usize,
+        /// Whole chunks of so many, of which the last may be short.
+        chunk: usize,
     },
     /// Chooses the tokens that pass a layer, among those that passed the one before.
     Narrow {
@@ -158,7 +180,7 @@ pub enum Op {
         /// Whether all of the sequence are chosen from anew, and come in from where they stopped; else the others stop here.
         revives: bool,
     },
-    /// Logits of the last rows of each sequence; the base's last choose a token.
+    /// Logits of the last rows of each sequence; the last of the base, and of a network that decodes ahead, choose a token.
     Head {
         /// Whose.
         net: Net,
@@ -184,9 +206,13 @@ impl fmt::Display for Step {
             Op::Layer(l) => write!(f, "{:?} layer {} on {} of {}", l.net, l.layer, l.rows.total(), l.rows.of),
             Op::Ends { net, rows } => write!(f, "{net:?} goes on with {} of {}", rows.total(), rows.of),
             Op::Map { rows, maps } => write!(f, "maps of {} layers on {rows}", maps.len()),
-            Op::Rank { layer: Some(i), of } => write!(f, "ranks {of} by layer {i}"),
+            Op::Fill { rows, layers } => write!(f, "fills {} layers with {rows}", layers.len()),
+            Op::Sinks { rows, back: false, .. } => write!(f, "keeps {rows}"),
+            Op::Sinks { rows, back: true, .. } => write!(f, "puts {rows} back"),
+            Op::Rank { layer: Some((Net::Base, i)), of } => write!(f, "ranks {of} by layer {i}"),
+            Op::Rank { layer: Some((net, i)), of } => write!(f, "ranks {of} by {net:?} layer {i}"),
             Op::Rank { layer: None, of } => write!(f, "ranks {of} by chance"),
-            Op::Choose { of, keep } => write!(f, "chooses {keep} of {of}"),
+            Op::Choose { of, keep, .. } => write!(f, "chooses {keep} of {of}"),
             Op::Narrow { layer, of, keep, .. } => write!(f, "layer {layer} takes {keep} of {of}"),
             Op::Head { net, rows } => write!(f, "{net:?} head on {rows}"),
         }
@@ -269,7 +295,11 @@ pub struct Schedule {
     pub prompt: Vec<Step>,
     /// A later token's, as [`next`] says; the first one's to begin with.
     pub next: Vec<Step>,
-    /// Of `prompt`, then of `next`: what each step uses.
+    /// Those that score tokens that are given to follow the prompt, as [`given`] says; none unless they were planned.
+    pub given: Vec<Step>,
+    /// What is done before the first token where prompts begin with others than before, and the entries of first tokens are kept.
+    pub earlier: Vec<Step>,
+    /// Of `prompt`, then of `next`, of `given` and of `earlier`: what each step uses.
     pub uses: Vec<Uses>,
     /// The base's, then the auxiliary's if there is one.
     pub streams: Vec<Slot<Stream>>,
@@ -277,6 +307,8 @@ pub struct Schedule {
     pub caches: Vec<Slot<KvShape>>,
     /// Sources of maps.
     pub sources: Vec<Slot<SourceShape>>,
+    /// Entries of first tokens that are kept, of the base layers that are predicted.
+    pub sinks: Vec<KvShape>,
     /// Tokens of each sequence that are scored at once, at most; 0 where none are.
     pub ranked: usize,
     /// Tokens of the prompt that are dropped before the base runs.
@@ -288,15 +320,23 @@ pub struct Schedule {
 impl Schedule {
     /// Of a system and a run.
     pub fn new(s: &CostSystem, spec: &RunSpec) -> Schedule {
+        Schedule::scoring(s, spec, 0)
+    }
+
+    /// The same, with up to `scored` tokens that are given to follow each prompt.
+    pub fn scoring(s: &CostSystem, spec: &RunSpec, scored: usize) -> Schedule {
         let dropped = dropped(s, spec);
         let lazy = matches!(s.pruning, Some(Pruning::Lazy { .. }));
         let mut schedule = Schedule {
             prompt: prompt(s, spec),
             next: Vec::new(),
+            earlier: Vec::new(),
+            given: Vec::new(),
             uses: Vec::new(),
             streams: Vec::new(),
             caches: Vec::new(),
             sources: Vec::new(),
+            sinks: Vec::new(),
             // Later tokens are ranked among all before them.
             ranked: if lazy { spec.positions() } else { 0 },
             dropped,
@@ -304,11 +344,20 @@ impl Schedule {
         };
         if s.prediction.as_ref().is_some_and(|p| p.order == Order::Pipelined) {
             let auxiliary = |s: &Step| matches!(&s.op, Op::Layer(l) if l.net == Net::Auxiliary);
-            schedule.prompt = pipeline::order(schedule.prompt);
+            schedule.prompt = pipelined(schedule.prompt);
             schedule.behind = schedule.prompt.iter().rposition(auxiliary).unwrap_or(0);
         }
         next(s, spec, spec.prompt, &mut schedule.next);
-        let steps: Vec<Step> = schedule.prompt.iter().chain(&schedule.next).cloned().collect();
+        if let Some(rows) = kept_sinks(&schedule.prompt) {
+            let layers = predicted_layers(s).map(|layer| KvShape { net: Net::Base, layer, entries: rows, kept: true });
+            schedule.sinks = layers.collect();
+            earlier(s, rows, &mut schedule.earlier);
+        }
+        if scored > 0 {
+            given(s, spec, scored, &mut schedule.given);
+        }
+        let all = [&schedule.prompt, &schedule.next, &schedule.given, &schedule.earlier];
+        let steps: Vec<Step> = all.into_iter().flatten().cloned().collect();
         for (at, step) in steps.iter().enumerate() {
             let uses = schedule.place(s, spec, at, &step.op);
             schedule.uses.push(uses);
@@ -324,10 +373,10 @@ impl Schedule {
     fn place(&mut self, s: &CostSystem, spec: &RunSpec, at: usize, op: &Op) -> Uses {
         let mut uses = Uses::default();
         match op {
-            Op::Embed { net, rows, .. } | Op::Ends { net, rows } => self.stream(spec, at, *net, *rows, rows.total()),
+            Op::Embed { net, rows, .. } | Op::Ends { net, rows } => self.stream(s, spec, at, *net, rows.total()),
             Op::Layer(l) => {
-                self.stream(spec, at, l.net, l.rows, l.rows.total().max(l.revives));
-                let entries = if l.net == Net::Base { spec.positions() - self.dropped } else { l.rows.of };
+                self.stream(s, spec, at, l.net, l.rows.total().max(l.revives));
+                let entries = positions(s, spec, l.net) - if l.net == Net::Base { self.dropped } else { 0 };
                 match l.entries {
                     Entries::Kept => uses.cache = Some(self.cache(s, at, l, entries, true)),
                     Entries::Passing => uses.cache = Some(self.cache(s, at, l, l.rows.of, false)),
@@ -353,6 +402,12 @@ impl Schedule {
                     self.caches.push(Slot { shape, first: at, last: at });
                 }
             }
+            Op::Fill { layers, .. } => {
+                for &layer in layers {
+                    let shape = KvShape { net: Net::Base, layer, entries: spec.positions(), kept: true };
+                    self.caches.push(Slot { shape, first: at, last: at });
+                }
+            }
             Op::Rank { layer, of } => {
                 if at < self.prompt.len() {
                     self.ranked = self.ranked.max(*of);
@@ -362,23 +417,23 @@ impl Schedule {
                     [uses.cache, uses.gathered].into_iter().flatten().for_each(|c| self.caches[c].last = at);
                 }
             }
-            Op::Choose { .. } | Op::Narrow { .. } => {}
-            Op::Head { net, .. } => {
+            Op::Choose { .. } | Op::Narrow { .. } | Op::Sinks { .. } => {}
+            Op::Head { net, rows } => {
                 let slot =
                     self.streams.iter_mut().find(|slot| slot.shape.net == *net).expect("a pass begins by embedding");
                 slot.last = at;
-                slot.shape.all_logits |= *net == Net::Auxiliary;
+                // A network that decodes ahead has a place for those of its last rows.
+                slot.shape.all_logits |= *net == Net::Auxiliary && (*rows > 1 || s.prediction.is_some());
             }
         }
         uses
     }
 
-    fn stream(&mut self, spec: &RunSpec, at: usize, net: Net, rows: Rows, most: usize) {
+    fn stream(&mut self, s: &CostSystem, spec: &RunSpec, at: usize, net: Net, most: usize) {
         let slot = match self.streams.iter().position(|slot| slot.shape.net == net) {
             Some(slot) => slot,
             None => {
-                let positions = if net == Net::Base { spec.positions() } else { rows.of };
-                let shape = Stream { net, rows: 0, positions, all_logits: false };
+                let shape = Stream { net, rows: 0, positions: positions(s, spec, net), all_logits: false };
                 self.streams.push(Slot { shape, first: at, last: at });
                 self.streams.len() - 1
             }
@@ -413,19 +468,52 @@ impl Schedule {
 pub fn shapes(s: &CostSystem, net: Net) -> &NetworkConfig {
     match net {
         Net::Base => &s.base,
-        Net::Auxiliary => {
-            s.prediction.as_ref().and_then(|p| p.aux.as_ref()).expect("only pairs have steps of an auxiliary")
-        }
+        Net::Auxiliary => s.aux().expect("only pairs have steps of an auxiliary"),
     }
+}
+
+/// Positions that a network of `s` comes to.
+fn positions(s: &CostSystem, spec: &RunSpec, net: Net) -> usize {
+    match (net, &s.prediction, s.pruning) {
+        (Net::Base, ..) => spec.positions(),
+        (Net::Auxiliary, Some(p), _) => spec.prompt.saturating_sub(p.own.last),
+        (Net::Auxiliary, None, Some(Pruning::Spec(p))) => spec.prompt.saturating_add(p.look_ahead - 1),
+        (Net::Auxiliary, None, _) => spec.prompt,
+    }
+}
+
+/// First tokens whose entries a first token finds kept.
+fn kept_sinks(prompt: &[Step]) -> Option<usize> {
+    prompt.iter().find_map(|step| if let Op::Sinks { rows, .. } = step.op { Some(rows) } else { None })
+}
+
+/// Base layers whose entries are predicted, but for one that makes its own of all tokens.
+fn predicted_layers(s: &CostSystem) -> impl Iterator<Item = usize> + '_ {
+    let layout = s.prediction.iter().map(|p| &p.layout);
+    layout.flat_map(|l| l.predicted().filter(move |(i, _)| Some(*i) != exact(l)).map(|(i, _)| i))
+}
+
+/// The layer above shared ones, if it projects what they leave: its entries are those of full prefill.
+fn exact(l: &Layout) -> Option<usize> {
+    l.shared.filter(|&k| l.layers[k] == Some(Origin { layer: k - 1, input: Input::Own }))
+}
+
+/// The base on the first tokens alone, as far as their keys and values.
+fn earlier(s: &CostSystem, rows: usize, out: &mut Vec<Step>) {
+    let (c, phase, rows) = (&s.base, Phase::BaseStep, Rows::all(rows));
+    out.push(Step { phase, op: Op::Embed { net: Net::Base, rows, tokens: Tokens::Prompt } });
+    for layer in 0..c.layers.len() {
+        let goes_on = if layer + 1 < c.layers.len() { rows.count } else { 0 };
+        out.push(Step { phase, op: kept(layer, rows, Out::Rows(goes_on)) });
+    }
+    out.push(Step { phase, op: Op::Sinks { rows: rows.count, back: false, layers: predicted_layers(s).collect() } });
 }
 
 /// Tokens of the prompt without an entry in any cache of the base.
 fn dropped(s: &CostSystem, spec: &RunSpec) -> usize {
     match s.pruning {
-        Some(p @ (Pruning::Random(_) | Pruning::Static(_))) => {
-            spec.prompt - p.tokens(0, s.base.layers.len(), spec.prompt)
-        }
-        _ => 0,
+        None | Some(Pruning::Lazy { .. }) => 0,
+        Some(p) => spec.prompt - p.tokens(0, s.base.layers.len(), spec.prompt),
     }
 }
 
@@ -435,8 +523,12 @@ fn prompt(s: &CostSystem, spec: &RunSpec) -> Vec<Step> {
     let mut out = Vec::new();
     match (&s.prediction, s.pruning) {
         (Some(p), _) => predicted(c, p, n, extent, &mut out),
-        (None, None) => pass(Phase::Prefill, Tokens::Prompt, c, Rows::all(n), extent, &mut out),
+        (None, None) => pass(Phase::Prefill, Tokens::Prompt, c, Rows::all(n), Gap::NONE, extent, &mut out),
         (None, Some(p @ Pruning::Lazy { .. })) => lazy(Phase::Prefill, c, p, n, None, extent, &mut out),
+        (None, Some(Pruning::Spec(p))) => {
+            ahead(shapes(s, Net::Auxiliary), p, n, extent, &mut out);
+            chosen(c, Pruning::Spec(p), Phase::Selection, n, extent, &mut out);
+        }
         (None, Some(p)) => subset(c, p, n, extent, &mut out),
     }
     out
@@ -451,20 +543,59 @@ pub fn next(s: &CostSystem, spec: &RunSpec, past: usize, out: &mut Vec<Step>) {
         Some(p @ Pruning::Lazy { .. }) => lazy(phase, c, p, past.saturating_add(1), Some(spec.prompt), extent, out),
         _ => {
             let rows = Rows::last_of(1, past.saturating_add(1) - dropped(s, spec));
-            pass(phase, Tokens::Last, c, rows, extent, out);
+            pass(phase, Tokens::Last, c, rows, Gap::of(s, spec), extent, out);
         }
     }
 }
 
+/// Sets `out` to the steps that score `count` given tokens right behind the prompt, in one pass. How many there are, and which
+/// slots they use, does not depend on `count`. None of LazyLLM, where each token chooses anew what it attends to.
+pub fn given(s: &CostSystem, spec: &RunSpec, count: usize, out: &mut Vec<Step>) {
+    out.clear();
+    if !matches!(s.pruning, Some(Pruning::Lazy { .. })) {
+        let rows = Rows::last_of(count, spec.prompt.saturating_add(count) - dropped(s, spec));
+        pass(Phase::BaseStep, Tokens::Given, &s.base, rows, Gap::of(s, spec), Extent::FullNetwork, out);
+    }
+}
+
+/// What the caches of some layers lack, because nothing was predicted for them.
+#[derive(Clone, Copy)]
+struct Gap {
+    /// The first of these layers.
+    from: usize,
+    /// Entries of each sequence.
+    entries: usize,
+}
+
+impl Gap {
+    const NONE: Gap = Gap { from: 0, entries: 0 };
+
+    fn of(s: &CostSystem, spec: &RunSpec) -> Gap {
+        s.prediction.as_ref().map_or(Gap::NONE, |p| Gap::of_prediction(p, spec.prompt))
+    }
+
+    fn of_prediction(p: &kv_prediction::Shape, prompt: usize) -> Gap {
+        let own = p.own.last.saturating_add(p.own.first);
+        if p.filling != Some(Filling::Nothing) || own >= prompt {
+            return Gap::NONE;
+        }
+        Gap { from: p.layout.shared.unwrap_or(0) + usize::from(p.first_is_exact()), entries: prompt - own }
+    }
+}
+
 /// A pass of the base: all of its layers, then its head.
-fn pass(phase: Phase, tokens: Tokens, c: &NetworkConfig, rows: Rows, extent: Extent, out: &mut Vec<Step>) {
+fn pass(phase: Phase, tokens: Tokens, c: &NetworkConfig, rows: Rows, gap: Gap, extent: Extent, out: &mut Vec<Step>) {
     out.push(Step { phase, op: Op::Embed { net: Net::Base, rows, tokens } });
-    rest(phase, 0, c, rows, extent, out);
+    rest(phase, 0, c, rows, gap, extent, out);
 }
 
 /// The layers of the base from `first` on, then its head.
-fn rest(phase: Phase, first: usize, c: &NetworkConfig, rows: Rows, extent: Extent, out: &mut Vec<Step>) {
+fn rest(phase: Phase, first: usize, c: &NetworkConfig, mut rows: Rows, gap: Gap, extent: Extent, out: &mut Vec<Step>) {
     for layer in first..c.layers.len() {
+        if gap.entries > 0 && layer == gap.from.max(first) {
+            rows.of -= gap.entries;
+            out.push(Step { phase, op: Op::Ends { net: Net::Base, rows } });
+        }
         out.push(Step { phase, op: kept(layer, rows, goes_on(layer, c, rows, extent)) });
     }
     out.push(Step { phase, op: Op::Head { net: Net::Base, rows: needed(extent, rows.total()) } });
@@ -494,16 +625,21 @@ fn kept(layer: usize, rows: Rows, out: Out) -> Op {
 /// KV prediction of `n` tokens: a source reads the prompt but for the base's last tokens, maps, and the base on those that it
 /// reads itself. If these are all, there is nothing to predict.
 fn predicted(base: &NetworkConfig, p: &kv_prediction::Shape, n: usize, extent: Extent, out: &mut Vec<Step>) {
-    let (last, first) = (p.own.last, p.own.first);
-    if last.saturating_add(first) >= n {
-        return pass(Phase::BaseStep, Tokens::Prompt, base, Rows::all(n), extent, out);
-    }
-    let own = Rows { first, count: last, of: n };
+    let Some(own) = p.own.of(n) else {
+        return pass(Phase::BaseStep, Tokens::Prompt, base, Rows::all(n), Gap::NONE, extent, out);
+    };
     match (p.layout.shared, &p.aux) {
         (Some(k), _) => shared(base, k, p, own, extent, out),
         (None, aux) => {
-            auxiliary(aux.as_ref().expect("an auxiliary, where no layers are shared"), p, own.past(), extent, out);
-            pass(Phase::BaseStep, Tokens::Prompt, base, own, extent, out);
+            match p.filling {
+                Some(filling) => fill(filling, p.layout.predicted(), own.past(), out),
+                None => {
+                    let aux = aux.as_ref().expect("an auxiliary, where no layers are shared");
+                    auxiliary(aux, p, own.past(), extent, out);
+                }
+            }
+            sinks_back(p, out);
+            pass(Phase::BaseStep, Tokens::Prompt, base, own, Gap::of_prediction(p, n), extent, out);
         }
     }
 }
@@ -530,6 +666,15 @@ fn auxiliary(aux: &NetworkConfig, p: &kv_prediction::Shape, n: usize, extent: Ex
     maps(net, p.layout.predicted(), n, out);
 }
 
+/// Where the entries of first tokens are kept, predicted ones give way to them.
+fn sinks_back(p: &kv_prediction::Shape, out: &mut Vec<Step>) {
+    let maps = out.iter().find_map(|step| if let Op::Map { maps, .. } = &step.op { Some(maps) } else { None });
+    if let Some(maps) = maps.filter(|_| p.own.kept && p.own.first > 0) {
+        let layers = maps.iter().map(|m| m.layer).collect();
+        out.push(Step { phase: Phase::BaseStep, op: Op::Sinks { rows: p.own.first, back: true, layers } });
+    }
+}
+
 fn maps(net: Net, from: impl Iterator<Item = (usize, Origin)>, rows: usize, out: &mut Vec<Step>) {
     let map = |(layer, Origin { layer: source, input })| Map { layer, net, source, input };
     let maps: Vec<Map> = from.map(map).collect();
@@ -538,16 +683,68 @@ fn maps(net: Net, from: impl Iterator<Item = (usize, Origin)>, rows: usize, out:
     }
 }
 
+/// Steps of the auxiliary, maps and base in turn, in the order in which each first can run: maps behind the layer that they read,
+/// kept entries behind the maps that they replace, and a base layer behind its map. What has no auxiliary stays as it is.
+fn pipelined(steps: Vec<Step>) -> Vec<Step> {
+    let (mut auxiliary, mut base, mut maps, mut sinks) = (Vec::new(), VecDeque::new(), Vec::new(), None);
+    for step in &steps {
+        match &step.op {
+            Op::Embed { net: Net::Auxiliary, .. } | Op::Head { net: Net::Auxiliary, .. } => auxiliary.push(step),
+            Op::Layer(l) if l.net == Net::Auxiliary => auxiliary.push(step),
+            Op::Map { rows, maps: all } => maps.extend(all.iter().map(|m| (step.phase, *rows, *m))),
+            Op::Sinks { rows, back: true, .. } => sinks = Some((step.phase, *rows)),
+            _ => base.push_back(step),
+        }
+    }
+    if auxiliary.is_empty() {
+        return steps;
+    }
+    let mut out = Vec::with_capacity(steps.len() + auxiliary.len());
+    for step in auxiliary {
+        out.push(step.clone());
+        let Op::Layer(LayerStep { layer: source, .. }) = step.op else { continue };
+        let ready: Vec<_> = maps.extract_if(.., |(.., m)| m.source == source).collect();
+        if let Some(&(phase, rows, _)) = ready.first() {
+            let maps: Vec<Map> = ready.into_iter().map(|(.., m)| m).collect();
+            let layers = maps.iter().map(|m| m.layer).collect();
+            out.push(Step { phase, op: Op::Map { rows, maps } });
+            if let Some((phase, rows)) = sinks {
+                out.push(Step { phase, op: Op::Sinks { rows, back: true, layers } });
+            }
+        }
+        let waits = |step: &Step| match &step.op {
+            Op::Layer(l) => maps.iter().any(|(.., m)| m.layer == l.layer),
+            // It follows all layers.
+            Op::Head { .. } => !maps.is_empty(),
+            _ => maps.iter().any(|(.., m)| m.layer == 0),
+        };
+        while let Some(step) = base.pop_front_if(|step| !waits(step)) {
+            out.push(step.clone());
+        }
+    }
+    out.extend(base.into_iter().cloned());
+    out
+}
+
+/// What a control does in place of the maps of these layers.
+fn fill(filling: Filling, of: impl Iterator<Item = (usize, Origin)>, rows: usize, out: &mut Vec<Step>) {
+    let layers: Vec<usize> = of.map(|(layer, _)| layer).collect();
+    if filling == Filling::Entries && !layers.is_empty() {
+        out.push(Step { phase: Phase::Prediction, op: Op::Fill { rows, layers } });
+    }
+}
+
 /// The first `k` layers of the base on the whole prompt, maps, and the layers above on `own`. If layer k projects what layer
 /// k-1 left, its keys and values are those of full prefill, of all rows, and made in its own step.
 fn shared(base: &NetworkConfig, k: usize, p: &kv_prediction::Shape, own: Rows, extent: Extent, out: &mut Vec<Step>) {
     let (net, phase, all, n) = (Net::Base, Phase::SharedLayers, Rows::all(own.of), own.past());
-    let exact = p.layout.layers[k] == Some(Origin { layer: k - 1, input: Input::Own });
+    let exact = p.first_is_exact();
     let predicted = || p.layout.predicted().filter(|(i, _)| !(exact && *i == k));
     out.push(Step { phase, op: Op::Embed { net, rows: all, tokens: Tokens::Prompt } });
     let mut narrow = false;
     for layer in 0..k {
-        let kept = |input| if predicted().any(|(_, o)| (o.layer, o.input) == (layer, input)) { n } else { 0 };
+        let feeds = |input| p.filling.is_none() && predicted().any(|(_, o)| (o.layer, o.input) == (layer, input));
+        let kept = |input| if feeds(input) { n } else { 0 };
         let source = Keeps { kv: kept(Input::KeysAndValues), hidden: kept(Input::Hidden), own: kept(Input::Own) };
         // Of the other rows nothing is read but keys and values.
         narrow = layer + 1 == k && !exact && source.hidden + source.own == 0 && extent == Extent::FirstToken;
@@ -556,20 +753,59 @@ fn shared(base: &NetworkConfig, k: usize, p: &kv_prediction::Shape, own: Rows, e
         let op = LayerStep { net, layer, rows: all, revives: 0, entries, source, out: goes_on };
         out.push(Step { phase, op: Op::Layer(op) });
     }
-    maps(net, predicted(), n, out);
+    match p.filling {
+        Some(filling) => fill(filling, predicted(), n, out),
+        None => maps(net, predicted(), n, out),
+    }
+    sinks_back(p, out);
     let phase = Phase::BaseStep;
     if exact {
         out.push(Step { phase, op: kept(k, all, goes_on(k, base, own, extent)) });
     } else if !narrow {
         out.push(Step { phase, op: Op::Ends { net, rows: own } });
     }
-    rest(phase, k + usize::from(exact), base, own, extent, out);
+    rest(phase, k + usize::from(exact), base, own, Gap::of_prediction(p, own.of), extent, out);
 }
 
-/// Random and static pruning: the base on tokens that are chosen before it runs, by chance or by its first layers.
+/// What SpecPrefill's auxiliary does: it reads `n` tokens and decodes some ahead, and in every pass each layer scores the prompt.
+/// Of the last pass nobody reads more than the queries.
+fn ahead(aux: &NetworkConfig, p: SpecPrefill, n: usize, extent: Extent, out: &mut Vec<Step>) {
+    let (net, layers) = (Net::Auxiliary, aux.layers.len());
+    for pass in 0..p.look_ahead {
+        let (phase, tokens, rows) = match pass {
+            0 => (Phase::Auxiliary, Tokens::Prompt, Rows::all(n)),
+            _ => (Phase::LookAhead, Tokens::Last, Rows::last_of(1, n + pass)),
+        };
+        let ends = pass + 1 == p.look_ahead && extent == Extent::FirstToken;
+        out.push(Step { phase, op: Op::Embed { net, rows, tokens } });
+        for layer in 0..layers {
+            let goes_on = match layer + 1 == layers {
+                true if ends => Out::Query,
+                true => Out::Rows(needed(extent, rows.count)),
+                false => Out::Rows(rows.count),
+            };
+            let (entries, source) = (Entries::Kept, Keeps::default());
+            let op = LayerStep { net, layer, rows, revives: 0, entries, source, out: goes_on };
+            out.push(Step { phase, op: Op::Layer(op) });
+            out.push(Step { phase: Phase::Selection, op: Op::Rank { layer: Some((net, layer)), of: n } });
+        }
+        if !ends {
+            out.push(Step { phase, op: Op::Head { net, rows: needed(extent, rows.count) } });
+        }
+    }
+}
+
+/// Pruning before the base runs: the choice, and the base on what is chosen.
+fn chosen(c: &NetworkConfig, p: Pruning, phase: Phase, n: usize, extent: Extent, out: &mut Vec<Step>) {
+    let keep = p.tokens(0, c.layers.len(), n);
+    out.push(Step { phase, op: Op::Choose { of: n, keep, chunk: p.chunk() } });
+    let tokens = if p.renumbers() { Tokens::Renumbered } else { Tokens::Kept };
+    pass(Phase::Prefill, tokens, c, Rows::all(keep), Gap::NONE, extent, out);
+}
+
+/// Random and static pruning and GemFilter: the base on tokens that are chosen before it runs, by chance or by its first layers.
 fn subset(c: &NetworkConfig, p: Pruning, n: usize, extent: Extent, out: &mut Vec<Step>) {
-    let (net, layers) = (Net::Base, p.selection_layers(c.layers.len()));
-    let (keep, rows) = (p.tokens(0, c.layers.len(), n), Rows::all(n));
+    let (net, layers, rows) = (Net::Base, p.selection_layers(c.layers.len()), Rows::all(n));
     let phase = if layers > 0 { Phase::Selection } else { Phase::Prefill };
     if layers > 0 {
         out.push(Step { phase, op: Op::Embed { net, rows, tokens: Tokens::Prompt } });
@@ -577,15 +813,16 @@ fn subset(c: &NetworkConfig, p: Pruning, n: usize, extent: Extent, out: &mut Vec
         out.push(Step { phase, op: Op::Rank { layer: None, of: n } });
     }
     for layer in 0..layers {
-        let ends = layer + 1 == layers && extent == Extent::FirstToken;
-        let goes_on = if ends { Out::Query } else { Out::Rows(n) };
+        let last = layer + 1 == layers;
+        let goes_on = if last && extent == Extent::FirstToken { Out::Query } else { Out::Rows(n) };
         let (entries, source) = (Entries::Passing, Keeps::default());
         let op = LayerStep { net, layer, rows, revives: 0, entries, source, out: goes_on };
         out.push(Step { phase, op: Op::Layer(op) });
-        out.push(Step { phase, op: Op::Rank { layer: Some(layer), of: n } });
+        if last || matches!(p, Pruning::Static(_)) {
+            out.push(Step { phase, op: Op::Rank { layer: Some((net, layer)), of: n } });
+        }
     }
-    out.push(Step { phase, op: Op::Choose { of: n, keep } });
-    pass(Phase::Prefill, Tokens::Kept, c, Rows::all(keep), extent, out);
+    chosen(c, p, phase, n, extent, out);
 }
 
 /// LazyLLM on `n` tokens: on all of them, or on a new one, which comes with revived ones of a prompt of so many.
@@ -623,7 +860,7 @@ fn lazy(
         out.push(Step { phase, op });
         if layer + 1 >= first && layer + 1 < layers {
             let of = if rows_of(layer + 1).of < rows.of { rows.of } else { 0 };
-            out.push(Step { phase, op: Op::Rank { layer: Some(layer), of } });
+            out.push(Step { phase, op: Op::Rank { layer: Some((net, layer)), of } });
         }
     }
     out.push(Step { phase, op: Op::Head { net, rows: needed } });
@@ -634,7 +871,7 @@ mod tests {
     use ttft_kernels::DType;
 
     use super::*;
-    use crate::{kv_prediction::layout::Layout, spec::Precision, zoo};
+    use crate::{spec::Precision, zoo};
 
     fn spec(prompt: usize, extent: Extent) -> RunSpec {
         RunSpec { batch: 2, prompt, generate: 3, precision: Precision::F32, extent }
@@ -642,15 +879,18 @@ mod tests {
 
     fn all() -> impl Iterator<Item = CostSystem> {
         let pruned = zoo::PRUNINGS.map(|p| format!("OE270M-{p}"));
+        let rivals = zoo::RIVALS.into_iter().map(String::from);
         let own = [
             "OE1.1B-KVP-C-270M-m16-s1",
             "OE1.1B-KVP-C-270M-pipelined",
             "OE3B-KVP-C-450M-m2-s3-pipelined",
             "OE1.1B-KVP-S19own-m15",
-            "OE3B-KVP-S1-m2-s3",
+            "OE3B-KVP-S1-m2-s3kept",
+            "OE1.1B-KVP-C-270M-s1kept",
+            "OE1.1B-KVP-C-270M-s1kept-pipelined",
         ];
         let own = own.into_iter().chain(zoo::SHARED).map(String::from);
-        let names = zoo::names().map(String::from).chain(pruned).chain(own);
+        let names = zoo::names().map(String::from).chain(pruned).chain(rivals).chain(own);
         names.map(|name| CostSystem::named(&name, DType::BF16).unwrap())
     }
 
@@ -710,6 +950,34 @@ mod tests {
         }
     }
 
+    /// Of first tokens that are kept the base runs none, and their entries stand in place of predicted ones.
+    #[test]
+    fn kept_sinks_are_put_back() {
+        let all = steps("OE1.1B-KVP-C-270M-m4-s1kept", 9, Extent::FirstToken);
+        let base =
+            ["puts 1 back", "Base embeds 4 of Prompt", "Base layer 0 on 4 of 9"].map(|s| format!("base_step: {s}"));
+        assert_eq!(all[4..7], base);
+        let shared = steps("OE1.1B-KVP-S2-m4-s2kept", 9, Extent::FirstToken);
+        let base = ["base_step: puts 2 back", "base_step: Base layer 2 on 9 of 9", "base_step: Base layer 3 on 4 of 9"];
+        assert_eq!(shared[4..7], base);
+        let mut s = CostSystem::named("OE1.1B-KVP-S2-m4-s2kept", DType::BF16).unwrap();
+        s.base.layers.truncate(4);
+        s.prediction.as_mut().unwrap().layout.layers.truncate(4);
+        let schedule = Schedule::new(&s, &spec(9, Extent::FirstToken));
+        let earlier: Vec<String> = schedule.earlier.iter().map(Step::to_string).collect();
+        assert_eq!(earlier[0], "base_step: Base embeds 2 of Prompt");
+        assert_eq!(
+            earlier[3..],
+            ["base_step: Base layer 2 on 2 of 2", "base_step: Base layer 3 on 2 of 2", "base_step: keeps 2"]
+        );
+        // Layer 2 makes its own of all tokens.
+        assert_eq!(schedule.sinks, [KvShape { net: Net::Base, layer: 3, entries: 2, kept: true }]);
+        // Full prefill has nothing to put back.
+        for name in ["OE1.1B-KVP-C-270M-m8-s1kept", "OE1.1B-KVP-S2-m2-s7kept"] {
+            assert_eq!(steps(name, 9, Extent::FirstToken).len(), 6, "{name}");
+        }
+    }
+
     #[test]
     fn shared_layers_read_the_prompt_and_the_rest_a_few_tokens() {
         // Layer 2 projects the state behind layer 1 itself, on all rows; layer 3 has a map.
@@ -750,7 +1018,8 @@ mod tests {
         for s in all() {
             for extent in [Extent::FirstToken, Extent::FullNetwork] {
                 let schedule = Schedule::new(&s, &spec(59, extent));
-                let steps: Vec<&Step> = schedule.prompt.iter().chain(&schedule.next).collect();
+                let all = [&schedule.prompt, &schedule.next, &schedule.earlier];
+                let steps: Vec<&Step> = all.into_iter().flatten().collect();
                 assert_eq!(schedule.uses.len(), steps.len());
                 // Which layers a shared cache serves, in order.
                 let mut serves = vec![Vec::new(); schedule.caches.len()];
@@ -774,8 +1043,8 @@ mod tests {
                 for (slot, serves) in schedule.caches.iter().zip(serves) {
                     if slot.shape.kept {
                         assert!(serves.iter().all(|l| *l == slot.shape.layer));
-                        // The next token reads it.
-                        assert!(slot.last >= schedule.prompt.len());
+                        // The next token reads what is the base's.
+                        assert!(slot.shape.net == Net::Auxiliary || slot.last >= schedule.prompt.len());
                     } else {
                         assert!(serves.is_sorted_by(|a, b| a < b), "{serves:?}");
                     }
@@ -786,6 +1055,63 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// An auxiliary that chooses in chunks of four of nine tokens, by three queries; a layer of the base that chooses three.
+    #[test]
+    fn rivals_choose_before_the_base_runs() {
+        let steps = |pruning: &str, chooser: bool, extent| {
+            let mut s = CostSystem::named("OE1.1B", DType::BF16).unwrap();
+            s.base.layers.truncate(2);
+            s.pruning = Some(pruning.parse().unwrap());
+            s.chooser = chooser.then(|| s.base.clone());
+            Schedule::new(&s, &spec(9, extent)).prompt.iter().map(Step::to_string).collect::<Vec<_>>()
+        };
+        let passed = |phase: &str, rows: &str| {
+            let layer = |i| {
+                let ranks = format!("selection: ranks 9 by Auxiliary layer {i}");
+                [format!("{phase}: Auxiliary layer {i} on {rows}"), ranks]
+            };
+            [layer(0), layer(1)].concat()
+        };
+        let pass = |phase: &str, embeds: &str, rows: &str, head: Option<usize>| {
+            let embeds = vec![format!("{phase}: Auxiliary embeds {embeds}")];
+            let head: Vec<String> = head.iter().map(|n| format!("{phase}: Auxiliary head on {n}")).collect();
+            [embeds, passed(phase, rows), head].concat()
+        };
+        let base = |embeds: &str, rows: &str| {
+            let names = [
+                format!("prefill: Base embeds {embeds}"),
+                format!("prefill: Base layer 0 on {rows}"),
+                format!("prefill: Base layer 1 on {rows}"),
+                "prefill: Base head on 1".into(),
+            ];
+            names.to_vec()
+        };
+        let chooses = |n: usize| vec![format!("selection: chooses {n} of 9")];
+        assert_eq!(
+            steps("SpecPrefill-0.50-a3-c4-p3", true, Extent::FirstToken),
+            [
+                pass("auxiliary", "9 of Prompt", "9 of 9", Some(1)),
+                pass("look_ahead", "1 of Last", "1 of 10", Some(1)),
+                pass("look_ahead", "1 of Last", "1 of 11", None),
+                chooses(5),
+                base("5 of Kept", "5 of 5"),
+            ]
+            .concat()
+        );
+        // Nothing is decoded for one query.
+        let all = steps("SpecPrefill-0.50-a1-c4", true, Extent::FirstToken);
+        assert_eq!(all[..6], [pass("auxiliary", "9 of Prompt", "9 of 9", None), chooses(5)].concat());
+        let all = steps("SpecPrefill-0.50-a1-c4", true, Extent::FullNetwork);
+        assert_eq!(all[..7], [pass("auxiliary", "9 of Prompt", "9 of 9", Some(9)), chooses(5)].concat());
+        let first: Vec<String> = ["selection: Base embeds 9 of Prompt", "selection: Base layer 0 on 9 of 9"]
+            .into_iter()
+            .chain(["selection: Base layer 1 on 9 of 9", "selection: ranks 9 by layer 1", "selection: chooses 3 of 9"])
+            .map(String::from)
+            .collect();
+        let all = steps("GemFilter-1-3", false, Extent::FirstToken);
+        assert_eq!(all, [first, base("3 of Renumbered", "3 of 3")].concat());
     }
 
     /// What later tokens do changes in numbers, not in kind: the slots found once are those of every one of them.
@@ -800,5 +1126,47 @@ mod tests {
                 assert!(steps.iter().map(kind).eq(first.iter().map(kind)), "{:?} after {past}", s.pruning);
             }
         }
+    }
+
+    fn pipelined_steps(name: &str, map: &[usize], extent: Extent) -> Vec<String> {
+        let mut s = CostSystem::named(name, DType::BF16).unwrap();
+        s.base.layers.truncate(map.len());
+        let p = s.prediction.as_mut().unwrap();
+        assert_eq!(p.order, Order::Pipelined);
+        p.layout = Layout::auxiliary(map);
+        let spec = RunSpec { batch: 1, prompt: 9, generate: 1, precision: Precision::F32, extent };
+        let steps = Schedule::new(&s, &spec).prompt;
+        steps.iter().map(|s| s.to_string().split(": ").nth(1).unwrap().to_owned()).collect()
+    }
+
+    #[test]
+    fn a_base_layer_follows_its_map_and_the_layer_before_it() {
+        let steps = pipelined_steps("OE1.1B-KVP-C-270M-pipelined", &[1, 0, 0, 2], Extent::FirstToken);
+        assert_eq!(
+            steps,
+            [
+                "Auxiliary embeds 8 of Prompt",
+                "Auxiliary layer 0 on 8 of 8",
+                "maps of 2 layers on 8",
+                "Auxiliary layer 1 on 8 of 8",
+                "maps of 1 layers on 8",
+                "Base embeds 1 of Prompt",
+                "Base layer 0 on 1 of 9",
+                "Base layer 1 on 1 of 9",
+                "Base layer 2 on 1 of 9",
+                "Auxiliary layer 2 on 8 of 8",
+                "maps of 1 layers on 8",
+                "Base layer 3 on 1 of 9",
+                "Base head on 1",
+            ]
+        );
+    }
+
+    #[test]
+    fn the_whole_auxiliary_may_run() {
+        let steps = pipelined_steps("OE1.1B-KVP-C-270M-m2-pipelined", &[0, 0], Extent::FullNetwork);
+        let head = steps.iter().position(|s| s == "Auxiliary head on 7").unwrap();
+        assert_eq!((steps[5].as_str(), head), ("Base layer 1 on 2 of 9", 22));
+        assert_eq!(steps[6], "Base head on 2");
     }
 }

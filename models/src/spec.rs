@@ -100,8 +100,10 @@ pub enum Phase {
     Selection,
     /// A network alone, on the whole prompt or what is kept of it.
     Prefill,
-    /// The auxiliary network on all but the base's last tokens.
+    /// The auxiliary network on all but the base's last tokens, or where it chooses tokens on all of them.
     Auxiliary,
+    /// The auxiliary network on tokens that it decodes, to choose those of the prompt by.
+    LookAhead,
     /// The base's first layers on the whole prompt, in place of an auxiliary.
     SharedLayers,
     /// From what one of the two leaves to the base's cache.
@@ -112,8 +114,15 @@ pub enum Phase {
 
 impl Phase {
     /// All of them, each where it runs if others do too.
-    pub const ALL: [Phase; 6] =
-        [Phase::Selection, Phase::Prefill, Phase::Auxiliary, Phase::SharedLayers, Phase::Prediction, Phase::BaseStep];
+    pub const ALL: [Phase; 7] = [
+        Phase::Auxiliary,
+        Phase::Selection,
+        Phase::LookAhead,
+        Phase::Prefill,
+        Phase::SharedLayers,
+        Phase::Prediction,
+        Phase::BaseStep,
+    ];
 
     /// Name, as in records.
     pub const fn name(self) -> &'static str {
@@ -124,6 +133,7 @@ impl Phase {
             Phase::SharedLayers => "shared_layers",
             Phase::Prediction => "prediction",
             Phase::BaseStep => "base_step",
+            Phase::LookAhead => "look_ahead",
         }
     }
 }

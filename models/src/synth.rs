@@ -27,7 +27,7 @@ use crate::{
     error::{Error, Result},
     json,
     kv_prediction::layout,
-    publish::{self, Replaces, flushed, write_json},
+    publish::{self, Replaces, flushed, json_text, write_json},
     weights, zoo,
 };
 
@@ -149,6 +149,24 @@ impl Spec {
             }),
             Kind::Predictor { base, source, layout } => layout.to_json(base, source),
         }
+    }
+
+    /// The network's configuration; `None` of a predictor.
+    pub fn network_config(&self) -> Option<&NetworkConfig> {
+        match &self.kind {
+            Kind::Network(config) => Some(config),
+            Kind::Predictor { .. } => None,
+        }
+    }
+
+    /// What `config.json` and `synth.json` of its folder hold, whether it is made or not: which weights these are, in a few
+    /// lines.
+    ///
+    /// # Errors
+    /// [`Error::Json`].
+    pub fn papers(&self) -> Result<[String; 2]> {
+        let config = json_text(Path::new("config.json"), &self.config_json())?;
+        Ok([config, json_text(Path::new("synth.json"), &Layout::new(self).manifest(self))?])
     }
 
     /// Bytes of its tensors.

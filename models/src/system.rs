@@ -33,6 +33,16 @@ impl System {
             System::Pruned(s) => &s.base,
         }
     }
+
+    /// Its networks, the base first.
+    pub fn networks(&self) -> impl Iterator<Item = &Arc<Network>> {
+        let aux = match self {
+            System::Network(_) => None,
+            System::KvPrediction(s) => s.aux.as_ref(),
+            System::Pruned(s) => s.aux.as_ref(),
+        };
+        [self.base()].into_iter().chain(aux)
+    }
 }
 
 /// A system as its shapes.
@@ -44,6 +54,8 @@ pub struct CostSystem {
     pub prediction: Option<kv_prediction::Shape>,
     /// On which tokens it works, if not on all.
     pub pruning: Option<Pruning>,
+    /// The network that chooses these tokens, if that is another.
+    pub chooser: Option<NetworkConfig>,
     /// Storage type of the weights.
     pub weights: DType,
 }
@@ -52,28 +64,23 @@ impl CostSystem {
     /// The shapes of a loaded system.
     pub fn of(system: &System) -> CostSystem {
         let base = system.base();
-        let (prediction, pruning) = match system {
-            System::Network(_) => (None, None),
+        let alone = CostSystem::network(base.config().clone(), base.weight_dtype());
+        let config = |network: &Arc<Network>| network.config().clone();
+        match system {
+            System::Network(_) => alone,
             System::KvPrediction(s) => {
-                let aux = s.aux.as_ref().map(|aux| aux.config().clone());
-                (
-                    Some(kv_prediction::Shape {
-                        aux,
-                        layout: s.predictor.layout().clone(),
-                        own: s.own,
-                        order: s.order,
-                    }),
-                    None,
-                )
+                let (aux, layout) = (s.aux.as_ref().map(config), s.predictor.layout().clone());
+                let filling = s.control.as_ref().map(|c| c.filling());
+                let prediction = kv_prediction::Shape { aux, layout, own: s.own, order: s.order, filling };
+                CostSystem { prediction: Some(prediction), ..alone }
             }
-            System::Pruned(s) => (None, Some(s.pruning)),
-        };
-        CostSystem { base: base.config().clone(), prediction, pruning, weights: base.weight_dtype() }
+            System::Pruned(s) => CostSystem { pruning: Some(s.pruning), chooser: s.aux.as_ref().map(config), ..alone },
+        }
     }
 
     /// The shapes of one network on its own.
     pub fn network(base: NetworkConfig, weights: DType) -> CostSystem {
-        CostSystem { base, prediction: None, pruning: None, weights }
+        CostSystem { base, prediction: None, pruning: None, chooser: None, weights }
     }
 
     /// The shapes of a network, pair or pruned network of the zoo.
@@ -83,13 +90,20 @@ impl CostSystem {
     pub fn named(name: &str, weights: DType) -> Result<CostSystem> {
         if let Ok(p) = zoo::prediction(name) {
             let aux = p.aux.map(zoo::network).transpose()?;
-            let prediction = Some(kv_prediction::Shape { aux, layout: p.layout, own: p.own, order: p.order });
+            let prediction =
+                Some(kv_prediction::Shape { aux, layout: p.layout, own: p.own, order: p.order, filling: None });
             return Ok(CostSystem { prediction, ..Self::network(zoo::network(p.base)?, weights) });
         }
-        if let Ok((base, pruning)) = zoo::token_pruned(name) {
-            return Ok(CostSystem { pruning: Some(pruning), ..Self::network(zoo::network(base)?, weights) });
+        if let Ok(p) = zoo::token_pruned(name) {
+            let (pruning, chooser) = (Some(p.pruning), p.aux.map(zoo::network).transpose()?);
+            return Ok(CostSystem { pruning, chooser, ..Self::network(zoo::network(p.base)?, weights) });
         }
         Ok(Self::network(zoo::network(name)?, weights))
+    }
+
+    /// The network besides the base, if there is one.
+    pub fn aux(&self) -> Option<&NetworkConfig> {
+        self.prediction.as_ref().and_then(|p| p.aux.as_ref()).or(self.chooser.as_ref())
     }
 
     /// Parameters of the predictor; 0 without one.

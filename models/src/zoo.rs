@@ -200,6 +200,11 @@ pub const PRUNINGS: [&str; 16] = [
     "L0.50-0.01",
 ];
 
+/// Names of rivals of KV prediction that promise the same and have no weights of their own: SpecPrefill behind the name of a
+/// pair, whose predictor it does not use, and GemFilter behind that of a network.
+pub const RIVALS: [&str; 3] =
+    ["OE1.1B-KVP-C-450M-SpecPrefill-0.40", "OE1.1B-KVP-C-270M-SpecPrefill-0.40", "OE1.1B-GemFilter-11-128"];
+
 /// Every network and pair, which have weights of their own, but for the controls.
 pub fn names() -> impl Iterator<Item = &'static str> {
     NETWORKS.into_iter().chain(PAIRS)
@@ -324,18 +329,37 @@ pub fn pair(name: &str) -> Result<Pair> {
     Ok(Pair { name, base, aux, layer_map })
 }
 
-/// The network of [`NETWORKS`] and the token pruning in a name such as `OE1.1B-L0.75-0.50`; any fractions will do.
+/// A network on part of its tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TokenPruned {
+    /// Name of the network.
+    pub base: &'static str,
+    /// Name of the network that chooses the tokens, if that is another.
+    pub aux: Option<&'static str>,
+    /// On which tokens.
+    pub pruning: Pruning,
+}
+
+/// The network of [`NETWORKS`] and the token pruning in a name such as `OE1.1B-L0.75-0.50`; or, for an auxiliary that chooses, a
+/// pair: `OE1.1B-KVP-C-450M-SpecPrefill-0.40`. Any numbers will do.
 ///
 /// # Errors
-/// [`Error::UnknownName`]: it begins with no network. [`Error::Pruning`]: what follows is no pruning.
-pub fn token_pruned(name: &str) -> Result<(&'static str, Pruning)> {
-    let split = |n: &'static str| Some((n, name.strip_prefix(n)?.strip_prefix('-')?));
-    let (base, rest) = NETWORKS
-        .into_iter()
-        .filter_map(split)
-        .max_by_key(|(n, _)| n.len())
-        .ok_or_else(|| Error::UnknownName { what: "network", name: name.to_owned(), known: NETWORKS.to_vec() })?;
-    Ok((base, rest.parse()?))
+/// [`Error::UnknownName`]: it begins with no network. [`Error::Pruning`]: what follows is no pruning. Those of
+/// [`Pruning::check`].
+pub fn token_pruned(name: &str) -> Result<TokenPruned> {
+    let known = |of: &str| NETWORKS.into_iter().find(|n| *n == of);
+    let unknown = || Error::UnknownName { what: "network", name: name.to_owned(), known: NETWORKS.to_vec() };
+    let Some((of, pruning)) = Pruning::behind(name) else {
+        let split = |n: &'static str| name.strip_prefix(n)?.strip_prefix('-');
+        let rest = NETWORKS.into_iter().filter_map(split).min_by_key(|rest| rest.len()).ok_or_else(unknown)?;
+        return Err(Error::Pruning { name: rest.to_owned() });
+    };
+    let (base, aux) = match pair(of) {
+        Ok(p) => (p.base, Some(p.aux)),
+        Err(_) => (known(of).ok_or_else(unknown)?, None),
+    };
+    pruning.check(network(base)?.layers.len(), aux.is_some())?;
+    Ok(TokenPruned { base, aux, pruning })
 }
 
 /// Examples of names of KV predictions that have no row of their own.

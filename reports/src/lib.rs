@@ -5,6 +5,7 @@
 //!   for every cell; [`modes`]: two modes shown as two.
 //! - [`validate`]: does the FLOPs reduction become a TTFT reduction; [`compare`]: records side by side; [`pairs`]: two
 //!   builds process by process; [`calibration`]: how much a machine's figures vary.
+//! - [`fidelity`]: what became of the answer, judged by controls; [`tradeoff`]: times and answers of the same systems.
 //! - [`terminal`]: tables in the terminal; [`render`]: HTML, Markdown and CSV; [`json`]: answers for programs.
 //! - [`paper`]: the paper's own machine as a run.
 //! - [`text`]: what comes before text from elsewhere, and what must not be shown.
@@ -15,6 +16,7 @@ pub mod calibration;
 pub mod compare;
 mod decide;
 mod facts;
+pub mod fidelity;
 pub mod format;
 pub mod json;
 pub mod levels;
@@ -29,4 +31,5 @@ pub mod stats;
 pub mod summary;
 pub mod terminal;
 pub mod text;
+pub mod tradeoff;
 pub mod validate;

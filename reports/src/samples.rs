@@ -141,8 +141,11 @@ pub fn run() -> Record {
                     .into(),
                 read_gb_per_s: Some(40.0),
                 threads: Some(2),
+                region_us: None,
                 out_of_reach: None,
             },
+            networks: None,
+            predictions: None,
             notes: Vec::new(),
         },
         ..Record::default()
@@ -161,6 +164,15 @@ pub fn run() -> Record {
         estimate_s: Some(960.0),
         estimate_bytes: None,
     });
+    record
+}
+
+/// The run, saying which networks it ran: those of the made-up fidelity file.
+pub fn with_identities(mut record: Record) -> Record {
+    use crate::fidelity::samples::{identity, prediction};
+    record.run.networks = Some(["OE1.1B", "OE450M", "OE270M"].map(identity).into());
+    let named = |size: &str| Named { system: format!("OE1.1B-KVP-C-{size}"), prediction: prediction(size) };
+    record.run.predictions = Some(["450M", "270M"].map(named).into());
     record
 }
 

@@ -11,7 +11,7 @@
 //!
 //! Units are part of every name. Raw samples are integer nanoseconds. What is not known is `null`, never guessed.
 
-mod check;
+pub(crate) mod check;
 mod error;
 mod place;
 mod read;

@@ -8,7 +8,7 @@ use crate::{
     facts,
     format::{self, or_unknown},
     pairs::Judgement,
-    render::{self, Block, cold, content, energy, verdict},
+    render::{self, Block, RenderError, Run, cold, content, energy, verdict},
     schema::Record,
     summary::{self, Doubt, Pairing, Row},
     validate,
@@ -82,6 +82,14 @@ pub fn answer(record: &Record, command: &str) -> Option<String> {
 /// Runs side by side: `ttft compare`.
 pub fn comparison(comparison: &Comparison, width: Option<u16>) -> String {
     words(&render::side_by_side::blocks(comparison), width)
+}
+
+/// A run's times beside the answers of its fidelity file: `ttft report --fidelity`.
+///
+/// # Errors
+/// No system of the file is one of the record, with what differs.
+pub fn tradeoff(run: &Run) -> Result<String, RenderError> {
+    Ok(words(&render::tradeoff::blocks(run, "", false)?, None))
 }
 
 /// What pairs of processes come to: `ttft compare --binaries`.

@@ -24,6 +24,13 @@ pub fn printable(name: &str) -> String {
     name.chars().map(|c| if steers(c) { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
+/// Text that a spreadsheet takes for text: one that begins as a formula does gets an apostrophe, and no character steers.
+pub fn no_formula(words: &str) -> String {
+    let words = printable(words);
+    let formula = words.trim_start().starts_with(['=', '+', '-', '@', '＝', '＋', '－', '＠']);
+    if formula { format!("'{words}") } else { words }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -44,5 +51,22 @@ mod tests {
     fn names_steer_nothing() {
         assert_eq!(printable("a\x1b[31m\nb\u{9b}c\u{202e}d"), "a\u{fffd}[31m\u{fffd}b\u{fffd}c\u{fffd}d");
         assert_eq!(printable("ä ö 日本 |<>&"), "ä ö 日本 |<>&");
+    }
+
+    #[test]
+    fn text_is_no_formula() {
+        for (words, cell) in [
+            ("=1+1", "'=1+1"),
+            ("+a", "'+a"),
+            ("-a", "'-a"),
+            ("@x", "'@x"),
+            (" =x", "' =x"),
+            ("\t=x", "\u{fffd}=x"),
+            ("a=b", "a=b"),
+            ("x\ny", "x\u{fffd}y"),
+            ("", ""),
+        ] {
+            assert_eq!(no_formula(words), cell);
+        }
     }
 }

@@ -275,7 +275,7 @@ fn read_config(text: &[u8], _: &mut Random) -> bool {
     let again = NetworkConfig::parse(Path::new("config.json"), config.to_json("float32").to_string().as_bytes());
     assert_eq!(again.as_ref().ok(), Some(&config), "what is written is read back");
     if config.layers.len() <= 64 {
-        let system = CostSystem { base: config, prediction: None, pruning: None, weights: DType::F32 };
+        let system = CostSystem::network(config, DType::F32);
         let (precision, extent) = (Precision::F32, Extent::FirstToken);
         let spec = |batch, prompt| RunSpec { batch, prompt, generate: 1, precision, extent };
         // Operations are counted for runs that somebody can wait for, memory for whatever is asked.
@@ -292,7 +292,7 @@ fn read_record(text: &[u8], random: &mut Random) -> bool {
     assert_eq!(writer.finish().expect("what was written can be read").cells, record.cells);
     // Reports take a thousand times as long as the reading.
     if random.below(256) == 0 {
-        let runs = [render::Run { name: "=a|b", record: &record }];
+        let runs = [render::Run { name: "=a|b", record: &record, fidelity: None }];
         std::hint::black_box((terminal::render(&record, None), terminal::validation(&record, None)));
         render::FORMATS.iter().for_each(|format| drop((format.render)(&runs, &[])));
     }

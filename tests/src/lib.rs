@@ -25,14 +25,15 @@ pub fn cases(n: u32) -> u32 {
     if small() { n.div_ceil(6) } else { n }
 }
 
-/// The ISA levels to test on this machine: all that it has, without the portable one if [`small`] (it is the same code on
+/// The ISA levels to test on this machine: all that it has, without those of plain Rust if [`small`] (they are the same code on
 /// every CPU). Says so once, past what the test harness captures, and names those left out, so that nothing skipped looks passed.
 ///
 /// # Panics
 /// If a level is left out that the operating system says the CPU has, or that `TTFT_REQUIRE_ISA` names (one or several,
 /// comma-separated).
 pub fn isas() -> Vec<Isa> {
-    let have: Vec<_> = Isa::detected().into_iter().filter(|i| !small() || *i != Isa::Portable).collect();
+    let plain = [Isa::Portable, Isa::AmxPlain];
+    let have: Vec<_> = Isa::detected().into_iter().filter(|i| !small() || !plain.contains(i)).collect();
     let missing: Vec<_> = Isa::ALL.into_iter().filter(|i| !have.contains(i)).collect();
     static SAID: Once = Once::new();
     SAID.call_once(|| {
@@ -41,6 +42,10 @@ pub fn isas() -> Vec<Isa> {
     });
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     for isa in told(&cpu) {
+        // The system may refuse tiles that the CPU has; `TTFT_REQUIRE_ISA` insists on them.
+        if isa == Isa::Amx && !have.contains(&isa) {
+            continue;
+        }
         assert!(have.contains(&isa), "this CPU has {isa}, says /proc/cpuinfo, but it is not exercised");
     }
     if let Ok(want) = std::env::var("TTFT_REQUIRE_ISA") {
@@ -60,10 +65,11 @@ fn told(cpuinfo: &str) -> Vec<Isa> {
     let features: Vec<&str> = line.split_whitespace().collect();
     let avx2 = ["avx2", "fma", "f16c"];
     let avx512 = ["avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"];
-    let needs: [(Isa, &[&str], &[&str]); 5] = [
+    let needs: [(Isa, &[&str], &[&str]); 6] = [
         (Isa::Avx2, &avx2, &[]),
         (Isa::Avx512, &avx512, &[]),
         (Isa::Avx512Bf16, &avx512, &["avx512_bf16"]),
+        (Isa::Amx, &avx512, &["avx512_bf16", "amx_tile", "amx_bf16"]),
         (Isa::Neon, &["asimd"], &[]),
         (Isa::NeonBf16, &["asimd"], &["bf16"]),
     ];
@@ -118,6 +124,9 @@ mod tests {
         assert_eq!(told(avx2), [Isa::Avx2]);
         let most = avx2.replace("bmi2", "avx512f avx512dq avx512cd avx512bw avx512vl avx512_bf16");
         assert_eq!(told(&most), [Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16]);
+        let all = most.replace("avx512_bf16", "avx512_bf16 amx_bf16 avx512_fp16 amx_tile amx_int8");
+        assert_eq!(told(&all), [Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16, Isa::Amx]);
+        assert_eq!(told(&all.replace("amx_tile ", "")).last(), Some(&Isa::Avx512Bf16));
         assert_eq!(told(&most.replace("avx512dq ", "")), [Isa::Avx2]);
         for none in ["", "Features\t: asimd bf16\n", "flags\n"] {
             assert_eq!(told(none), []);

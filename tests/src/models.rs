@@ -8,7 +8,7 @@ use std::{
 
 use safetensors::{Dtype, SafeTensors};
 use ttft_kernels::{Backend, Engine};
-use ttft_models::{KvPrediction, Network, System};
+use ttft_models::{Inference, KvPrediction, Network, System};
 
 /// The recorded fixtures.
 pub const FIXTURES: [&str; 3] = ["A", "B", "C"];
@@ -87,6 +87,26 @@ pub fn engines() -> Vec<Engine> {
 /// Names an engine in messages.
 pub fn describe(e: &Engine) -> String {
     format!("{} {} x{}", e.isa(), e.backend().name(), e.threads())
+}
+
+/// So many greedy tokens: ids `[B, T]` and logits `[B, T, V]`.
+///
+/// # Panics
+/// If the run fails, or was not planned for them.
+pub fn generate(run: &mut dyn Inference, e: &Engine, ids: &[u32], steps: usize) -> (Vec<i64>, Vec<f32>) {
+    run.first_token(e, ids).expect("the first token");
+    let (batch, vocab) = (run.logits().rows(), run.logits().cols());
+    let (mut out_ids, mut out) = (vec![0; batch * steps], vec![0.0; batch * steps * vocab]);
+    for t in 0..steps {
+        if t > 0 {
+            run.next_token(e).expect("a planned token");
+        }
+        for b in 0..batch {
+            out_ids[b * steps + t] = i64::from(run.token_ids()[b]);
+            out[(b * steps + t) * vocab..][..vocab].copy_from_slice(run.logits().row(b));
+        }
+    }
+    (out_ids, out)
 }
 
 /// Largest absolute difference; infinite if the lengths differ or anything is not finite.

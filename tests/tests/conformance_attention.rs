@@ -4,7 +4,7 @@
 use half::bf16;
 use proptest::prelude::*;
 use ttft_kernels::{
-    AttnShape, Backend, DType, Element, Engine, HeadCache, Isa, Mat, MatMut, Options, Query, edges,
+    AttnShape, Backend, DType, Element, Engine, HeadCache, Isa, Join, Mat, MatMut, Options, Query, edges,
     guard::{Flush, Guarded},
     kernels_of, reference,
 };
@@ -324,6 +324,108 @@ fn check_weights<A: Element>(e: &Engine, c: Case) {
             let bound = want * error + f64::from(f32::MIN_POSITIVE);
             assert!((want - found).abs() <= bound, "{} {c:?}: {want} {found}", e.isa());
         }
+    }
+}
+
+/// The scores of one query of each sequence, against the products.
+fn check_scores<A: Element>(e: &Engine, c: Case) {
+    let (k, k64) = cache::<A>(c, 1);
+    let (heads, len, d) = (c.kv_heads * c.group, c.past + c.n, c.d);
+    let q: Vec<A> = values(2, c.batch * heads * d, A::DTYPE).iter().map(|x| A::from_f32(*x)).collect();
+    let mut out = vec![f32::NAN; c.batch * heads * len];
+    e.attention_scores(Mat::new(&q, c.batch, heads * d), &k, len, &mut out).unwrap();
+    for (s, (q, out)) in reference::widen(&q).chunks_exact(d).zip(out.chunks_exact(len)).enumerate() {
+        let head = s / heads * c.kv_heads + s % heads / c.group;
+        let keys = &k64[head * k.capacity() * d..][..len * d];
+        let magnitudes = |x: &[f64]| x.iter().map(|x| x.abs()).collect::<Vec<_>>();
+        let sums = reference::linear(&magnitudes(q), &magnitudes(keys), d);
+        for ((want, sum), found) in reference::linear(q, keys, d).iter().zip(sums).zip(out) {
+            let error = (want - f64::from(*found)).abs();
+            assert!(error <= dot_bound(d, sum), "{} {c:?}: {want} {found}", e.isa());
+        }
+    }
+}
+
+#[test]
+fn scores_are_the_products_alone() {
+    for isa in isas() {
+        for threads in [1, 2] {
+            let e = engine(isa, threads, Backend::Ours);
+            for (past, group, d, spare) in [(0, 1, 2, 0), (58, 4, 34, 2), (900, 6, 64, 3)] {
+                let c = Case { batch: 2, past, kv_heads: 3, group, d, spare, ..PLAIN };
+                check_scores::<f32>(&e, c);
+                check_scores::<bf16>(&e, c);
+            }
+        }
+    }
+    let e = engine(Isa::best(), 1, Backend::Ours);
+    let error =
+        e.attention_scores(Mat::new(&[0.0; 4], 1, 4), &HeadCache::new(1, 2, 3, 2), 4, &mut [0.0; 8]).unwrap_err();
+    assert!(error.to_string().contains("capacity"), "{error}");
+}
+
+/// A mean of so many terms, each addition rounded and the product with an inverse that is rounded itself; joined to what was
+/// there. Windows that reach beyond either end or both, rows of less than a vector and of several spans.
+#[test]
+fn pooled_rows_are_joined_to_what_was_there() {
+    for isa in isas() {
+        for threads in [1, 3] {
+            let e = engine(isa, threads, Backend::Ours);
+            for (batch, heads, len, width) in [
+                (1, 1, 1, 1),
+                (2, 3, 5, 3),
+                (1, 2, 7, 99),
+                (3, 2, 40, 13),
+                (2, 5, 300, 5),
+                (2, 9, 1025, 31),
+                (1, 4, 700, 601),
+            ] {
+                let x = values(5, batch * heads * len, DType::F32);
+                let before = values(6, batch * len, DType::F32);
+                let pooled = reference::pool(&reference::widen(&x), len, width);
+                let magnitudes: Vec<f64> = x.iter().map(|x| f64::from(x.abs())).collect();
+                let sums = reference::pool(&magnitudes, len, width);
+                for join in [Join::Largest, Join::Sum] {
+                    let mut out = before.clone();
+                    e.pooled(&x, len, width, join, &mut out).unwrap();
+                    for (b, (out, before)) in out.chunks_exact(len).zip(before.chunks_exact(len)).enumerate() {
+                        for (t, (found, before)) in out.iter().zip(before).enumerate() {
+                            let column =
+                                |x: &[f64]| (0..heads).map(|h| x[(b * heads + h) * len + t]).collect::<Vec<_>>();
+                            let (means, sums, before) = (column(&pooled), column(&sums), f64::from(*before));
+                            let error = |sum: f64| dot_bound(width, sum) + 2.0 * EPS * sum;
+                            let (want, bound) = match join {
+                                Join::Largest => {
+                                    let most = sums.iter().copied().fold(0.0, f64::max);
+                                    (means.iter().copied().fold(before, f64::max), error(most))
+                                }
+                                Join::Sum => {
+                                    let all: f64 = sums.iter().sum();
+                                    let added = dot_bound(heads, before.abs() + all);
+                                    (before + means.iter().sum::<f64>(), error(all) + added)
+                                }
+                            };
+                            let off = (want - f64::from(*found)).abs();
+                            assert!(
+                                off <= bound,
+                                "{isa} {batch} {heads} {len} {width} {join:?} {t}: {off:e}, {bound:e}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+    let e = engine(Isa::best(), 1, Backend::Ours);
+    for (x, len, width, n, what) in [
+        (6, 3, 2, 3, "width"),
+        (6, 0, 3, 3, "at least"),
+        (6, 3, 3, 4, "columns"),
+        (7, 3, 3, 3, "input"),
+        (6, 3, 3, 0, "at least"),
+    ] {
+        let error = e.pooled(&vec![0.0; x], len, width, Join::Sum, &mut vec![0.0; n]).unwrap_err().to_string();
+        assert!(error.contains(what), "{error}");
     }
 }
 

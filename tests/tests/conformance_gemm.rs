@@ -4,11 +4,11 @@
 use half::{bf16, f16};
 use proptest::prelude::*;
 use ttft_kernels::{
-    Backend, DType, Element, Engine, Isa, Mat, MatMut, Mul, Options, Output, Product, Weight,
+    Backend, DType, Element, Engine, Format, Isa, Mat, MatMut, Mul, Options, Output, Product, Weight,
     guard::{Flush, Guarded},
     kernels_of,
 };
-use ttft_tests::{EPS, cases, dot_bound, engine, isas, threads, values};
+use ttft_tests::{EPS, cases, dot_bound, engine, isas, small, threads, values};
 
 /// What `linear` writes to.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -49,10 +49,16 @@ impl Stored {
     }
 
     fn weight(&self, n: usize, k: usize) -> Weight<'_> {
+        self.weight_by(n, k, 1)
+    }
+
+    /// Every `step`-th row.
+    fn weight_by(&self, n: usize, k: usize, step: usize) -> Weight<'_> {
+        let all = if n > 0 { (n - 1) * step + 1 } else { 0 };
         match self {
-            Stored::F32(d) => Weight::F32(Mat::new(d.as_slice(), n, k)),
-            Stored::F16(d) => Weight::F16(Mat::new(d.as_slice(), n, k)),
-            Stored::BF16(d) => Weight::BF16(Mat::new(d.as_slice(), n, k)),
+            Stored::F32(d) => Weight::F32(Mat::new(d.as_slice(), all, k).rows_step(0, n, step)),
+            Stored::F16(d) => Weight::F16(Mat::new(d.as_slice(), all, k).rows_step(0, n, step)),
+            Stored::BF16(d) => Weight::BF16(Mat::new(d.as_slice(), all, k).rows_step(0, n, step)),
         }
     }
 }
@@ -73,6 +79,11 @@ fn oracle(x: &[f32], w: &[f32], m: usize, n: usize, k: usize) -> Vec<(f64, f64)>
 
 /// Runs one case and compares every element; the gaps between rows must stay as they were.
 fn check<A: Element>(e: &Engine, c: Case) {
+    check_by::<A>(e, c, 1);
+}
+
+/// [`check`], with every `step`-th row of a matrix for W, the others of which are NaN.
+fn check_by<A: Element>(e: &Engine, c: Case, step: usize) {
     let Case { m, n, k, pad, out, w: dtype, flush } = c;
     let seed = (m * 31 + n * 7 + k) as u64;
     let (xs, ws) = (values(seed, m * k, A::DTYPE), values(seed + 1, n * k, dtype));
@@ -87,7 +98,14 @@ fn check<A: Element>(e: &Engine, c: Case) {
     let x = Mat::new(xg.as_slice(), m, k + pad).cols_at(0, k);
     // What is gated and what it is multiplied with are two matrices.
     let (first, second) = ws.split_at(cols * k);
-    let [wg, vg] = [first, second].map(|w| Stored::new(dtype, w, flush));
+    let spread = |w: &[f32]| -> Vec<f32> {
+        let row = |(i, row): (usize, &[f32])| {
+            let between = if i > 0 { (step - 1) * k } else { 0 };
+            std::iter::repeat_n(f32::NAN, between).chain(row.to_vec()).collect::<Vec<_>>()
+        };
+        w.chunks_exact(k).enumerate().flat_map(row).collect()
+    };
+    let [wg, vg] = [first, second].map(|w| Stored::new(dtype, &spread(w), flush));
     let mut y32 = Guarded::new(&y0, flush);
     let mut ya = Guarded::new(&y0.iter().map(|v| A::from_f32(*v)).collect::<Vec<_>>(), flush);
     let y = MatMut::new(y32.as_mut_slice(), m, cols + pad).cols_at(0, cols);
@@ -96,10 +114,10 @@ fn check<A: Element>(e: &Engine, c: Case) {
         Out::Bias => Output::Bias(y, &bias),
         Out::Add => Output::Add(y),
         Out::SwiGlu => {
-            Output::SwiGlu(MatMut::new(ya.as_mut_slice(), m, cols + pad).cols_at(0, cols), vg.weight(cols, k))
+            Output::SwiGlu(MatMut::new(ya.as_mut_slice(), m, cols + pad).cols_at(0, cols), vg.weight_by(cols, k, step))
         }
     };
-    e.linear(x, wg.weight(cols, k), target).unwrap();
+    e.linear(x, wg.weight_by(cols, k, step), target).unwrap();
 
     let exact = oracle(&xs, &ws, m, n, k);
     for (at, before) in y0.iter().enumerate() {
@@ -196,6 +214,55 @@ fn every_kernel_around_its_tile_edges() {
                     }
                 }
                 assert!(e.take_used().contains(&kernel.name), "{} was not exercised", kernel.name);
+            }
+        }
+    }
+}
+
+/// Tile units take whole tiles: every number of rows of x, and numbers of features and elements around tiles and pairs of them, rows
+/// of W one after another and not, on any number of threads.
+#[test]
+fn tile_units_around_every_edge() {
+    for isa in isas().into_iter().filter(|i| [Isa::Amx, Isa::AmxPlain].contains(i)) {
+        for (at, &threads) in threads(&[1, 2, 3, 7]).iter().enumerate() {
+            let e = engine(isa, threads, Backend::Ours);
+            for m in (1..=40).chain([63, 64, 65, 130, 300]) {
+                for (i, n) in [1, 15, 16, 17, 31, 32, 33, 64, 65, 118].into_iter().enumerate() {
+                    // One thread count for each, all of them for the shapes taken together.
+                    if (m + i) % 4 != at && !small() {
+                        continue;
+                    }
+                    for (j, k) in [1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 96, 130].into_iter().enumerate() {
+                        let out = [Out::Store, Out::Bias, Out::Add, Out::SwiGlu][(m + i + j) % 4];
+                        let flush = if (m + j) % 2 == 0 { Flush::End } else { Flush::Start };
+                        let n = if out == Out::SwiGlu { n + n % 2 } else { n };
+                        let c = Case { m, n, k, pad: (i + j) % 3, out, w: DType::BF16, flush };
+                        check_by::<bf16>(&e, c, 1 + (m + i + j) % 3);
+                    }
+                }
+            }
+            let used = e.take_used();
+            let tiles = kernels_of(isa).into_iter().filter(|k| k.isa == isa);
+            tiles.for_each(|k| assert!(used.contains(&k.name), "{} was not chosen: {used:?}", k.name));
+        }
+    }
+}
+
+/// Products of BF16 are the tile unit's from two rows on; one row is streamed. F32 that is asked for is multiplied in F32.
+#[test]
+fn tile_units_take_products_of_bf16_alone() {
+    for isa in isas().into_iter().filter(|i| [Isa::Amx, Isa::AmxPlain].contains(i)) {
+        let e = engine(isa, 2, Backend::Ours);
+        let tiles: Vec<_> = kernels_of(isa).into_iter().filter(|k| k.isa == isa).map(|k| k.name).collect();
+        for m in [1, 2, 3, 16, 40, 200] {
+            for w in [DType::F32, DType::F16, DType::BF16] {
+                let c = Case { m, n: 40, k: 64, pad: 0, out: Out::Store, w, flush: Flush::End };
+                check::<f32>(&e, c);
+                assert!(e.take_used().iter().all(|k| !tiles.contains(k)), "f32 by {w:?}, {m} rows");
+                check::<bf16>(&e, c);
+                let used = e.take_used();
+                let by_tiles = used.iter().all(|k| tiles.contains(k));
+                assert_eq!(by_tiles, w == DType::BF16 && m > 1, "bf16 by {w:?}, {m} rows: {used:?}");
             }
         }
     }
@@ -340,8 +407,9 @@ fn every_few_row_kernel_around_its_edges() {
                         let flush = if (m + n + k) % 2 == 0 { Flush::End } else { Flush::Start };
                         let out = [Out::Store, Out::Bias, Out::Add, Out::SwiGlu][(m + n + k) % 4];
                         let n = if out == Out::SwiGlu { n + n % 2 } else { n };
-                        let c = Case { m, n, k, pad: m % 2, out, w: kernel.dtypes().1, flush };
-                        if kernel.dtypes().0 == DType::F32 {
+                        let (x, Format::Elements(w)) = kernel.takes();
+                        let c = Case { m, n, k, pad: m % 2, out, w, flush };
+                        if x == DType::F32 {
                             check::<f32>(&e, c);
                         }
                         check::<bf16>(&e, c);
@@ -360,7 +428,10 @@ fn subnormal_numbers_follow_one_policy() {
     for isa in isas() {
         let row = ttft_kernels::isas().iter().find(|r| r.isa == isa).unwrap();
         let gemm = row.gemm.iter().map(|k| (k.name, DType::BF16, k.mul == Mul::Bf16));
-        let dot = row.dot.iter().map(|k| (k.name, k.dtypes().1, k.dtypes() == (DType::BF16, DType::BF16)));
+        let dot = row.dot.iter().map(|k| {
+            let (x, Format::Elements(w)) = k.takes();
+            (k.name, w, (x, w) == (DType::BF16, DType::BF16))
+        });
         for (name, dtype, flushes) in gemm.chain(dot) {
             let options =
                 Options { isa: Some(isa), threads: Some(2), gemm_kernel: Some(name.to_owned()), ..Options::default() };

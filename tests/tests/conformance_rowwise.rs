@@ -6,8 +6,8 @@ use std::sync::LazyLock;
 use half::{bf16, f16};
 use proptest::prelude::*;
 use ttft_kernels::{
-    Backend, DType, Element, Engine, HeadCache, HeadProjection, HeadsOut, Isa, Mat, MatMut, Positions, RopeTable,
-    Weight, edges,
+    Backend, DType, Element, Engine, Format, HeadCache, HeadProjection, HeadsOut, Isa, Mat, MatMut, Positions,
+    RopeTable, Weight, edges,
     guard::{Flush, Guarded},
     reference,
 };
@@ -242,12 +242,12 @@ fn embedding_rows_are_exact() {
                 e.embed(w, &ids, y.mat_mut()).unwrap();
                 for (r, &id) in ids.iter().enumerate() {
                     let at = |j: usize| id as usize * d + j;
-                    let want: Vec<f32> = match w.dtype() {
-                        DType::F32 => (0..d).map(|j| table[at(j)]).collect(),
-                        DType::F16 => (0..d).map(|j| t16[at(j)].to_f32()).collect(),
-                        DType::BF16 => (0..d).map(|j| tb[at(j)].to_f32()).collect(),
+                    let want: Vec<f32> = match w.format() {
+                        Format::F32 => (0..d).map(|j| table[at(j)]).collect(),
+                        Format::F16 => (0..d).map(|j| t16[at(j)].to_f32()).collect(),
+                        Format::BF16 => (0..d).map(|j| tb[at(j)].to_f32()).collect(),
                     };
-                    assert_eq!(y.mat().row(r), want, "{} {:?} row {r}", e.isa(), w.dtype());
+                    assert_eq!(y.mat().row(r), want, "{} {:?} row {r}", e.isa(), w.format());
                 }
             }
         }

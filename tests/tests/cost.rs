@@ -225,14 +225,14 @@ fn a_small_prefill_by_hand() {
 }
 
 fn with(aux: Option<NetworkConfig>, layout: Layout, own: OwnTokens, base: NetworkConfig) -> CostSystem {
-    let prediction = Some(Shape { aux, layout, own, order: Order::InTurn });
+    let prediction = Some(Shape { aux, layout, own, order: Order::InTurn, filling: None });
     CostSystem { prediction, ..CostSystem::network(base, DType::F32) }
 }
 
 /// Two last tokens and a first of six are the base's own; its two layers are predicted from layer 1 of the auxiliary's three.
 #[test]
 fn more_tokens_of_the_base_by_hand() {
-    let own = OwnTokens { last: 2, first: 1 };
+    let own = OwnTokens { last: 2, first: 1, kept: false };
     let s = with(Some(tiny(3)), Layout::auxiliary(&[1, 1]), own, tiny(2));
     let [aux, prediction, step]: [_; 3] = s.first_token(&spec(1, 6, Extent::FirstToken)).try_into().unwrap();
     // The auxiliary and the maps on four tokens, as with one token of the base and five in all.
@@ -247,8 +247,17 @@ fn more_tokens_of_the_base_by_hand() {
     assert_eq!(step.weight_bytes, 4 * (2 * 356 + 80 + 8));
     assert_eq!(step.cache_bytes, 4 * 2 * 8 * (3 + 6));
     assert_eq!(s.paper_flops(1, 6), 2 * (4 * (tiny(3).params() + 80) + 3 * tiny(2).params()));
+    // What an earlier call kept of the first costs no products: of both layers, four features are read and written twice.
+    let kept = with(Some(tiny(3)), Layout::auxiliary(&[1, 1]), OwnTokens { kept: true, ..own }, tiny(2));
+    let [same, maps, step]: [_; 3] = kept.first_token(&spec(1, 6, Extent::FirstToken)).try_into().unwrap();
+    assert_eq!([same, maps], [aux, prediction]);
+    assert_eq!(step.flops.projections, 2 * 2 * 336 + 2 * 2 * 64 + 2 * 272);
+    assert_eq!(step.flops.attention, 4 * 8 * (5 + 6) + 4 * 8 * 6);
+    assert_eq!(step.weight_bytes, 4 * (2 * 356 + 80 + 8));
+    assert_eq!(step.cache_bytes, 4 * 2 * 8 * (2 + 6) + 4 * 2 * (2 * 2 * 4));
+    assert_eq!(kept.paper_flops(1, 6), 2 * (4 * (tiny(3).params() + 80) + 2 * tiny(2).params()));
     // All of them: full prefill.
-    let all = OwnTokens { last: 5, first: 1 };
+    let all = OwnTokens { last: 5, first: 1, kept: false };
     let [whole]: [_; 1] = with(Some(tiny(3)), Layout::auxiliary(&[1, 1]), all, tiny(2))
         .first_token(&spec(1, 6, Extent::FirstToken))
         .try_into()
@@ -265,7 +274,7 @@ fn more_tokens_of_the_base_by_hand() {
 /// behind layer 1 itself, layer 3 has maps from it.
 #[test]
 fn small_shared_layers_by_hand() {
-    let own = OwnTokens { last: 2, first: 1 };
+    let own = OwnTokens { last: 2, first: 1, kept: false };
     let s = with(None, Layout::shared(4, 2, Input::Hidden), own, tiny(4));
     let [shared, prediction, step]: [_; 3] = s.first_token(&spec(1, 6, Extent::FirstToken)).try_into().unwrap();
     assert_eq!([shared.phase, prediction.phase, step.phase], [Phase::SharedLayers, Phase::Prediction, Phase::BaseStep]);
@@ -399,6 +408,70 @@ fn a_small_static_pruning_by_hand() {
     let alone = CostSystem::network(tiny(5), DType::F32).first_token(&spec(3, 3, Extent::FirstToken));
     assert_eq!(vec![prefill], alone);
     assert_eq!(s.next_token(&spec(3, 5, Extent::FirstToken), 5).flops.attention, 5 * (3 * 4 * 4 * 8));
+}
+
+/// Three queries: the prompt's last and two tokens decoded ahead, of the second of which nothing is read behind the last query.
+#[test]
+fn a_small_spec_prefill_by_hand() {
+    let pruning = Some("SpecPrefill-0.50-a3-c2".parse().unwrap());
+    let s = CostSystem { pruning, chooser: Some(tiny(2)), ..CostSystem::network(tiny(5), DType::F32) };
+    let phases: [_; 4] = s.first_token(&spec(3, 5, Extent::FirstToken)).try_into().unwrap();
+    let [auxiliary, selection, ahead, prefill] = phases;
+    assert_eq!([auxiliary, selection, ahead].map(|p| p.phase), [Phase::Auxiliary, Phase::Selection, Phase::LookAhead]);
+    let [alone]: [_; 1] =
+        CostSystem::network(tiny(2), DType::F32).first_token(&spec(3, 5, Extent::FirstToken)).try_into().unwrap();
+    assert_eq!(auxiliary, PhaseCost { phase: Phase::Auxiliary, ..alone });
+    // Of each query, in each layer, a product with 5 keys; these are read again.
+    assert_eq!(selection.flops, Flops { attention: 3 * 2 * (3 * 4 * 5 * 4), ..Flops::default() });
+    assert_eq!((selection.weight_bytes, selection.cache_bytes), (0, 3 * 2 * (4 * 15) * 4));
+    assert_eq!(
+        ahead.flops,
+        Flops {
+            // Three layers whole, and of the last keys, values and query.
+            projections: 2 * 3 * (3 * 336 + 128),
+            attention: 2 * (3 * 4 * 6 * 8) + 3 * 4 * 7 * 8,
+            head: 2 * 3 * 80,
+            prediction: 0,
+        }
+    );
+    // The second pass has no head, and so reads three rows of its table.
+    let [first, second] = [2 * (336 + 20) + 8 + 80, 336 + 20 + 128 + 8 + 4 + 3 * 8];
+    assert_eq!(ahead.weight_bytes, (first + second) * 4);
+    // Of three chunks two are kept, the last of one token.
+    let alone = CostSystem::network(tiny(5), DType::F32).first_token(&spec(3, 3, Extent::FirstToken));
+    assert_eq!(vec![prefill], alone);
+    assert_eq!(s.next_token(&spec(3, 5, Extent::FirstToken), 5).flops.attention, 5 * (3 * 4 * 4 * 8));
+    assert_eq!(s.paper_flops(3, 5), 2 * 3 * (7 * tiny(2).params() + 3 * tiny(5).params()));
+    let share = tiny(2).params() as f64 / tiny(5).params() as f64 + 0.5;
+    assert!((s.paper_reduction() * share - 1.0).abs() < 1e-12);
+    // All passes whole, with a head at every position.
+    let whole = s.first_token(&spec(3, 5, Extent::FullNetwork));
+    assert_eq!(whole[2].flops.projections, 2 * 3 * (4 * 336));
+    assert_eq!([whole[0].flops.head, whole[2].flops.head], [2 * 15 * 80, 2 * (2 * 3 * 80)]);
+}
+
+/// Layer 1 of five chooses three of five tokens.
+#[test]
+fn a_small_gem_filter_by_hand() {
+    let pruning = Some("GemFilter-1-3".parse().unwrap());
+    let s = CostSystem { pruning, ..CostSystem::network(tiny(5), DType::F32) };
+    let [selection, prefill]: [_; 2] = s.first_token(&spec(3, 5, Extent::FirstToken)).try_into().unwrap();
+    assert_eq!([selection.phase, prefill.phase], [Phase::Selection, Phase::Prefill]);
+    assert_eq!(
+        selection.flops,
+        Flops {
+            projections: 2 * 15 * 336 + 2 * 15 * 64 + 2 * 3 * 64,
+            attention: 3 * 4 * 15 * 8 + 3 * 4 * 5 * 4,
+            head: 0,
+            prediction: 0,
+        }
+    );
+    let alone = CostSystem::network(tiny(5), DType::F32).first_token(&spec(3, 3, Extent::FirstToken));
+    assert_eq!(vec![prefill], alone);
+    assert_eq!(s.next_token(&spec(3, 5, Extent::FirstToken), 5).flops.attention, 5 * (3 * 4 * 4 * 8));
+    assert_eq!(s.paper_flops(3, 5), 2 * 3 * (5 * tiny(5).layer_params(2) + 3 * tiny(5).params()));
+    let share = tiny(5).layer_params(2) as f64 / tiny(5).params() as f64;
+    assert!((s.paper_reduction() * share - 1.0).abs() < 1e-12);
 }
 
 #[test]

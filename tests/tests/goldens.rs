@@ -10,9 +10,12 @@ use ttft_models::{
     plan, synth,
 };
 use ttft_tests::models::{
-    ATOL, FIXTURES, Tensor, assert_close, aux, bf16_tolerance, describe, engines, fixture, load, max_abs_diff, read,
-    systems,
+    ATOL, FIXTURES, Tensor, assert_close, aux, bf16_tolerance, describe, engines, fixture, generate, load,
+    max_abs_diff, read, systems,
 };
+
+/// Tokens that the fixtures generate.
+const STEPS: usize = 8;
 
 struct Case {
     name: &'static str,
@@ -36,7 +39,7 @@ fn cases() -> Vec<Case> {
 
 impl Case {
     fn spec(&self, precision: Precision, extent: Extent) -> RunSpec {
-        RunSpec { batch: self.batch, prompt: self.prompt, generate: 8, precision, extent }
+        RunSpec { batch: self.batch, prompt: self.prompt, generate: STEPS, precision, extent }
     }
 
     /// Compares one tensor and notes that it was.
@@ -49,24 +52,6 @@ impl Case {
 
 fn logits(run: &dyn Inference) -> Vec<f32> {
     (0..run.logits().rows()).flat_map(|r| run.logits().row(r).to_vec()).collect()
-}
-
-/// Eight greedy steps: ids `[B, 8]` and logits `[B, 8, V]`.
-fn generate(run: &mut dyn Inference, e: &Engine, ids: &[u32]) -> (Vec<i64>, Vec<f32>) {
-    const STEPS: usize = 8;
-    run.first_token(e, ids).expect("the first token");
-    let (batch, vocab) = (run.logits().rows(), run.logits().cols());
-    let (mut out_ids, mut out) = (vec![0; batch * STEPS], vec![0.0; batch * STEPS * vocab]);
-    for t in 0..STEPS {
-        if t > 0 {
-            run.next_token(e).expect("a planned token");
-        }
-        for b in 0..batch {
-            out_ids[b * STEPS + t] = i64::from(run.token_ids()[b]);
-            out[(b * STEPS + t) * vocab..][..vocab].copy_from_slice(run.logits().row(b));
-        }
-    }
-    (out_ids, out)
 }
 
 #[test]
@@ -101,7 +86,7 @@ fn every_recorded_tensor_on_every_engine() {
                     // A run restarts from an empty cache.
                     let times = if extent == Extent::FirstToken { 2 } else { 1 };
                     for _ in 0..times {
-                        let (ids, steps) = generate(&mut *run, e, &case.ids);
+                        let (ids, steps) = generate(&mut *run, e, &case.ids, STEPS);
                         assert_eq!(case.expected[&format!("{prefix}_greedy_ids")].i64s, ids, "{engine} {extent:?}");
                         case.check(&mut seen, &engine, &format!("{prefix}_greedy_logits"), &steps);
                     }
@@ -139,7 +124,7 @@ fn a_one_token_prompt_runs_the_base_alone() {
             let spec = RunSpec { prompt: 1, ..case.spec(Precision::F32, Extent::FirstToken) };
             let [base, _, kvp] = systems(&case.models);
             let [(base_ids, base_steps), (kvp_ids, kvp_steps)] =
-                [base, kvp].map(|s| generate(&mut *plan(&s, &spec).unwrap(), e, &firsts));
+                [base, kvp].map(|s| generate(&mut *plan(&s, &spec).unwrap(), e, &firsts, STEPS));
             assert_eq!(base_ids, kvp_ids);
             assert_eq!(base_steps, kvp_steps);
             // The first position of the recorded prompt is the same computation.

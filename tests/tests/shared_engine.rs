@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use half::bf16;
 use ttft_kernels::{
-    AttnShape, Backend, DType, Element, Engine, HeadCache, HeadProjection, HeadsOut, Isa, Mat, MatMut, Output,
+    AttnShape, Backend, DType, Element, Engine, HeadCache, HeadProjection, HeadsOut, Isa, Join, Mat, MatMut, Output,
     Positions, Product, Query, RopeTable, Weight,
 };
 use ttft_tests::{engine, isas, small, values};
@@ -100,7 +100,10 @@ fn attentions<A: Element>(out: &mut Vec<Op>) {
             let shape = AttnShape { batch, n, past };
             e.attention(Mat::new(&q, rows, cols), &k, &v, shape, MatMut::new(&mut y, rows, cols)).unwrap();
             e.attention_weights(Mat::new(&q[..batch * cols], batch, cols), &k, past + n, &mut weights).unwrap();
-            [bytes(&y), bytes(&weights)].concat()
+            let (mut scores, mut joined) = (weights.clone(), vec![0.0; batch * (past + n)]);
+            e.attention_scores(Mat::new(&q[..batch * cols], batch, cols), &k, past + n, &mut scores).unwrap();
+            e.pooled(&scores, past + n, 5, Join::Largest, &mut joined).unwrap();
+            [bytes(&y), bytes(&weights), bytes(&scores), bytes(&joined)].concat()
         }));
     }
     let (k, v) = (filled::<A>(2, 3, 2, 600, 32), filled::<A>(60, 3, 2, 600, 32));

@@ -5,13 +5,13 @@ use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
 use ttft_kernels::{Backend, Engine, Options};
 use ttft_models::{
-    DType, Extent, Inference, KvPrediction, Network, Precision, RunSpec, System,
+    DType, Extent, KvPrediction, Network, Precision, RunSpec, System,
     kv_prediction::layout::{Input, Layout, Order, OwnTokens},
     plan, synth, zoo,
 };
 use ttft_tests::{
     engine, isas,
-    models::{Tensor, assert_close, describe, engines, fixture, load, read},
+    models::{Tensor, assert_close, describe, engines, fixture, generate, load, read},
     threads,
 };
 
@@ -54,30 +54,13 @@ impl Case {
     }
 
     fn reading(&self, (last, first): (usize, usize)) -> System {
-        System::KvPrediction(self.models.clone().reading(OwnTokens { last, first }))
+        System::KvPrediction(self.models.clone().reading(OwnTokens { last, first, kept: false }))
     }
 
     fn close(&self, engine: &Engine, name: &str, found: &[f32]) {
         let what = format!("{} {}: {name}", self.name, describe(engine));
         assert_close(&what, &self.expected[name].f32s, found);
     }
-}
-
-/// Greedy ids `[B, T]` and logits `[B, T, V]`.
-fn generate(run: &mut dyn Inference, e: &Engine, ids: &[u32]) -> (Vec<i64>, Vec<f32>) {
-    run.first_token(e, ids).expect("the first token");
-    let (batch, vocab) = (run.logits().rows(), run.logits().cols());
-    let (mut out_ids, mut out) = (vec![0; batch * STEPS], vec![0.0; batch * STEPS * vocab]);
-    for t in 0..STEPS {
-        if t > 0 {
-            run.next_token(e).expect("a planned token");
-        }
-        for b in 0..batch {
-            out_ids[b * STEPS + t] = i64::from(run.token_ids()[b]);
-            out[(b * STEPS + t) * vocab..][..vocab].copy_from_slice(run.logits().row(b));
-        }
-    }
-    (out_ids, out)
 }
 
 #[test]
@@ -93,7 +76,7 @@ fn every_recorded_variant_on_every_engine() {
                     let mut run = plan(system, &case.spec(extent)).unwrap();
                     // A run restarts from an empty cache.
                     for _ in 0..2 {
-                        let (ids, steps) = generate(&mut *run, e, &case.ids);
+                        let (ids, steps) = generate(&mut *run, e, &case.ids, STEPS);
                         let expected = &case.expected[&format!("{name}_greedy_ids")].i64s;
                         assert_eq!(expected, &ids, "{} {} {name} {extent:?}", case.name, describe(e));
                         case.close(e, &format!("{name}_greedy_logits"), &steps);
@@ -143,7 +126,7 @@ fn predictions(case: &Case, e: &Engine) -> Vec<String> {
 /// All logits of the first tokens, bit for bit.
 fn bits(system: &System, spec: RunSpec, e: &Engine, ids: &[u32]) -> Vec<u32> {
     let spec = RunSpec { generate: STEPS, ..spec };
-    generate(&mut *plan(system, &spec).unwrap(), e, ids).1.iter().map(|x| x.to_bits()).collect()
+    generate(&mut *plan(system, &spec).unwrap(), e, ids, STEPS).1.iter().map(|x| x.to_bits()).collect()
 }
 
 /// Predictors of every kind for the base of fixture A: maps from an auxiliary, and shared layers.
@@ -176,7 +159,7 @@ fn a_base_that_reads_every_token_is_full_prefill_bit_for_bit() {
             let full = bits(&base, spec, e, &ids);
             for kvp in &kinds {
                 for (last, first) in [(n, 0), (n - 3, 3), (1, 40)] {
-                    let system = System::KvPrediction(kvp.clone().reading(OwnTokens { last, first }));
+                    let system = System::KvPrediction(kvp.clone().reading(OwnTokens { last, first, kept: false }));
                     assert!(bits(&system, spec, e, &ids) == full, "{last} {first} {}", describe(e));
                 }
             }
@@ -217,8 +200,10 @@ fn the_order_of_a_fixture_is_all_the_same() {
             for threads in [1, 2, 3] {
                 let e = &engine(isa, threads, Backend::Ours);
                 // Rows of the auxiliary beyond a tile; of the base one, and some.
-                for (batch, prompt, own) in [(1, 70, (1, 0)), (1, 40, (3, 1)), (2, 9, (2, 0))] {
-                    let kvp = kvp.clone().reading(OwnTokens { last: own.0, first: own.1 });
+                for (batch, prompt, own) in [(1, 70, (1, 0)), (1, 40, (3, 1)), (2, 9, (2, 0)), (1, 40, (1, 2))] {
+                    // Entries that are kept, put back behind the maps that they replace.
+                    let kept = own == (1, 2);
+                    let kvp = kvp.clone().reading(OwnTokens { last: own.0, first: own.1, kept });
                     for (precision, extent) in
                         [(Precision::F32, Extent::FirstToken), (Precision::Bf16, Extent::FullNetwork)]
                     {
@@ -255,7 +240,7 @@ fn the_order_of_layers_of_full_width_is_all_the_same() {
     for threads in threads(&[1, 2, 5]) {
         let e = &Engine::new(&Options { threads: Some(*threads), ..Options::default() }).unwrap();
         for (batch, prompt, own) in [(1, 64, (1, 0)), (1, 129, (4, 1)), (2, 33, (1, 0))] {
-            let kvp = kvp.clone().reading(OwnTokens { last: own.0, first: own.1 });
+            let kvp = kvp.clone().reading(OwnTokens { last: own.0, first: own.1, kept: false });
             let (precision, extent) = (Precision::Bf16, Extent::FirstToken);
             let spec = RunSpec { batch, prompt, generate: 1, precision, extent };
             let ids: Vec<u32> = (0..(batch * prompt) as u32).map(|i| i * 37 % 512).collect();
@@ -276,7 +261,7 @@ fn exact_predictions_give_full_prefill_with_any_tokens_of_the_base() {
         for (last, first) in [(1, 0), (1, 1), (2, 0), (4, 3), (n - 2, 1), (n, 0), (1, n - 2)] {
             for extent in [Extent::FirstToken, Extent::FullNetwork] {
                 let spec = RunSpec { batch, prompt: n, generate: 1, precision: Precision::F32, extent };
-                let system = System::KvPrediction(c.clone().reading(OwnTokens { last, first }));
+                let system = System::KvPrediction(c.clone().reading(OwnTokens { last, first, kept: false }));
                 let mut run = plan(&system, &spec).unwrap();
                 run.first_token(e, &ids).unwrap();
                 let rows: Vec<f32> = (0..batch).flat_map(|b| run.logits().row(b).to_vec()).collect();
@@ -304,7 +289,7 @@ fn a_layer_that_projects_what_the_one_below_it_left_is_exact() {
     for e in &engines() {
         for (last, first) in [(1, 0), (3, 2)] {
             let spec = RunSpec { batch, prompt: n, generate: 1, precision: Precision::F32, extent: Extent::FirstToken };
-            let system = System::KvPrediction(kvp.clone().reading(OwnTokens { last, first }));
+            let system = System::KvPrediction(kvp.clone().reading(OwnTokens { last, first, kept: false }));
             let mut run = plan(&system, &spec).unwrap();
             run.first_token(e, &ids).unwrap();
             let rows: Vec<f32> = (0..batch).flat_map(|b| run.logits().row(b).to_vec()).collect();

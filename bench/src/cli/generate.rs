@@ -183,7 +183,7 @@ impl Generate {
             }
             None => None,
         };
-        let own = OwnTokens { last: self.base_tokens as usize, first: self.sink_tokens as usize };
+        let own = OwnTokens { last: self.base_tokens as usize, first: self.sink_tokens as usize, kept: false };
         Ok(System::KvPrediction(KvPrediction::new(base, aux, predictor)?.reading(own)))
     }
 }

@@ -61,12 +61,26 @@ pub struct Logits {
     /// The base's layers run behind the auxiliary's, with the same results
     #[arg(long, requires = "aux")]
     pipelined: bool,
+    /// Keep the keys and values of the first tokens, which depend on these alone, as of an earlier call: the time to the first token is
+    /// then without them
+    #[arg(long, requires = "sink_tokens")]
+    keep_sinks: bool,
     /// Folder in which synthetic weights are kept (default: ttft-weights in the target folder)
     #[arg(long, env = "TTFT_WEIGHTS", value_name = "DIR")]
     weights: Option<PathBuf>,
-    /// Token pruning of the base, such as RP-0.50 (random), SP-0.25 (static) or L0.75-0.10 (LazyLLM)
-    #[arg(long, value_name = "PRUNING", conflicts_with_all = ["aux", "predictor"])]
+    /// Token pruning of the base: RP-0.50 (random), SP-0.25 (static), L0.75-0.10 (LazyLLM), SpecPrefill-0.40 (by --aux) or
+    /// GemFilter-LAYER-COUNT
+    #[arg(long, value_name = "PRUNING", conflicts_with = "predictor")]
     prune: Option<Pruning>,
+    /// Queries by which SpecPrefill scores tokens: the prompt's last, and one for each token decoded ahead [default: 8]
+    #[arg(long, value_name = "A", requires = "prune")]
+    look_ahead: Option<usize>,
+    /// Tokens that SpecPrefill keeps or drops together [default: 32]
+    #[arg(long, value_name = "C", requires = "prune")]
+    chunk: Option<usize>,
+    /// Width of the window over which scores of neighbours are averaged, an odd number [default: SpecPrefill 13, GemFilter 5]
+    #[arg(long, value_name = "W", requires = "prune")]
+    pool: Option<usize>,
     /// JSON file with the prompts: an array of equal-length arrays of token ids
     #[arg(long, value_name = "FILE")]
     tokens: PathBuf,
@@ -76,7 +90,8 @@ pub struct Logits {
     /// Type of activations and caches: f32 or bf16 (default: bf16 for BF16 weights, else f32)
     #[arg(long, value_name = "TYPE", value_parser = Precision::from_name)]
     dtype: Option<Precision>,
-    /// File for the tensors: logits_last [B,V], greedy_ids [B,T], greedy_logits [B,T,V]
+    /// File for the tensors: logits_last [B,V], greedy_ids [B,T], greedy_logits [B,T,V]; where tokens of the prompt are dropped
+    /// before the base runs, kept [B,count] and scores [B,N]
     #[arg(long, value_name = "FILE.safetensors")]
     out: PathBuf,
     /// Also write what each step took, for chrome://tracing or ui.perfetto.dev
@@ -111,7 +126,9 @@ impl Logits {
         let trace_out = self.trace.as_deref().map(Pending::claim).transpose()?;
         let (ids, batch, prompt) = read_tokens(&self.tokens)?;
         let engine = self.engine.engine()?;
-        let prediction = self.aux.is_some() || self.predictor.is_some();
+        let prune =
+            self.prune.map(|p| p.with(self.look_ahead, self.chunk, self.pool)).transpose().context("--prune")?;
+        let prediction = prune.is_none() && (self.aux.is_some() || self.predictor.is_some());
         ensure!(
             prediction || (self.base_tokens.is_none() && self.sink_tokens.is_none()),
             "--base-tokens and --sink-tokens say what the base of a KV prediction reads itself: give its --predictor, or an \
@@ -125,35 +142,40 @@ impl Logits {
             predictor: self.predictor.clone(),
             base_tokens: count(self.base_tokens),
             sink_tokens: count(self.sink_tokens),
+            keep_sinks: self.keep_sinks.then_some(true),
+            prune,
         };
         let (catalog, names) = Catalog::new(&[asked])?;
         catalog.stand_ins().iter().for_each(console::note);
         let dtype = catalog.dtype().ok().flatten().unwrap_or(DType::BF16);
         let pair = prediction.then(|| catalog.pair(&names[0])).transpose()?;
+        let pruned = prune.map(|_| catalog.pruned(&names[0])).transpose()?;
         let made = Weights::new(self.weights.clone(), dtype, 0, Size::Real)?.of(catalog);
         let load = |name: &str, given: &str| -> Result<Arc<Network>> {
             let network = Arc::new(Network::load(&made.network_dir(name)?)?);
             check_vocab(&ids, prompt, &network, Path::new(given), &self.tokens)?;
             Ok(network)
         };
-        let base = load(pair.as_ref().map_or(&names[0], |p| &p.base), &self.base)?;
+        let base = pair.as_ref().map(|p| &p.base).or(pruned.as_ref().map(|p| &p.base));
+        let base = load(base.unwrap_or(&names[0]), &self.base)?;
         let (vocab, weights) = (base.config().vocab, base.weight_dtype());
+        let aux = |name: &Option<String>| -> Result<Option<Arc<Network>>> {
+            name.as_ref().zip(self.aux.as_ref()).map(|(aux, given)| load(aux, given)).transpose()
+        };
         let order = if self.pipelined { Order::Pipelined } else { Order::InTurn };
-        let system = match &pair {
-            Some(p) => {
-                let aux = p.aux.as_ref().zip(self.aux.as_ref()).map(|(aux, given)| load(aux, given)).transpose()?;
+        let system = match (&pair, &pruned) {
+            (Some(p), _) => {
                 let predictor = made.predictor_dir(&names[0])?;
-                System::KvPrediction(KvPrediction::new(base, aux, &predictor)?.reading(p.own).ordered(order))
+                System::KvPrediction(KvPrediction::new(base, aux(&p.aux)?, &predictor)?.reading(p.own).ordered(order))
             }
-            None => match self.prune {
-                Some(pruning) => System::Pruned(Pruned::new(base, pruning)),
-                None => System::Network(base),
-            },
+            (None, Some(p)) => System::Pruned(Pruned { aux: aux(&p.aux)?, ..Pruned::new(base, p.pruning) }),
+            (None, None) => System::Network(base),
         };
-        let copied = match &system {
-            System::KvPrediction(s) => s.networks().map(|n| n.copied_bytes()).sum::<u64>() + s.predictor.copied_bytes(),
-            system => system.base().copied_bytes(),
+        let predictor = match &system {
+            System::KvPrediction(s) => s.predictor.copied_bytes(),
+            System::Network(_) | System::Pruned(_) => 0,
         };
+        let copied = system.networks().map(|n| n.copied_bytes()).sum::<u64>() + predictor;
         if copied > 0 {
             console::note(format_args!(
                 "{} of the weights lie at odd places of their file and were copied: start-up takes longer and more memory; a \
@@ -190,6 +212,14 @@ impl Logits {
                 trace.call("first token", (began, times.total), &*inference, &engine.pool().take_log());
                 if self.dump_cache {
                     tensors.extend(inference.cache_dump().into_iter().map(Tensor::from));
+                }
+                if let Some(chosen) = inference.chosen() {
+                    // The dump has it as numbers of its own type.
+                    tensors.retain(|t: &Tensor| t.name != "kept");
+                    let kept: Vec<i64> = chosen.kept.iter().map(|&p| p.into()).collect();
+                    let shape = vec![batch, kept.len() / batch];
+                    tensors.push(Tensor { name: "kept".into(), shape, data: Data::I64(kept) });
+                    tensors.push(Tensor::f32("scores", vec![batch, prompt], chosen.scores.to_vec()));
                 }
             } else {
                 let took = inference.next_token(&engine)?;

@@ -77,6 +77,9 @@ fn table(report: &Report, isa: &str) -> Table {
         let mhz = c.max_mhz.map_or(String::new(), |mhz| format!(", up to {mhz:.0} MHz"));
         row("", format!("{} {}{mhz}", c.cores, c.name));
     }
+    if let Some(nodes) = m.numa_nodes {
+        row("NUMA nodes", nodes.to_string());
+    }
     for c in m.caches.iter().flatten().filter(|c| c.kind != "instruction") {
         let shared = c.shared_by.map_or(String::new(), |n| format!(", shared by {n}"));
         row(&format!("cache L{}", c.level), format!("{} KiB {}{shared}", c.bytes >> 10, c.kind));
@@ -103,6 +106,9 @@ fn table(report: &Report, isa: &str) -> Table {
     }
     let read = limits.read_gb_per_s.map_or("unknown".into(), |r| format!("{r:.1} GB/s"));
     row("memory read", read);
+    if let Some(us) = limits.region_us {
+        row("parallel region", format!("{us:.2} µs"));
+    }
     row("measured with", format!("{threads} threads"));
     table
 }

@@ -5,6 +5,8 @@ mod calibrate;
 mod compare;
 mod convert;
 mod doctor;
+mod fidelity;
+mod fit;
 mod generate;
 mod logits;
 mod machine;
@@ -49,10 +51,12 @@ enum Command {
     Compare(Box<compare::Compare>),
     Report(report::Report),
     Logits(logits::Logits),
+    Fit(fit::Fit),
     Generate(generate::Generate),
     Convert(convert::Convert),
     Machine(machine::Machine),
     Doctor(doctor::Doctor),
+    Fidelity(Box<fidelity::Fidelity>),
     Synth(synth::Synth),
     Zoo(zoo::Zoo),
     #[command(hide = true)]
@@ -100,8 +104,10 @@ impl Cli {
             Command::Validate(c) => c.run(),
             Command::Report(c) => c.run(),
             Command::Logits(c) => c.run(),
+            Command::Fit(c) => c.run(),
             Command::Generate(c) => c.run(),
             Command::Convert(c) => c.run(),
+            Command::Fidelity(c) => c.run(),
             Command::Machine(c) => c.run(),
             Command::Synth(c) => c.run(),
             Command::ShellFiles(c) => c.run(),

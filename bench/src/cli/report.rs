@@ -12,7 +12,7 @@ use clap::{
     Args,
     builder::{PossibleValue, PossibleValuesParser},
 };
-use ttft_reports::{json, paper, render, schema::Record, terminal, text::printable};
+use ttft_reports::{fidelity::Fidelity, json, paper, render, schema::Record, terminal, text::printable};
 
 use crate::{
     console,
@@ -43,11 +43,16 @@ pub struct Validate {
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:\n  ttft report run.jsonl --html run.html --csv run.csv\n  \
                         ttft report table5.jsonl --section paper --md TABLE5.md\n  \
+                        ttft report run.jsonl --fidelity answers.json --html tradeoff.html\n  \
                         ttft report here.jsonl there.jsonl paper --html machines.html")]
 pub struct Report {
     /// Records to report; `paper` stands for the paper's Table 5 on its Apple M2 Pro
     #[arg(required = true)]
     runs: Vec<PathBuf>,
+    /// A file of `ttft fidelity` with the answers of the same systems: the report shows speed against them, and the CSV
+    /// holds that; without a file to write, it is printed
+    #[arg(long, value_name = "FILE")]
+    fidelity: Option<PathBuf>,
     /// Write one self-contained page with charts
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
@@ -143,10 +148,11 @@ impl Report {
     pub fn run(self) -> Result<()> {
         let wanted = [("html", self.html), ("md", self.md), ("svg", self.svg), ("csv", self.csv)];
         ensure!(
-            wanted.iter().any(|(_, f)| f.is_some()),
+            self.fidelity.is_some() || wanted.iter().any(|(_, f)| f.is_some()),
             "nothing to write: give --html, --md, --svg or --csv with a file"
         );
         let runs = read(&self.runs)?;
+        let answers = self.fidelity.as_deref().map(Fidelity::read).transpose()?;
         let files: Vec<(&str, PathBuf)> =
             wanted.into_iter().filter_map(|(format, file)| Some((format, file?))).collect();
         for (i, (_, file)) in files.iter().enumerate() {
@@ -156,8 +162,8 @@ impl Report {
                 file.display()
             );
             ensure!(
-                !self.runs.iter().any(|run| same(run, file)),
-                "{} is a record and is not overwritten: write the report elsewhere",
+                !self.runs.iter().chain(&self.fidelity).any(|run| same(run, file)),
+                "{} is read for this report and is not overwritten: write the report elsewhere",
                 file.display()
             );
         }
@@ -171,10 +177,25 @@ impl Report {
                 file.display()
             );
         }
+        let fidelity = answers.as_ref();
+        let named: Vec<_> = runs.iter().map(|(name, record)| render::Run { name, record, fidelity }).collect();
+        if files.is_empty() {
+            let mut apart = Vec::new();
+            for run in &named {
+                match terminal::tradeoff(run) {
+                    Ok(text) if named.len() > 1 => console::print(format_args!("{}\n\n{text}", run.name))?,
+                    Ok(text) => console::print(text.trim_end())?,
+                    Err(why) => apart.push(why),
+                }
+            }
+            return match apart.len() == named.len() {
+                true => Err(apart.remove(0).into()),
+                false => apart.iter().try_for_each(console::print),
+            };
+        }
         for (name, file) in files {
             let format = format(name)?;
             let pending = Pending::claim(&file)?;
-            let named: Vec<_> = runs.iter().map(|(name, record)| render::Run { name, record }).collect();
             let text = (format.render)(&named, &parts)?;
             pending.write(|out| Ok(out.write_all(text.as_bytes())?))?;
             console::print(format_args!("wrote {}", output::shown(&file)))?;
@@ -212,10 +233,19 @@ mod tests {
         let before = std::fs::read(&run).unwrap();
         let report = |md: &str, csv: &str| {
             let (md, csv) = (Some(path(md)), Some(path(csv)));
-            Report { runs: vec![PAPER.into(), run.clone()], html: None, svg: None, md, csv, section: Vec::new() }.run()
+            Report {
+                runs: vec![PAPER.into(), run.clone()],
+                fidelity: None,
+                html: None,
+                svg: None,
+                md,
+                csv,
+                section: Vec::new(),
+            }
+            .run()
         };
         let error = report("a", "run.jsonl").unwrap_err().to_string();
-        assert!(error.contains("run.jsonl is a record and is not overwritten"), "{error}");
+        assert!(error.contains("run.jsonl is read for this report and is not overwritten"), "{error}");
         let error = report("a", "a").unwrap_err().to_string();
         assert!(error.contains("named twice"), "{error}");
         assert_eq!(std::fs::read(&run).unwrap(), before);

@@ -12,7 +12,7 @@ use crate::{
     weights::{Size, Weights},
 };
 
-/// List the networks, pairs and token prunings with their parameters, bytes on disk, FLOPs reductions and memory
+/// List the networks, pairs, token prunings and rivals with their parameters, bytes on disk, FLOPs reductions and memory
 #[derive(Args, Debug)]
 pub struct Zoo {
     /// Number of sequences
@@ -47,8 +47,8 @@ impl Zoo {
             let own = arm.system == arm.base;
             let reduction = |of: f64, by: f64| if own { "-".to_owned() } else { ratio(of / by) };
             let predictor = cost.predictor_params();
-            let networks = [Some(&cost.base), cost.prediction.as_ref().and_then(|p| p.aux.as_ref())];
-            let params = networks.into_iter().flatten().map(|c| c.params()).sum::<u64>() + predictor;
+            let networks = [&cost.base].into_iter().chain(cost.aux());
+            let params = networks.map(|c| c.params()).sum::<u64>() + predictor;
             let paper = |c: &CostSystem| c.paper_flops(batch, prompt) as f64;
             table.add_row([
                 arm.system.clone(),
@@ -97,8 +97,9 @@ fn arms() -> Result<Vec<Arm>> {
         let pairs = zoo::PAIRS.into_iter().filter(|p| zoo::pair(p).is_ok_and(|p| p.base == base)).map(str::to_owned);
         // The paper prunes tokens of one base alone.
         let pruned = zoo::PRUNINGS.iter().filter(|_| base == "OE1.1B").map(|p| format!("{base}-{p}"));
-        let shared = zoo::SHARED.into_iter().filter(|_| base == "OE1.1B").map(str::to_owned);
-        let systems: Vec<String> = pairs.chain(shared).chain(pruned).collect();
+        let others = zoo::SHARED.into_iter().chain(zoo::RIVALS);
+        let others = others.filter(|name| name.starts_with(&format!("{base}-"))).map(str::to_owned);
+        let systems: Vec<String> = pairs.chain(pruned).chain(others).collect();
         scenario::arms(&Catalog::default(), Some(base), &systems)
     };
     Ok(bases.into_iter().map(of).collect::<Result<Vec<_>>>()?.concat())

@@ -1,5 +1,7 @@
 //! What this CPU is: its extensions, caches and cores.
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
 pub mod cache;
 pub mod topology;
 
@@ -11,6 +13,13 @@ pub(crate) fn full_width() -> bool {
         let (vendor, family) = vendor_and_family();
         cfg!(target_arch = "x86_64") && starts_two(vendor, family)
     })
+}
+
+/// Whether a kernel that widens W for a sum across lanes takes longer to do so than the units take to multiply: Intel's cores with
+/// two 512-bit units, which widen on one port that shuffles need as well.
+pub(crate) fn widens_slowly() -> bool {
+    static SLOWLY: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    *SLOWLY.get_or_init(|| full_width() && vendor() == *b"GenuineIntel")
 }
 
 /// [`full_width`] of an x86 core. Zen 4 is of family 25, Zen 5 of 26.

@@ -22,6 +22,12 @@ pub fn performance_cores() -> usize {
     core_classes().first().map_or(allowed, |c| c.physical.clamp(1, allowed))
 }
 
+/// The CPUs that this process may use, in the order in which threads are bound to them: one of each core of the fastest class, then
+/// their siblings, then the same of slower classes. Empty if the system does not tell.
+pub fn cpus_by_speed() -> Vec<usize> {
+    os::cpus_by_speed()
+}
+
 /// As [`core_classes`], of the machine that a Linux tree `/sys/devices` describes and of the `allowed` CPUs (all if unknown).
 #[cfg(target_os = "linux")]
 pub fn core_classes_under(devices: &std::path::Path, allowed: Option<&[usize]>) -> Vec<CoreClass> {
@@ -45,47 +51,62 @@ pub fn parse_list(text: &str) -> Option<Vec<usize>> {
 
 #[cfg(target_os = "linux")]
 mod os {
-    use std::{
-        collections::{BTreeMap, BTreeSet},
-        path::Path,
-    };
+    use std::{collections::BTreeMap, path::Path};
 
     use super::{CoreClass, parse_list};
 
+    /// The hardware threads of each core, by the core's list of them.
+    type Cores = BTreeMap<String, Vec<usize>>;
+
+    fn allowed() -> Option<Vec<usize>> {
+        let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+        status.lines().find_map(|l| l.strip_prefix("Cpus_allowed_list:")).and_then(parse_list)
+    }
+
     pub fn core_classes() -> Vec<CoreClass> {
-        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-        let allowed = status.lines().find_map(|l| l.strip_prefix("Cpus_allowed_list:")).and_then(parse_list);
-        classes(Path::new("/sys/devices"), allowed.as_deref())
+        classes(Path::new("/sys/devices"), allowed().as_deref())
+    }
+
+    pub fn cpus_by_speed() -> Vec<usize> {
+        by_speed(Path::new("/sys/devices"), allowed().as_deref())
+    }
+
+    pub(super) fn by_speed(sys: &Path, allowed: Option<&[usize]>) -> Vec<usize> {
+        let (_, found) = ranked(sys, allowed);
+        let of_class = |(_, cores): (usize, Cores)| {
+            let mut cores: Vec<Vec<usize>> = cores.into_values().collect();
+            cores.iter_mut().for_each(|threads| threads.sort_unstable());
+            cores.sort_unstable();
+            let most = cores.iter().map(Vec::len).max().unwrap_or(0);
+            (0..most)
+                .flat_map(|i| cores.iter().filter_map(|c| c.get(i).copied()).collect::<Vec<_>>())
+                .collect::<Vec<_>>()
+        };
+        found.into_iter().flat_map(of_class).collect()
     }
 
     /// Cores whose rank is at least nine tenths of the fastest of their class are of it: cores that differ in their highest
-    /// clock alone are equal in all that a program notices, and no two kinds of cores come this close.
-    fn alike<T>(found: BTreeMap<usize, (BTreeSet<T>, usize)>) -> BTreeMap<usize, (BTreeSet<T>, usize)>
-    where
-        T: Ord,
-    {
-        let mut classes: Vec<(usize, (BTreeSet<T>, usize))> = Vec::new();
-        for (rank, (cores, logical)) in found.into_iter().rev() {
+    /// clock alone are equal in all that a program notices, and no two kinds of cores come this close. The fastest come first.
+    fn alike(found: BTreeMap<usize, Cores>) -> Vec<(usize, Cores)> {
+        let mut classes: Vec<(usize, Cores)> = Vec::new();
+        for (rank, cores) in found.into_iter().rev() {
             match classes.last_mut() {
-                Some((fastest, class)) if rank > 1 && 10 * rank >= 9 * *fastest => {
-                    class.0.extend(cores);
-                    class.1 += logical;
-                }
-                _ => classes.push((rank, (cores, logical))),
+                Some((fastest, class)) if rank > 1 && 10 * rank >= 9 * *fastest => class.extend(cores),
+                _ => classes.push((rank, cores)),
             }
         }
-        classes.into_iter().collect()
+        classes
     }
 
-    /// The classes that a `/sys/devices` tree describes, of the `allowed` CPUs (all if unknown).
-    pub(super) fn classes(sys: &Path, allowed: Option<&[usize]>) -> Vec<CoreClass> {
+    /// The cores of each class that a `/sys/devices` tree describes, of the `allowed` CPUs (all if unknown), the fastest first; and
+    /// whether the classes have names.
+    fn ranked(sys: &Path, allowed: Option<&[usize]>) -> (bool, Vec<(usize, Cores)>) {
         let text = |p: &str| std::fs::read_to_string(sys.join(p)).ok();
         let list = |p: &str| text(p).as_deref().and_then(parse_list);
-        let Some(online) = list("system/cpu/online") else { return Vec::new() };
+        let Some(online) = list("system/cpu/online") else { return (false, Vec::new()) };
         // Intel hybrids name their classes; elsewhere `cpu_capacity` ranks cores.
         let hybrid = list("cpu_core/cpus").zip(list("cpu_atom/cpus"));
-        // Rank (higher is faster) -> physical cores, each the list of its hardware threads; and hardware threads.
-        let mut found: BTreeMap<usize, (BTreeSet<String>, usize)> = BTreeMap::new();
+        let mut found: BTreeMap<usize, Cores> = BTreeMap::new();
         for cpu in online.into_iter().filter(|c| allowed.is_none_or(|a| a.contains(c))) {
             let at = |f: &str| text(&format!("system/cpu/cpu{cpu}/{f}")).map(|t| t.trim().to_owned());
             let rank = match &hybrid {
@@ -93,24 +114,27 @@ mod os {
                 None => at("cpu_capacity").and_then(|c| c.parse().ok()).unwrap_or(1024),
             };
             let core = at("topology/core_cpus_list").or_else(|| at("topology/thread_siblings_list"));
-            let class = found.entry(rank).or_default();
-            class.0.insert(core.unwrap_or_else(|| cpu.to_string()));
-            class.1 += 1;
+            found.entry(rank).or_default().entry(core.unwrap_or_else(|| cpu.to_string())).or_default().push(cpu);
         }
-        let found = alike(found);
+        (hybrid.is_some(), alike(found))
+    }
+
+    /// The classes that a `/sys/devices` tree describes, of the `allowed` CPUs (all if unknown).
+    pub(super) fn classes(sys: &Path, allowed: Option<&[usize]>) -> Vec<CoreClass> {
+        let (hybrid, found) = ranked(sys, allowed);
         let alone = found.len() == 1;
-        let name = |rank| match (&hybrid, rank) {
-            (Some(_), 0) => "efficiency".to_owned(),
-            (Some(_), _) => "performance".to_owned(),
-            (None, _) if alone => "performance".to_owned(),
-            (None, capacity) => format!("capacity-{capacity}"),
+        let name = |rank| match (hybrid, rank) {
+            (true, 0) => "efficiency".to_owned(),
+            (true, _) => "performance".to_owned(),
+            (false, _) if alone => "performance".to_owned(),
+            (false, capacity) => format!("capacity-{capacity}"),
         };
-        let class = |(rank, (cores, logical)): (usize, (BTreeSet<String>, usize))| CoreClass {
+        let class = |(rank, cores): (usize, Cores)| CoreClass {
             name: name(rank),
             physical: cores.len(),
-            logical,
+            logical: cores.values().map(Vec::len).sum(),
         };
-        found.into_iter().rev().map(class).collect()
+        found.into_iter().map(class).collect()
     }
 }
 
@@ -118,6 +142,11 @@ mod os {
 mod os {
     use super::CoreClass;
     use crate::cpu::sysctl;
+
+    /// The system binds no thread to a CPU.
+    pub fn cpus_by_speed() -> Vec<usize> {
+        Vec::new()
+    }
 
     pub fn core_classes() -> Vec<CoreClass> {
         // Level 0 is the fastest. Intel machines have no levels.
@@ -143,6 +172,10 @@ mod os {
 #[cfg(not(any(target_os = "linux", target_os = "macos")))]
 mod os {
     pub fn core_classes() -> Vec<super::CoreClass> {
+        Vec::new()
+    }
+
+    pub fn cpus_by_speed() -> Vec<usize> {
         Vec::new()
     }
 }
@@ -188,6 +221,8 @@ mod tests {
         let intel = dir.join("intel");
         assert_eq!(os::classes(&intel, None), [class("performance", 2, 4), class("efficiency", 4, 4)]);
         assert_eq!(os::classes(&intel, Some(&[0, 1, 5])), [class("performance", 1, 2), class("efficiency", 1, 1)]);
+        assert_eq!(os::by_speed(&intel, None), [0, 2, 1, 3, 4, 5, 6, 7], "cores, then siblings, then slower cores");
+        assert_eq!(os::by_speed(&intel, Some(&[1, 3, 2, 6])), [1, 2, 3, 6]);
         // Arm: capacities, no thread lists.
         write("arm/system/cpu/online".into(), "0-2\n".into());
         for (cpu, capacity) in [446, 446, 1024].into_iter().enumerate() {
@@ -196,6 +231,7 @@ mod tests {
         let arm = dir.join("arm");
         assert_eq!(os::classes(&arm, None), [class("capacity-1024", 1, 1), class("capacity-446", 2, 2)]);
         assert_eq!(os::classes(&arm, Some(&[0])), [class("performance", 1, 1)]);
+        assert_eq!(os::by_speed(&arm, None), [2, 0, 1]);
         // Two cores that boost higher, as favoured cores do: one class. Three kinds: three.
         for (name, capacities, expected) in [
             ("boost", vec![1024, 1009, 980, 980], vec![class("performance", 4, 4)]),
@@ -213,6 +249,7 @@ mod tests {
             assert_eq!(os::classes(&dir.join(name), None), expected, "{name}");
         }
         assert_eq!(os::classes(&dir.join("none"), None), []);
+        assert_eq!(os::by_speed(&dir.join("none"), None), [0; 0]);
         std::fs::remove_dir_all(&dir).unwrap();
     }
 }

@@ -13,22 +13,22 @@ use crate::{
     operands::Output,
     team::Team,
     tuning,
-    view::{DType, Element, Mat, Stored, Weight},
+    view::{DType, Element, Format, Mat, Stored, Weight},
 };
 
 /// The kernel that the engine was told to use, if it takes these types; BF16 activations can be widened.
-pub(super) fn forced(e: &Team, x: DType, w: DType) -> Option<&'static DotKernel> {
-    e.kernels.dot.filter(|k| k.dtypes() == (x, w) || k.dtypes() == (DType::F32, w))
+pub(super) fn forced(e: &Team, x: DType, w: Format) -> Option<&'static DotKernel> {
+    e.kernels.dot.filter(|k| k.takes() == (x, w) || k.takes() == (DType::F32, w))
 }
 
 /// The kernel for `m` rows of these types, of the strongest level that has one; failing BF16 activations, for their f32 values.
-fn choose(e: &Team, m: usize, x: DType, w: DType) -> &'static DotKernel {
-    let find = |x| levels::dot_kernels(e.isa()).find(|k| k.dtypes() == (x, w) && m >= k.least);
-    find(x).or_else(|| find(DType::F32)).expect("the portable level has f32 activations by every weight type")
+fn choose(e: &Team, m: usize, x: DType, w: Format) -> &'static DotKernel {
+    let find = |x| levels::dot_kernels(e.isa()).find(|k| k.takes() == (x, w) && m >= k.least);
+    find(x).or_else(|| find(DType::F32)).expect("the portable level has f32 activations by every format of weights")
 }
 
 /// The kernel for a product, as it was told or as it is best.
-pub(super) fn kernel(e: &Team, m: usize, x: DType, w: DType) -> &'static DotKernel {
+pub(super) fn kernel(e: &Team, m: usize, x: DType, w: Format) -> &'static DotKernel {
     forced(e, x, w).unwrap_or_else(|| choose(e, m, x, w))
 }
 
@@ -124,7 +124,7 @@ impl<'a> Few<'a> {
         }
         for (i, a) in a.chunks_exact(n).enumerate() {
             let at = i * self.stride + n0;
-            // SAFETY: columns `n0..n0 + n` of y are this thread's, by the caller's promise.
+            // SAFETY: columns `n0..n0 + n` of y are this thread's, by the caller's promise; `slice` checks that they are inside.
             unsafe {
                 match self.target {
                     Target::Store(y, None) => y.slice(at, n).copy_from_slice(a),
@@ -148,24 +148,33 @@ impl<'a> Few<'a> {
 }
 
 pub fn linear<'a, A: Element>(e: &Team, x: Mat<'_, A>, w: Weight<'a>, mut out: Output<'a, A>) {
-    let kernel = kernel(e, x.rows(), A::DTYPE, w.dtype());
+    let kernel = kernel(e, x.rows(), A::DTYPE, w.format());
     let factors = Factors::of(w, &out);
-    let (n_all, row_bytes) = (w.n(), w.dtype().bytes(w.k()) * factors.halves());
+    let (n_all, row_bytes) = (w.n(), w.format().bytes(w.k()) * factors.halves());
     let target = Target::of(&mut out);
 
     let team = e.take("few rows");
     let mut shared = team.shared();
     let few = Few::new(e, kernel, x, factors, target, shared.get(Few::bytes(kernel, x.rows(), w.k())));
-    let fit = (tuning::DOT_TASK_BYTES / row_bytes.max(1)).max(1);
-    let rows = fit.min(n_all.div_ceil(4 * e.threads())).next_multiple_of(12);
-    team.for_each_ahead(n_all.div_ceil(rows), |task, next, thread| {
-        let range = task * rows..n_all.min((task + 1) * rows);
+    let starts = starts(n_all, row_bytes, e.threads());
+    team.for_each_ahead(starts.len(), |task, next, thread| {
+        let range = starts[task]..starts.get(task + 1).copied().unwrap_or(n_all);
         let mut scratch = team.thread(thread);
         let room = bytemuck::cast_slice_mut(scratch.get(few.room(range.len()) * 4));
-        let after = few.rows(0, next.unwrap_or(task) * rows, 1).as_ptr();
-        // SAFETY: tasks own disjoint rows.
+        let after = few.rows(0, starts[next.unwrap_or(task)], 1).as_ptr();
+        // SAFETY: `for_each_ahead` gives each task out once, and tasks own disjoint rows.
         unsafe { few.compute(range, room, after) };
     });
+}
+
+/// The first rows of tasks over `n` rows of W: each a share of what is left, so that the last ones are short and threads end together.
+fn starts(n: usize, row_bytes: usize, threads: usize) -> Vec<usize> {
+    let most = (tuning::DOT_TASK_BYTES / row_bytes.max(1)).max(1);
+    let next = |at: usize| {
+        let some = (n - at).div_ceil(2 * threads).min(most) / tuning::DOT_UNIT;
+        Some(at + some.max(1) * tuning::DOT_UNIT).filter(|next| *next < n)
+    };
+    std::iter::successors(Some(0), |at| next(*at)).collect()
 }
 
 /// Elements between groups of rows of x: a line more than they need, as at a power of two they would all share the same few cache
@@ -204,4 +213,28 @@ fn call(kernel: &DotKernel, x: Rows<'_>, w: Stored<'_>, range: Range<usize>, out
     // SAFETY: x holds `m` rows and w `n` rows of `k` elements, and `out` takes m x n: asserted above and by `Stored::rows`. The
     // engine checked the ISA; `choose` and `forced` match the kernel's types.
     unsafe { (kernel.fun)(w.k, x.bytes.as_ptr(), x.stride, m, rows, w.stride, n, out.as_mut_ptr(), n, next) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::driver::balance::{end, shapes};
+
+    #[test]
+    fn tasks_cover_all_rows_and_threads_end_together() {
+        for (n, k) in shapes() {
+            for threads in [1, 2, 4, 8, 16] {
+                let starts = starts(n, 2 * k, threads);
+                assert!(starts[0] == 0 && starts.windows(2).all(|s| s[0] < s[1]) && *starts.last().unwrap() < n);
+                let sizes: Vec<usize> = starts.iter().zip(starts[1..].iter().chain([&n])).map(|(a, b)| b - a).collect();
+                let most = 2 * tuning::DOT_UNIT.max(tuning::DOT_TASK_BYTES / (2 * k));
+                assert!(sizes.iter().sum::<usize>() == n && sizes.iter().all(|s| *s <= most));
+                // A thread claims the next task before it begins one.
+                let late = end(threads, true, &sizes) as f64 * threads as f64 / n as f64;
+                assert!(late <= 1.05, "{n}x{k} on {threads} threads: {late:.3}");
+            }
+        }
+        assert_eq!(starts(5, 100, 3), [0]);
+        assert_eq!(starts(0, 100, 3), [0]);
+    }
 }

@@ -1,4 +1,4 @@
-//! Other libraries as backends: f32, 16-bit weights widened slab by slab.
+//! Other libraries as backends: f32, weights of other formats widened slab by slab.
 
 use super::{
     output::{Factors, Target, widen},
@@ -53,19 +53,18 @@ pub fn linear<'a, A: Element>(e: &Team, l: &Library, x: Mat<'_, A>, w: Weight<'a
         let (y, wide) = temp.split_at_mut(factors.halves() * m * n);
         for (h, y) in y.chunks_exact_mut(m * n).enumerate() {
             let w = factors.half(h).rows_at(n0, n);
-            let wf = match w {
-                Weight::F32(w) => w,
-                Weight::F16(_) | Weight::BF16(_) => {
-                    widen_weight(w, &mut wide[..n * k]);
-                    Mat::new(&wide[..n * k], n, k)
-                }
-            };
-            (l.product)(x, wf, MatMut::new(y, m, n));
+            let w = w.as_f32().unwrap_or_else(|| {
+                let wide = &mut wide[..n * k];
+                wide.chunks_exact_mut(k.max(1)).enumerate().for_each(|(r, y)| w.widen_row(r, y));
+                Mat::new(wide, n, k)
+            });
+            (l.product)(x, w, MatMut::new(y, m, n));
         }
         let (a, b) = y.split_at(m * n);
         for (i, a) in a.chunks_exact(n).enumerate() {
             let at = i * stride + n0;
-            // SAFETY: tasks own disjoint columns `n0..n0 + n` of y.
+            // SAFETY: each task is given out once, and tasks own disjoint columns `n0..n0 + n` of y; `slice` checks that they are
+            // inside.
             unsafe {
                 match target {
                     Target::Store(y, bias) => {
@@ -116,18 +115,6 @@ pub(super) fn product(x: Mat<'_, f32>, w: Mat<'_, f32>, mut y: MatMut<'_, f32>, 
             false,
             threads,
         );
-    }
-}
-
-fn widen_weight(w: Weight<'_>, out: &mut [f32]) {
-    use half::slice::HalfFloatSliceExt;
-    let k = w.k();
-    for (r, y) in out.chunks_exact_mut(k.max(1)).enumerate() {
-        match w {
-            Weight::F32(w) => y.copy_from_slice(w.row(r)),
-            Weight::F16(w) => w.row(r).convert_to_f32_slice(y),
-            Weight::BF16(w) => w.row(r).convert_to_f32_slice(y),
-        }
     }
 }
 

@@ -36,7 +36,7 @@ impl<'a> Factors<'a> {
 
     /// Whether both are stored alike, as our kernels want it.
     pub fn alike(&self) -> bool {
-        self.second.is_none_or(|w| w.dtype() == self.w.dtype())
+        self.second.is_none_or(|w| w.format() == self.w.format())
     }
 }
 

@@ -78,7 +78,7 @@ pub fn project_heads<A: Element, X: Element>(
         linear::linear(&singles[thread], Product { x, w: j.w.rows_at(first, cols), out: to });
         if let Some(keep) = j.keep {
             for (r, y) in rows.clone().zip(y.chunks_exact(cols)) {
-                // SAFETY: tasks of a job own disjoint rows and heads.
+                // SAFETY: `tasks` cuts a job into disjoint rows and heads, and each task is given out once.
                 unsafe { keep.slice(r * j.w.n() + first, cols) }.copy_from_slice(y);
             }
         }

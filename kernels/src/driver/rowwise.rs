@@ -71,7 +71,7 @@ impl<X, Y, K: RowKernel<X, Y>> Kernel for Rows<'_, K, X, Y> {
     #[inline(always)]
     fn run<V: Vector>(self, v: V) {
         for r in self.range {
-            // SAFETY: `map_rows` hands each row to one thread.
+            // SAFETY: the ranges of `each_range`, which `map_rows` calls, do not overlap: each row goes to one thread.
             self.k.row(v, self.x.row(r), unsafe { self.y.row(r) });
         }
     }
@@ -119,7 +119,7 @@ impl<T: Element> Kernel for Embed<'_, T> {
     #[inline(always)]
     fn run<V: Vector>(self, v: V) {
         for r in self.range {
-            // SAFETY: each row goes to one thread (`embed`).
+            // SAFETY: the ranges of `each_range`, which `embed` calls, do not overlap: each row goes to one thread.
             Convert.row(v, self.table.row(self.ids[r] as usize), unsafe { self.y.row(r) });
         }
     }
@@ -138,11 +138,10 @@ pub fn embed(e: &Team, table: Weight<'_>, ids: &[u32], mut out: MatMut<'_, f32>)
             e.used.note(kernel_name!(isa, "embed_bf16_f32"));
             each_range(e, ids.len(), cols, 1, |range| dispatch(isa, Embed { table, ids, y, range }));
         }
-        Weight::F16(table) => each_range(e, ids.len(), cols, 1, |range| {
+        _ => each_range(e, ids.len(), cols, 1, |range| {
             for r in range {
-                // SAFETY: as in `Embed`.
-                let y = unsafe { y.row(r) };
-                half::slice::HalfFloatSliceExt::convert_to_f32_slice(table.row(ids[r] as usize), y);
+                // SAFETY: the ranges of `each_range` do not overlap: each row goes to one thread.
+                table.widen_row(ids[r] as usize, unsafe { y.row(r) });
             }
         }),
     }
@@ -339,7 +338,7 @@ impl Kernel for Softmax<'_> {
     #[inline(always)]
     fn run<V: Vector>(self, v: V) {
         for r in self.range {
-            // SAFETY: each row goes to one thread (`softmax`).
+            // SAFETY: the ranges of `each_range`, which `softmax` calls, do not overlap: each row goes to one thread.
             softmax_row(v, unsafe { self.x.row(r) });
         }
     }

@@ -38,7 +38,7 @@ pub(crate) const LEVEL: Level = Level {
     epilogues: EPILOGUES,
     // The six rows of a tile, 4 KB apart, and two vectors of x for each leave the first-level cache no room: from 64 rows of x on
     // a copy costs less, and is up to 6% ahead.
-    tuning: Tuning { dot_rows: 8, dot_cost: 1.5, quads: &[], copy_from: 64, load_bound: None },
+    tuning: Tuning { dot_rows: 8, dot_cost: 1.5, quads: &[], copy_from: 64, load_bound: None, tiles: None },
     detect: || V3::is_available() && is_x86_feature_detected!("f16c"),
     faster: |_| true,
     around: None,
@@ -161,17 +161,17 @@ impl Vector for V3 {
     }
     #[inline(always)]
     fn prefetch_l2(self, p: *const u8) {
-        // SAFETY: as above.
+        // SAFETY: as in `prefetch`: harmless at any address, and SSE.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
     }
     #[inline(always)]
     fn prefetch_once(self, p: *const u8) {
-        // SAFETY: as above.
+        // SAFETY: as in `prefetch`: harmless at any address, and SSE.
         unsafe { _mm_prefetch::<_MM_HINT_NTA>(p.cast()) }
     }
     #[inline(always)]
     fn prefetch_write(self, p: *const u8) {
-        // SAFETY: as above; a CPU without this one takes it for no operation.
+        // SAFETY: as in `prefetch`: harmless at any address; a CPU without this one takes it for no operation.
         unsafe { _mm_prefetch::<_MM_HINT_ET0>(p.cast()) }
     }
     #[inline(always)]

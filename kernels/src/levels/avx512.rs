@@ -40,7 +40,7 @@ pub(crate) const LEVEL: Level = Level {
     dot: &[dot_quads_f32::KERNEL, dot_f32::KERNEL, dot_f16::KERNEL, dot_bf16::KERNEL],
     stream: None,
     epilogues: EPILOGUES,
-    tuning: Tuning { dot_rows: 24, dot_cost: 1.02, quads: &[DType::F32], copy_from: usize::MAX, load_bound: Some(16) },
+    tuning: Tuning { dot_rows: 24, dot_cost: 1.02, quads: &[DType::F32], copy_from: usize::MAX, load_bound: Some(16), tiles: None },
     detect: V4::is_available,
     faster: |_| true,
     around: None,

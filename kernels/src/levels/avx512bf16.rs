@@ -25,7 +25,8 @@ struct MacBf16;
 impl Mac<V4> for MacBf16 {
     #[inline(always)]
     unsafe fn mac(_: V4, acc: __m512, x: __m512, w: __m512) -> __m512 {
-        // SAFETY: the caller runs with avx512bf16.
+        // SAFETY: the CPU has the level, by the caller's promise; a kernel is called through its row alone, and `Isa::check` let
+        // the engine have it.
         unsafe { dot(acc, x, w) }
     }
 }
@@ -90,7 +91,8 @@ unsafe fn scores_of<const D: usize>(
     ahead: *const u8,
 ) {
     let d = if D > 0 { D } else { d };
-    // SAFETY: as in `scores`.
+    // SAFETY: features `< d` of keys `< n` are read, the last key standing in for those past it; scores are written to the end
+    // of `n`'s group of eight, inside STREAM_KEYS: the caller's promise.
     unsafe {
         for j in (0..n).step_by(KEYS) {
             let mut sums = [_mm512_setzero_ps(); KEYS];
@@ -154,7 +156,8 @@ unsafe fn weigh_some<const C: usize>(
     o: *mut f32,
     ahead: *const u8,
 ) {
-    // SAFETY: as in `weigh`.
+    // SAFETY: `32 C` features of values `< n` and of `o` are inside their rows, as `weigh` cuts `d` so; of `p` the pairs of `n`
+    // values are read, which `weigh` wrote.
     unsafe {
         let mut acc = [[[_mm512_setzero_ps(); 2]; C]; STREAM_ROWS];
         for j in (0..n).step_by(2) {

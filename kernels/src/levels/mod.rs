@@ -116,7 +116,7 @@ pub(crate) fn stream_kernel(isa: Isa, cache: DType, d: usize) -> Option<&'static
 }
 
 /// The level and those it builds on; nothing on another architecture.
-fn down_from(isa: Isa) -> impl Iterator<Item = &'static Level> + Clone {
+pub(crate) fn down_from(isa: Isa) -> impl Iterator<Item = &'static Level> + Clone {
     std::iter::successors(isa.level(), |l| l.base?.level())
 }
 
@@ -162,10 +162,12 @@ mod tests {
     #[cfg(target_arch = "x86_64")]
     #[test]
     fn choices_for_described_cpus() {
-        let x86 = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16];
-        assert_eq!(choice(&x86, *b"AuthenticAMD"), Isa::Avx512Bf16);
-        assert_eq!(choice(&x86, *b"GenuineIntel"), Isa::Avx512);
-        assert_eq!(choice(&x86[..2], *b"GenuineIntel"), Isa::Avx2);
+        let x86 = [Isa::Portable, Isa::AmxPlain, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16, Isa::Amx];
+        assert_eq!(choice(&x86, *b"GenuineIntel"), Isa::Amx);
+        assert_eq!(choice(&x86[..5], *b"AuthenticAMD"), Isa::Avx512Bf16);
+        assert_eq!(choice(&x86[..5], *b"GenuineIntel"), Isa::Avx512);
+        assert_eq!(choice(&x86[..3], *b"GenuineIntel"), Isa::Avx2);
+        assert_eq!(choice(&x86[..2], *b"GenuineIntel"), Isa::Portable, "what is for tests is never chosen");
         let f = cpu::features();
         assert_eq!(f.contains(&"avx2") && f.contains(&"fma") && f.contains(&"f16c"), Isa::Avx2.available());
         assert_eq!(f.contains(&"avx512bf16") && Isa::Avx512.available(), Isa::Avx512Bf16.available());
@@ -173,7 +175,7 @@ mod tests {
 
     #[test]
     fn the_choice_is_there() {
-        let arm = [Isa::Portable, Isa::Neon, Isa::NeonBf16];
+        let arm = [Isa::Portable, Isa::AmxPlain, Isa::Neon, Isa::NeonBf16];
         assert_eq!(choice(&arm, [0; 12]), Isa::NeonBf16);
         assert!(Isa::best().available());
     }

@@ -16,7 +16,7 @@ use crate::{
     isa::Isa,
     level::Level,
     micro::vector::{Bf16Pair, Mac, stamp},
-    view::DType,
+    view::{DType, Format},
 };
 
 pub(crate) const LEVEL: Level = Level {
@@ -175,11 +175,13 @@ const KERNEL: GemmKernel = GemmKernel {
     mr: MR,
     nr: NR,
     ku: KU,
+    fill: KU,
     kc: KC,
-    tile_bytes: KC * NR * 2,
+    tile_bytes: |_| KC * NR * 2,
     lanes: MR,
+    columns: false,
     pack_x: &[(DType::BF16, pack::<MR>)],
-    weights: &[ForWeight { format: DType::BF16, micro, pack: pack::<NR>, drain: None, in_place: None }],
+    weights: &[ForWeight { format: Format::BF16, micro, pack: pack::<NR>, drain: None, in_place: None }],
 };
 
 /// BFDOT.
@@ -187,7 +189,8 @@ struct MacBf16;
 impl Mac<Neon> for MacBf16 {
     #[inline(always)]
     unsafe fn mac(_: Neon, mut acc: float32x4_t, x: float32x4_t, w: float32x4_t) -> float32x4_t {
-        // SAFETY: only called in functions with the bf16 feature; the instruction touches registers alone.
+        // SAFETY: the CPU has the level, by the caller's promise, which `Isa::check` keeps; the instruction touches registers
+        // alone.
         unsafe {
             asm!(
                 ".arch_extension bf16",
@@ -206,7 +209,7 @@ const DOT: DotKernel = DotKernel {
     name: "dot_bf16xbf16_f32_2x4_neonbf16",
     isa: Isa::NeonBf16,
     x: DType::BF16,
-    w: DType::BF16,
+    w: Format::BF16,
     least: 1,
     group: 1,
     fun: bf16_bf16,

@@ -25,7 +25,7 @@ pub(crate) const LEVEL: Level = Level {
     dot: &[dot_f32::KERNEL, dot_f16::KERNEL, dot_bf16::KERNEL],
     stream: None,
     epilogues: EPILOGUES,
-    tuning: Tuning { dot_rows: 6, dot_cost: 1.5, quads: &[], copy_from: usize::MAX, load_bound: None },
+    tuning: Tuning { dot_rows: 6, dot_cost: 1.5, quads: &[], copy_from: usize::MAX, load_bound: None, tiles: None },
     detect: || true,
     faster: |_| true,
     around: None,

@@ -271,11 +271,11 @@ macro_rules! dot_kernel {
      $xt:ident as $x:ident, $wt:ident as $w:ident) => {
         pub(super) mod $module {
             use super::*;
-            use $crate::{contract::DotKernel, micro::{dot, vector::{self as vk, stamp}}, view::DType};
+            use $crate::{contract::DotKernel, micro::{dot, vector::{self as vk, stamp}}, view::{DType, Format}};
 
             stamp!($attr, fun: Dot => dot::dot::<$v, $mac, vk::$x, vk::$w, $wr>);
             pub const KERNEL: DotKernel =
-                DotKernel { name: $name, isa: $isa, x: DType::$xt, w: DType::$wt, least: 1, group: 1, fun };
+                DotKernel { name: $name, isa: $isa, x: DType::$xt, w: Format::$wt, least: 1, group: 1, fun };
         }
     };
 }

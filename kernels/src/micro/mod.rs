@@ -5,4 +5,5 @@ pub(crate) mod epilogue;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod quads;
 pub(crate) mod tile;
+pub(crate) mod tiles;
 pub(crate) mod vector;

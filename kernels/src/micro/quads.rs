@@ -156,14 +156,14 @@ macro_rules! quads_kernel {
     ($module:ident, $isa:expr, $attr:tt, $v:ty, $mac:ty, $dtype:ident as $t:ty, $most:literal x $wr:literal, $least:literal, $name:literal) => {
         pub(super) mod $module {
             use super::*;
-            use $crate::{contract::DotKernel, micro::{quads, vector::stamp}, view::DType};
+            use $crate::{contract::DotKernel, micro::{quads, vector::stamp}, view::{DType, Format}};
 
             stamp!($attr, fun: Dot => quads::dot::<$v, $mac, $t, $most, $wr>);
             pub const KERNEL: DotKernel = DotKernel {
                 name: $name,
                 isa: $isa,
                 x: DType::$dtype,
-                w: DType::$dtype,
+                w: Format::$dtype,
                 least: $least,
                 group: <$v as $crate::simd::Vector>::LANES / 4,
                 fun,

@@ -335,7 +335,7 @@ macro_rules! for_weight {
             stamp!($attr, in_place: InPlace => tile::in_place::<$v, $mac, $load, $mv, $nr>);
 
             pub const FNS: ct::ForWeight = ct::ForWeight {
-                format: DType::$format,
+                format: Format::$format,
                 micro,
                 in_place: if $in_place { Some(in_place) } else { None },
                 pack,
@@ -352,7 +352,7 @@ macro_rules! gemm_kernel {
     ($module:ident, $isa:expr, $attr:tt, $v:ty, F32, $mv:literal x $nr:literal, $name:literal) => {
         pub(super) mod $module {
             use super::*;
-            use $crate::{contract as ct, micro::{tile, vector::{self as vk, stamp}}, view::DType};
+            use $crate::{contract as ct, micro::{tile, vector::{self as vk, stamp}}, view::{DType, Format}};
 
             stamp!($attr, pack_f32: Pack => tile::pack_x::<$v, vk::F32, $mv>);
             stamp!($attr, pack_bf16: Pack => tile::pack_x::<$v, vk::Bf16, $mv>);
@@ -360,19 +360,19 @@ macro_rules! gemm_kernel {
             tile::for_weight!(w_f16, $attr, $v, vk::MacF32, F16 as vk::F16, $mv x $nr, false);
             tile::for_weight!(w_bf16, $attr, $v, vk::MacF32, BF16 as vk::Bf16, $mv x $nr, false);
 
-            pub const KERNEL: ct::GemmKernel = tile::row::<$v>($name, $isa, ct::Mul::F32, $mv, $nr,
+            pub const KERNEL: ct::GemmKernel = tile::row::<$v>($name, $isa, ct::Mul::F32, $mv, $nr, |_| $nr * tile::TILE_STRIDE,
                 &[(DType::F32, pack_f32), (DType::BF16, pack_bf16)], &[w_f32::FNS, w_f16::FNS, w_bf16::FNS]);
         }
     };
     ($module:ident, $isa:expr, $attr:tt, $v:ty, $mac:ty, $mv:literal x $nr:literal, $name:literal) => {
         pub(super) mod $module {
             use super::*;
-            use $crate::{contract as ct, micro::{tile, vector::{self as vk, stamp}}, view::DType};
+            use $crate::{contract as ct, micro::{tile, vector::{self as vk, stamp}}, view::{DType, Format}};
 
             stamp!($attr, pack_x: Pack => tile::pack_x::<$v, vk::Bf16Pair, $mv>);
             tile::for_weight!(w_bf16, $attr, $v, $mac, BF16 as vk::Bf16Pair, $mv x $nr, $nr <= tile::IN_PLACE_ROWS);
 
-            pub const KERNEL: ct::GemmKernel = tile::row::<$v>($name, $isa, ct::Mul::Bf16, $mv, $nr,
+            pub const KERNEL: ct::GemmKernel = tile::row::<$v>($name, $isa, ct::Mul::Bf16, $mv, $nr, |_| $nr * tile::TILE_STRIDE,
                 &[(DType::BF16, pack_x)], &[w_bf16::FNS]);
         }
     };
@@ -380,12 +380,14 @@ macro_rules! gemm_kernel {
 pub(crate) use gemm_kernel;
 
 /// A kernel of `mv` vectors of rows of x by `nr` rows of W.
+#[allow(clippy::too_many_arguments)]
 pub(crate) const fn row<V: Vector>(
     name: &'static str,
     isa: Isa,
     mul: Mul,
     mv: usize,
     nr: usize,
+    tile_bytes: fn(usize) -> usize,
     pack_x: &'static [(DType, PackX)],
     weights: &'static [ForWeight],
 ) -> GemmKernel {
@@ -397,9 +399,11 @@ pub(crate) const fn row<V: Vector>(
         mr: mv * V::LANES,
         nr,
         ku,
+        fill: ku,
         kc: STEPS * ku,
-        tile_bytes: nr * TILE_STRIDE,
+        tile_bytes,
         lanes: V::LANES,
+        columns: false,
         pack_x,
         weights,
     }

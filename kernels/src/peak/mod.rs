@@ -19,7 +19,9 @@ use half::bf16;
 use read::{Read, WAYS};
 
 use crate::{
+    contract::Mul,
     engine::Engine,
+    isa::Isa,
     levels::{self, dispatch},
     tuning,
     view::DType,
@@ -71,15 +73,17 @@ impl Unit {
         }
     }
 
-    /// The unit that the engine's kernels use for products by weights of this type; `None` for those of a library, whose units are
-    /// unknown.
+    /// The unit that the engine's kernels use for products by weights of this type, which a level may have from one that it builds
+    /// on; `None` for those of a library, whose units are unknown.
     pub fn in_use(e: &Engine, dtype: DType) -> Option<Unit> {
         if e.backend() != crate::Backend::Ours {
             return None;
         }
         let x = if dtype == DType::F16 { DType::F32 } else { dtype };
-        let level = levels::gemm_kernels(e.isa()).find(|k| k.takes(x, dtype))?.isa;
-        Unit::all().into_iter().find(|u| u.0.level == Some(level) && u.serves(dtype))
+        let kernel = levels::gemm_kernels(e.isa()).find(|k| k.takes(x, dtype.into()))?;
+        let multiplies = |u: &Unit| (u.factors() == Factors::F32) == (kernel.mul == Mul::F32) && u.serves(dtype);
+        let of = |level: Isa| Unit::all().into_iter().find(|u| u.0.level == Some(level) && multiplies(u));
+        levels::down_from(kernel.isa).find_map(|level| of(level.isa))
     }
 
     fn run(self, work: &mut Work, passes: u64) -> u64 {
@@ -269,7 +273,7 @@ mod tests {
             for dtype in [DType::F32, DType::F16, DType::BF16] {
                 let unit = Unit::in_use(&engine(isa), dtype).unwrap_or_else(|| panic!("{isa} {dtype:?}"));
                 assert!(unit.serves(dtype) && unit.0.level <= Some(isa), "{isa} {dtype:?}: {}", unit.name());
-                let bf16 = dtype == DType::BF16 && matches!(isa, Isa::Avx512Bf16 | Isa::NeonBf16);
+                let bf16 = dtype == DType::BF16 && matches!(isa, Isa::Avx512Bf16 | Isa::Amx | Isa::NeonBf16);
                 assert_eq!(unit.factors() == Factors::Bf16, bf16, "{isa} {dtype:?}: {}", unit.name());
             }
         }

@@ -128,8 +128,8 @@ pub(super) static UNITS: &[Row] = &[
     Row {
         name: "AMX-BF16 (tdpbf16ps)",
         factors: Factors::Bf16,
-        level: None,
-        detect: || super::amx::has().bf16,
+        level: Some(Isa::Amx),
+        detect: || crate::cpu::amx::has().bf16,
         run: super::amx::bf16,
     },
     #[cfg(target_arch = "x86_64")]
@@ -153,7 +153,7 @@ pub(super) static UNITS: &[Row] = &[
         name: "AMX-INT8 (tdpbssd)",
         factors: Factors::Int8,
         level: None,
-        detect: || super::amx::has().int8,
+        detect: || crate::cpu::amx::has().int8,
         run: super::amx::int8,
     },
     #[cfg(target_arch = "aarch64")]

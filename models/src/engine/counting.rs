@@ -3,8 +3,8 @@
 use std::cell::Cell;
 
 use ttft_kernels::{
-    AttnShape, DType, Element, HeadCache, HeadProjection, HeadsOut, Mat, MatMut, Options, Output, Pool, Positions,
-    Product, Query, Result, RopeTable, Weight,
+    AttnShape, DType, Element, Format, HeadCache, HeadProjection, HeadsOut, Join, Mat, MatMut, Options, Output, Pool,
+    Positions, Product, Query, Result, RopeTable, Weight,
 };
 
 /// Floating-point operations, two for each multiplication: of projections, attention, output heads and maps.
@@ -55,7 +55,7 @@ impl Engine {
         self.count(if w.n() == self.vocab { 2 } else { 0 }, matrices * 2 * x.rows() * w.n() * w.k());
     }
 
-    pub fn streams(&self, rows: usize, x: DType, w: DType) -> bool {
+    pub fn streams(&self, rows: usize, x: DType, w: Format) -> bool {
         self.engine.streams(rows, x, w)
     }
 
@@ -104,6 +104,21 @@ impl Engine {
     ) -> Result<()> {
         self.count(1, q.rows() * q.cols() * 2 * len);
         self.engine.attention_weights(q, k, len, out)
+    }
+
+    pub fn attention_scores<A: Element>(
+        &self,
+        q: Mat<'_, A>,
+        k: &HeadCache<A>,
+        len: usize,
+        out: &mut [f32],
+    ) -> Result<()> {
+        self.count(1, q.rows() * q.cols() * 2 * len);
+        self.engine.attention_scores(q, k, len, out)
+    }
+
+    pub fn pooled(&self, x: &[f32], len: usize, width: usize, join: Join, out: &mut [f32]) -> Result<()> {
+        self.engine.pooled(x, len, width, join, out)
     }
 
     pub fn embed(&self, table: Weight<'_>, ids: &[u32], out: MatMut<'_, f32>) -> Result<()> {

@@ -3,6 +3,7 @@
 use std::{fmt, path::Path};
 
 use crate::{
+    activations::Rows,
     config::{NetworkConfig, Role, TensorSpec},
     error::{Error, Result},
     json,
@@ -274,19 +275,30 @@ pub struct OwnTokens {
     pub last: usize,
     /// The first ones, s, of which attention sinks are made.
     pub first: usize,
+    /// Whether the keys and values of the first ones, which depend on these tokens alone, are kept from an earlier call that began
+    /// with the same: the base then reads the last ones alone.
+    pub kept: bool,
 }
 
 impl OwnTokens {
     /// The paper's: the last one.
-    pub const PAPER: OwnTokens = OwnTokens { last: 1, first: 0 };
+    pub const PAPER: OwnTokens = OwnTokens { last: 1, first: 0, kept: false };
+
+    /// Of `n` tokens, those that the base reads in every call; none if it reads all of them.
+    pub fn of(self, n: usize) -> Option<Rows> {
+        let rows = Rows { first: self.first, count: self.last, of: n };
+        let some = self.last.saturating_add(self.first) < n;
+        some.then_some(if self.kept { Rows { first: 0, ..rows } } else { rows })
+    }
 
     /// What [`OwnTokens::strip`] takes off a name; nothing of the paper's.
     pub fn suffix(self) -> String {
         let part = |mark: &str, n: usize, usual: usize| if n == usual { String::new() } else { format!("-{mark}{n}") };
-        part("m", self.last, 1) + &part("s", self.first, 0)
+        let kept = if self.kept && self.first > 0 { KEPT } else { "" };
+        part("m", self.last, 1) + &part("s", self.first, 0) + kept
     }
 
-    /// Takes the numbers off a name: `-m16-s1`, or one of the two.
+    /// Takes the numbers off a name: `-m16-s1`, or one of the two; `-s1kept` where the first ones are kept.
     pub fn strip(name: &str) -> (&str, OwnTokens) {
         let number = |name: &'_ str, mark: &str| -> Option<(usize, usize)> {
             let (rest, digits) = name.rsplit_once(mark)?;
@@ -294,8 +306,9 @@ impl OwnTokens {
             Some((rest.len(), digits.parse().ok().filter(|n| plain && *n <= MOST)?))
         };
         let (mut name, mut own) = (name, OwnTokens::PAPER);
-        if let Some((rest, s)) = number(name, "-s") {
-            (name, own.first) = (&name[..rest], s);
+        let (numbers, kept) = name.strip_suffix(KEPT).map_or((name, false), |rest| (rest, true));
+        if let Some((rest, s)) = number(numbers, "-s") {
+            (name, own.first, own.kept) = (&name[..rest], s, kept);
         }
         if let Some((rest, m)) = number(name, "-m") {
             (name, own.last) = (&name[..rest], m);
@@ -310,6 +323,9 @@ impl Default for OwnTokens {
     }
 }
 
+/// Behind the number of first tokens, where these are kept.
+const KEPT: &str = "kept";
+
 /// More tokens of either kind than any prompt has.
 const MOST: usize = 1 << 24;
 
@@ -319,12 +335,17 @@ mod tests {
 
     #[test]
     fn numbers_of_tokens_are_the_end_of_a_name() {
-        let own = |last, first| OwnTokens { last, first };
+        let own = |last, first| OwnTokens { last, first, kept: false };
+        let kept = |last, first| OwnTokens { kept: true, ..own(last, first) };
         for (name, rest, expected) in [
             ("OE1.1B-KVP-C-450M", "OE1.1B-KVP-C-450M", own(1, 0)),
             ("OE1.1B-KVP-C-450M-m16", "OE1.1B-KVP-C-450M", own(16, 0)),
             ("OE1.1B-KVP-C-450M-s2", "OE1.1B-KVP-C-450M", own(1, 2)),
             ("OE1.1B-KVP-S19-m15-s1", "OE1.1B-KVP-S19", own(15, 1)),
+            ("OE1.1B-KVP-S19-m15-s1kept", "OE1.1B-KVP-S19", kept(15, 1)),
+            ("x-s12kept", "x", kept(1, 12)),
+            ("x-kept", "x-kept", own(1, 0)),
+            ("x-m3kept", "x-m3kept", own(1, 0)),
             // Anything else is no number of tokens, and so no name of the zoo.
             ("x-m0", "x-m0", own(1, 0)),
             ("x-m01", "x-m01", own(1, 0)),

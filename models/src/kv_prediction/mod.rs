@@ -1,13 +1,15 @@
 //! KV prediction: an auxiliary network reads the prompt, or the first layers of the base itself do; a predictor maps what they
 //! leave to the base's cache; and the base reads a few tokens alone: the last, and maybe the first.
 
+pub mod control;
 pub mod layout;
 pub mod likelihood;
 pub mod predictor;
 
 use std::{path::Path, sync::Arc};
 
-use layout::{Layout, Order, OwnTokens};
+use control::{Control, Filling};
+use layout::{Input, Layout, Order, Origin, OwnTokens};
 use predictor::Predictor;
 
 use crate::{
@@ -31,6 +33,8 @@ pub struct KvPrediction {
     pub own: OwnTokens,
     /// and when.
     pub order: Order,
+    /// What stands where predictions would be, if this is a control.
+    pub control: Option<Control>,
 }
 
 /// A KV prediction as its shapes.
@@ -44,6 +48,17 @@ pub struct Shape {
     pub own: OwnTokens,
     /// and when.
     pub order: Order,
+    /// What stands where predictions would be, if this is a control.
+    pub filling: Option<Filling>,
+}
+
+impl Shape {
+    /// Whether the first layer above shared ones projects what the layer below it left: then its keys and values are those of
+    /// full prefill.
+    pub fn first_is_exact(&self) -> bool {
+        let exact = |k: usize| self.layout.layers[k] == Some(Origin { layer: k - 1, input: Input::Own });
+        self.layout.shared.is_some_and(exact)
+    }
 }
 
 /// For each of `base` layers the one of `aux` that it is predicted from, by the rule of the paper's pairs: in order, each
@@ -72,7 +87,7 @@ impl KvPrediction {
     /// Those of [`Predictor::load`].
     pub fn new(base: Arc<Network>, aux: Option<Arc<Network>>, predictor: &Path) -> Result<KvPrediction> {
         let predictor = Arc::new(Predictor::load(predictor, &base, aux.as_deref())?);
-        Ok(KvPrediction { base, aux, predictor, own: OwnTokens::PAPER, order: Order::InTurn })
+        Ok(KvPrediction { base, aux, predictor, own: OwnTokens::PAPER, order: Order::InTurn, control: None })
     }
 
     /// The same, its base reading these tokens itself.
@@ -83,6 +98,11 @@ impl KvPrediction {
     /// The same, in this order.
     pub fn ordered(self, order: Order) -> KvPrediction {
         KvPrediction { order, ..self }
+    }
+
+    /// The same with something else where predictions would be.
+    pub fn control(self, control: Control) -> KvPrediction {
+        KvPrediction { control: Some(control), ..self }
     }
 
     /// Its networks.
@@ -109,6 +129,6 @@ impl KvPrediction {
         let base = Network::from_tensors(&t, base, CORENET_BASE)?;
         let aux = Network::from_tensors(&t, aux, CORENET_AUXILIARY)?;
         let (base, aux, predictor) = (Arc::new(base), Some(Arc::new(aux)), Arc::new(predictor));
-        Ok(KvPrediction { base, aux, predictor, own: OwnTokens::PAPER, order: Order::InTurn })
+        Ok(KvPrediction { base, aux, predictor, own: OwnTokens::PAPER, order: Order::InTurn, control: None })
     }
 }

@@ -137,7 +137,7 @@ impl Lazy {
     /// Sets which `keep` tokens layer `i` takes of the `of` that the layer before it took: by the scores, or all of them.
     pub fn take(&mut self, i: usize, of: usize, keep: usize, scores: &mut Scores) {
         if keep < of {
-            scores.choose(keep, &mut self.places);
+            scores.choose(1, keep, &mut self.places);
         } else {
             self.places.clear();
             self.places.extend((0..self.batch).flat_map(|_| 0..keep as u32));

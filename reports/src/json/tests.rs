@@ -1,7 +1,7 @@
 use std::path::Path;
 
 use super::*;
-use crate::{calibration::Calibration, compare::Side, samples};
+use crate::{calibration::Calibration, compare::Side, fidelity::Fidelity, samples};
 
 /// `UPDATE_SCHEMA=1 cargo test -p ttft-reports` writes the files anew.
 #[test]
@@ -20,6 +20,7 @@ fn the_schema_files_of_the_answers_are_up_to_date() {
     check::<ComparisonAnswer>("ttft-compare-1");
     check::<JudgementAnswer>("ttft-pairs-1");
     check::<Calibration>("ttft-calibration-1");
+    check::<Fidelity>("ttft-fidelity-1");
 }
 
 #[test]

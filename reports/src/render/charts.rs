@@ -493,7 +493,7 @@ pub(super) fn rows_height(n: usize) -> u32 {
     56 + 36 * n as u32
 }
 
-const PHASES: [(&str, usize); 8] = [
+const PHASES: [(&str, usize); 9] = [
     ("open", 3),
     ("prefill", 0),
     ("selection", 7),
@@ -501,6 +501,8 @@ const PHASES: [(&str, usize); 8] = [
     ("shared_layers", 6),
     ("prediction", 1),
     ("base_step", 2),
+    // No system has both of one colour.
+    ("look_ahead", 6),
     ("unattributed", 4),
 ];
 

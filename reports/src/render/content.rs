@@ -1,22 +1,25 @@
 //! What a report says: titles, paragraphs, tables and charts, before any format.
 
-use super::{RenderError, Run, blocks::*, charts, cold, energy, machines, method, side_by_side, verdict::*};
+use std::collections::BTreeSet;
+
+use super::{RenderError, Run, blocks::*, charts, cold, energy, machines, method, side_by_side, tradeoff, verdict::*};
 use crate::{
     compare::{self, Side},
     facts,
     format::{self, UNKNOWN, or_unknown},
     paper,
-    schema::{Cell, Gate, Kind, Percentiles, Record},
+    schema::{Cell, Gate, Kind, Percentiles, Placement, Record},
     stats,
     summary::{self, Row},
     validate,
 };
 
 /// The parts of a report, in order, with what they say. All but the first two and the last stand there once for each run.
-pub const PARTS: [(&str, &str); 10] = [
+pub const PARTS: [(&str, &str); 11] = [
     ("machines", "several runs by peak, bandwidth, TTFT and what KV prediction gains"),
     ("comparison", "the runs side by side, on equal work"),
     ("verdict", "does the FLOPs reduction become a TTFT reduction, where not, and why"),
+    ("tradeoff", "with a fidelity file: speed against what became of the answer"),
     ("charts", "all other charts"),
     ("cells", "the figures of every cell"),
     ("phases", "time and work of every phase, generation after the first token, energy"),
@@ -37,6 +40,7 @@ pub fn document(runs: &[Run], with_charts: bool, parts: &[&str]) -> Result<Docum
     }
     let wanted = |part: &str| parts.is_empty() || parts.contains(&part);
     let mut sections = Vec::new();
+    let mut traded = traded(runs, with_charts)?;
     if runs.len() > 1 && wanted("machines") {
         let blocks = machines::blocks(runs, with_charts)?;
         if !blocks.is_empty() {
@@ -81,6 +85,7 @@ pub fn document(runs: &[Run], with_charts: bool, parts: &[&str]) -> Result<Docum
         } else {
             add("verdict", "Verdict", "Does the FLOPs reduction become a TTFT reduction?", answer);
         }
+        add("tradeoff", "Trade-off", "What becomes of the answer?", std::mem::take(&mut traded[i]));
         if with_charts {
             let charts = charts::others(&id, side.record, &rows)?;
             let charts = (!charts.is_empty()).then_some(Block::Charts { charts });
@@ -112,6 +117,20 @@ pub fn document(runs: &[Run], with_charts: bool, parts: &[&str]) -> Result<Docum
         subtitle: machines.join("; "),
         sections,
     })
+}
+
+/// The trade-off of each run. Where at least one is joined with its fidelity file, the others say why they are not.
+fn traded(runs: &[Run], with_charts: bool) -> Result<Vec<Vec<Block>>, RenderError> {
+    let made = runs.iter().enumerate().map(|(i, run)| tradeoff::blocks(run, &format!("r{i}"), with_charts));
+    let made: Vec<Result<Vec<Block>, RenderError>> = made.collect();
+    let joined = made.iter().flatten().any(|blocks| !blocks.is_empty());
+    let told = |made| match made {
+        Err(RenderError::NotJoined(_, why)) if joined => {
+            Ok(vec![text(format!("This run and the fidelity file are not joined. {why}"))])
+        }
+        made => made,
+    };
+    made.into_iter().map(told).collect()
 }
 
 /// What stands in a run whose systems have nothing beside them.
@@ -482,6 +501,42 @@ fn figure_5b(rows: &[Row]) -> Vec<Block> {
     ]
 }
 
+/// Where threads ran and on which pages memory lay, of all cells together.
+fn placement_text(record: &Record, measured: &[&Row]) -> Option<String> {
+    let all: Vec<&Placement> = measured.iter().filter_map(|r| r.cell.placement.as_ref()).collect();
+    let first = all.first()?;
+    let cpus: Option<BTreeSet<u32>> = all
+        .iter()
+        .map(|p| p.cpus.as_ref())
+        .collect::<Option<Vec<_>>>()
+        .map(|c| c.into_iter().flatten().flatten().copied().collect());
+    let moved = all.iter().filter(|p| p.cpus.iter().flatten().any(|each| each.len() > 1)).count();
+    let mut parts = vec![match cpus {
+        Some(cpus) => {
+            let list: Vec<String> = cpus.iter().map(ToString::to_string).collect();
+            let bound = if first.pinned { ", each thread bound to one" } else { "" };
+            let changes = match moved {
+                0 => String::new(),
+                n => format!("; in {n} of {} cells a thread changed its CPU from sample to sample", all.len()),
+            };
+            format!("Threads ran on CPUs {}{bound}{changes}", list.join(", "))
+        }
+        None => "The system does not tell on which CPUs threads ran".into(),
+    }];
+    let nodes = all.iter().filter_map(|p| p.nodes.as_ref()).flatten().collect::<BTreeSet<_>>().len();
+    if let (Some(there), 1..) = (record.run.machine.numa_nodes, nodes) {
+        parts.push(format!("on {nodes} of {there} NUMA node{}", if there == 1 { "" } else { "s" }));
+    }
+    if let Some(most) = all.iter().filter_map(|p| p.involuntary_switches).max() {
+        parts.push(format!("threads had to leave their CPUs {most} times in a cell at most"));
+    }
+    let least = |of: fn(&Placement) -> Option<u64>| all.iter().filter_map(|p| of(p)).min().map(format::bytes);
+    if let Some((anon, files)) = least(|p| p.anon_huge_bytes).zip(least(|p| p.file_huge_bytes)) {
+        parts.push(format!("at least {anon} of working memory and {files} of weights lay on huge pages"));
+    }
+    Some(format!("{}.", parts.join("; ")))
+}
+
 fn validity(record: &Record, rows: &[Row]) -> Vec<Block> {
     let measured: Vec<&Row> = rows.iter().filter(|r| r.cell.published.is_none()).collect();
     let mut blocks = Vec::new();
@@ -551,6 +606,7 @@ fn validity(record: &Record, rows: &[Row]) -> Vec<Block> {
     ];
     let cells = table("", &head, &[0, 1], measured.iter().map(fields).collect());
     push_table(&mut blocks, cells.mark(marked(measured.iter().copied())));
+    blocks.extend(placement_text(record, &measured).map(text));
     let percentiles = |row: &&Row| {
         let p = Percentiles::of(&row.cell.samples_ns).filter(|p| p.p90_ns.is_some())?;
         let shown = |ns: Option<u64>| or_unknown(ns.map(|ns| format::seconds(ns as f64 * 1e-9)));

@@ -1,15 +1,15 @@
 //! One line for each cell, as plain numbers with their units in the header. Unknown is empty.
 
-use super::{RenderError, Run};
+use super::{RenderError, Run, tradeoff};
 use crate::{
     schema::{Cell, Percentiles},
     stats::{self, Estimate},
     summary,
-    text::printable,
+    text::no_formula,
     validate,
 };
 
-const HEADER: [&str; 72] = [
+const HEADER: [&str; 73] = [
     "run",
     "id",
     "kind",
@@ -62,6 +62,7 @@ const HEADER: [&str; 72] = [
     "shared_layers_s",
     "prediction_s",
     "base_step_s",
+    "look_ahead_s",
     "unattributed_s",
     "parallel_regions",
     "mad_s",
@@ -84,10 +85,22 @@ const HEADER: [&str; 72] = [
     "doubts",
 ];
 
-/// The cells of all runs.
+/// The cells of all runs; of runs with a fidelity file, the figures of the trade-off.
 pub fn render(sides: &[Run], _: &[&str]) -> Result<String, RenderError> {
     let refuse = |e: &dyn std::fmt::Display| RenderError::Csv(e.to_string());
     let mut out = ::csv::Writer::from_writer(Vec::new());
+    let traded: Vec<_> = sides.iter().filter_map(|side| Some(tradeoff::lines(side, side.fidelity?))).collect();
+    if !traded.is_empty() {
+        let joined = traded.iter().any(Result::is_ok);
+        out.write_record(tradeoff::HEADER).map_err(|e| refuse(&e))?;
+        for lines in traded {
+            match lines {
+                Err(RenderError::NotJoined(..)) if joined => {}
+                lines => lines?.iter().try_for_each(|line| out.write_record(line)).map_err(|e| refuse(&e))?,
+            }
+        }
+        return finished(out);
+    }
     out.write_record(HEADER).map_err(|e| refuse(&e))?;
     for side in sides {
         let claims = validate::validate(side.record).claims;
@@ -96,18 +109,16 @@ pub fn render(sides: &[Run], _: &[&str]) -> Result<String, RenderError> {
             out.write_record(fields(side.name, &row, verdict)).map_err(|e| refuse(&e))?;
         }
     }
+    finished(out)
+}
+
+fn finished(out: ::csv::Writer<Vec<u8>>) -> Result<String, RenderError> {
+    let refuse = |e: &dyn std::fmt::Display| RenderError::Csv(e.to_string());
     let bytes = out.into_inner().map_err(|e| refuse(&e))?;
     String::from_utf8(bytes).map_err(|e| refuse(&e))
 }
 
-/// Text that a spreadsheet takes for text: one that begins as a formula does gets an apostrophe, and no character steers.
-fn no_formula(words: &str) -> String {
-    let words = printable(words);
-    let formula = words.trim_start().starts_with(['=', '+', '-', '@', '＝', '＋', '－', '＠']);
-    if formula { format!("'{words}") } else { words }
-}
-
-fn fields(run: &str, row: &summary::Row, verdict: Option<String>) -> [String; 72] {
+fn fields(run: &str, row: &summary::Row, verdict: Option<String>) -> [String; 73] {
     fn text<T: ToString>(value: Option<T>) -> String {
         value.map(|v| v.to_string()).unwrap_or_default()
     }
@@ -180,6 +191,7 @@ fn fields(run: &str, row: &summary::Row, verdict: Option<String>) -> [String; 72
         phase("shared_layers"),
         phase("prediction"),
         phase("base_step"),
+        phase("look_ahead"),
         rest,
         text(regions.filter(|_| !cell.phases.is_empty())),
         text(stats::mad(&summary::seconds(&cell.samples_ns))),
@@ -201,26 +213,4 @@ fn fields(run: &str, row: &summary::Row, verdict: Option<String>) -> [String; 72
         cell.published.is_some().to_string(),
         row.doubts.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
     ]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::no_formula;
-
-    #[test]
-    fn text_is_no_formula() {
-        for (words, cell) in [
-            ("=1+1", "'=1+1"),
-            ("+a", "'+a"),
-            ("-a", "'-a"),
-            ("@x", "'@x"),
-            (" =x", "' =x"),
-            ("\t=x", "\u{fffd}=x"),
-            ("a=b", "a=b"),
-            ("x\ny", "x\u{fffd}y"),
-            ("", ""),
-        ] {
-            assert_eq!(no_formula(words), cell);
-        }
-    }
 }

@@ -18,12 +18,13 @@ mod method;
 mod picture;
 mod plot;
 pub(crate) mod side_by_side;
+pub(crate) mod tradeoff;
 pub(crate) mod verdict;
 
 pub use blocks::{Block, Chart, Document, Section, Table};
 pub use content::{PARTS, document};
 
-use crate::{calibration::Calibration, schema::Record};
+use crate::{calibration::Calibration, fidelity::Fidelity, schema::Record};
 
 /// A run with the name it goes by in a report.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +33,8 @@ pub struct Run<'a> {
     pub name: &'a str,
     /// The run.
     pub record: &'a Record,
+    /// What became of the answers of its systems, if that was measured.
+    pub fidelity: Option<&'a Fidelity>,
 }
 
 /// A way to write a report.
@@ -101,6 +104,9 @@ pub enum RenderError {
     /// The runs have nothing for the parts asked for.
     #[error("these runs have nothing to say in: {0}")]
     Nothing(String),
+    /// No system of the fidelity file is one of the record: the run, and what differs.
+    #[error("{0} and the fidelity file are not joined. {1}")]
+    NotJoined(String, String),
     /// The plotting library refused.
     #[error("chart `{0}`: {1}")]
     Plot(String, String),

@@ -40,6 +40,7 @@ fn words(phase: &str) -> &str {
         "prediction" => "predicting the cache",
         "base_step" => "one step of the base",
         "selection" => "choosing tokens",
+        "look_ahead" => "decoding ahead",
         other => other,
     }
 }

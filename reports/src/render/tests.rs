@@ -6,13 +6,15 @@ use serde_json::Value;
 use super::*;
 use crate::{
     calibration::Calibration,
-    compare, paper, samples,
+    compare,
+    fidelity::{self, Fidelity},
+    paper, samples,
     schema::{Cell, Kind, Line, Record, scenario_hash},
     terminal,
 };
 
 fn render(name: &str, sides: &[(&str, &Record)]) -> String {
-    let sides: Vec<Run> = sides.iter().map(|(name, record)| Run { name, record }).collect();
+    let sides: Vec<Run> = sides.iter().map(|(name, record)| Run { name, record, fidelity: None }).collect();
     (super::format(name).unwrap().render)(&sides, &[]).unwrap()
 }
 
@@ -200,7 +202,8 @@ fn figure_5b() -> Record {
 fn the_papers_figures_stand_beside_the_same_points() {
     assert!(!render("md", &[("sample", &samples::run())]).contains("Figure"));
     let (one, five) = (figure_1(), figure_5b());
-    let sides = [Run { name: "fig1", record: &one }, Run { name: "fig5b", record: &five }];
+    let sides =
+        [Run { name: "fig1", record: &one, fidelity: None }, Run { name: "fig5b", record: &five, fidelity: None }];
     insta::assert_snapshot!(markdown::render(&sides, &["paper"]).unwrap());
 }
 
@@ -218,14 +221,113 @@ fn a_run_of_one_network_says_how_long_it_takes_and_in_how_many_steps() {
     assert!(legend >= 2, "{legend}");
 }
 
+/// The sample run at one size, and the made-up answers of its systems.
+fn with_answers() -> (Record, Fidelity) {
+    let mut record = samples::with_identities(samples::run());
+    record.cells.retain(|c| c.prompt == 256);
+    (record, fidelity::samples::file())
+}
+
+#[test]
+fn the_trade_off_in_words_and_tables() {
+    let (record, file) = with_answers();
+    let run = Run { name: "sample", record: &record, fidelity: Some(&file) };
+    insta::assert_snapshot!(markdown::render(&[run], &["tradeoff"]).unwrap());
+    let text = terminal::tradeoff(&run).unwrap();
+    for words in
+        ["2 systems have a time and an answer at 1 x 256: loses 1, useless 1.", "OE1.1B-KVP-C-270M: Useless: on needle"]
+    {
+        assert!(text.contains(words), "{words}: {text}");
+    }
+}
+
+#[test]
+fn the_trade_off_is_drawn_with_full_prefill_and_the_controls() {
+    let (record, file) = with_answers();
+    let run = Run { name: "sample", record: &record, fidelity: Some(&file) };
+    let page = html::render(&[run], &["tradeoff"]).unwrap();
+    let drawn: Vec<&str> = svgs(&page).into_iter().filter(|s| s.contains("-tradeoff-")).collect();
+    assert_eq!(drawn.len(), 2 * 6, "two texts, twice, and two tasks, at two batches");
+    for svg in &drawn {
+        roxmltree::Document::parse(svg).unwrap();
+        // Of a batch of four, controls that were timed alone have no time.
+        let marks = if svg.contains("-b1-") { 1 + 2 + 8 } else { 1 + 2 + 4 };
+        assert_eq!(svg.matches("class=\"target\"").count(), marks, "{svg}");
+        assert!(svg.contains("<title>full prefill: 1.00x") && svg.contains("mean cache, beside OE1.1B-KVP-C-450M"));
+    }
+    let needle = drawn.iter().find(|s| s.contains("Right answers on needle")).unwrap();
+    assert!(needle.contains("chance") && needle.contains(", on the front</title>"));
+    // Published figures have a chart of their own, and no other has them.
+    let published: Vec<&str> = svgs(&page).into_iter().filter(|s| s.contains("TriviaQA")).collect();
+    assert_eq!(published.len(), 1);
+    assert!(published[0].contains("r0-published") && drawn.iter().all(|s| !s.contains("OE1.1B-LP")));
+    let tables = page.matches("<table").count();
+    assert_eq!(tables, 3, "one for each batch, and first tokens");
+    insta::assert_snapshot!(needle);
+}
+
+#[test]
+fn the_csv_of_a_trade_off_has_a_line_for_each_mark_and_figure() {
+    let (mut record, file) = with_answers();
+    record.cells.retain(|c| c.batch == 1);
+    let run = Run { name: "=sample", record: &record, fidelity: Some(&file) };
+    let csv = csv::render(&[run], &[]).unwrap();
+    let (header, lines) = csv.split_once('\n').unwrap();
+    assert!(header.starts_with(super::format("csv").unwrap().begins), "a newer report takes its place");
+    // Two texts by KL, top-1 of both positions and loss gap; two tasks by exact matches and first tokens.
+    assert_eq!(lines.lines().count(), 11 * (2 * 5 + 2 * 2));
+    let of = |words: &str| lines.lines().filter(|l| l.contains(words)).collect::<Vec<_>>();
+    assert!(
+        of("full prefill")
+            .iter()
+            .all(|l| l.starts_with("'=sample,ttft/OE1.1B/base/b1/p256,base,full prefill,1,256,,record"))
+    );
+    assert!(of("KVP-C-270M,1,256,useless").iter().any(|l| l.contains(",exact,needle,answer,0.27,")));
+    insta::assert_snapshot!(format!("{header}\n{}", of(",exact,needle,").join("\n")));
+}
+
+#[test]
+fn a_report_of_other_systems_than_the_files_is_refused() {
+    let (record, file) = with_answers();
+    let other = samples::run();
+    let run = |record| Run { name: "sample", record, fidelity: Some(&file) };
+    for format in FORMATS.iter().filter(|f| f.name != "svg") {
+        let error = (format.render)(&[run(&other)], &[]).unwrap_err().to_string();
+        assert!(
+            error.starts_with("sample and the fidelity file are not joined. OE1.1B-KVP-C-450M: not ttft/"),
+            "{error}"
+        );
+        assert!(error.contains("does not say which weights it ran"), "{error}");
+        // Beside a run that is joined, it says so and no more.
+        let both = (format.render)(&[run(&record), run(&other)], &[]).unwrap();
+        assert_eq!(both.contains("This run and the fidelity file are not joined."), format.name != "csv");
+    }
+    assert!(terminal::tradeoff(&run(&other)).is_err());
+}
+
+#[test]
+fn names_of_a_fidelity_file_stay_text() {
+    let (record, mut file) = with_answers();
+    let name = "<script>x</script>|`y`";
+    file.texts[0].name = name.into();
+    let of_systems = file.systems.iter_mut().map(|s| &mut s.results);
+    of_systems.chain(file.controls.iter_mut().map(|c| &mut c.results)).for_each(|r| r.texts[0].text = name.into());
+    let run = Run { name: "sample", record: &record, fidelity: Some(&file) };
+    let page = html::render(&[run], &[]).unwrap();
+    assert!(!page.contains("<script"));
+    svgs(&page).into_iter().for_each(|svg| assert!(roxmltree::Document::parse(svg).is_ok()));
+    assert!(markdown::render(&[run], &[]).unwrap().contains("\\|\\`y\\`"));
+}
+
 #[test]
 fn a_set_of_machines_is_drawn_with_the_fastest_first() {
     let (slow, paper) = (samples::run(), paper::table5());
     let mut fast = samples::run();
     fast.cells.iter_mut().flat_map(|c| &mut c.samples_ns).for_each(|ns| *ns = *ns / 2 + 1);
     fast.cells.iter_mut().flat_map(|c| &mut c.phases).flat_map(|p| &mut p.samples_ns).for_each(|ns| *ns /= 2);
-    let sides: Vec<Run> =
-        [("slow", &slow), ("paper", &paper), ("fast", &fast)].map(|(name, record)| Run { name, record }).into();
+    let sides: Vec<Run> = [("slow", &slow), ("paper", &paper), ("fast", &fast)]
+        .map(|(name, record)| Run { name, record, fidelity: None })
+        .into();
     let page = html::render(&sides, &["machines"]).unwrap();
     for chart in ["gain", "ttft", "peak", "read"] {
         let id = format!("id=\"machines-{chart}\"");
@@ -243,13 +345,13 @@ fn a_set_of_machines_is_drawn_with_the_fastest_first() {
 #[test]
 fn parts_of_a_report_can_be_had_alone() {
     let record = samples::run();
-    let sides = [Run { name: "sample", record: &record }];
+    let sides = [Run { name: "sample", record: &record, fidelity: None }];
     let titles = |parts: &[&str]| {
         let document = document(&sides, true, parts).unwrap();
         document.sections.into_iter().map(|s| s.id).collect::<Vec<_>>()
     };
     assert_eq!(titles(&["run", "paper"]), ["paper-0", "run-0"], "in the order of a report");
-    let of_several = ["machines", "comparison"];
+    let of_several = ["machines", "comparison", "tradeoff"];
     let all: Vec<&str> = PARTS.iter().map(|p| p.0).filter(|p| !of_several.contains(p)).collect();
     let whole: Vec<String> = titles(&[]).iter().map(|id| id.trim_end_matches("-0").to_string()).collect();
     assert_eq!(whole, all, "every part has its name in the list");
@@ -273,7 +375,8 @@ fn documents_are_what_their_commands_write() {
         let runs: Vec<Record> = paths.iter().map(|p| Record::read(&folder.join(p)).unwrap()).collect();
         let stem = |path: &String| Path::new(path).file_stem().unwrap().to_string_lossy().into_owned();
         let names: Vec<String> = paths.iter().map(stem).collect();
-        let sides: Vec<Run> = names.iter().zip(&runs).map(|(name, record)| Run { name, record }).collect();
+        let sides: Vec<Run> =
+            names.iter().zip(&runs).map(|(name, record)| Run { name, record, fidelity: None }).collect();
         let expected = markdown::render(&sides, &parts.split(',').collect::<Vec<_>>()).unwrap();
         // Above the first section, a document may say more.
         let (_, body) = expected.split_once("\n## ").unwrap();
@@ -315,14 +418,22 @@ fn hostile_names_stay_text() {
 fn runs_without_figures_still_make_a_report() {
     let empty = Record::default();
     for format in FORMATS {
-        assert!((format.render)(&[Run { name: "empty", record: &empty }], &[]).is_ok(), "{}", format.name);
+        assert!(
+            (format.render)(&[Run { name: "empty", record: &empty, fidelity: None }], &[]).is_ok(),
+            "{}",
+            format.name
+        );
         let mut bare = samples::run();
         for cell in &mut bare.cells {
             cell.samples_ns.clear();
             cell.phases.iter_mut().for_each(|p| p.samples_ns.clear());
             cell.rounds = None;
         }
-        assert!((format.render)(&[Run { name: "bare", record: &bare }], &[]).is_ok(), "{}", format.name);
+        assert!(
+            (format.render)(&[Run { name: "bare", record: &bare, fidelity: None }], &[]).is_ok(),
+            "{}",
+            format.name
+        );
     }
     assert!(matches!(html::render(&[], &[]), Err(RenderError::NoRuns)));
     let (a, b) = (samples::run(), paper::table5());
@@ -400,7 +511,7 @@ proptest! {
     fn extreme_records_are_refused_or_reported(text in extreme_record()) {
         let Ok(record) = Record::from_reader(text.as_bytes(), Path::new("a.jsonl")) else { return Ok(()) };
         let sound = samples::run();
-        let sides = [Run { name: "extreme", record: &record }, Run { name: "sound", record: &sound }];
+        let sides = [Run { name: "extreme", record: &record, fidelity: None }, Run { name: "sound", record: &sound, fidelity: None }];
         for format in FORMATS {
             let text = (format.render)(&sides, &[]).unwrap();
             if format.name == "html" {
@@ -420,7 +531,8 @@ proptest! {
 #[test]
 fn the_page_can_do_without_its_style() {
     let run = samples::run();
-    let page = (super::format("html").unwrap().render)(&[Run { name: "here", record: &run }], &[]).unwrap();
+    let page =
+        (super::format("html").unwrap().render)(&[Run { name: "here", record: &run, fidelity: None }], &[]).unwrap();
     let body = &page[page.find("<body>").unwrap()..];
     assert!(!body.contains("style=") && !page.contains("<script") && !page.contains(" onclick"));
     let variables: Vec<_> = body.split("var(").skip(1).map(|rest| rest.split(')').next().unwrap()).collect();

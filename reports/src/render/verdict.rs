@@ -152,7 +152,41 @@ pub(crate) fn headline(validation: &Validation) -> (String, String) {
         reason.push(format!("It is {} as fast as the base{but}.", range(&speedups, format::ratio)));
     }
     reason.extend(main_causes(&short));
+    reason.extend(memory_text(&claims, validation));
     (answer, reason.join(" "))
+}
+
+/// Where memory bounds both arms, and from which prompt length on KV prediction pays: as measured, or else by the limits.
+fn memory_text(claims: &[&Claim], validation: &Validation) -> Option<String> {
+    let bound: Vec<(&Claim, &validate::MemoryBound)> =
+        claims.iter().filter_map(|c| Some((*c, c.memory.as_ref()?))).collect();
+    let (first, memory) = bound.first()?;
+    let mut text = format!(
+        "Memory bounds both arms in {} of {} cells: at {} full prefill reads {} and KV prediction {}, which takes longer than their \
+         arithmetic at the measured peak, so that fewer FLOPs save nothing there.",
+        bound.len(),
+        claims.len(),
+        size(first.row.cell),
+        format::bytes(memory.base_bytes),
+        format::bytes(memory.bytes)
+    );
+    let mut said: Vec<(&str, u32)> = Vec::new();
+    for (claim, memory) in &bound {
+        let cell = claim.row.cell;
+        let key = (cell.system.as_str(), cell.batch);
+        if said.contains(&key) {
+            continue;
+        }
+        said.push(key);
+        let measured = validation.break_even.iter().find(|b| (b.system, b.batch) == key).map(|b| b.outcome);
+        let from = match (measured, memory.pays_from) {
+            (Some(validate::Outcome::From(n)), _) => format!("pays from about {n:.0} prompt tokens on, as measured"),
+            (_, Some(n)) => format!("pays from about {n:.0} prompt tokens on, by the measured limits"),
+            (_, None) => "does not pay at any prompt length, by the measured limits".into(),
+        };
+        text.push_str(&format!(" {} at batch {} {from}.", cell.system, cell.batch));
+    }
+    Some(text)
 }
 
 /// Which loss is the largest where systems fall short, by the number of cells.
@@ -233,7 +267,9 @@ fn losses_text(claim: &Claim) -> String {
 fn model_text(model: &validate::Model) -> String {
     let compute = model.gflops().map(|g| format!("FLOPs / {} GFLOP/s", format::figure(g)));
     let bytes = model.gb_per_s().map(|b| format!("bytes / {} GB/s", format::figure(b)));
-    let regions = model.s_per_region.filter(|s| *s > 0.0).map(|s| format!("parallel regions x {}", format::seconds(s)));
+    let measured = if model.region_measured { " (measured)" } else { "" };
+    let regions =
+        model.s_per_region.filter(|s| *s > 0.0).map(|s| format!("parallel regions x {}{measured}", format::seconds(s)));
     let terms: Vec<String> = [compute, bytes, regions].into_iter().flatten().collect();
     let worst = model.worst.as_ref().map(|(cell, phase, residual)| {
         let side = if *residual > 0.0 { "slower" } else { "faster" };
@@ -244,8 +280,18 @@ fn model_text(model: &validate::Model) -> String {
     } else {
         ""
     };
+    let names: Vec<&str> = model.vague.iter().map(|t| t.name()).collect();
+    let vague = match names[..] {
+        [] => String::new(),
+        [one] => format!(" Without the term of {one} the phases fit about as well: the run does not show it."),
+        [.., last] => format!(
+            " The run cannot tell apart the terms of {} and {last}: without any one of them the phases fit about as well, so their \
+             figures mean nothing each by itself.",
+            names[..names.len() - 1].join(", ")
+        ),
+    };
     format!(
-        "Additive model of {} phases: t = {}; root mean square of the relative residuals {}{}.{caution}",
+        "Additive model of {} phases: t = {}; root mean square of the relative residuals {}{}.{vague}{caution}",
         model.phases,
         terms.join(" + "),
         format::percent(model.rms),

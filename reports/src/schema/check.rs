@@ -1,34 +1,44 @@
 //! What one line of a record must be, beyond what its types say.
 
+use serde::de::DeserializeOwned;
+
 use super::types::*;
 use crate::text;
 
 /// A fault inside one line: field and message.
-pub(super) type Fault = (String, String);
+pub(crate) type Fault = (String, String);
 
 /// What stands in a file, such as an unknown field's name, as it can be shown: no end of it, and nothing that steers a
 /// terminal.
-pub(super) fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     const MOST: usize = 600;
     let more = text.chars().nth(MOST).map(|_| '…');
     text::printable(&text.chars().take(MOST).chain(more).collect::<String>())
 }
 
-/// Parses and checks one line.
-pub(super) fn parse(text: &str) -> Result<Line, Fault> {
+/// Parses JSON text as a value of this type: every field known, no text that is too long or steers a terminal.
+pub(crate) fn parse_json<T: DeserializeOwned>(text: &str) -> Result<T, Fault> {
     let mut json = serde_json::Deserializer::from_str(text);
-    let line: Line = serde_path_to_error::deserialize(&mut json).map_err(|e| {
+    let value: T = serde_path_to_error::deserialize(&mut json).map_err(|e| {
         let (path, message) = (e.path().to_string(), e.inner().to_string());
-        // serde_json counts lines from the start of its own text, which is always one line here.
+        // serde_json counts lines from the start of its own text: a line of a record is always one.
         let message = message.replace(" at line 1 column ", " at column ");
-        let near = text.get(e.inner().column().saturating_sub(2)..).unwrap_or_default();
-        let python = ["NaN", "Infinity"].iter().any(|word| near.trim_start_matches([':', ' ', '-']).starts_with(word));
+        let line = text.split('\n').nth(e.inner().line().saturating_sub(1)).unwrap_or_default();
+        let near = line.get(e.inner().column().saturating_sub(2)..).unwrap_or_default();
+        let python =
+            ["NaN", "Infinity"].iter().any(|word| near.trim_start_matches([':', ' ', '-', ',', '[']).starts_with(word));
         (path, if python { message + ": NaN and Infinity are no JSON, unknown is null" } else { message })
     })?;
     json.end().map_err(|e| (".".to_string(), e.to_string()))?;
     if let Ok(value) = serde_json::from_str(text) {
         check_text(&value, &mut String::new())?;
     }
+    Ok(value)
+}
+
+/// Parses and checks one line.
+pub(super) fn parse(text: &str) -> Result<Line, Fault> {
+    let line: Line = parse_json(text)?;
     match &line {
         Line::Run(run) => check_run(run),
         Line::Cell(cell) => check_cell(cell),
@@ -38,7 +48,7 @@ pub(super) fn parse(text: &str) -> Result<Line, Fault> {
 }
 
 /// Refuses strings that are too long or that would steer a terminal.
-pub(super) fn check_text(value: &serde_json::Value, path: &mut String) -> Result<(), Fault> {
+pub(crate) fn check_text(value: &serde_json::Value, path: &mut String) -> Result<(), Fault> {
     use serde_json::Value;
     let end = path.len();
     match value {
@@ -66,7 +76,7 @@ pub(super) fn check_text(value: &serde_json::Value, path: &mut String) -> Result
     }
 }
 
-pub(super) fn fault<T>(field: impl Into<String>, message: impl Into<String>) -> Result<T, Fault> {
+pub(crate) fn fault<T>(field: impl Into<String>, message: impl Into<String>) -> Result<T, Fault> {
     Err((field.into(), message.into()))
 }
 
@@ -77,7 +87,7 @@ pub(super) fn check_id(id: &str, field: &str) -> Result<(), Fault> {
     Ok(())
 }
 
-pub(super) fn check_time(time: Option<&str>, field: &str) -> Result<(), Fault> {
+pub(crate) fn check_time(time: Option<&str>, field: &str) -> Result<(), Fault> {
     let pattern = b"0000-00-00T00:00:00";
     let good = |t: &str| {
         let (head, tail) = t.as_bytes().split_at_checked(pattern.len())?;
@@ -98,17 +108,64 @@ pub(super) fn check_run(run: &RunHeader) -> Result<(), Fault> {
     }
     check_id(&run.run_id, "run.run_id")?;
     check_time(run.started_at.as_deref(), "run.started_at")?;
+    for (i, network) in run.networks.iter().flatten().enumerate() {
+        check_identity(network, || format!("run.networks[{i}]"))?;
+    }
+    for (i, named) in run.predictions.iter().flatten().enumerate() {
+        check_prediction(&named.prediction, || format!("run.predictions[{i}].prediction"))?;
+    }
     check_limits(&run.limits, "run.limits")
+}
+
+/// A SHA-256 as it is written everywhere.
+pub(crate) fn check_sha256(hash: Option<&str>, field: impl Fn() -> String) -> Result<(), Fault> {
+    let digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+    match hash {
+        Some(h) if h.len() != 64 || !h.bytes().all(digit) => {
+            fault(field(), format!("expected a SHA-256, 64 hexadecimal digits in lower case, found `{}`", printable(h)))
+        }
+        _ => Ok(()),
+    }
+}
+
+pub(crate) fn check_identity(identity: &Identity, field: impl Fn() -> String) -> Result<(), Fault> {
+    if identity.name.is_empty() {
+        return fault(format!("{}.name", field()), "expected a name, found none");
+    }
+    check_sha256(identity.config_sha256.as_deref(), || format!("{}.config_sha256", field()))?;
+    check_sha256(identity.weights_sha256.as_deref(), || format!("{}.weights_sha256", field()))
+}
+
+pub(crate) fn check_prediction(p: &Prediction, field: impl Fn() -> String) -> Result<(), Fault> {
+    let by_aux = p.source == Source::Auxiliary;
+    if by_aux != p.aux.is_some() {
+        let message = "expected the network where an auxiliary reads the prompt, and null where layers of the base do";
+        return fault(format!("{}.aux", field()), message);
+    }
+    if by_aux == p.shared_layers.is_some_and(|k| k > 0) || (by_aux && p.shared_layers.is_some()) {
+        let message = "expected 1 or more where layers of the base read the prompt, and null where an auxiliary does";
+        return fault(format!("{}.shared_layers", field()), message);
+    }
+    if p.base_tokens == 0 {
+        return fault(format!("{}.base_tokens", field()), "expected 1 or more, found 0");
+    }
+    for (name, identity) in [("aux", &p.aux), ("predictor", &p.predictor)] {
+        if let Some(identity) = identity {
+            check_identity(identity, || format!("{}.{name}", field()))?;
+        }
+    }
+    Ok(())
 }
 
 pub(super) fn check_limits(limits: &Limits, field: &str) -> Result<(), Fault> {
     for (i, peak) in limits.peaks.iter().enumerate() {
         check_positive(Some(peak.gflops), || format!("{field}.peaks[{i}].gflops"))?;
     }
-    check_positive(limits.read_gb_per_s, || format!("{field}.read_gb_per_s"))
+    check_positive(limits.read_gb_per_s, || format!("{field}.read_gb_per_s"))?;
+    check_positive(limits.region_us, || format!("{field}.region_us"))
 }
 
-pub(super) fn check_positive(value: Option<f64>, field: impl Fn() -> String) -> Result<(), Fault> {
+pub(crate) fn check_positive(value: Option<f64>, field: impl Fn() -> String) -> Result<(), Fault> {
     match value {
         Some(v) if !(v > 0.0 && v.is_finite()) => fault(field(), format!("expected a positive number, found {v}")),
         _ => Ok(()),
@@ -168,11 +225,10 @@ pub(super) fn check_cell(cell: &Cell) -> Result<(), Fault> {
     }
     // Layers of the base may read the prompt instead; a cell without phases does not say so.
     let alone = cell.phase("auxiliary").is_none() && !cell.phases.is_empty();
-    if (cell.kind == Kind::Kvp) != cell.aux.is_some() && !(cell.kind == Kind::Kvp && alone) {
-        return fault(
-            "cell.aux",
-            format!("expected a name for a kvp with an auxiliary and null for all others, kind is {:?}", cell.kind),
-        );
+    let wanted = matches!(cell.kind, Kind::Kvp | Kind::SpecPrefill);
+    if wanted != cell.aux.is_some() && !(cell.kind == Kind::Kvp && alone) {
+        let expected = "a name for a spec_prefill and for a kvp with an auxiliary and null for all others";
+        return fault("cell.aux", format!("expected {expected}, kind is {:?}", cell.kind));
     }
     check_samples(&cell.samples_ns, None, || "cell.samples_ns".into())?;
     check_samples(&cell.warmup_ns, None, || "cell.warmup_ns".into())?;

@@ -14,6 +14,7 @@ fn header() -> RunHeader {
             peaks: vec![Peak { dtype: Dtype::Bf16, isa: Some("avx512".into()), gflops: 468.0, in_use: None }],
             read_gb_per_s: Some(41.5),
             threads: Some(2),
+            region_us: Some(1.25),
             out_of_reach: None,
         },
         ..RunHeader::default()
@@ -472,6 +473,48 @@ fn energy_has_joules_or_a_reason() {
     assert!(refused(Energy { repetitions: 0, ..known.clone() }).contains("cell.energy.repetitions"));
     assert!(refused(Energy { missing: Some("m".into()), ..known }).contains("cell.energy.missing"));
     assert!(refused(Energy::default()).contains("cell.energy.missing"));
+}
+
+#[test]
+fn a_run_may_name_its_networks_and_predictions() {
+    let hash = Some("0f".repeat(32));
+    let network = Identity { name: "a".into(), weights_sha256: hash.clone(), config_sha256: hash, synthetic: true };
+    let prediction = Prediction {
+        source: Source::SharedLayers,
+        aux: None,
+        shared_layers: Some(15),
+        input: Some(Input::Hidden),
+        predictor: Some(network.clone()),
+        base_tokens: 15,
+        sink_tokens: 1,
+    };
+    let run = |change: fn(&mut Identity, &mut Prediction)| {
+        let (mut network, mut prediction) = (network.clone(), prediction.clone());
+        change(&mut network, &mut prediction);
+        let predictions = Some(vec![Named { system: "a-KVP".into(), prediction }]);
+        let run = RunHeader { networks: Some(vec![network]), predictions, ..header() };
+        read(&line(Line::Run(Box::new(run))))
+    };
+    assert_eq!(run(|_, _| {}).unwrap().run.predictions.unwrap()[0].prediction, prediction);
+    let refused = |change| run(change).unwrap_err().to_string();
+    assert!(refused(|n, _| n.name.clear()).contains("`run.networks[0].name`: expected a name"));
+    assert!(
+        refused(|n, _| n.weights_sha256 = Some("0F".repeat(32)))
+            .contains("`run.networks[0].weights_sha256`: expected a SHA")
+    );
+    assert!(
+        refused(|_, p| p.base_tokens = 0).contains("`run.predictions[0].prediction.base_tokens`: expected 1 or more")
+    );
+    assert!(refused(|_, p| p.shared_layers = Some(0)).contains("prediction.shared_layers`"));
+    assert!(refused(|_, p| p.source = Source::Auxiliary).contains("prediction.aux`: expected the network"));
+    assert!(
+        refused(|_, p| p.predictor.as_mut().unwrap().config_sha256 = Some("x".into()))
+            .contains("predictor.config_sha256`")
+    );
+    // A record from before these were known says nothing of them.
+    let text = line(Line::Run(Box::new(header()))).replace(",\"networks\":null,\"predictions\":null", "");
+    assert!(!text.contains("networks"));
+    assert_eq!(read(&text).unwrap().run.networks, None);
 }
 
 #[test]

@@ -60,6 +60,10 @@ pub struct RunHeader {
     pub machine: Machine,
     /// What the machine reached in micro-benchmarks of the same process.
     pub limits: Limits,
+    /// The networks of the run, each once; null if the writer did not say.
+    pub networks: Option<Vec<Identity>>,
+    /// The KV predictions of the run, each once; null if the writer did not say.
+    pub predictions: Option<Vec<Named>>,
     /// Remarks a reader must see, such as the source of published figures.
     pub notes: Vec<String>,
 }
@@ -73,6 +77,91 @@ pub struct Git {
     pub revision: String,
     /// Whether tracked files differed from the commit.
     pub dirty: Option<bool>,
+}
+
+/// Which network, or which predictor: what a time measured here and an answer judged there must have in common.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct Identity {
+    /// As in the cells. Two of one name need not be the same, and the same may have two names.
+    pub name: String,
+    /// SHA-256 of the configuration, lower-case hexadecimal: of a network as this program writes it, of a predictor's
+    /// `config.json` as it lies there; null if it has none.
+    pub config_sha256: Option<String>,
+    /// SHA-256 of the weights, lower-case hexadecimal: over the `.safetensors` files of the folder in the order of their
+    /// names, of each its name, a zero byte, its size in 8 bytes (little endian), and its bytes. Of synthetic weights, which
+    /// follow from little, of the words that say from what; null if there are none.
+    pub weights_sha256: Option<String>,
+    /// Whether the weights are random values of the right shape, so that no answer means anything.
+    pub synthetic: bool,
+}
+
+/// What reads the prompt in place of the base.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(test, derive(JsonSchema))]
+pub enum Source {
+    /// An auxiliary network.
+    Auxiliary,
+    /// The first layers of the base itself.
+    SharedLayers,
+}
+
+/// What the maps of a predictor read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(test, derive(JsonSchema))]
+pub enum Input {
+    /// Keys for keys, values for values.
+    Kv,
+    /// The residual stream, divided by its root mean square.
+    Hidden,
+    /// The residual stream, by the predicted layer's own norm and projections: no maps.
+    Own,
+}
+
+impl Input {
+    /// The name in records and tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Input::Kv => "kv",
+            Input::Hidden => "hidden",
+            Input::Own => "own",
+        }
+    }
+}
+
+/// A KV prediction: what reads the prompt, what is predicted from that, and what the base reads itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct Prediction {
+    /// What reads the prompt.
+    pub source: Source,
+    /// The auxiliary; null where layers of the base read the prompt.
+    pub aux: Option<Identity>,
+    /// k: layers of the base that read the prompt; null where an auxiliary reads it.
+    pub shared_layers: Option<u32>,
+    /// What the maps read; null if that is unknown.
+    pub input: Option<Input>,
+    /// The predictor; null where each layer projects the hidden state itself.
+    pub predictor: Option<Identity>,
+    /// m: last tokens of the prompt that the base reads itself.
+    pub base_tokens: u32,
+    /// s: first tokens of the prompt that the base reads itself.
+    pub sink_tokens: u32,
+}
+
+/// A KV prediction by the name that it has in cells.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct Named {
+    /// As in [`Cell::system`].
+    pub system: String,
+    /// What it is.
+    pub prediction: Prediction,
 }
 
 /// How samples were taken.
@@ -228,6 +317,8 @@ pub struct Machine {
     pub load_1m: Option<f64>,
     /// Whether this is a virtual machine.
     pub virtualised: Option<bool>,
+    /// Nodes of memory (NUMA) that hold its CPUs.
+    pub numa_nodes: Option<u32>,
 }
 
 /// Cores of one kind.
@@ -269,6 +360,8 @@ pub struct Limits {
     pub read_gb_per_s: Option<f64>,
     /// Threads of these measurements.
     pub threads: Option<u32>,
+    /// Microseconds of an empty parallel region while all threads are awake.
+    pub region_us: Option<f64>,
     /// A unit of the machine that the program did not reach, so that the peaks are those of the others; null if there is none.
     pub out_of_reach: Option<String>,
 }
@@ -328,6 +421,10 @@ pub enum Kind {
     StaticPruned,
     /// LazyLLM: tokens dropped progressively.
     LazyPruned,
+    /// SpecPrefill: the base on the part of the prompt that an auxiliary attends to.
+    SpecPrefill,
+    /// GemFilter: the base on the part of the prompt that one of its own layers chooses, as a prompt of its own.
+    GemFilter,
 }
 
 impl Kind {
@@ -340,6 +437,16 @@ impl Kind {
             Kind::RandomPruned => "random_pruned",
             Kind::StaticPruned => "static_pruned",
             Kind::LazyPruned => "lazy_pruned",
+            Kind::SpecPrefill => "spec_prefill",
+            Kind::GemFilter => "gem_filter",
+        }
+    }
+
+    /// Whether the base works on part of the prompt.
+    pub fn drops_tokens(self) -> bool {
+        match self {
+            Kind::Base | Kind::Aux | Kind::Kvp => false,
+            Kind::RandomPruned | Kind::StaticPruned | Kind::LazyPruned | Kind::SpecPrefill | Kind::GemFilter => true,
         }
     }
 }
@@ -365,7 +472,8 @@ pub struct Cell {
     pub system: String,
     /// The base network whose full prefill this system is compared with.
     pub base: String,
-    /// The auxiliary network of a KV prediction; null otherwise, and where layers of the base read the prompt in its place.
+    /// The auxiliary network of a KV prediction, null where layers of the base read the prompt in its place; the network that chooses
+    /// the tokens of SpecPrefill; null otherwise.
     pub aux: Option<String>,
     /// Sequences.
     pub batch: u32,
@@ -418,6 +526,8 @@ pub struct Cell {
     pub drift: Option<Drift>,
     /// Memory of the process.
     pub memory: Option<Memory>,
+    /// Where its threads ran; null if the writer did not look.
+    pub placement: Option<Placement>,
     /// Energy to the first token; null if it was not asked for.
     pub energy: Option<Energy>,
     /// Correctness gate passed before the cell was timed.
@@ -470,6 +580,7 @@ impl Cell {
             decode: None,
             drift: None,
             memory: None,
+            placement: None,
             energy: None,
             gate: None,
             load_before: None,
@@ -548,7 +659,8 @@ pub fn scenario_hash(kind: Kind, system: &str, base: &str, aux: Option<&str>, ba
 }
 
 /// The names of phases that a record of this program has.
-pub const PHASES: [&str; 7] = ["open", "selection", "prefill", "auxiliary", "shared_layers", "prediction", "base_step"];
+pub const PHASES: [&str; 8] =
+    ["open", "auxiliary", "selection", "look_ahead", "prefill", "shared_layers", "prediction", "base_step"];
 
 /// [`scenario_hash`] of the same workload from a cold start, which is compared with cold starts alone.
 pub fn cold_hash(warm: &str) -> String {
@@ -596,8 +708,8 @@ pub struct WarmPhase {
 #[serde(deny_unknown_fields)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct PhaseRecord {
-    /// `open` (of a cold start: the folders opened, the run planned), `selection`, `prefill`, `auxiliary`, `shared_layers`,
-    /// `prediction` or `base_step`.
+    /// `open` (of a cold start: the folders opened, the run planned), `auxiliary`, `selection`, `look_ahead`, `prefill`,
+    /// `shared_layers`, `prediction` or `base_step`.
     pub name: String,
     /// Time of the phase in every sample of the cell, in the same order.
     pub samples_ns: Vec<u64>,
@@ -762,6 +874,25 @@ pub struct Memory {
     pub minor_faults: Option<u64>,
     /// Major page faults while the samples were taken: weights were not warm if this is not 0.
     pub major_faults: Option<u64>,
+}
+
+/// Where the threads of a cell ran, and on which pages the memory of the process lay at its end.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct Placement {
+    /// CPUs that each thread was found on right after the samples, ascending; null if the system does not tell.
+    pub cpus: Option<Vec<Vec<u32>>>,
+    /// NUMA nodes of these CPUs, ascending; null if unknown.
+    pub nodes: Option<Vec<u32>>,
+    /// Whether each thread was bound to one CPU.
+    pub pinned: bool,
+    /// Times that a thread of the process had to leave its CPU while the samples were taken.
+    pub involuntary_switches: Option<u64>,
+    /// Anonymous memory on huge pages: working memory, caches and activations.
+    pub anon_huge_bytes: Option<u64>,
+    /// Mapped files on huge pages: weights.
+    pub file_huge_bytes: Option<u64>,
 }
 
 /// Energy of the machine's packages to the first token, measured once, by repetitions after the samples. It is that of

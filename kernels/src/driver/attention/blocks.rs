@@ -1,5 +1,7 @@
 //! Many rows, on the GEMM micro-kernels.
 
+use std::ops::Range;
+
 use super::asked::Asked;
 use crate::{
     contract::{Ahead, GemmKernel, Mul},
@@ -17,16 +19,34 @@ const MAX_MR: usize = 64;
 /// The GEMM kernel of the strongest level that takes these types, with the least padded work; `None` if heads are longer
 /// than one call of it can multiply.
 pub fn choose<A: Element>(e: &Team, c: &Asked<'_, A>) -> Option<&'static GemmKernel> {
-    let able = levels::gemm_kernels(e.isa()).filter(|k| k.takes(A::DTYPE, A::DTYPE));
-    if let Some(k) = e.kernels.gemm.filter(|k| k.takes(A::DTYPE, A::DTYPE)) {
+    let able = levels::gemm_kernels(e.isa()).filter(|k| k.takes(A::DTYPE, A::DTYPE.into()));
+    if let Some(k) = e.kernels.gemm.filter(|k| k.takes(A::DTYPE, A::DTYPE.into())) {
         return Some(k).filter(|k| c.d <= k.kc && k.mr <= MAX_MR);
     }
     let cost = |k: &GemmKernel| {
         let features = c.d.next_multiple_of(k.nr) + c.d;
-        c.rows().next_multiple_of(k.mr) as f64 * features as f64
+        let panels = c.shape.batch * c.k.heads() * c.rows().div_ceil(k.mr);
+        c.rows().next_multiple_of(k.mr) as f64 * features as f64 * unevenness(panels, e.threads())
     };
     let isa = able.clone().next()?.isa;
     able.filter(|k| k.isa == isa && c.d <= k.kc && k.mr <= MAX_MR).min_by(|a, b| cost(a).total_cmp(&cost(b)))
+}
+
+/// How much longer so many panels take than their share of each thread, where they do not go round.
+fn unevenness(panels: usize, threads: usize) -> f64 {
+    if panels < 2 * threads { (panels.div_ceil(threads) * threads) as f64 / panels as f64 } else { 1.0 }
+}
+
+/// Panels of a task: enough tasks to balance, enough panels in each to repay the packing of K and V. Of four to eight tasks for each
+/// thread, six wait least where packing a key takes a seventh of the time that a panel has for it.
+fn per_task(sequences: usize, panels: usize, threads: usize) -> usize {
+    (sequences * panels).div_ceil(6 * threads).clamp(1, tuning::ATTENTION_PANELS).min(panels)
+}
+
+/// Sequence and panels of the `t`-th task. The last rows see most keys: they go first, so that no long task is left for the end.
+fn task(t: usize, sequences: usize, panels: usize, per_task: usize) -> (usize, Range<usize>) {
+    let task = panels.div_ceil(per_task) - 1 - t / sequences;
+    (t % sequences, task * per_task..panels.min((task + 1) * per_task))
 }
 
 /// Byte offsets of the parts of a thread's buffer, each on a cache line.
@@ -70,25 +90,23 @@ pub fn blocks<A: Element>(e: &Team, k: &'static GemmKernel, c: &Asked<'_, A>) {
     let kb = kb.min(total.next_multiple_of(k.mr));
     let panels = c.rows().div_ceil(k.mr);
     let sequences = c.shape.batch * c.k.heads();
-    // Enough tasks to balance, enough panels in each to repay the packing of K and V.
-    let per_task = (sequences * panels).div_ceil(4 * e.threads()).clamp(1, tuning::ATTENTION_PANELS).min(panels);
+    let per_task = per_task(sequences, panels, e.threads());
     let tasks = panels.div_ceil(per_task);
 
     let (k_tiles, v_tiles) = (kb.div_ceil(k.nr), c.d.div_ceil(k.nr));
     let d_pad = v_tiles * k.nr;
+    let (k_tile_bytes, v_tile_bytes) = ((k.tile_bytes)(c.d), (k.tile_bytes)(kb));
     let team = e.take("attention");
     team.for_each(sequences * tasks, |t, thread| {
-        // The last rows see most keys: they go first, so that no long task is left for the end.
-        let (s, task) = (t % sequences, tasks - 1 - t / sequences);
-        let (first, last) = (task * per_task, panels.min((task + 1) * per_task));
+        let (s, Range { start: first, end: last }) = task(t, sequences, panels, per_task);
         let mut l = Layout(0);
         let at = [
             l.take(k.mr * c.d * size_of::<A>()),
             l.take(per_task * k.panel_bytes(c.d)),
             l.take(k.panel_bytes(c.d)),
             l.take(c.d * kb * k.mul.size()),
-            l.take(k_tiles * k.tile_bytes),
-            l.take(v_tiles * k.tile_bytes),
+            l.take(k_tiles * k_tile_bytes),
+            l.take(v_tiles * v_tile_bytes),
             l.take(k_tiles * k.nr * k.mr * 4),
             l.take(k.panel_bytes(kb)),
             l.take(per_task * d_pad * k.mr * 4),
@@ -100,7 +118,7 @@ pub fn blocks<A: Element>(e: &Team, k: &'static GemmKernel, c: &Asked<'_, A>) {
         let [rows, q, slab, vt, kt, vtt, sp, p, o, stats] = at.map(|at| unsafe { base.add(at) });
         let w =
             Work { rows, q, slab, vt, k_tiles: kt, v_tiles: vtt, s: sp.cast(), p, o: o.cast(), stats: stats.cast() };
-        let block = Block { e, k, c, w, kb, d_pad, b: s / c.k.heads(), h: s % c.k.heads() };
+        let block = Block { e, k, c, w, kb, d_pad, k_tile_bytes, v_tile_bytes, b: s / c.k.heads(), h: s % c.k.heads() };
         // SAFETY: the buffer is laid out as `Work` says, for `per_task` panels and blocks of `kb` keys; `choose` took a
         // kernel of the engine's level or below, with `d <= kc`; `kb <= kc`.
         unsafe { block.run(first, last) };
@@ -115,6 +133,8 @@ struct Block<'a, 'b, A> {
     w: Work,
     kb: usize,
     d_pad: usize,
+    k_tile_bytes: usize,
+    v_tile_bytes: usize,
     b: usize,
     h: usize,
 }
@@ -126,7 +146,7 @@ impl<A: Element> Block<'_, '_, A> {
         let (k, c, w, mr) = (self.k, self.c, &self.w, self.k.mr);
         let pack_x = k.pack_x(A::DTYPE);
         // Nothing is packed ahead, so the type that a micro-kernel would pack does not matter.
-        let micro = k.weights(k.mul.dtype()).micro;
+        let micro = k.weights(k.mul.dtype().into()).micro;
         let mut ahead = Ahead::nothing();
         let (q_bytes, o_len) = (k.panel_bytes(c.d), self.d_pad * mr);
         let row_range = |p: usize| p * mr..c.rows().min((p + 1) * mr);
@@ -161,7 +181,7 @@ impl<A: Element> Block<'_, '_, A> {
                 unsafe {
                     let q = w.q.add(i * q_bytes).cast_const();
                     for t in 0..see.div_ceil(k.nr) {
-                        let tile = w.k_tiles.add(t * k.tile_bytes).cast_const();
+                        let tile = w.k_tiles.add(t * self.k_tile_bytes).cast_const();
                         micro(steps, q, tile, w.s.add(t * k.nr * mr), false, &mut ahead);
                     }
                     let o = w.o.add(i * o_len);
@@ -175,6 +195,7 @@ impl<A: Element> Block<'_, '_, A> {
                             stats,
                             mr,
                             ku: k.ku,
+                            fill: k.fill,
                             mul: k.mul,
                             scale: c.scale,
                             k0,
@@ -185,7 +206,7 @@ impl<A: Element> Block<'_, '_, A> {
                     );
                     let panel = if k.mul == Mul::F32 && k.ku == 1 { w.s.cast::<u8>() } else { w.p };
                     for t in 0..self.d_pad / k.nr {
-                        let tile = w.v_tiles.add(t * k.tile_bytes).cast_const();
+                        let tile = w.v_tiles.add(t * self.v_tile_bytes).cast_const();
                         micro(see.div_ceil(k.ku), panel, tile, o.add(t * k.nr * mr), k0 > 0, &mut ahead);
                     }
                 }
@@ -215,7 +236,7 @@ impl<A: Element> Block<'_, '_, A> {
     }
 
     /// The rows as runs of heads of one query, which lie side by side: the first row and the number of heads.
-    fn runs(&self, rows: std::ops::Range<usize>) -> impl Iterator<Item = (usize, usize)> {
+    fn runs(&self, rows: Range<usize>) -> impl Iterator<Item = (usize, usize)> {
         let (group, end) = (self.c.group, rows.end);
         let run = move |r: usize| (r, (group - r % group).min(end - r));
         std::iter::successors((rows.start < end).then(|| run(rows.start)), move |(r, n)| {
@@ -237,12 +258,18 @@ impl<A: Element> Block<'_, '_, A> {
             // SAFETY: rows `k0 + t * nr ..` are inside the head by the assertion; tile `t` is inside `k_tiles`.
             unsafe {
                 let src = kh.row(k0 + t * k.nr).as_ptr();
-                (k.weights(A::DTYPE).pack)(src.cast(), d * size_of::<A>(), rows, d, w.k_tiles.add(t * k.tile_bytes));
+                (k.weights(A::DTYPE.into()).pack)(
+                    src.cast(),
+                    d * size_of::<A>(),
+                    rows,
+                    d,
+                    w.k_tiles.add(t * self.k_tile_bytes),
+                );
             }
         }
         for j in (0..keys).step_by(k.mr) {
             let rows = k.mr.min(keys - j);
-            // SAFETY: as above; a slab is one panel of `mr` keys by `d` features; its columns `j..j + mr` of V^T are
+            // SAFETY: rows `k0 + j ..` are inside the head by the assertion; a slab is one panel of `mr` keys by `d` features; its columns `j..j + mr` of V^T are
             // inside `vt`, since kb is a multiple of mr.
             unsafe {
                 pack_x(vh.row(k0 + j).as_ptr().cast(), d * size_of::<A>(), rows, d, w.slab);
@@ -268,8 +295,8 @@ impl<A: Element> Block<'_, '_, A> {
             let rows = k.nr.min(d - t * k.nr);
             // SAFETY: `rows` rows of V^T from `t * nr` on are inside `vt`; their first `keys` columns are written.
             unsafe {
-                let (stride, dst) = (self.kb * k.mul.size(), w.v_tiles.add(t * k.tile_bytes));
-                (k.weights(k.mul.dtype()).pack)(w.vt.add(t * k.nr * stride), stride, rows, keys, dst);
+                let (stride, dst) = (self.kb * k.mul.size(), w.v_tiles.add(t * self.v_tile_bytes));
+                (k.weights(k.mul.dtype().into()).pack)(w.vt.add(t * k.nr * stride), stride, rows, keys, dst);
             }
         }
     }
@@ -325,6 +352,8 @@ struct Softmax<'a> {
     stats: &'a mut [f32],
     mr: usize,
     ku: usize,
+    /// Keys that the panel `p` is filled up to a multiple of, by probabilities of 0.
+    fill: usize,
     mul: Mul,
     scale: f32,
     /// The first key of the block; 0 for the first block.
@@ -396,6 +425,10 @@ impl Kernel for Softmax<'_> {
             };
             let sum = v.mul_add(sum, factor, new);
             store(v, &mut sums[at..at + lanes], sum);
+        }
+        if self.mul == Mul::Bf16 {
+            let (filled, all) = (keys.next_multiple_of(self.ku), keys.next_multiple_of(self.fill));
+            p[2 * filled * mr..2 * all * mr].fill(0);
         }
         if grown && !first {
             for o in o.chunks_exact_mut(mr) {
@@ -494,5 +527,49 @@ impl Kernel for Normalise<'_> {
                 store(v, o, y);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::driver::balance::end;
+
+    /// Heads of OpenELM-1.1B: four query heads to a KV head, of which layers have three to eight. Where panels are few, they do not
+    /// share out evenly; else threads end together.
+    #[test]
+    fn threads_end_together_where_heads_are_few() {
+        let group: usize = 4;
+        let (mut all_late, mut cases) = (0.0, 0);
+        for (kv_heads, mr) in (3..=8).flat_map(|h| [16, 32, 48, 64].map(|mr| (h, mr))) {
+            for n in [64, 128, 256, 512, 1024] {
+                for threads in [1, 2, 4, 8, 16] {
+                    let panels = (n * group).div_ceil(mr);
+                    let some = per_task(kv_heads, panels, threads);
+                    // Keys that each panel sees, in tasks that cover every panel once.
+                    let sees = |p: usize| ((p + 1) * mr).min(n * group).div_ceil(group);
+                    let tasks: Vec<usize> = (0..kv_heads * panels.div_ceil(some))
+                        .map(|t| task(t, kv_heads, panels, some).1.map(sees).sum())
+                        .collect();
+                    let all: usize = kv_heads * (0..panels).map(sees).sum::<usize>();
+                    assert_eq!(tasks.iter().sum::<usize>(), all);
+                    let share = all as f64 / threads as f64;
+                    // No thread can be done before the longest panel is.
+                    let late = end(threads, false, &tasks) as f64 / share.max(sees(panels - 1) as f64);
+                    let most = if kv_heads * panels >= 16 * threads { 1.05 } else { 1.15 };
+                    assert!(late <= most, "{kv_heads} heads, {n} tokens, panels of {mr}, {threads} threads: {late:.3}");
+                    (all_late, cases) = (all_late + late - 1.0, cases + 1);
+                }
+            }
+        }
+        assert!(all_late / f64::from(cases) < 0.02, "{}", all_late / f64::from(cases));
+    }
+
+    #[test]
+    fn panels_that_do_not_go_round_count_for_more() {
+        assert_eq!(
+            [(16, 16), (8, 16), (17, 16), (32, 16), (1, 1), (5, 2)].map(|(p, t)| unevenness(p, t)),
+            [1.0, 2.0, 32.0 / 17.0, 1.0, 1.0, 1.0]
+        );
     }
 }

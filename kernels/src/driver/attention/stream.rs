@@ -16,8 +16,9 @@ use crate::{
 
 /// Quads that share one pass over the cache.
 const QUADS: usize = 4;
-/// Keys that are worth a task of their own.
+/// Keys that are worth a task of their own: fewer where threads would have none.
 const SPLIT: usize = 512;
+const SPLIT_FEW: usize = 128;
 /// Scores of one block and one quad, filled up to a whole vector.
 const SCORES: usize = KEYS * QUAD + 16;
 
@@ -28,10 +29,7 @@ pub(super) fn streams<A: Element>(e: &Team, c: &Asked<'_, A>) {
     let sequences = c.shape.batch * c.k.heads();
     let row_chunks = c.rows().div_ceil(QUAD * QUADS);
     // Fewer heads than threads: the cache is cut along its length, too, and the parts are merged.
-    let splits = match e.threads() {
-        1 => 1,
-        n => (4 * n).div_ceil(sequences * row_chunks).min(total.div_ceil(SPLIT)),
-    };
+    let splits = splits(sequences * row_chunks, total, e.threads());
     let span = total.div_ceil(splits);
     let splits = total.div_ceil(span);
     // A row's part of the result: its maximum, its sum, and O unnormalised.
@@ -94,7 +92,8 @@ pub(super) fn streams<A: Element>(e: &Team, c: &Asked<'_, A>) {
         for (i, r) in rows.enumerate() {
             let (max, sum) = (stats[i / QUAD].0[i % QUAD], stats[i / QUAD].1[i % QUAD]);
             let o = &o[i * d..][..d];
-            // SAFETY: each (sequence, row, split) belongs to one task; without splits, so does the row of the output.
+            // SAFETY: each (sequence, row, split) belongs to one task, which is given out once; without splits, so does the row of the
+            // output. `slice` checks the bounds.
             unsafe {
                 if splits == 1 {
                     let out = c.outputs(b, h, r, 1);
@@ -116,6 +115,12 @@ pub(super) fn streams<A: Element>(e: &Team, c: &Asked<'_, A>) {
     if splits > 1 {
         merge(c, parts, splits, part);
     }
+}
+
+/// Parts that the cache of each of so many units is cut into, of `total` keys.
+fn splits(units: usize, total: usize, threads: usize) -> usize {
+    let least = if units < threads { SPLIT_FEW } else { SPLIT };
+    if threads == 1 { 1 } else { (4 * threads).div_ceil(units).min(total.div_ceil(least)) }
 }
 
 /// `out = o * factor`.
@@ -199,7 +204,8 @@ impl<A: Element> Kernel for Stream<'_, A> {
                 assert!(q.len() * 2 >= QUAD * d && scores.len() >= QUAD * KEYS && d.is_multiple_of(k.features));
                 assert!((1..=KEYS).contains(&n) && keys.len() == n * d && values.len() == n * d && o.len() == QUAD * d);
                 let keys = keys.as_ptr().cast();
-                // SAFETY: shapes as asserted; the registry gives the kernel to BF16 on its ISA alone, whose bits are u16.
+                // SAFETY: shapes as asserted; `levels::stream_kernel` gives the kernel to BF16 alone, whose bits are u16, and
+                // of levels that the engine's ISA, which it checked, builds on.
                 unsafe { (k.scores)(q.as_ptr().cast(), keys, n, d, scores.as_mut_ptr(), values.as_ptr().cast()) };
                 softmax::<V, 4>(v, scores, n, see, stats, scale)
             }
@@ -223,7 +229,7 @@ impl<A: Element> Kernel for Stream<'_, A> {
 
         if let Some(k) = kernel {
             let next = keys.as_ptr_range().end.cast();
-            // SAFETY: as above.
+            // SAFETY: the assertions on shapes hold for this call too; it is the same kernel, of BF16 and this CPU.
             return unsafe { (k.weigh)(scores.as_ptr(), values.as_ptr().cast(), n, d, o.as_mut_ptr(), next) };
         }
         let mut at = 0;
@@ -385,5 +391,20 @@ fn weigh_part<V: Vector, A: Element>(v: V, p: &[f32], values: &[A], o: &mut [f32
     for (&acc, o) in acc.iter().zip(o.chunks_exact_mut(d)) {
         let y = v.add_f32s(load(v, &o[at..]), acc);
         store(v, &mut o[at..], y);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cache_is_cut_where_heads_are_few() {
+        assert_eq!(splits(4, 1024, 1), 1);
+        assert_eq!(splits(4, 1024, 2), 2);
+        assert_eq!(splits(4, 256, 2), 1, "too short to be worth it");
+        // Four heads for 16 threads.
+        assert!(4 * splits(4, 1024, 16) >= 16 && 4 * splits(4, 256, 16) >= 8);
+        assert_eq!(splits(64, 4096, 16), 1);
     }
 }

@@ -13,7 +13,7 @@ use crate::{
     isa::Isa,
     micro::vector::{Bf16, F16, F32, Load, Mac, MacF32, stamp},
     simd::Vector,
-    view::DType,
+    view::{DType, Format},
 };
 
 /// Rows of x in a block.
@@ -44,7 +44,8 @@ pub(crate) unsafe fn dot<M: Mac<Neon>, X: Load<Neon>, W: Load<Neon>>(
 ) {
     let (x, x_stride) = (x.cast::<X::T>(), x_stride / size_of::<X::T>());
     let (w, w_stride) = (w.cast::<W::T>(), w_stride / size_of::<W::T>());
-    // SAFETY: blocks are of rows of x below `rows` and of W below `n` alone.
+    // SAFETY: blocks are of rows of x below `rows` and of W below `n` alone, which are readable, and of `out`, which is writable,
+    // by the caller's promise.
     unsafe {
         let mut j = 0;
         while j < n {
@@ -134,11 +135,11 @@ stamp!([], f32_f16: Dot => dot::<MacF32, F32, F16>);
 stamp!([], f32_bf16: Dot => dot::<MacF32, F32, Bf16>);
 
 pub(super) const NEON: &[DotKernel] = &[
-    row("dot_f32xf32_f32_2x4_neon", DType::F32, f32_f32),
-    row("dot_f32xf16_f32_2x4_neon", DType::F16, f32_f16),
-    row("dot_f32xbf16_f32_2x4_neon", DType::BF16, f32_bf16),
+    row("dot_f32xf32_f32_2x4_neon", Format::F32, f32_f32),
+    row("dot_f32xf16_f32_2x4_neon", Format::F16, f32_f16),
+    row("dot_f32xbf16_f32_2x4_neon", Format::BF16, f32_bf16),
 ];
 
-const fn row(name: &'static str, w: DType, fun: crate::contract::Dot) -> DotKernel {
+const fn row(name: &'static str, w: Format, fun: crate::contract::Dot) -> DotKernel {
     DotKernel { name, isa: Isa::Neon, x: DType::F32, w, least: 1, group: 1, fun }
 }

@@ -13,7 +13,7 @@ use crate::{
         vector::{Bf16, F16, F32, Load, stamp, store},
     },
     simd::Vector,
-    view::DType,
+    view::{DType, Format},
 };
 
 /// 512 steps of panel and tile are 40 KB: a third of the first-level cache of an Apple performance core.
@@ -119,13 +119,15 @@ pub(super) const KERNEL: GemmKernel = GemmKernel {
     mr: MR,
     nr: NR,
     ku: 1,
+    fill: 1,
     kc: KC,
-    tile_bytes: KC * NR * 4,
+    tile_bytes: |_| KC * NR * 4,
     lanes: Neon::LANES,
+    columns: false,
     pack_x: &[(DType::F32, pack_x_f32), (DType::BF16, pack_x_bf16)],
-    weights: &[row(DType::F32, pack_w_f32), row(DType::F16, pack_w_f16), row(DType::BF16, pack_w_bf16)],
+    weights: &[row(Format::F32, pack_w_f32), row(Format::F16, pack_w_f16), row(Format::BF16, pack_w_bf16)],
 };
 
-const fn row(format: DType, pack: PackW) -> ForWeight {
+const fn row(format: Format, pack: PackW) -> ForWeight {
     ForWeight { format, micro, in_place: None, pack, drain: None }
 }

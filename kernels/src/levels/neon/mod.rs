@@ -45,7 +45,7 @@ pub(crate) const LEVEL: Level = Level {
     dot: dot::NEON,
     stream: None,
     epilogues: EPILOGUES,
-    tuning: Tuning { dot_rows: 6, dot_cost: 1.5, quads: &[], copy_from: usize::MAX, load_bound: None },
+    tuning: Tuning { dot_rows: 6, dot_cost: 1.5, quads: &[], copy_from: usize::MAX, load_bound: None, tiles: None },
     detect: || std::arch::is_aarch64_feature_detected!("neon"),
     faster: |_| true,
     around: None,

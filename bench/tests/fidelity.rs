@@ -1,0 +1,335 @@
+//! `ttft fidelity` with small networks: what must be called identical and useless, what is refused, what is written.
+
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+use safetensors::{Dtype, tensor::TensorView};
+use serde_json::Value;
+use tempfile::TempDir;
+use ttft_reports::fidelity::{ControlKind, Fidelity, TaskKind, Verdict, judge};
+
+fn here() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// The command; in the emulator that `TTFT_TEST_RUNNER` is, if this build is for another machine.
+fn ttft() -> Command {
+    let runner = std::env::var("TTFT_TEST_RUNNER").unwrap_or_default();
+    let mut words = runner.split_whitespace().chain([env!("CARGO_BIN_EXE_ttft")]);
+    let mut c = Command::new(words.next().expect("the program, if nothing before it"));
+    c.args(words);
+    for (name, _) in ttft_bench::knobs::RunKnobs::variables() {
+        c.env_remove(name);
+    }
+    c
+}
+
+fn stderr(out: &Output) -> String {
+    String::from_utf8_lossy(&out.stderr).into_owned()
+}
+
+#[track_caller]
+fn succeed(c: &mut Command) -> (String, String) {
+    let out = c.output().expect("the command starts");
+    assert!(out.status.success(), "{c:?}: {}", stderr(&out));
+    (String::from_utf8(out.stdout.clone()).expect("UTF-8"), stderr(&out))
+}
+
+#[track_caller]
+fn fail(c: &mut Command, words: &[&str]) {
+    let out = c.output().expect("the command starts");
+    let err = stderr(&out);
+    assert!(!out.status.success(), "{c:?} succeeded");
+    assert!(out.status.code().is_some_and(|code| code != 101), "{c:?}: {err}");
+    words.iter().for_each(|word| assert!(err.contains(word), "{c:?}: no '{word}' in: {err}"));
+}
+
+/// A small network with a tokenizer, whose context is long enough for everything here; and folders of predictors.
+struct Place {
+    dir: TempDir,
+    base: PathBuf,
+    layers: usize,
+    kv_dim: usize,
+}
+
+impl Place {
+    fn new() -> Place {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().join("base");
+        succeed(ttft().arg("convert").arg(here().join("tests/fixtures/gguf/smollm.gguf")).arg(&base));
+        let config = base.join("config.json");
+        let mut json: Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+        json["max_position_embeddings"] = 4096.into();
+        fs::write(&config, json.to_string()).unwrap();
+        let number = |key: &str| json[key].as_u64().unwrap() as usize;
+        let kv_dim = number("num_key_value_heads") * number("head_dim");
+        Place { base, layers: number("num_hidden_layers"), kv_dim, dir }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// A predictor of keys from keys and values from values of an auxiliary that is the base itself, layer by layer.
+    fn predictor(&self, name: &str, weight: impl Fn(usize, usize) -> f32, more: Value) -> PathBuf {
+        let dir = self.path(name);
+        fs::create_dir(&dir).unwrap();
+        let n = self.kv_dim;
+        let bytes = |v: Vec<f32>| v.into_iter().flat_map(f32::to_le_bytes).collect::<Vec<u8>>();
+        let matrix = bytes((0..n * n).map(|i| weight(i / n, i % n)).collect());
+        let bias = bytes(vec![0.0; n]);
+        let mut tensors = HashMap::new();
+        for i in 0..self.layers {
+            for kind in ["key", "value"] {
+                let of = |shape, data| TensorView::new(Dtype::F32, shape, data).unwrap();
+                tensors.insert(format!("{kind}_transforms.{i}.weight"), of(vec![n, n], &matrix));
+                tensors.insert(format!("{kind}_transforms.{i}.bias"), of(vec![n], &bias));
+            }
+        }
+        fs::write(dir.join("predictor.safetensors"), safetensors::serialize(&tensors, None).unwrap()).unwrap();
+        let mut config = serde_json::json!({
+            "base_num_layers": self.layers,
+            "aux_num_layers": self.layers,
+            "aux_layer_for_base_layer": (0..self.layers).collect::<Vec<_>>(),
+        });
+        config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        fs::write(dir.join("config.json"), config.to_string()).unwrap();
+        dir
+    }
+
+    /// Small, on two texts of this repository.
+    fn command(&self, predictors: &[&Path], out: &Path) -> Command {
+        self.sized(predictors, out, ["24", "48", "0"])
+    }
+
+    /// With so many windows, tokens of a prompt, and look-ups.
+    fn sized(&self, predictors: &[&Path], out: &Path, [windows, prompt, lookups]: [&str; 3]) -> Command {
+        let mut c = ttft();
+        c.arg("fidelity").arg("--base").arg(&self.base).arg("--aux").arg(&self.base);
+        for p in predictors {
+            c.arg("--predictor").arg(p);
+        }
+        c.arg("--text").arg(here().join("docs/guide.md")).arg("--text2").arg(here().join("kernels/src/engine.rs"));
+        c.args(["--windows", windows, "--prompt-tokens", prompt, "--lookups", lookups]);
+        c.args(["--continuation", "8", "--sink-tokens", "1", "--threads", "1"]).arg("--out").arg(out);
+        c
+    }
+}
+
+fn identity(i: usize, j: usize) -> f32 {
+    f32::from(u8::from(i == j))
+}
+
+/// Values of no meaning, of the size of a map's.
+fn random(i: usize, j: usize) -> f32 {
+    let hash = (i as u32 * 7919 + j as u32 * 104_729 + 17).wrapping_mul(2_654_435_761);
+    ((hash >> 8) as f32 / (1 << 24) as f32 - 0.5) * 0.6
+}
+
+fn prompt_of(question: &str) -> String {
+    format!("Question: zero\nAnswer: one\n\nQuestion: {question}\nAnswer:")
+}
+
+/// Questions whose answers are what the base says: the network knows nothing, so these are all that it can be asked.
+fn questions(place: &Place) -> PathBuf {
+    let said = place.path("said");
+    let prompts: Vec<String> =
+        (0..60).map(|i| format!("what is {} of {i}", ["q", "the x", "Zed", "no"][i % 4])).collect();
+    let code: Vec<String> =
+        prompts.iter().map(|q| serde_json::json!({"task_id": q, "prompt": prompt_of(q)}).to_string()).collect();
+    let tasks = place.path("code.jsonl");
+    fs::write(&tasks, code.join("\n")).unwrap();
+    let exact = place.predictor("for-questions", identity, serde_json::json!({}));
+    let out = place.path("code.json");
+    let mut c = place.command(&[&exact], &out);
+    c.arg("--tasks").arg(&tasks).args(["--answer-tokens", "8"]).arg("--completions").arg(&said);
+    succeed(&mut c);
+    let file = Fidelity::read(&out).unwrap();
+    assert_eq!((file.tasks[0].kind, file.tasks[0].base.is_none(), file.tasks[0].items), (TaskKind::Code, true, 60));
+    let lines = fs::read_to_string(said.join("base.jsonl")).unwrap();
+    // The system has true caches, so it writes the same.
+    let name = format!("{}.jsonl", file.systems[0].name);
+    assert_eq!(fs::read_to_string(said.join(name)).unwrap(), lines);
+    let mut out = vec![serde_json::json!({"question": "zero", "answers": ["one"]}).to_string()];
+    for line in lines.lines() {
+        let line: Value = serde_json::from_str(line).unwrap();
+        let completion = line["completion"].as_str().unwrap();
+        let first = completion.trim_start().lines().next().unwrap_or_default().to_owned();
+        if !ttft_bench::fidelity::items::normal(&first).is_empty() {
+            out.push(serde_json::json!({"question": line["task_id"], "answers": ["nothing", first]}).to_string());
+        }
+    }
+    let tasks = place.path("questions.jsonl");
+    fs::write(&tasks, out.join("\n") + "\n").unwrap();
+    tasks
+}
+
+#[test]
+fn true_caches_are_identical_and_random_maps_useless() {
+    let place = Place::new();
+    let tasks = questions(&place);
+    let exact = place.predictor("exact", identity, serde_json::json!({}));
+    let useless = place.predictor("random", random, serde_json::json!({}));
+    let out = place.path("fidelity.json");
+    let mut c = place.command(&[&exact, &useless], &out);
+    c.arg("--tasks").arg(&tasks).args(["--answer-tokens", "8"]);
+    let (said, remarks) = succeed(&mut c);
+    let file = Fidelity::read(&out).unwrap();
+    let task = &file.tasks[0];
+    assert!(task.items >= 20 && task.base.as_ref().unwrap().share == 1.0, "{task:?}");
+    let judged = judge(&file);
+    let words: Vec<(&str, Verdict)> = judged.iter().map(|j| (&*j.system, j.verdict)).collect();
+    assert_eq!(words, [("exact", Verdict::Identical), ("random", Verdict::Useless)], "{said}");
+    for word in ["exact: Identical", "random: Useless", "full prefill", "mean cache (random)", "wrote "] {
+        assert!(said.contains(word), "no '{word}' in: {said}");
+    }
+    assert!(remarks.contains("readers (full prefill, 2 systems") && remarks.contains("of memory"), "{remarks}");
+
+    // Every control stands beside each system, and what is the same is the same.
+    use ControlKind::*;
+    let of = |kind: ControlKind, system: &str| {
+        file.controls.iter().filter(|c| c.kind == kind && c.is_of(system)).collect::<Vec<_>>()
+    };
+    for system in ["exact", "random"] {
+        for (kind, count) in [
+            (NoContext, 1),
+            (TruncationEqualOperations, 2),
+            (TruncationEqualTtft, 2),
+            (NothingPredicted, 1),
+            (MeanCache, 1),
+            (AuxiliaryAlone, 1),
+            (TrueCaches, 1),
+        ] {
+            assert_eq!(of(kind, system).len(), count, "{kind:?} of {system}");
+        }
+        let alone = of(AuxiliaryAlone, system)[0];
+        assert!(alone.results.texts.iter().all(|t| t.continuation.kl.mean < 1e-6), "the auxiliary is the base");
+        let truth = of(TrueCaches, system)[0];
+        for text in &truth.results.texts {
+            assert!(text.first.kl.mean < 1e-6 && text.continuation.top1.mean == 1.0, "{text:?}");
+        }
+        let nothing = of(NothingPredicted, system)[0];
+        let cut = of(NoContext, system)[0];
+        assert!(nothing.results.texts[0].continuation.kl.mean > 1e-4);
+        assert!(cut.results.texts[0].continuation.kl.mean > 1e-4 && cut.base_tokens == Some(1));
+    }
+    let random = &file.systems[1];
+    assert!(random.results.texts.iter().all(|t| t.continuation.kl.mean > 1e-4 && t.first.kl.values.len() == 24));
+    assert_eq!(random.prediction.as_ref().unwrap().sink_tokens, 1);
+    assert!(random.ttft_ns.len() >= 3 && file.base.ttft_ns.len() >= 3);
+    // The auxiliary is the base itself, and the maps come on top.
+    assert!(random.operations_share > 1.0, "{}", random.operations_share);
+    // The same again gives the same figures.
+    let again = place.path("again.json");
+    let mut c = place.command(&[&exact, &useless], &again);
+    c.arg("--tasks").arg(&tasks).args(["--answer-tokens", "8"]);
+    succeed(&mut c);
+    let again = Fidelity::read(&again).unwrap();
+    for (a, b) in file.systems.iter().zip(&again.systems) {
+        assert_eq!(a.results, b.results);
+    }
+}
+
+#[test]
+fn look_ups_are_drawn_for_any_tokenizer() {
+    let place = Place::new();
+    let exact = place.predictor("exact", identity, serde_json::json!({}));
+    let out = place.path("fidelity.json");
+    // A tokenizer of single letters: needles take more than 48 tokens.
+    fail(
+        &mut place.sized(&[&exact], &out, ["2", "48", "3"]),
+        &["needles and the question take", "--prompt-tokens", "--lookups 0"],
+    );
+    assert!(!out.exists());
+    let (said, _) = succeed(&mut place.sized(&[&exact], &out, ["2", "400", "3"]));
+    let file = Fidelity::read(&out).unwrap();
+    let kinds: Vec<(TaskKind, u32)> = file.tasks.iter().map(|t| (t.kind, t.items)).collect();
+    assert_eq!(kinds, [(TaskKind::Copy, 3), (TaskKind::KeyValue, 3), (TaskKind::Needle, 3)]);
+    assert!(file.tasks.iter().all(|t| (0.01..=0.25).contains(&t.chance)), "{:?}", file.tasks);
+    assert_eq!(file.tasks[2].prompt_tokens, 256.0);
+    // A network that knows nothing solves none of them, so that nothing follows.
+    assert_eq!(judge(&file)[0].verdict, Verdict::None);
+    assert!(said.contains("No verdict"), "{said}");
+}
+
+#[test]
+fn plans_say_what_it_costs_and_write_nothing() {
+    let place = Place::new();
+    let exact = place.predictor("exact", identity, serde_json::json!({}));
+    let out = place.path("fidelity.json");
+    let (said, remarks) = succeed(place.command(&[&exact], &out).arg("--plan"));
+    assert!(said.is_empty() && remarks.contains("48 windows of text and 0 items"), "{said}{remarks}");
+    assert!(!out.exists() && fs::read_dir(place.dir.path()).unwrap().count() == 2, "nothing is left");
+}
+
+#[test]
+fn what_cannot_be_compared_is_refused() {
+    let place = Place::new();
+    let exact = place.predictor("exact", identity, serde_json::json!({}));
+    let out = place.path("fidelity.json");
+    let guide = here().join("docs/guide.md");
+    // A text of the fit.
+    let digest = {
+        use sha2::Digest;
+        sha2::Sha256::digest(fs::read(&guide).unwrap()).iter().map(|b| format!("{b:02x}")).collect::<String>()
+    };
+    let fitted = serde_json::json!({"fit": {"texts": [{"name": "guide.md", "sha256": digest}]}});
+    let fitted = place.predictor("fitted", identity, fitted);
+    fail(&mut place.command(&[&fitted], &out), &["guide.md", "was fitted on this very text", "held out"]);
+    // No second text.
+    let mut c = place.command(&[&exact], &out);
+    fail(c.arg("--text2").arg(&guide), &["--text2 holds a file of --text"]);
+    fail(&mut place.sized(&[&exact], &out, ["90000", "48", "0"]), &["guide.md", "windows of 56", "fewer --windows"]);
+    fail(&mut place.sized(&[&exact], &out, ["1", "4090", "0"]), &["4096", "fewer --prompt-tokens"]);
+    // Tasks.
+    let tasks = place.path("tasks.jsonl");
+    for (content, words) in [
+        ("{\"question\": \"x\"}\n", &["tasks.jsonl, line 1", "answers is missing"][..]),
+        ("\n\n{\"task_id\": 1}\n", &["line 3"]),
+        ("", &["tasks.jsonl", "no line with a task"]),
+        ("{\"task_id\": \"a\", \"prompt\": \"b\"}\n", &["--completions"]),
+    ] {
+        fs::write(&tasks, content).unwrap();
+        fail(place.command(&[&exact], &out).arg("--tasks").arg(&tasks), words);
+    }
+    fs::write(&tasks, "{\"question\": \"x\", \"answers\": [\"y\"]}\n".repeat(2)).unwrap();
+    let mut c = place.command(&[&exact], &out);
+    c.arg("--tasks").arg(&tasks).arg("--completions").arg(place.path("c"));
+    fail(&mut c, &["--completions", "no file of --tasks has code"]);
+    // What is read is not written.
+    let mut c = place.command(&[&exact], &tasks);
+    fail(c.arg("--tasks").arg(&tasks), &["is read, so it is not written"]);
+    let mut c = ttft();
+    c.arg("fidelity").arg("--base").arg(&place.base).arg("--text").arg(&guide).arg("--text2").arg(&tasks);
+    fail(c.arg("--out").arg(&out), &["nothing to judge", "--predictor"]);
+    fs::remove_file(place.base.join("tokenizer.json")).unwrap();
+    fail(&mut place.command(&[&exact], &out), &["tokenizer.json: missing"]);
+    assert!(!out.exists());
+}
+
+/// `--chat` puts the template around the prompts of tasks, as in `ttft generate`.
+#[test]
+fn tasks_may_be_what_a_user_says() {
+    let place = Place::new();
+    let exact = place.predictor("exact", identity, serde_json::json!({}));
+    let out = place.path("fidelity.json");
+    let tasks = here().join("bench/tests/tasks.jsonl");
+    let tokens = |chat: bool| {
+        let mut c = place.command(&[&exact], &out);
+        c.arg("--tasks").arg(&tasks).args(["--answer-tokens", "2"]);
+        if chat {
+            c.arg("--chat");
+        }
+        succeed(&mut c);
+        Fidelity::read(&out).unwrap().tasks[0].prompt_tokens
+    };
+    let (plain, chat) = (tokens(false), tokens(true));
+    // <|user|>user: ...<|end|><|user|>
+    assert!(chat > plain + 3.0, "{plain} {chat}");
+    let file = Fidelity::read(&out).unwrap();
+    assert_eq!((file.tasks[0].kind, file.tasks[0].items, file.tasks[0].chance), (TaskKind::Questions, 3, 0.0));
+}
