@@ -16,6 +16,12 @@ use crate::{
     network::{Multiply, Network, Out},
 };
 
+/// Whether the order pays where the auxiliary has so many rows, of all sequences; where it does not, the base's layers run in turn.
+/// On two cores of Zen 4 in BF16 it took 7 to 11% less time than in turn at 1x64, and 9 to 10% more at 1x128 (2026-11-28).
+pub(crate) const fn pays(rows: usize) -> bool {
+    rows <= 64
+}
+
 /// Layers of the base that may run, and how far the first of them has come.
 #[derive(Debug, Default)]
 pub(crate) struct Queue {

@@ -15,6 +15,7 @@ use crate::{
         control::Filling,
         layout::{Input, Layout, Order, Origin},
     },
+    pipeline,
     pruning::{Pruning, SpecPrefill},
     spec::{Extent, Phase, RunSpec},
     system::CostSystem,
@@ -342,7 +343,10 @@ impl Schedule {
             dropped,
             behind: 0,
         };
-        if s.prediction.as_ref().is_some_and(|p| p.order == Order::Pipelined) {
+        let pays = |p: &kv_prediction::Shape| {
+            pipeline::pays(spec.batch.saturating_mul(spec.prompt.saturating_sub(p.own.last)))
+        };
+        if s.prediction.as_ref().is_some_and(|p| p.order == Order::Pipelined && pays(p)) {
             let auxiliary = |s: &Step| matches!(&s.op, Op::Layer(l) if l.net == Net::Auxiliary);
             schedule.prompt = pipelined(schedule.prompt);
             schedule.behind = schedule.prompt.iter().rposition(auxiliary).unwrap_or(0);
@@ -1168,5 +1172,18 @@ mod tests {
         let head = steps.iter().position(|s| s == "Auxiliary head on 7").unwrap();
         assert_eq!((steps[5].as_str(), head), ("Base layer 1 on 2 of 9", 22));
         assert_eq!(steps[6], "Base head on 2");
+    }
+
+    #[test]
+    fn where_it_does_not_pay_the_order_is_in_turn() {
+        let steps = |name: &str, batch, prompt| {
+            let spec = RunSpec { batch, ..spec(prompt, Extent::FirstToken) };
+            Schedule::new(&CostSystem::named(name, DType::BF16).unwrap(), &spec)
+        };
+        let (turn, pipelined) = ("OE1.1B-KVP-C-270M", "OE1.1B-KVP-C-270M-pipelined");
+        for (batch, prompt, pays) in [(1, 64, true), (1, 65, true), (1, 66, false), (4, 64, false)] {
+            let (turn, pipelined) = (steps(turn, batch, prompt), steps(pipelined, batch, prompt));
+            assert_eq!((turn.prompt != pipelined.prompt, pipelined.behind > 0), (pays, pays), "{batch}x{prompt}");
+        }
     }
 }

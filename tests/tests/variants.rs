@@ -200,7 +200,7 @@ fn the_order_of_a_fixture_is_all_the_same() {
             for threads in [1, 2, 3] {
                 let e = &engine(isa, threads, Backend::Ours);
                 // Rows of the auxiliary beyond a tile; of the base one, and some.
-                for (batch, prompt, own) in [(1, 70, (1, 0)), (1, 40, (3, 1)), (2, 9, (2, 0)), (1, 40, (1, 2))] {
+                for (batch, prompt, own) in [(1, 60, (1, 0)), (1, 40, (3, 1)), (2, 9, (2, 0)), (1, 40, (1, 2))] {
                     // Entries that are kept, put back behind the maps that they replace.
                     let kept = own == (1, 2);
                     let kvp = kvp.clone().reading(OwnTokens { last: own.0, first: own.1, kept });
@@ -239,7 +239,7 @@ fn the_order_of_layers_of_full_width_is_all_the_same() {
     let kvp = KvPrediction::load(&base_dir, &aux_dir, &predictor).unwrap();
     for threads in threads(&[1, 2, 5]) {
         let e = &Engine::new(&Options { threads: Some(*threads), ..Options::default() }).unwrap();
-        for (batch, prompt, own) in [(1, 64, (1, 0)), (1, 129, (4, 1)), (2, 33, (1, 0))] {
+        for (batch, prompt, own) in [(1, 64, (1, 0)), (1, 64, (4, 1)), (2, 33, (1, 0)), (1, 129, (4, 1))] {
             let kvp = kvp.clone().reading(OwnTokens { last: own.0, first: own.1, kept: false });
             let (precision, extent) = (Precision::Bf16, Extent::FirstToken);
             let spec = RunSpec { batch, prompt, generate: 1, precision, extent };
