@@ -767,7 +767,7 @@ mod tests {
         let pruned = |name: &str| System::Pruned(Pruned::new(Arc::clone(&pair.base), name.parse().unwrap()));
         let pipelined = [pair.clone(), load(pair.aux.clone(), "hidden")].map(|s| s.ordered(Order::Pipelined));
         let mut all = vec![System::Network(Arc::clone(&pair.base)), System::KvPrediction(pair.clone())];
-        all.extend(pipelined.iter().flat_map(|s| read(s)).map(System::KvPrediction));
+        all.extend(pipelined.iter().flat_map(read).map(System::KvPrediction));
         all.extend(variants);
         all.extend(["RP-0.40", "SP-0.30", "SP-1.00", "L0.70-0.20", "L1.00-1.00"].map(pruned));
         all.extend(["GemFilter-0-3", "GemFilter-3-5-p3", "GemFilter-6-99"].map(pruned));
