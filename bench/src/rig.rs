@@ -16,7 +16,7 @@ use ttft_kernels::{DType, Engine};
 use ttft_models::{
     Extent, Inference, Network, Phase, PhaseTimes, RunSpec, System,
     cost::{CostSystem, Flops, PhaseCost},
-    kv_prediction::layout::OwnTokens,
+    kv_prediction::layout::{Order, OwnTokens},
     plan,
 };
 use ttft_reports::schema::{self, Cell, Cold, Decode, Kind, Memory, PhaseRecord, Probes, WarmPhase, cold_hash};
@@ -176,7 +176,7 @@ impl Rig {
         let networks = arm.networks().into_iter().map(|n| self.weights.network_dir(n)).collect::<Result<Vec<_>>>()?;
         let predictor = self.predictor(arm)?;
         ensure!(
-            predictor.as_ref().is_none_or(|(_, own)| !own.kept),
+            predictor.as_ref().is_none_or(|(_, own, _)| !own.kept),
             "{}: a cold start has no earlier call that could have kept anything: leave --keep-sinks, or 'kept' in the name, out",
             arm.system
         );
@@ -194,8 +194,11 @@ impl Rig {
     }
 
     /// The folder of a KV prediction's predictor, and what its base reads itself.
-    fn predictor(&self, arm: &Arm) -> Result<Option<(PathBuf, OwnTokens)>> {
-        let of = || Ok((self.weights.predictor_dir(&arm.system)?, self.scenario.catalog.pair(&arm.system)?.own));
+    fn predictor(&self, arm: &Arm) -> Result<Option<(PathBuf, OwnTokens, Order)>> {
+        let of = || {
+            let pair = self.scenario.catalog.pair(&arm.system)?;
+            Ok((self.weights.predictor_dir(&arm.system)?, pair.own, pair.order))
+        };
         (arm.kind == Kind::Kvp).then(of).transpose()
     }
 

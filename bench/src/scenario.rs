@@ -14,7 +14,9 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use ttft_kernels::DType;
 use ttft_models::{
-    Extent, KvPrediction, Network, Precision, Pruned, Pruning, System, kv_prediction::layout::OwnTokens, zoo,
+    Extent, KvPrediction, Network, Precision, Pruned, Pruning, System,
+    kv_prediction::layout::{Order, OwnTokens},
+    zoo,
 };
 use ttft_reports::{
     schema::{Kind, Start},
@@ -191,11 +193,17 @@ impl Arm {
     ///
     /// # Errors
     /// No network.
-    pub fn assemble(&self, networks: Vec<Arc<Network>>, predictor: Option<(PathBuf, OwnTokens)>) -> Result<System> {
+    pub fn assemble(
+        &self,
+        networks: Vec<Arc<Network>>,
+        predictor: Option<(PathBuf, OwnTokens, Order)>,
+    ) -> Result<System> {
         let mut networks = networks.into_iter();
         let base = networks.next().with_context(|| format!("{}: a system without a network", self.system))?;
         Ok(match (predictor, self.pruning()) {
-            (Some((dir, own)), _) => System::KvPrediction(KvPrediction::new(base, networks.next(), &dir)?.reading(own)),
+            (Some((dir, own, order)), _) => {
+                System::KvPrediction(KvPrediction::new(base, networks.next(), &dir)?.reading(own).ordered(order))
+            }
             (None, Some(pruning)) => System::Pruned(Pruned { aux: networks.next(), ..Pruned::new(base, pruning) }),
             (None, None) => System::Network(base),
         })

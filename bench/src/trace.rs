@@ -1,10 +1,11 @@
 //! What a run did, as a trace that chrome://tracing and ui.perfetto.dev show: its calls, their phases and their steps, each in a
-//! row of its own.
+//! row of its own, and below them what every thread did.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde_json::{Value, json};
+use ttft_kernels::Part;
 use ttft_models::{Inference, RunSpec, cost::CostSystem};
 
 /// The rows of the picture, from the top.
@@ -18,6 +19,8 @@ pub struct Trace {
     events: Vec<Event>,
     /// Where the next call begins.
     at: Duration,
+    /// Threads that did something.
+    threads: usize,
 }
 
 #[derive(Debug, Serialize)]
@@ -40,12 +43,18 @@ fn micros(time: Duration) -> f64 {
 impl Trace {
     /// Of a run of this system.
     pub fn new(cost: CostSystem, spec: RunSpec) -> Trace {
-        Trace { cost, spec, events: Vec::new(), at: Duration::ZERO }
+        Trace { cost, spec, events: Vec::new(), at: Duration::ZERO, threads: 0 }
     }
 
-    /// Adds the last call of a run, which took so long. Its steps stand at its end: before them the ids were checked.
-    pub fn call(&mut self, name: &str, took: Duration, run: &dyn Inference) {
+    /// Adds the last call of a run, which began then and took so long. Its steps stand at its end: before them the ids were
+    /// checked. `parts` is what the engine's threads did.
+    pub fn call(&mut self, name: &str, (began, took): (Instant, Duration), run: &dyn Inference, parts: &[Part]) {
         let (steps, ran) = run.trace();
+        for part in parts {
+            self.threads = self.threads.max(part.thread + 1);
+            let at = self.at + part.start.saturating_duration_since(began);
+            self.event(ROWS.len() + part.thread, part.what.to_owned(), at, part.end - part.start, json!({}));
+        }
         self.event(
             0,
             name.to_owned(),
@@ -89,7 +98,8 @@ impl Trace {
     pub fn json(&self, about: Value) -> Value {
         let named = |kind: &str, tid: usize, name: &str| json!({"name": kind, "ph": "M", "pid": 1, "tid": tid, "args": {"name": name}});
         let rows = ROWS.iter().enumerate().map(|(i, name)| named("thread_name", i + 1, name));
-        let names: Vec<Value> = [named("process_name", 0, "ttft")].into_iter().chain(rows).collect();
+        let threads = (0..self.threads).map(|i| named("thread_name", ROWS.len() + i + 1, &format!("thread {i}")));
+        let names: Vec<Value> = [named("process_name", 0, "ttft")].into_iter().chain(rows).chain(threads).collect();
         let events = self.events.iter().map(|e| json!(e));
         json!({
             "traceEvents": names.into_iter().chain(events).collect::<Vec<_>>(),

@@ -260,7 +260,7 @@ impl Weights {
             Kind::Kvp => {
                 let p = self.catalog.pair(&arm.system)?;
                 let aux = p.aux.map(|aux| self.config(&aux)).transpose()?;
-                Some(Shape { aux, layout: p.layout, own: p.own, filling: None })
+                Some(Shape { aux, layout: p.layout, own: p.own, order: p.order, filling: None })
             }
             _ => None,
         };

@@ -164,6 +164,14 @@ fn logits_of_shared_layers_and_their_trace() {
     let sum = |tid| row(tid).iter().map(|e| span(e).1).sum::<f64>();
     assert!(ends && (sum(2) - sum(3)).abs() < 1e-2 && sum(1) >= sum(2), "{} {} {}", sum(1), sum(2), sum(3));
     assert!(row(3)[1]["args"]["flops"].as_u64().unwrap() > 0);
+    // Below them are the threads, which worked while a call ran.
+    let calls = span(row(1)[0]).0..span(row(1)[5]).0 + span(row(1)[5]).1 + 1e3;
+    assert!(!row(4).is_empty() && row(4).iter().all(|e| calls.contains(&span(e).0)));
+    assert!(
+        ["product", "few rows", "attention"].iter().all(|what| names(4).iter().any(|n| n == what)),
+        "{:?}",
+        names(4)
+    );
 
     // Tokens of the base without a prediction; an auxiliary that a predictor of shared layers has no use for.
     fail(logits(&a, &tokens, false, &out).args(["--base-tokens", "2"]), &["--base-tokens", "--predictor"]);

@@ -9,7 +9,7 @@ use crate::{
     config::NetworkConfig,
     kv_prediction::layout::Input,
     pruning::Pruning,
-    schedule::{Entries, Net, Op, Out, Schedule, Step, next, predicted_layers, shapes},
+    schedule::{Entries, Net, Op, Out, Schedule, Step, next, shapes},
     sizes::sum,
     spec::{Phase, RunSpec},
 };
@@ -80,6 +80,25 @@ impl CostSystem {
         let mut steps = Vec::new();
         next(self, spec, past, &mut steps);
         self.phases(spec, &steps)[0]
+    }
+
+    /// Seconds below which the first token cannot come, at these rates of the machine: of every phase its arithmetic or its
+    /// traffic, whichever takes longer. In the pipelined order what runs behind the auxiliary counts with it, and what is left
+    /// when that is done, the tail, by itself.
+    pub fn least_seconds(&self, spec: &RunSpec, flops_per_s: f64, bytes_per_s: f64) -> f64 {
+        let seconds = |phases: &[PhaseCost]| -> [f64; 2] {
+            let flops: f64 = phases.iter().map(|p| p.flops.total() as f64).sum();
+            let bytes: f64 = phases.iter().map(|p| p.weight_bytes as f64 + p.cache_bytes as f64).sum();
+            [flops / flops_per_s, bytes / bytes_per_s]
+        };
+        let longer = |[arithmetic, traffic]: [f64; 2]| arithmetic.max(traffic);
+        let schedule = Schedule::new(self, spec);
+        let (front, tail) = schedule.prompt.split_at(match schedule.behind {
+            0 => 0,
+            last => last + 1,
+        });
+        let tail: f64 = self.phases(spec, tail).chunks(1).map(|p| longer(seconds(p))).sum();
+        longer(seconds(&self.phases(spec, front))) + tail
     }
 
     /// The costs of `steps`, summed by phase.
@@ -181,11 +200,10 @@ impl CostSystem {
                 flops.attention = product([2, c.q_dim(*i) as u64, b, *of as u64]);
                 entries.push(product([c.kv_dim(*i) as u64, b, *of as u64]));
             }
-            Op::Sinks { rows, .. } => {
-                // Read here and written there, of every layer that is predicted.
-                let kv_dim = |layer: usize| self.base.kv_dim(layer) as u64;
-                let all = predicted_layers(self).map(|layer| product([2, 2, kv_dim(layer), b, *rows as u64]));
-                entries.push(sum(all));
+            Op::Sinks { rows, layers, .. } => {
+                // Read here and written there.
+                let moved = |i: &usize| product([2, 2, self.base.kv_dim(*i) as u64, b, *rows as u64]);
+                entries.extend(layers.iter().map(moved));
             }
             Op::Rank { layer: None, .. } | Op::Choose { .. } | Op::Narrow { .. } | Op::Ends { .. } => {}
             Op::Head { net, rows } => {

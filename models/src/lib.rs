@@ -20,6 +20,7 @@ pub mod json;
 pub mod kv_prediction;
 mod memory;
 pub mod network;
+pub mod pipeline;
 pub mod prompts;
 pub mod pruning;
 mod publish;

@@ -71,7 +71,7 @@ impl CostSystem {
             System::KvPrediction(s) => {
                 let (aux, layout) = (s.aux.as_ref().map(config), s.predictor.layout().clone());
                 let filling = s.control.as_ref().map(|c| c.filling());
-                let prediction = kv_prediction::Shape { aux, layout, own: s.own, filling };
+                let prediction = kv_prediction::Shape { aux, layout, own: s.own, order: s.order, filling };
                 CostSystem { prediction: Some(prediction), ..alone }
             }
             System::Pruned(s) => CostSystem { pruning: Some(s.pruning), chooser: s.aux.as_ref().map(config), ..alone },
@@ -90,7 +90,8 @@ impl CostSystem {
     pub fn named(name: &str, weights: DType) -> Result<CostSystem> {
         if let Ok(p) = zoo::prediction(name) {
             let aux = p.aux.map(zoo::network).transpose()?;
-            let prediction = Some(kv_prediction::Shape { aux, layout: p.layout, own: p.own, filling: None });
+            let prediction =
+                Some(kv_prediction::Shape { aux, layout: p.layout, own: p.own, order: p.order, filling: None });
             return Ok(CostSystem { prediction, ..Self::network(zoo::network(p.base)?, weights) });
         }
         if let Ok(p) = zoo::token_pruned(name) {

@@ -8,7 +8,7 @@ use ttft_models::{
     cost::{CostSystem, Flops, PhaseCost},
     kv_prediction::{
         Shape,
-        layout::{Input, Layout, Origin, OwnTokens},
+        layout::{Input, Layout, Order, Origin, OwnTokens},
     },
     zoo,
 };
@@ -225,7 +225,7 @@ fn a_small_prefill_by_hand() {
 }
 
 fn with(aux: Option<NetworkConfig>, layout: Layout, own: OwnTokens, base: NetworkConfig) -> CostSystem {
-    let prediction = Some(Shape { aux, layout, own, filling: None });
+    let prediction = Some(Shape { aux, layout, own, order: Order::InTurn, filling: None });
     CostSystem { prediction, ..CostSystem::network(base, DType::F32) }
 }
 
@@ -596,5 +596,29 @@ fn absurd_sizes_end_at_the_largest_number() {
         for (batch, prompt) in [(1 << 40, 1 << 40), (usize::MAX, 1 << 30), (1 << 30, usize::MAX >> 8)] {
             assert!(counted(batch, prompt).iter().zip(&largest).all(|(a, b)| a >= b), "{name} {batch} {prompt}");
         }
+    }
+}
+
+/// Bounds of KV prediction in turn and pipelined. Where memory takes no time, both are the arithmetic; where arithmetic takes none,
+/// the traffic; else the pipelined one is shorter, but not than either alone.
+#[test]
+fn the_pipelined_bound_is_the_longer_of_both_and_a_tail() {
+    let spec = RunSpec { batch: 1, prompt: 64, generate: 1, precision: Precision::Bf16, extent: Extent::FirstToken };
+    for pair in ["OE1.1B-KVP-C-450M", "OE1.1B-KVP-C-270M"] {
+        let [turn, pipelined] =
+            ["", "-pipelined"].map(|order| CostSystem::named(&format!("{pair}{order}"), DType::BF16).unwrap());
+        let phases = turn.first_token(&spec);
+        assert_eq!(phases, pipelined.first_token(&spec));
+        let flops: f64 = phases.iter().map(|p| p.flops.total() as f64).sum();
+        let bytes: f64 = phases.iter().map(|p| (p.weight_bytes + p.cache_bytes) as f64).sum();
+        for (flops_per_s, bytes_per_s, least) in [(4e11, 1e30, flops / 4e11), (1e30, 4e10, bytes / 4e10)] {
+            for s in [&turn, &pipelined] {
+                let found = s.least_seconds(&spec, flops_per_s, bytes_per_s);
+                assert!((found / least - 1.0).abs() < 0.01, "{pair}: {found} {least}");
+            }
+        }
+        // Zen 4: its peak and what it reads.
+        let [turn, pipelined] = [turn, pipelined].map(|s| s.least_seconds(&spec, 468e9, 45e9));
+        assert!(pipelined < turn && pipelined > (flops / 468e9).max(bytes / 45e9), "{pair}: {pipelined} {turn}");
     }
 }

@@ -4,6 +4,7 @@ use std::{
     io::Read,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Instant,
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -12,8 +13,8 @@ use safetensors::{Dtype, View, serialize};
 use serde_json::Value;
 use ttft_kernels::DType;
 use ttft_models::{
-    Extent, KvPrediction, NamedTensor, Network, Precision, Pruned, Pruning, RunSpec, System, cost::CostSystem, memory,
-    plan,
+    Extent, KvPrediction, NamedTensor, Network, Precision, Pruned, Pruning, RunSpec, System, cost::CostSystem,
+    kv_prediction::layout::Order, memory, plan,
 };
 
 use ttft_reports::{
@@ -57,6 +58,9 @@ pub struct Logits {
     /// First tokens of each prompt that the base of a KV prediction reads itself [default: 0]
     #[arg(long, value_name = "S", value_parser = clap::value_parser!(u32).range(0..=1 << 24))]
     sink_tokens: Option<u32>,
+    /// The base's layers run behind the auxiliary's, with the same results
+    #[arg(long, requires = "aux")]
+    pipelined: bool,
     /// Keep the keys and values of the first tokens, which depend on these alone, as of an earlier call: the time to the first token is
     /// then without them
     #[arg(long, requires = "sink_tokens")]
@@ -158,10 +162,11 @@ impl Logits {
         let aux = |name: &Option<String>| -> Result<Option<Arc<Network>>> {
             name.as_ref().zip(self.aux.as_ref()).map(|(aux, given)| load(aux, given)).transpose()
         };
+        let order = if self.pipelined { Order::Pipelined } else { Order::InTurn };
         let system = match (&pair, &pruned) {
             (Some(p), _) => {
                 let predictor = made.predictor_dir(&names[0])?;
-                System::KvPrediction(KvPrediction::new(base, aux(&p.aux)?, &predictor)?.reading(p.own))
+                System::KvPrediction(KvPrediction::new(base, aux(&p.aux)?, &predictor)?.reading(p.own).ordered(order))
             }
             (None, Some(p)) => System::Pruned(Pruned { aux: aux(&p.aux)?, ..Pruned::new(base, p.pruning) }),
             (None, None) => System::Network(base),
@@ -195,14 +200,16 @@ impl Logits {
 
         let mut inference = plan(&system, &spec)?;
         inference.record(self.dump_cache);
+        engine.pool().log(self.trace.is_some());
         let mut trace = Trace::new(CostSystem::of(&system), spec);
         let mut tensors = Vec::new();
         let mut greedy_ids = vec![0i64; batch * generate];
         let mut greedy_logits = vec![0f32; batch * generate * vocab];
         for t in 0..generate {
+            let began = Instant::now();
             if t == 0 {
                 let times = inference.first_token(&engine, &ids)?;
-                trace.call("first token", times.total, &*inference);
+                trace.call("first token", (began, times.total), &*inference, &engine.pool().take_log());
                 if self.dump_cache {
                     tensors.extend(inference.cache_dump().into_iter().map(Tensor::from));
                 }
@@ -216,7 +223,7 @@ impl Logits {
                 }
             } else {
                 let took = inference.next_token(&engine)?;
-                trace.call(&format!("token {}", t + 1), took, &*inference);
+                trace.call(&format!("token {}", t + 1), (began, took), &*inference, &engine.pool().take_log());
             }
             let logits = inference.logits();
             for b in 0..batch {

@@ -37,8 +37,29 @@ pub(crate) unsafe fn dot<V: Vector, M: Mac<V>, X: Load<V>, W: Load<V>, const WR:
     unsafe {
         let v = V::held();
         if rows == 1 && k * size_of::<X::T>() <= STREAM_X {
-            for j in 0..n {
-                *out.add(j) = dot_row::<V, M, X, W>(v, k, x, w.add(j * w_stride));
+            // Sixteen rows are added up across lanes at once.
+            for j in (0..n).step_by(16) {
+                let (rows, w) = (16.min(n - j), w.add(j * w_stride));
+                let mut c = [v.splat_f32s(0.0); 16];
+                if next.is_null() {
+                    for r in (0..rows).step_by(2) {
+                        // The last row may stand for the next, which is not there.
+                        let pair = [w.add(r * w_stride), w.add((r + 1).min(rows - 1) * w_stride)];
+                        let sums = dot_rows::<V, M, X, W, 2>(v, k, x, pair, false);
+                        c[r..rows.min(r + 2)].copy_from_slice(&sums[..2.min(rows - r)]);
+                    }
+                } else {
+                    for (r, c) in c.iter_mut().enumerate().take(rows) {
+                        [*c] = dot_rows::<V, M, X, W, 1>(v, k, x, [w.add(r * w_stride)], true);
+                    }
+                }
+                let mut sums = [0f32; 16];
+                for (c, sums) in c.chunks_mut(V::LANES).zip(sums.chunks_mut(V::LANES)) {
+                    let mut block = [v.splat_f32s(0.0); 16];
+                    block[..c.len()].copy_from_slice(c);
+                    store::<V>(sums.as_mut_ptr(), v.sum_each(&mut block));
+                }
+                std::ptr::copy_nonoverlapping(sums.as_ptr(), out.add(j), rows);
             }
             return;
         }
@@ -47,7 +68,11 @@ pub(crate) unsafe fn dot<V: Vector, M: Mac<V>, X: Load<V>, W: Load<V>, const WR:
         let vecs = k.div_ceil(V::LANES * X::PER_LANE);
         for j in (0..n).step_by(block) {
             let (nb, w) = (block.min(n - j), w.add(j * w_stride));
-            let following = if j + nb < n { w.add(nb * w_stride).cast() } else { next };
+            let following = match j + nb < n && !next.is_null() {
+                true => w.add(nb * w_stride).cast(),
+                false if next.is_null() => w.cast(),
+                false => next,
+            };
             let turns = rows.div_ceil(DOT_XR) * nb.div_ceil(WR) * vecs;
             let mut ahead = Lines::new(following, nb * row_bytes, turns);
             let chunk = DOT_CHUNK / size_of::<X::T>();
@@ -76,43 +101,53 @@ const STREAM_X: usize = 8 << 10;
 /// Bytes by which W is fetched ahead of a lone row of x. Measured from 2048 to 16384.
 const STREAM_AHEAD: usize = 5120;
 
-/// `x . w` for a lone row of x, with W as one stream: consecutive rows follow each other in memory.
+/// `x . w` for a lone row of x and `R` rows of W, but for the sum over lanes. Where they are to be fetched, W is one stream:
+/// consecutive rows follow each other in memory.
 ///
 /// # Safety
-/// `k` elements are readable at both.
+/// `k` elements are readable at each.
 #[inline(always)]
-unsafe fn dot_row<V: Vector, M: Mac<V>, X: Load<V>, W: Load<V>>(v: V, k: usize, x: *const X::T, w: *const W::T) -> f32 {
+unsafe fn dot_rows<V: Vector, M: Mac<V>, X: Load<V>, W: Load<V>, const R: usize>(
+    v: V,
+    k: usize,
+    x: *const X::T,
+    w: [*const W::T; R],
+    fetch: bool,
+) -> [V::F32s; R] {
     const SUMS: usize = 8;
     let per_vec = V::LANES * X::PER_LANE;
     let turn = SUMS * per_vec;
-    // SAFETY: elements `< k` of both are read, by the caller's promise; the tail by `load_part`.
+    // SAFETY: elements `< k` of all are read, by the caller's promise; the tail by `load_part`.
     unsafe {
-        let mut c = [v.splat_f32s(0.0); SUMS];
+        let mut c = [[v.splat_f32s(0.0); SUMS]; R];
         let mut at = 0;
         while at + turn <= k {
-            for line in (0..turn * size_of::<W::T>()).step_by(64) {
-                v.prefetch_once(w.add(at).cast::<u8>().wrapping_add(STREAM_AHEAD + line));
+            if fetch {
+                for line in (0..turn * size_of::<W::T>()).step_by(64) {
+                    v.prefetch_once(w[0].add(at).cast::<u8>().wrapping_add(STREAM_AHEAD + line));
+                }
             }
-            for (i, c) in c.iter_mut().enumerate() {
+            for i in 0..SUMS {
                 let at = at + i * per_vec;
-                *c = M::mac(v, *c, X::load(v, x.add(at)), W::load(v, w.add(at)));
+                let x = X::load(v, x.add(at));
+                for (c, w) in c.iter_mut().zip(w) {
+                    c[i] = M::mac(v, c[i], x, W::load(v, w.add(at)));
+                }
             }
             at += turn;
         }
         while at + per_vec <= k {
-            c[0] = M::mac(v, c[0], X::load(v, x.add(at)), W::load(v, w.add(at)));
+            for (c, w) in c.iter_mut().zip(w) {
+                c[0] = M::mac(v, c[0], X::load(v, x.add(at)), W::load(v, w.add(at)));
+            }
             at += per_vec;
         }
         if at < k {
-            c[0] = M::mac(v, c[0], X::load_part(v, x.add(at), k - at), W::load_part(v, w.add(at), k - at));
+            for (c, w) in c.iter_mut().zip(w) {
+                c[0] = M::mac(v, c[0], X::load_part(v, x.add(at), k - at), W::load_part(v, w.add(at), k - at));
+            }
         }
-        let mut sums = [0f32; 16];
-        let mut sum = c[0];
-        for &c in &c[1..] {
-            sum = v.add_f32s(sum, c);
-        }
-        store::<V>(sums.as_mut_ptr(), sum);
-        sums[..V::LANES].iter().sum()
+        c.map(|c| c[1..].iter().fold(c[0], |sum, &c| v.add_f32s(sum, c)))
     }
 }
 

@@ -3,8 +3,8 @@
 use std::cell::Cell;
 
 use ttft_kernels::{
-    AttnShape, Element, HeadCache, HeadProjection, HeadsOut, Join, Mat, MatMut, Options, Output, Pool, Positions,
-    Query, Result, RopeTable, Weight,
+    AttnShape, DType, Element, Format, HeadCache, HeadProjection, HeadsOut, Join, Mat, MatMut, Options, Output, Pool,
+    Positions, Product, Query, Result, RopeTable, Weight,
 };
 
 /// Floating-point operations, two for each multiplication: of projections, attention, output heads and maps.
@@ -40,9 +40,23 @@ impl Engine {
     }
 
     pub fn linear<A: Element>(&self, x: Mat<'_, A>, w: Weight<'_>, out: Output<'_, A>) -> Result<()> {
+        let product = Product { x, w, out };
+        self.product(&product);
+        self.engine.linear(product.x, product.w, product.out)
+    }
+
+    pub fn linear_beside<A: Element>(&self, many: Product<'_, A>, few: Product<'_, A>) -> Result<()> {
+        [&many, &few].iter().for_each(|p| self.product(p));
+        self.engine.linear_beside(many, few)
+    }
+
+    fn product<A>(&self, Product { x, w, out }: &Product<'_, A>) {
         let matrices = if let Output::SwiGlu(..) = out { 2 } else { 1 };
         self.count(if w.n() == self.vocab { 2 } else { 0 }, matrices * 2 * x.rows() * w.n() * w.k());
-        self.engine.linear(x, w, out)
+    }
+
+    pub fn streams(&self, rows: usize, x: DType, w: Format) -> bool {
+        self.engine.streams(rows, x, w)
     }
 
     pub fn project_heads<A: Element, X: Element>(
