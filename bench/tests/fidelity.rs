@@ -1,12 +1,15 @@
 //! `ttft fidelity` with small networks: what must be called identical and useless, what is refused, what is written.
 
+mod program;
+
 use std::{
     collections::HashMap,
     fs,
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::Command,
 };
 
+use program::{fail, succeed, ttft};
 use safetensors::{Dtype, tensor::TensorView};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -14,38 +17,6 @@ use ttft_reports::fidelity::{ControlKind, Fidelity, TaskKind, Verdict, judge};
 
 fn here() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
-}
-
-/// The command; in the emulator that `TTFT_TEST_RUNNER` is, if this build is for another machine.
-fn ttft() -> Command {
-    let runner = std::env::var("TTFT_TEST_RUNNER").unwrap_or_default();
-    let mut words = runner.split_whitespace().chain([env!("CARGO_BIN_EXE_ttft")]);
-    let mut c = Command::new(words.next().expect("the program, if nothing before it"));
-    c.args(words);
-    for (name, _) in ttft_bench::knobs::RunKnobs::variables() {
-        c.env_remove(name);
-    }
-    c
-}
-
-fn stderr(out: &Output) -> String {
-    String::from_utf8_lossy(&out.stderr).into_owned()
-}
-
-#[track_caller]
-fn succeed(c: &mut Command) -> (String, String) {
-    let out = c.output().expect("the command starts");
-    assert!(out.status.success(), "{c:?}: {}", stderr(&out));
-    (String::from_utf8(out.stdout.clone()).expect("UTF-8"), stderr(&out))
-}
-
-#[track_caller]
-fn fail(c: &mut Command, words: &[&str]) {
-    let out = c.output().expect("the command starts");
-    let err = stderr(&out);
-    assert!(!out.status.success(), "{c:?} succeeded");
-    assert!(out.status.code().is_some_and(|code| code != 101), "{c:?}: {err}");
-    words.iter().for_each(|word| assert!(err.contains(word), "{c:?}: no '{word}' in: {err}"));
 }
 
 /// A small network with a tokenizer, whose context is long enough for everything here; and folders of predictors.

@@ -1,50 +1,19 @@
 //! `ttft fit` on small networks: what it writes, what takes it, what it refuses, and that an interruption costs nothing.
 
+mod program;
+
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    process::{Command, Stdio},
 };
 
+use program::{fail, stderr, succeed, ttft};
 use serde_json::Value;
 use tempfile::TempDir;
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures")
-}
-
-/// The command; in the emulator that `TTFT_TEST_RUNNER` is, if this build is for another machine.
-fn ttft() -> Command {
-    let runner = std::env::var("TTFT_TEST_RUNNER").unwrap_or_default();
-    let mut words = runner.split_whitespace().chain([env!("CARGO_BIN_EXE_ttft")]);
-    let mut c = Command::new(words.next().expect("the program, if nothing before it"));
-    c.args(words);
-    for (name, _) in ttft_bench::knobs::RunKnobs::variables() {
-        c.env_remove(name);
-    }
-    c
-}
-
-fn stderr(out: &Output) -> String {
-    String::from_utf8_lossy(&out.stderr).into_owned()
-}
-
-/// Runs it; it must succeed. What it prints, and what it remarks.
-#[track_caller]
-fn succeed(c: &mut Command) -> (String, String) {
-    let out = c.output().expect("the command starts");
-    assert!(out.status.success(), "{c:?}: {}", stderr(&out));
-    (String::from_utf8(out.stdout.clone()).expect("UTF-8"), stderr(&out))
-}
-
-/// Runs it; it must fail, with an error that contains every word and no panic.
-#[track_caller]
-fn fail(c: &mut Command, words: &[&str]) {
-    let out = c.output().expect("the command starts");
-    let err = stderr(&out);
-    assert!(!out.status.success(), "{c:?} succeeded");
-    assert!(out.status.code().is_some_and(|code| code != 101), "{c:?}: {err}");
-    words.iter().for_each(|word| assert!(err.contains(word), "{c:?}: no '{word}' in: {err}"));
 }
 
 /// Networks of a fixture with a small tokenizer, and texts.

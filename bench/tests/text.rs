@@ -9,30 +9,12 @@ use std::{
     process::{Command, Stdio},
 };
 
-use program::{fixture, stderr, ttft};
+use program::{fail, fixture, succeed, ttft};
 use serde_json::Value;
 use tempfile::TempDir;
 use ttft_bench::text::Text;
 
 const MODELS: [&str; 4] = ["llama3", "smollm", "qwen2", "qwen3"];
-
-/// Runs it; it must succeed. What it prints, and what it remarks.
-#[track_caller]
-fn succeed(c: &mut Command) -> (String, String) {
-    let out = c.output().expect("the command starts");
-    assert!(out.status.success(), "{c:?}: {}", stderr(&out));
-    (String::from_utf8(out.stdout.clone()).expect("UTF-8"), stderr(&out))
-}
-
-/// Runs it; it must fail, with an error that contains every word and no panic.
-#[track_caller]
-fn fail(c: &mut Command, words: &[&str]) {
-    let out = c.output().expect("the command starts");
-    let err = stderr(&out);
-    assert!(!out.status.success(), "{c:?} succeeded");
-    assert!(out.status.code().is_some_and(|code| code != 101), "{c:?}: {err}");
-    words.iter().for_each(|word| assert!(err.contains(word), "{c:?}: no '{word}' in: {err}"));
-}
 
 fn gguf(name: &str) -> PathBuf {
     fixture("gguf").join(format!("{name}.gguf"))

@@ -118,7 +118,10 @@ pub(crate) fn folder(
             if verified(dir).is_ok() {
                 return Ok(Made::Reused);
             }
-            replaceable(dir, replaces)?;
+            if let Err(e) = replaceable(dir, replaces) {
+                // Another writer may have ended in between, whose folder for the unfinished is gone since it was listed.
+                return if verified(dir).is_ok() { Ok(Made::Reused) } else { Err(e) };
+            }
         }
         let no_name = || Error::Occupied { path: dir.to_owned() };
         let (parent, name) = (dir.parent().ok_or_else(no_name)?, dir.file_name().ok_or_else(no_name)?);

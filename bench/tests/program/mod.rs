@@ -38,3 +38,21 @@ pub fn ttft() -> Command {
 pub fn stderr(out: &Output) -> String {
     String::from_utf8_lossy(&out.stderr).into_owned()
 }
+
+/// Runs it; it must succeed. What it prints, and what it remarks.
+#[track_caller]
+pub fn succeed(c: &mut Command) -> (String, String) {
+    let out = c.output().expect("the command starts");
+    assert!(out.status.success(), "{c:?}: {}", stderr(&out));
+    (String::from_utf8(out.stdout.clone()).expect("UTF-8"), stderr(&out))
+}
+
+/// Runs it; it must fail, with an error that contains every word and no panic.
+#[track_caller]
+pub fn fail(c: &mut Command, words: &[&str]) {
+    let out = c.output().expect("the command starts");
+    let err = stderr(&out);
+    assert!(!out.status.success(), "{c:?} succeeded");
+    assert!(out.status.code().is_some_and(|code| code != 101), "{c:?}: {err}");
+    words.iter().for_each(|word| assert!(err.contains(word), "{c:?}: no '{word}' in: {err}"));
+}
