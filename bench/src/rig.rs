@@ -17,7 +17,7 @@ use ttft_models::{
     Extent, Inference, Network, Phase, PhaseTimes, RunSpec, System,
     cost::{CostSystem, Flops, PhaseCost},
     kv_prediction::layout::{Order, OwnTokens},
-    plan,
+    pipeline, plan,
 };
 use ttft_reports::schema::{self, Cell, Cold, Decode, Kind, Memory, PhaseRecord, Probes, WarmPhase, cold_hash};
 
@@ -193,6 +193,14 @@ impl Rig {
         Ok((start, Cold { file_bytes, cache: cold::cache(), disk_gb_per_s, ..Cold::default() }))
     }
 
+    /// Whether an arm's layers run in turn at this size though the pipelined order was asked for.
+    ///
+    /// # Errors
+    /// A system that is not in the zoo.
+    pub fn falls_back(&self, arm: &Arm, batch: usize, prompt: usize) -> Result<bool> {
+        Ok(self.weights.cost(arm)?.falls_back(&self.spec(batch, prompt)))
+    }
+
     /// The folder of a KV prediction's predictor, and what its base reads itself.
     fn predictor(&self, arm: &Arm) -> Result<Option<(PathBuf, OwnTokens, Order)>> {
         let of = || {
@@ -284,6 +292,15 @@ impl Rig {
             clock: self.clock.clone(),
         })
     }
+}
+
+/// What is said of a system that falls back.
+pub(crate) fn in_turn() -> String {
+    format!(
+        "the base runs in turn after the auxiliary, because the pipelined order pays only where the auxiliary reads no more than {} \
+         tokens of all prompts together",
+        pipeline::MOST_ROWS
+    )
 }
 
 /// The phase of a cold start before those of the models.

@@ -193,6 +193,7 @@ fn header(rig: &Rig, knobs: &RunKnobs, sampler: Sampler, asked: Asked) -> Result
             .chain(slower)
             .chain(scenario.catalog.notes(rig.weights.size() == Size::Real))
             .chain(kept(rig))
+            .chain(in_turn(rig)?)
             .collect(),
         ..RunHeader::default()
     })
@@ -529,6 +530,20 @@ impl Session {
         Ok(self.writer.skipped(&Skipped { reason, ..skipped })?)
     }
 
+    /// Notes systems that are not timed at a size because another one is the same there ([`crate::planner::distinct`]), once.
+    ///
+    /// # Errors
+    /// What writing the record says.
+    pub fn skip_same(&mut self, same: Vec<(Arm, String)>, batch: usize, prompt: usize) -> Result<()> {
+        for (arm, reason) in same {
+            let id = arm.id(batch, prompt);
+            if !self.skipped.contains(&id) {
+                self.skip(Skipped { id, reason, ..Default::default() })?;
+            }
+        }
+        Ok(())
+    }
+
     /// Notes a cell that failed; [`Session::finish`] reports it.
     ///
     /// # Errors
@@ -632,6 +647,23 @@ fn kept(rig: &Rig) -> Vec<String> {
         (own.kept && own.first > 0).then_some(text)
     };
     rig.arms.iter().filter_map(note).collect()
+}
+
+/// What a record says of systems that the pipelined order does not pay for at every size.
+fn in_turn(rig: &Rig) -> Result<Vec<String>> {
+    let mut notes = Vec::new();
+    for arm in &rig.arms {
+        let mut sizes = Vec::new();
+        for (batch, prompt) in rig.scenario.groups() {
+            if rig.falls_back(arm, batch, prompt)? {
+                sizes.push(format!("{batch} x {prompt}"));
+            }
+        }
+        if !sizes.is_empty() {
+            notes.push(format!("{} at {}: {}", arm.system, sizes.join(", "), rig::in_turn()));
+        }
+    }
+    Ok(notes)
 }
 
 #[cfg(test)]

@@ -69,7 +69,9 @@ fn product<const N: usize>(factors: [u64; N]) -> u64 {
 }
 
 impl CostSystem {
-    /// Costs of the first token, phase by phase, in the order of [`crate::PhaseTimes::phases`].
+    /// Costs of the first token, phase by phase, in the order of [`crate::PhaseTimes::phases`]. Of every phase its arithmetic or its
+    /// traffic, whichever takes longer, is what it takes at least: in the pipelined order what runs behind the auxiliary is of one
+    /// phase with it, and what is left when that is done, the tail, is the base step.
     pub fn first_token(&self, spec: &RunSpec) -> Vec<PhaseCost> {
         self.phases(spec, &Schedule::new(self, spec).prompt)
     }
@@ -80,25 +82,6 @@ impl CostSystem {
         let mut steps = Vec::new();
         next(self, spec, past, &mut steps);
         self.phases(spec, &steps)[0]
-    }
-
-    /// Seconds below which the first token cannot come, at these rates of the machine: of every phase its arithmetic or its
-    /// traffic, whichever takes longer. In the pipelined order what runs behind the auxiliary counts with it, and what is left
-    /// when that is done, the tail, by itself.
-    pub fn least_seconds(&self, spec: &RunSpec, flops_per_s: f64, bytes_per_s: f64) -> f64 {
-        let seconds = |phases: &[PhaseCost]| -> [f64; 2] {
-            let flops: f64 = phases.iter().map(|p| p.flops.total() as f64).sum();
-            let bytes: f64 = phases.iter().map(|p| p.weight_bytes as f64 + p.cache_bytes as f64).sum();
-            [flops / flops_per_s, bytes / bytes_per_s]
-        };
-        let longer = |[arithmetic, traffic]: [f64; 2]| arithmetic.max(traffic);
-        let schedule = Schedule::new(self, spec);
-        let (front, tail) = schedule.prompt.split_at(match schedule.behind {
-            0 => 0,
-            last => last + 1,
-        });
-        let tail: f64 = self.phases(spec, tail).chunks(1).map(|p| longer(seconds(p))).sum();
-        longer(seconds(&self.phases(spec, front))) + tail
     }
 
     /// The costs of `steps`, summed by phase.

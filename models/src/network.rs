@@ -405,10 +405,10 @@ impl Network {
         (r, m): (usize, usize),
     ) -> Product<'a, A> {
         let (l, dim, q_dim, f) = (&self.layers[i], act.dim, self.config.q_dim(i), self.layers[i].shape.ffn);
-        let h = Mat::new(&act.h[..m * dim], m, dim);
         match part {
             Piece::Project(j) => {
                 let n = act.y_cols;
+                let h = Mat::new(&act.h[..m * dim], m, dim);
                 let y = MatMut::new(&mut act.y[r * n..][..m * n], m, n);
                 l.qkv.product(j, h, 0..n, y).expect("every matrix makes some of the columns")
             }
@@ -417,16 +417,19 @@ impl Network {
                 let x = MatMut::new(&mut act.x[r * dim..][..m * dim], m, dim);
                 Product { x: o, w: l.out.view(), out: Output::Add(x) }
             }
-            Piece::Up(j) => match l.gate_up.halves() {
-                Some((gate, up)) => {
-                    let g = MatMut::new(&mut act.g[..m * f], m, f);
-                    Product { x: h, w: gate, out: Output::SwiGlu(g, up) }
+            Piece::Up(j) => {
+                let h = Mat::new(&act.h[..m * dim], m, dim);
+                match l.gate_up.halves() {
+                    Some((gate, up)) => {
+                        let g = MatMut::new(&mut act.g[..m * f], m, f);
+                        Product { x: h, w: gate, out: Output::SwiGlu(g, up) }
+                    }
+                    None => {
+                        let u = MatMut::new(&mut act.u[..m * 2 * f], m, 2 * f);
+                        l.gate_up.product(j, h, 0..2 * f, u).expect("every matrix makes some of the columns")
+                    }
                 }
-                None => {
-                    let u = MatMut::new(&mut act.u[..m * 2 * f], m, 2 * f);
-                    l.gate_up.product(j, h, 0..2 * f, u).expect("every matrix makes some of the columns")
-                }
-            },
+            }
             Piece::Down => {
                 let x = MatMut::new(&mut act.x[r * dim..][..m * dim], m, dim);
                 Product { x: Mat::new(&act.g[..m * f], m, f), w: l.down.view(), out: Output::Add(x) }

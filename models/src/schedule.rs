@@ -314,7 +314,7 @@ pub struct Schedule {
     pub ranked: usize,
     /// Tokens of the prompt that are dropped before the base runs.
     pub dropped: usize,
-    /// Steps of the prompt among which layers of the base may be put off, to run behind the auxiliary's.
+    /// Steps of the prompt among which layers of the base may be put off, to run behind the auxiliary's: those before its last.
     pub behind: usize,
 }
 
@@ -343,13 +343,8 @@ impl Schedule {
             dropped,
             behind: 0,
         };
-        let pays = |p: &kv_prediction::Shape| {
-            pipeline::pays(spec.batch.saturating_mul(spec.prompt.saturating_sub(p.own.last)))
-        };
-        if s.prediction.as_ref().is_some_and(|p| p.order == Order::Pipelined && pays(p)) {
-            let auxiliary = |s: &Step| matches!(&s.op, Op::Layer(l) if l.net == Net::Auxiliary);
-            schedule.prompt = pipelined(schedule.prompt);
-            schedule.behind = schedule.prompt.iter().rposition(auxiliary).unwrap_or(0);
+        if s.prediction.as_ref().is_some_and(|p| p.order == Order::Pipelined && pipeline::pays(p, spec)) {
+            (schedule.prompt, schedule.behind) = pipelined(schedule.prompt);
         }
         next(s, spec, spec.prompt, &mut schedule.next);
         if let Some(rows) = kept_sinks(&schedule.prompt) {
@@ -688,8 +683,9 @@ fn maps(net: Net, from: impl Iterator<Item = (usize, Origin)>, rows: usize, out:
 }
 
 /// Steps of the auxiliary, maps and base in turn, in the order in which each first can run: maps behind the layer that they read,
-/// kept entries behind the maps that they replace, and a base layer behind its map. What has no auxiliary stays as it is.
-fn pipelined(steps: Vec<Step>) -> Vec<Step> {
+/// kept entries behind the maps that they replace, and a base layer behind its map; and where the auxiliary's last layer stands
+/// among them. Its layers and what may run behind them are one phase. What has no auxiliary stays as it is.
+fn pipelined(steps: Vec<Step>) -> (Vec<Step>, usize) {
     let (mut auxiliary, mut base, mut maps, mut sinks) = (Vec::new(), VecDeque::new(), Vec::new(), None);
     for step in &steps {
         match &step.op {
@@ -701,7 +697,7 @@ fn pipelined(steps: Vec<Step>) -> Vec<Step> {
         }
     }
     if auxiliary.is_empty() {
-        return steps;
+        return (steps, 0);
     }
     let mut out = Vec::with_capacity(steps.len() + auxiliary.len());
     for step in auxiliary {
@@ -727,7 +723,14 @@ fn pipelined(steps: Vec<Step>) -> Vec<Step> {
         }
     }
     out.extend(base.into_iter().cloned());
-    out
+    let of = |step: &Step, net| matches!(&step.op, Op::Layer(l) if l.net == net);
+    let last = out.iter().rposition(|s| of(s, Net::Auxiliary)).unwrap_or(0);
+    for (at, step) in out.iter_mut().enumerate() {
+        if step.phase == Phase::Auxiliary || at < last && of(step, Net::Base) {
+            step.phase = Phase::Pipelined;
+        }
+    }
+    (out, last)
 }
 
 /// What a control does in place of the maps of these layers.
@@ -1139,8 +1142,7 @@ mod tests {
         assert_eq!(p.order, Order::Pipelined);
         p.layout = Layout::auxiliary(map);
         let spec = RunSpec { batch: 1, prompt: 9, generate: 1, precision: Precision::F32, extent };
-        let steps = Schedule::new(&s, &spec).prompt;
-        steps.iter().map(|s| s.to_string().split(": ").nth(1).unwrap().to_owned()).collect()
+        Schedule::new(&s, &spec).prompt.iter().map(Step::to_string).collect()
     }
 
     #[test]
@@ -1149,19 +1151,19 @@ mod tests {
         assert_eq!(
             steps,
             [
-                "Auxiliary embeds 8 of Prompt",
-                "Auxiliary layer 0 on 8 of 8",
-                "maps of 2 layers on 8",
-                "Auxiliary layer 1 on 8 of 8",
-                "maps of 1 layers on 8",
-                "Base embeds 1 of Prompt",
-                "Base layer 0 on 1 of 9",
-                "Base layer 1 on 1 of 9",
-                "Base layer 2 on 1 of 9",
-                "Auxiliary layer 2 on 8 of 8",
-                "maps of 1 layers on 8",
-                "Base layer 3 on 1 of 9",
-                "Base head on 1",
+                "pipelined: Auxiliary embeds 8 of Prompt",
+                "pipelined: Auxiliary layer 0 on 8 of 8",
+                "prediction: maps of 2 layers on 8",
+                "pipelined: Auxiliary layer 1 on 8 of 8",
+                "prediction: maps of 1 layers on 8",
+                "base_step: Base embeds 1 of Prompt",
+                "pipelined: Base layer 0 on 1 of 9",
+                "pipelined: Base layer 1 on 1 of 9",
+                "pipelined: Base layer 2 on 1 of 9",
+                "pipelined: Auxiliary layer 2 on 8 of 8",
+                "prediction: maps of 1 layers on 8",
+                "base_step: Base layer 3 on 1 of 9",
+                "base_step: Base head on 1",
             ]
         );
     }
@@ -1169,9 +1171,9 @@ mod tests {
     #[test]
     fn the_whole_auxiliary_may_run() {
         let steps = pipelined_steps("OE1.1B-KVP-C-270M-m2-pipelined", &[0, 0], Extent::FullNetwork);
-        let head = steps.iter().position(|s| s == "Auxiliary head on 7").unwrap();
-        assert_eq!((steps[5].as_str(), head), ("Base layer 1 on 2 of 9", 22));
-        assert_eq!(steps[6], "Base head on 2");
+        let head = steps.iter().position(|s| s == "pipelined: Auxiliary head on 7").unwrap();
+        assert_eq!((steps[5].as_str(), head), ("pipelined: Base layer 1 on 2 of 9", 22));
+        assert_eq!(steps[6], "base_step: Base head on 2");
     }
 
     #[test]
@@ -1181,9 +1183,11 @@ mod tests {
             Schedule::new(&CostSystem::named(name, DType::BF16).unwrap(), &spec)
         };
         let (turn, pipelined) = ("OE1.1B-KVP-C-270M", "OE1.1B-KVP-C-270M-pipelined");
+        let asked = CostSystem::named(pipelined, DType::BF16).unwrap();
         for (batch, prompt, pays) in [(1, 64, true), (1, 65, true), (1, 66, false), (4, 64, false)] {
             let (turn, pipelined) = (steps(turn, batch, prompt), steps(pipelined, batch, prompt));
             assert_eq!((turn.prompt != pipelined.prompt, pipelined.behind > 0), (pays, pays), "{batch}x{prompt}");
+            assert_eq!(asked.falls_back(&RunSpec { batch, ..spec(prompt, Extent::FirstToken) }), !pays);
         }
     }
 }

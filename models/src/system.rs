@@ -7,9 +7,11 @@ use ttft_kernels::DType;
 use crate::{
     config::{NetworkConfig, TensorSpec},
     error::Result,
-    kv_prediction::{self, KvPrediction},
+    kv_prediction::{self, KvPrediction, layout::Order},
     network::Network,
+    pipeline,
     pruning::{Pruned, Pruning},
+    spec::RunSpec,
     zoo,
 };
 
@@ -99,6 +101,12 @@ impl CostSystem {
             return Ok(CostSystem { pruning, chooser, ..Self::network(zoo::network(p.base)?, weights) });
         }
         Ok(Self::network(zoo::network(name)?, weights))
+    }
+
+    /// Whether the base's layers run in turn after the auxiliary's in this run, though the pipelined order was asked for: at this
+    /// size it would not pay.
+    pub fn falls_back(&self, spec: &RunSpec) -> bool {
+        self.prediction.as_ref().is_some_and(|p| p.order == Order::Pipelined && !pipeline::pays(p, spec))
     }
 
     /// The network besides the base, if there is one.

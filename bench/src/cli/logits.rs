@@ -94,7 +94,8 @@ pub struct Logits {
     /// before the base runs, kept [B,count] and scores [B,N]
     #[arg(long, value_name = "FILE.safetensors")]
     out: PathBuf,
-    /// Also write what each step took, for chrome://tracing or ui.perfetto.dev
+    /// Also write what each phase, step and thread did and when, for chrome://tracing or ui.perfetto.dev; the first token is then
+    /// made twice, so that the weights are in memory
     #[arg(long, value_name = "FILE.json")]
     trace: Option<PathBuf>,
     /// Also write the caches after the first token
@@ -199,6 +200,10 @@ impl Logits {
         }
 
         let mut inference = plan(&system, &spec)?;
+        if self.trace.is_some() {
+            // What is traced has its weights in memory, as what is timed has.
+            inference.first_token(&engine, &ids)?;
+        }
         inference.record(self.dump_cache);
         engine.pool().log(self.trace.is_some());
         let mut trace = Trace::new(CostSystem::of(&system), spec);
@@ -241,6 +246,9 @@ impl Logits {
         if let Some(out) = trace_out {
             let about = serde_json::json!({
                 "program": concat!("ttft ", env!("CARGO_PKG_VERSION")),
+                "system": names[0],
+                "order": order.name(),
+                "cpu": machine::fingerprint().cpu_model,
                 "batch": batch,
                 "prompt": prompt,
                 "precision": precision.name(),

@@ -251,6 +251,14 @@ pub enum Order {
 }
 
 impl Order {
+    /// As it is named in words.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Order::InTurn => "in turn",
+            Order::Pipelined => "pipelined",
+        }
+    }
+
     /// What [`Order::strip`] takes off a name.
     pub const fn suffix(self) -> &'static str {
         match self {

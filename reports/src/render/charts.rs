@@ -493,7 +493,7 @@ pub(super) fn rows_height(n: usize) -> u32 {
     56 + 36 * n as u32
 }
 
-const PHASES: [(&str, usize); 9] = [
+const PHASES: [(&str, usize); 10] = [
     ("open", 3),
     ("prefill", 0),
     ("selection", 7),
@@ -501,8 +501,9 @@ const PHASES: [(&str, usize); 9] = [
     ("shared_layers", 6),
     ("prediction", 1),
     ("base_step", 2),
-    // No system has both of one colour.
+    // No system has several of one colour.
     ("look_ahead", 6),
+    ("pipelined", 6),
     ("unattributed", 4),
 ];
 
