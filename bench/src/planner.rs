@@ -200,7 +200,8 @@ impl fmt::Display for Plan {
         if self.groups.iter().any(|g| g.samples_s.contains(&None)) {
             writeln!(
                 f,
-                "  where there is no time, the pipelined order does not pay: the run skips the system, which is the same without it"
+                "  a system without a time is not measured at that size: there the pipelined order does not pay, and without it the \
+                 system is another of these"
             )?;
         }
         let total: f64 = self.groups.iter().map(|g| g.seconds).sum();

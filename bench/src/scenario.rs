@@ -276,7 +276,7 @@ fn arms_of(catalog: &Catalog, name: &str, base: Option<&str>) -> Result<Vec<Arm>
         bail!(
             "'{name}' is neither a network ({networks}) nor a pair ({pairs}) nor a network that shares its first k layers with \
              -KVP-Sk or -KVP-Skown behind its name, either of the two with -mM and -sS behind its name or without (M last and S \
-             first tokens that the base reads itself; -sSkept if the latter are kept), nor a network with a token pruning ({prunings}) behind its name, nor a rival \
+             first tokens that the base reads itself; -sSkept if the latter are kept) and a pair also with -pipelined at the end, nor a network with a token pruning ({prunings}) behind its name, nor a rival \
              ({rivals})"
         );
     }

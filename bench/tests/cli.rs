@@ -235,6 +235,13 @@ fn the_trace_of_the_pipelined_order() {
     };
     assert_eq!(phases(&turn_trace).into_iter().collect::<Vec<_>>(), ["auxiliary", "base_step", "prediction"]);
     assert_eq!(phases(&trace).into_iter().collect::<Vec<_>>(), ["base_step", "pipelined", "prediction"]);
+    // A picture of it.
+    let (svg, file) = (dir.path().join("p.svg"), dir.path().join("pipelined.json"));
+    succeed(ttft().args(["report", "--trace"]).arg(&file).arg("--svg").arg(&svg));
+    let drawn = fs::read_to_string(&svg).unwrap();
+    assert!(drawn.starts_with("<svg") && drawn.contains("thread by thread"), "{drawn}");
+    fail(ttft().args(["report", "--trace"]).arg(&file), &["--svg"]);
+    fail(ttft().args(["report", "--trace"]).arg(&tokens).arg("--svg").arg(&svg), &["expected a trace", "--trace"]);
     assert_eq!(
         (&turn_trace["otherData"]["order"], &trace["otherData"]["order"]),
         (&"in turn".into(), &"pipelined".into())
@@ -674,6 +681,45 @@ fn bench_runs_the_systems_of_every_preset() {
             assert_eq!(cell.decode.as_ref().map_or(0, |d| d.samples_ns.len()), scenario.decode as usize, "{}", cell.id);
         }
     }
+}
+
+/// Both orders of a pair, at a size where the pipelined one pays and at one where it is the other.
+#[test]
+fn the_pipelined_order_is_measured_where_it_differs() {
+    let dir = TempDir::new().unwrap();
+    let name = "OE1.1B-KVP-C-270M";
+    let run = |number: u32, systems: String| {
+        let [file, out] = ["toml", "jsonl"].map(|end| dir.path().join(format!("{number}.{end}")));
+        let text = format!(
+            "name = \"p\"\ndescription = \"d\"\nsystems = [{systems}]\ndtype = \"bf16\"\nlengths = [5, 80]\nbatches = [1]\n\
+             rounds = 3\nbudget_s = 600\n"
+        );
+        fs::write(&file, text).unwrap();
+        let mut c = ttft();
+        c.args(["bench", "--tiny", "--threads", "2", "--processes", "1", "--scenario"]).arg(&file);
+        let said = succeed(c.arg("--weights").arg(dir.path().join("w")).arg("--out").arg(&out));
+        (said, record(&out), out)
+    };
+    let id = |prompt: u32| format!("ttft/{name}-pipelined/kvp/b1/p{prompt}");
+    let phases = |record: &ttft_reports::schema::Record, id: &str| -> Vec<String> {
+        let cell = record.cells.iter().find(|c| c.id == id).unwrap_or_else(|| panic!("no {id}"));
+        cell.phases.iter().map(|p| p.name.clone()).collect()
+    };
+    let (said, both, out) = run(1, format!("\"{name}\", \"{name}-pipelined\""));
+    assert_eq!(phases(&both, &id(5)), ["pipelined", "prediction", "base_step"]);
+    assert_eq!(both.skipped.iter().map(|s| s.id.as_str()).collect::<Vec<_>>(), [id(80)]);
+    let reason = &both.skipped[0].reason;
+    assert!(reason.contains(&format!("is what {name} is")) && reason.contains("no more than 64 tokens"), "{reason}");
+    let note = format!("{name}-pipelined at 1 x 80: the base runs in turn after the auxiliary");
+    assert!(both.run.notes.iter().any(|n| n.starts_with(&note)), "{:?}", both.run.notes);
+    assert!(said.contains("the pipelined order does not pay") && said.contains(reason.as_str()), "{said}");
+    let verdict = succeed(ttft().arg("validate").arg(&out));
+    assert!(verdict.contains("The pipelined order beside the same in turn"), "{verdict}");
+    // Without the other it is measured, in turn, and the record says so.
+    let (_, alone, _) = run(2, format!("\"{name}-pipelined\""));
+    assert_eq!(phases(&alone, &id(5)), ["pipelined", "prediction", "base_step"]);
+    assert_eq!(phases(&alone, &id(80)), ["auxiliary", "prediction", "base_step"]);
+    assert!(alone.skipped.is_empty() && alone.run.notes.iter().any(|n| n.starts_with(&note)), "{:?}", alone.run.notes);
 }
 
 /// A file on the file system that holds the build can be brought out of memory; else what depends on it is skipped.
