@@ -251,8 +251,7 @@ impl Catalog {
     }
 
     /// A pair, or shared layers: the user's own, with other tokens of the base (`-m16-s1`) or another order (`-pipelined`) behind
-    /// its name or without; of any
-    /// network `NAME-KVP-S19`; or the zoo's.
+    /// its name or without; of any network `NAME-KVP-S19`; or the zoo's.
     ///
     /// # Errors
     /// No such pair.
@@ -319,7 +318,7 @@ impl Catalog {
     /// # Errors
     /// No such pair.
     pub fn predictor_key(&self, name: &str) -> Result<String> {
-        let name = Order::strip(name).0;
+        let name = if self.pairs.contains_key(name) { name } else { Order::strip(name).0 };
         let plain = OwnTokens::strip(name).0;
         let Pair { base, aux, layout, .. } = self.pair(name)?;
         let of_zoo = |name: &String| !self.networks.contains_key(name);

@@ -384,9 +384,14 @@ impl Scenario {
         for name in &mut self.systems {
             let Ok(pair) = self.catalog.pair(name) else { continue };
             // A pair of one's own is found by its whole name.
-            let plain = if self.catalog.holds(name) { name.as_str() } else { OwnTokens::strip(name).0 };
+            let (plain, order) = if self.catalog.holds(name) {
+                (name.as_str(), Order::InTurn)
+            } else {
+                let (rest, order) = Order::strip(name);
+                (OwnTokens::strip(rest).0, order)
+            };
             if pair.own.first > 0 {
-                *name = format!("{plain}{}", OwnTokens { kept: true, ..pair.own }.suffix());
+                *name = format!("{plain}{}{}", OwnTokens { kept: true, ..pair.own }.suffix(), order.suffix());
                 some = true;
             }
         }
@@ -529,6 +534,9 @@ mod tests {
         let own = scenario.catalog.pair(&scenario.systems[0]).unwrap().own;
         assert_eq!(own, OwnTokens { last: 15, first: 1, kept: true });
         assert_eq!(scenario.keeping_sinks().unwrap().systems[0], "OE1.1B-KVP-S10-m15-s1kept");
+        let pipelined = GOOD.replace("OE1.1B-KVP-C-450M", "OE1.1B-KVP-C-450M-m2-s1-pipelined");
+        let scenario = Scenario::parse(&pipelined).unwrap().keeping_sinks().unwrap();
+        assert_eq!(scenario.systems[0], "OE1.1B-KVP-C-450M-m2-s1kept-pipelined");
         let e = Scenario::load("quick").unwrap().keeping_sinks().unwrap_err().to_string();
         assert!(e.contains("--keep-sinks") && e.contains("-sS"), "{e}");
     }
