@@ -85,7 +85,7 @@ pub fn render(trace: &Trace) -> String {
     let prompts = if about.batch == 1 { String::new() } else { format!("{} x ", about.batch) };
     let heading =
         format!("{}, {}: {took} to the first token of {prompts}{} tokens", about.system, about.order, about.prompt);
-    line(&mut out, MARGIN, at, "text", " font-size=\"18\" font-weight=\"600\"", &heading);
+    line(&mut out, MARGIN, at, "text", " font-size=\"17\" font-weight=\"600\"", &heading);
     at += 28.0;
 
     let whole = Scale { from: call.start, to: call.end };
@@ -181,7 +181,7 @@ mod tests {
     #[test]
     fn the_picture_of_the_pipelined_order_is_up_to_date() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-        let trace = Trace::read(&root.join("reports/data/amd-epyc-zen5-2c/pipelined-trace.json")).unwrap();
+        let trace = Trace::read(&root.join("reports/data/amd-epyc-zen4-2c/pipelined-trace.json")).unwrap();
         assert!(trace.phases.iter().any(|p| p.name == "pipelined"));
         let (drawn, path) = (render(&trace), root.join("docs/pipelined.svg"));
         if std::env::var_os("UPDATE_PICTURE").is_some() {
