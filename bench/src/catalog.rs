@@ -85,8 +85,8 @@ pub struct Pair {
     pub own: OwnTokens,
     /// and when.
     pub order: Order,
-    /// The folder of its predictor; none for random values.
-    pub predictor: Option<PathBuf>,
+    /// The folder of its predictor, and the type of the maps in it; none for random values, which have the type of the run.
+    pub predictor: Option<(PathBuf, DType)>,
 }
 
 /// A network on part of its tokens.
@@ -219,8 +219,10 @@ impl Catalog {
         let (layout, predictor) = match (&asked.predictor, &aux_config) {
             (Some(dir), aux_config) => {
                 let dir = here(dir);
-                let predictor = Predictor::open(&dir, &base_config, aux_config.as_ref());
-                (predictor.context("predictor")?.layout().clone(), Some(dir))
+                let predictor = Predictor::open(&dir, &base_config, aux_config.as_ref()).context("predictor")?;
+                // A predictor without maps, of layers that project by themselves, has no type.
+                let dtype = predictor.weight_dtype().unwrap_or(DType::F32);
+                (predictor.layout().clone(), Some((dir, dtype)))
             }
             (None, Some(aux)) => (Layout::auxiliary(&layer_map(base_config.layers.len(), aux.layers.len())), None),
             (None, None) => unreachable!("a network alone is no pair"),
@@ -357,7 +359,7 @@ impl Catalog {
             format!("{name}: {} ({family}), configuration sha256 {}, {weights}", own.from, own.hash)
         };
         let pair = |(name, pair): (&String, &Pair)| match &pair.predictor {
-            Some(dir) if real => format!("{name}: predictor {}", name_of(dir)),
+            Some((dir, dtype)) if real => format!("{name}: predictor {} ({dtype})", name_of(dir)),
             _ => format!("{name}: {NO_PREDICTOR}"),
         };
         self.networks.iter().map(network).chain(self.pairs.iter().map(pair)).collect()

@@ -81,7 +81,7 @@ mod tests {
     use ttft_reports::schema::{Cold, Flops, Kind, Peak, PhaseRecord, WarmPhase};
 
     fn cost(flops: u64, weight_bytes: u64) -> Cost {
-        Cost { flops: Flops { projections: flops, ..Default::default() }, weight_bytes, cache_bytes: 0 }
+        Cost { flops: Flops { projections: flops, ..Default::default() }, weight_bytes, ..Cost::default() }
     }
 
     #[test]

@@ -58,7 +58,7 @@ impl EngineKnobs {
 /// What to measure, and where things go.
 #[derive(Args, Clone, Debug)]
 pub struct RunKnobs {
-    /// Preset (quick, grid, table5, table5-3b, fig1, fig5b, shared, rivals, controls, cold, calibrate, llama, qwen, smollm, long) or path
+    /// Preset (quick, grid, table5, table5-3b, fig1, fig5b, shared, base-tokens, rivals, controls, cold, calibrate, llama, qwen, smollm, long) or path
     /// of a scenario file (default: quick; `ttft calibrate` takes calibrate)
     #[arg(long, visible_alias = "preset", env = "TTFT_SCENARIO", value_name = "NAME|FILE")]
     pub scenario: Option<String>,

@@ -12,6 +12,7 @@ use ttft_kernels::{
     peak::{self, Factors, Fastest, Reading, Unit},
 };
 
+pub use ttft_models::cost::compute_dtype;
 use ttft_reports::schema::{Cache, CoreClass, Drift, Dtype, Git, Limits, Machine, Peak};
 
 const CPUS: &str = "/sys/devices/system/cpu";
@@ -201,11 +202,6 @@ pub fn git() -> Option<Git> {
 /// The compiler the program was built with.
 pub fn rustc() -> Option<String> {
     text(env!("TTFT_BUILD_RUSTC"))
-}
-
-/// The type of the factors in matrix products, whatever kernels make of them.
-pub fn compute_dtype(activations: DType, weights: DType) -> DType {
-    if (activations, weights) == (DType::BF16, DType::BF16) { DType::BF16 } else { DType::F32 }
 }
 
 /// A type of the kernels in the words of the records.

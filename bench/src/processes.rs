@@ -138,6 +138,8 @@ pub fn merge(cells: Vec<Cell>) -> Result<Cell> {
         let phases = all.phases.into_iter().zip(next.phases);
         let phases = phases.map(|(a, b)| PhaseRecord { samples_ns: joined(a.samples_ns, b.samples_ns), ..a });
         all.phases = phases.collect();
+        all.head =
+            all.head.zip(next.head).map(|(a, b)| PhaseRecord { samples_ns: joined(a.samples_ns, b.samples_ns), ..a });
         all.decode =
             all.decode.zip(next.decode).map(|(a, b)| Decode { samples_ns: joined(a.samples_ns, b.samples_ns), ..a });
         all.kernels.extend(next.kernels);

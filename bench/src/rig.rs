@@ -274,6 +274,8 @@ impl Rig {
             .into_iter()
             .map(|(name, cost)| PhaseRecord { name, cost: Some(cost), ..Default::default() })
             .collect();
+        let head = Some(phase(cost.head(&spec)).1);
+        cell.head = Some(PhaseRecord { name: HEAD.into(), cost: head, ..Default::default() });
         if cold.is_some() {
             let cost = Some(schema::Cost::default());
             let open = PhaseRecord { name: OPEN.into(), cost, parallel_regions: Some(0), ..Default::default() };
@@ -305,6 +307,9 @@ pub(crate) fn in_turn() -> String {
 
 /// The phase of a cold start before those of the models.
 const OPEN: &str = "open";
+
+/// What of the last phase is recorded apart.
+const HEAD: &str = "head";
 
 /// A system, before a sample.
 enum At {
@@ -456,6 +461,9 @@ impl Running {
             // The same in every sample: it follows from shapes and threads.
             phase.parallel_regions = times.first().and_then(of).map(|p| p.regions as u64);
         }
+        if let Some(head) = &mut cell.head {
+            head.samples_ns = times.iter().map(|t| nanos(t.head)).collect();
+        }
         if let Some(cold) = &mut cell.cold {
             let openings: Vec<&Opening> = taken.iter().flat_map(|c| &c.openings).collect();
             cell.phases[0].samples_ns = openings.iter().map(|o| nanos(o.open)).collect();
@@ -546,10 +554,10 @@ pub(crate) fn phases(cost: &CostSystem, spec: &RunSpec) -> Vec<(String, schema::
 }
 
 pub(crate) fn phase(cost: PhaseCost) -> (String, schema::Cost) {
-    let PhaseCost { phase, flops, weight_bytes, cache_bytes } = cost;
+    let PhaseCost { phase, flops, f32_flops, weight_bytes, cache_bytes } = cost;
     let Flops { projections, attention, head, prediction } = flops;
     let flops = schema::Flops { projections, attention, head, prediction };
-    (phase.name().to_owned(), schema::Cost { flops, weight_bytes, cache_bytes })
+    (phase.name().to_owned(), schema::Cost { flops, f32_flops: Some(f32_flops), weight_bytes, cache_bytes })
 }
 
 /// SplitMix64, for prompts: the same ids on every machine.

@@ -40,6 +40,7 @@ pub const PRESETS: &[(&str, &str)] = &[
     ("fig1", include_str!("../scenarios/fig1.toml")),
     ("fig5b", include_str!("../scenarios/fig5b.toml")),
     ("shared", include_str!("../scenarios/shared.toml")),
+    ("base-tokens", include_str!("../scenarios/base-tokens.toml")),
     ("rivals", include_str!("../scenarios/rivals.toml")),
     ("controls", include_str!("../scenarios/controls.toml")),
     ("cold", include_str!("../scenarios/cold.toml")),

@@ -123,7 +123,7 @@ impl Weights {
         let (base, aux) = (self.config(&p.base)?, p.aux.map(|aux| self.config(&aux)).transpose()?);
         let spec = Spec::custom_predictor(&key, base, aux, p.layout, self.dtype, self.seed);
         Ok(match p.predictor.filter(|_| self.size == Size::Real) {
-            Some(dir) => Folder { dir, spec, own: true },
+            Some((dir, _)) => Folder { dir, spec, own: true },
             None => Folder { dir: self.folder(&format!("{key}-predictor")), spec, own: false },
         })
     }
@@ -256,9 +256,13 @@ impl Weights {
     /// # Errors
     /// A name that is not in the zoo.
     pub fn cost(&self, arm: &Arm) -> Result<CostSystem> {
+        let mut maps = self.dtype;
         let prediction = match arm.kind {
             Kind::Kvp => {
                 let p = self.catalog.pair(&arm.system)?;
+                if let Some((_, dtype)) = p.predictor.filter(|_| self.size == Size::Real) {
+                    maps = dtype;
+                }
                 let aux = p.aux.map(|aux| self.config(&aux)).transpose()?;
                 Some(Shape { aux, layout: p.layout, own: p.own, order: p.order, filling: None })
             }
@@ -267,7 +271,7 @@ impl Weights {
         let base = self.config(arm.networks()[0])?;
         let pruning = arm.pruning();
         let chooser = arm.aux.as_ref().filter(|_| pruning.is_some()).map(|aux| self.config(aux)).transpose()?;
-        Ok(CostSystem { base, prediction, pruning, chooser, weights: self.dtype })
+        Ok(CostSystem { base, prediction, pruning, chooser, weights: self.dtype, maps })
     }
 
     /// How deep a prompt goes in an arm.

@@ -7,13 +7,33 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    sync::Arc,
 };
 
 use program::{fail, succeed, ttft};
 use safetensors::{Dtype, tensor::TensorView};
 use serde_json::Value;
 use tempfile::TempDir;
-use ttft_reports::fidelity::{ControlKind, Fidelity, TaskKind, Verdict, judge};
+use ttft_bench::{
+    fidelity::{
+        Asked, CutText, Session,
+        distance::{Apart, Distributions, likeliest},
+        items::{Answer, Item},
+        readers::{Reader, Row},
+        systems::Judged,
+    },
+    text::Text,
+};
+use ttft_kernels::{DType, Engine, Options};
+use ttft_models::{
+    KvPrediction, Network, Precision, System,
+    kv_prediction::layout::{Input, Layout, Origin, OwnTokens},
+    synth,
+};
+use ttft_reports::{
+    fidelity::{ControlKind, Fidelity, Measure, Outcomes, TaskKind, Verdict, judge},
+    schema::Kind,
+};
 
 fn here() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -303,4 +323,122 @@ fn tasks_may_be_what_a_user_says() {
     assert!(chat > plain + 3.0, "{plain} {chat}");
     let file = Fidelity::read(&out).unwrap();
     assert_eq!((file.tasks[0].kind, file.tasks[0].items, file.tasks[0].chance), (TaskKind::Questions, 3, 0.0));
+}
+
+/// Tokens that are compared behind a prompt, the first included.
+const CONTINUATION: usize = 5;
+
+/// Logits of a reader by itself, behind a prompt and behind each token that follows.
+fn alone(s: &Session<'_>, row: &Row, prompt: &[u32], given: &[u32]) -> Vec<Vec<f32>> {
+    let n = prompt.len();
+    let truth = {
+        let base = Row { reader: Reader::System(System::Network(Arc::clone(&s.base))), ..row.clone() };
+        let mut run = base.plan(&s.base, s.precision, (n, n), &[], (1, 0), &[]).unwrap();
+        run.first_token(s.engine, prompt).unwrap();
+        run.cache_dump()
+    };
+    let ids = row.ids(&s.base, s.precision, prompt);
+    let mut run = row.plan(&s.base, s.precision, (n, ids.len()), &truth, (1, given.len()), &[]).unwrap();
+    run.first_token(s.engine, &ids).unwrap();
+    let mut logits = vec![run.logits().row(0).to_vec()];
+    let scored = run.score(s.engine, given).unwrap();
+    logits.extend((0..scored.rows()).map(|r| scored.row(r).to_vec()));
+    logits
+}
+
+/// What readers share changes no bit of what they answer: of systems from the same layers and from others, of any input and any
+/// tokens of the base, and of an auxiliary.
+#[test]
+fn what_readers_share_changes_nothing() {
+    let place = Place::new();
+    // Networks of its kind, but deeper.
+    let network = |name: &str, layers: usize| {
+        let mut config = Network::load(&place.base).unwrap().config().clone();
+        config.layers = vec![config.layers[0]; layers];
+        let to = place.path(name);
+        synth::Spec::custom(name, config, DType::F32, layers as u64).make(&to, &|_, _| ()).unwrap();
+        Arc::new(Network::load(&to).unwrap())
+    };
+    let layers = 4;
+    let (base, aux) = (network("deep", layers), network("less-deep", 2));
+    let predictor = |name: &str, aux: Option<&Arc<Network>>, layout: Layout| {
+        let (to, config) = (place.path(name), base.config().clone());
+        let of = aux.map(|aux| aux.config().clone());
+        synth::Spec::custom_predictor("p", config, of, layout, DType::F32, 3).make(&to, &|_, _| ()).unwrap();
+        KvPrediction::new(Arc::clone(&base), aux.cloned(), &to).unwrap()
+    };
+    let kv = |i: usize| (i >= 2).then_some(Origin { layer: 1, input: Input::KeysAndValues });
+    let pairs = [
+        predictor("hidden2", None, Layout::shared(layers, 2, Input::Hidden)),
+        predictor("kv2", None, Layout { shared: Some(2), layers: (0..layers).map(kv).collect() }),
+        predictor("hidden1", None, Layout::shared(layers, 1, Input::Hidden)),
+        predictor("aux", Some(&aux), Layout::auxiliary(&[0, 0, 1, 1])),
+    ];
+    let mut judged = Vec::new();
+    for (i, pair) in pairs.iter().enumerate() {
+        for (last, first) in [(1, 0), (1, 1), (6, 1)] {
+            let pair = pair.clone().reading(OwnTokens { last, first, kept: false });
+            let (name, system) = (format!("{i}-{last}-{first}"), System::KvPrediction(pair));
+            judged.push(Judged { name, kind: Kind::Kvp, system, prediction: None, predictor: None });
+        }
+    }
+    let engine = Engine::new(&Options { threads: Some(1), ..Options::default() }).unwrap();
+    let tokenizer = Text::load(&place.base).unwrap();
+    let ids = |n: usize, seed: usize| (0..n).map(|i| ((i * i * 7 + i * 3 + seed) % 60) as u32).collect::<Vec<u32>>();
+    let prompt = 24;
+    let window = |seed| ids(prompt + CONTINUATION, seed);
+    let item = |n: usize, seed: usize| Item { prompt: ids(n, seed), answer: Answer::Tokens(Vec::new()) };
+    let mut items = vec![item(20, 5), item(31, 6), item(20, 7), item(5, 8)];
+    let mut s = Session {
+        engine: &engine,
+        base: Arc::clone(&base),
+        precision: Precision::F32,
+        prompt,
+        continuation: CONTINUATION,
+        judged,
+        texts: vec![CutText { name: "text".into(), windows: vec![window(1), window(2), window(3)], spare: Vec::new() }],
+        tasks: Vec::new(),
+        tokenizer: &tokenizer,
+        ends: Vec::new(),
+        answer: [4, 4],
+    };
+    // The answers of the first item that the base would write, so that some are right.
+    let rows = s.rows(&vec![0.5; s.judged.len()]).unwrap();
+    for item in &mut items {
+        let mut wanted = Vec::new();
+        for _ in 0..3 {
+            let given: Vec<u32> = [&item.prompt[..], &wanted].concat();
+            wanted.push(likeliest(&alone(&s, &rows[0], &given, &[])[0]));
+        }
+        item.answer = Answer::Tokens(wanted);
+    }
+    s.tasks = vec![Asked { name: "task".into(), kind: TaskKind::Copy, items }];
+    let answered = s.measure(&rows).unwrap();
+    for (row, answered) in rows.iter().zip(&answered) {
+        let (mut first, mut rest) = (Vec::new(), Vec::new());
+        for window in &s.texts[0].windows {
+            let (prompt, later) = window.split_at(prompt);
+            let given = &later[..CONTINUATION - 1];
+            let of = |row: &Row| alone(&s, row, prompt, given);
+            let base = Distributions::of(of(&rows[0]).iter().map(Vec::as_slice));
+            let apart: Vec<Apart> =
+                of(row).iter().zip(later).enumerate().map(|(at, (row, next))| base.apart(at, row, *next)).collect();
+            first.push(apart[0].kl);
+            rest.push(apart[1..].iter().map(|a| a.kl / (CONTINUATION - 1) as f64).sum::<f64>());
+        }
+        let of_text = &answered.texts[0];
+        assert_eq!(of_text.first.kl, Measure::of(first), "{}", row.name);
+        assert_eq!(of_text.continuation.kl, Measure::of(rest), "{}", row.name);
+        let exact = s.tasks[0].items.iter().map(|item| {
+            let Answer::Tokens(wanted) = &item.answer else { unreachable!("all of them are tokens") };
+            let logits = alone(&s, row, &item.prompt, &wanted[..2]);
+            logits.iter().zip(wanted).all(|(logits, wanted)| likeliest(logits) == *wanted)
+        });
+        let found = answered.tasks[0].exact.as_ref().unwrap();
+        assert_eq!(*found, Outcomes::of(exact), "{}", row.name);
+    }
+    // Without sharing, each of them would read all of the prompt.
+    let one_by_one: u64 = rows.iter().map(|row| s.operations(std::slice::from_ref(row)).unwrap()).sum();
+    let shared = s.operations(&rows).unwrap();
+    assert!(shared < one_by_one * 4 / 5, "{shared} of {one_by_one}");
 }

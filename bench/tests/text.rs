@@ -84,9 +84,14 @@ fn complete_texts_get_no_beginning() {
 fn answers_stream_and_times_are_told_apart() {
     let (dir, folder) = converted("smollm");
     let (whole, said) = succeed(generate(&folder).args(["--tokens", "6", "hello 123"]));
-    for word in
-        ["TTFT ", "for a prompt of 5 tokens", "tokenization, not in it:", "time per token:", "generated 6 tokens"]
-    {
+    for word in [
+        "TTFT ",
+        "for a prompt of 5 tokens",
+        "not in it: tokenization",
+        "opening the weights",
+        "time per token:",
+        "generated 6 tokens",
+    ] {
         assert!(said.contains(word), "no '{word}' in: {said}");
     }
     // The same from a file, whose line end is none of its text, and from standard input.
@@ -114,6 +119,50 @@ fn answers_stream_and_times_are_told_apart() {
     assert!(said.contains("generated 1 token ") && !said.contains("time per token"), "{said}");
     // As BF16 and with other threads it is at least an answer.
     succeed(generate(&folder).args(["--dtype", "bf16", "--threads", "1", "hello"]));
+}
+
+/// A text is the same as its ids, which are printed as a tokens file and stand beside the logits.
+#[test]
+fn logits_take_texts() {
+    let (dir, folder) = converted("smollm");
+    let [by_text, by_ids, file, tokens] =
+        ["text.safetensors", "ids.safetensors", "prompt.txt", "tokens.json"].map(|name| dir.path().join(name));
+    let logits = |out: &Path| {
+        let mut c = ttft();
+        c.arg("logits").arg("--base").arg(&folder).arg("--out").arg(out).args(["--generate", "3"]);
+        c
+    };
+    let ids = Text::load(&folder).unwrap().ids("hello 123", false).unwrap();
+    let (printed, _) = succeed(logits(&by_text).arg("hello 123"));
+    assert_eq!(serde_json::from_str::<Vec<Vec<u32>>>(&printed).unwrap(), std::slice::from_ref(&ids));
+    fs::write(&tokens, &printed).unwrap();
+    let (printed_of_ids, _) = succeed(logits(&by_ids).arg("--tokens").arg(&tokens));
+    assert_eq!(printed_of_ids, "");
+    let bytes = [&by_text, &by_ids].map(|file| fs::read(file).unwrap());
+    let [of_text, of_ids] = [0, 1].map(|i| safetensors::SafeTensors::deserialize(&bytes[i]).unwrap());
+    for name in ["greedy_ids", "greedy_logits", "logits_last"] {
+        assert_eq!(of_text.tensor(name).unwrap().data(), of_ids.tensor(name).unwrap().data(), "{name}");
+    }
+    let found = of_text.tensor("input_ids").unwrap();
+    let there: Vec<u32> = found.data().as_chunks().0.iter().map(|b| i64::from_le_bytes(*b) as u32).collect();
+    assert_eq!((found.shape(), there), (&[1, ids.len()][..], ids));
+    assert!(of_ids.tensor("input_ids").is_err());
+    // From a file, and as a chat.
+    fs::write(&file, "hello 123\n").unwrap();
+    let (again, _) = succeed(logits(&by_ids).arg("--prompt-file").arg(&file));
+    assert_eq!(again, printed);
+    let (chat, _) = succeed(logits(&by_ids).args(["--chat", "hello"]));
+    let (by_hand, _) = succeed(logits(&by_ids).arg("<|user|>user: hello<|end|><|user|>"));
+    assert_eq!(chat, by_hand);
+
+    fail(&mut logits(&by_text), &["--tokens", "--prompt-file"]);
+    fail(logits(&by_text).arg("hello").arg("--tokens").arg(&tokens), &["cannot be used with"]);
+    fail(logits(&by_text).arg("--chat").arg("--tokens").arg(&tokens), &["--chat", "in place of --tokens"]);
+    fail(logits(&by_text).arg(""), &["the prompt is empty"]);
+    fail(logits(&file).arg("--prompt-file").arg(&file), &["prompt.txt is read, so it is not written"]);
+    fail(generate(&fixture("A").join("base")).arg("x"), &["tokenizer.json: missing"]);
+    fs::remove_file(folder.join("model.safetensors")).unwrap();
+    fail(generate(&folder).arg("x"), &["has no weights", "give folders with weights"]);
 }
 
 /// A network whose first token is one that ends an answer says nothing more.
@@ -210,7 +259,7 @@ fn prompts_and_folders_that_do_not_fit_are_refused() {
     let more = good.replacen("\"a\": 97", "\"a\": 9700", 1);
     assert_ne!(more, good);
     fs::write(&tokenizer, more).unwrap();
-    fail(generate(&folder).arg("a"), &["tokenizer.json", "token 9700", "do not belong together"]);
+    fail(generate(&folder).arg("a"), &["tokenizer.json", "token id 9700", "do not belong together"]);
 }
 
 #[test]

@@ -124,3 +124,25 @@ pub enum Source<A> {
     /// Its output, as it is or normalised, `[batch * len, D]`.
     Hidden(Vec<f32>),
 }
+
+impl<A: Copy> Source<A> {
+    /// Takes over the first rows of each of so many sequences, as many as there is room for.
+    ///
+    /// # Panics
+    /// If the other is of another kind.
+    pub(crate) fn copy_first(&mut self, from: &Source<A>, batch: usize) {
+        match (self, from) {
+            (Source::KeysAndValues(to), Source::KeysAndValues(from)) => {
+                copy_first(&mut to.k, &from.k, batch);
+                copy_first(&mut to.v, &from.v, batch);
+            }
+            (Source::Hidden(to), Source::Hidden(from)) => copy_first(to, from, batch),
+            _ => unreachable!("sources of one kind"),
+        }
+    }
+}
+
+fn copy_first<T: Copy>(to: &mut [T], from: &[T], batch: usize) {
+    let (to, from) = (to.chunks_exact_mut(to.len() / batch), from.chunks_exact(from.len() / batch));
+    to.zip(from).for_each(|(to, from)| to.copy_from_slice(&from[..to.len()]));
+}

@@ -5,9 +5,12 @@
 //! counted: norms, RoPE, softmax, SiLU, additions, look-ups; below 1% of the total for any network of the paper. Sums and
 //! products end at the largest number, which no run that fits a machine comes near.
 
+use ttft_kernels::DType;
+
 use crate::{
     config::NetworkConfig,
     kv_prediction::layout::Input,
+    loan,
     pruning::Pruning,
     schedule::{Entries, Net, Op, Out, Schedule, Step, next, shapes},
     sizes::sum,
@@ -55,12 +58,19 @@ pub struct PhaseCost {
     pub phase: Phase,
     /// Arithmetic.
     pub flops: Flops,
+    /// What of it is multiplied in F32; the rest is in BF16.
+    pub f32_flops: u64,
     /// Bytes of weights, each tensor that a pass of the phase uses streamed once; of an embedding table the rows looked up, or the
     /// whole where it is also the head.
     pub weight_bytes: u64,
     /// Bytes of keys and values written, and read back, each entry once per layer that uses it; and of the outputs of layers that
     /// maps read.
     pub cache_bytes: u64,
+}
+
+/// The type of the factors in a matrix product, whatever kernels make of them.
+pub fn compute_dtype(activations: DType, weights: DType) -> DType {
+    if (activations, weights) == (DType::BF16, DType::BF16) { DType::BF16 } else { DType::F32 }
 }
 
 /// The product, or the largest number.
@@ -84,6 +94,21 @@ impl CostSystem {
         self.phases(spec, &steps)[0]
     }
 
+    /// What of [`CostSystem::first_token`] the output head of the network that answers costs.
+    pub fn head(&self, spec: &RunSpec) -> PhaseCost {
+        let mut steps = Schedule::new(self, spec).prompt;
+        steps.retain(|step| step.op.answers());
+        self.phases(spec, &steps)[0]
+    }
+
+    /// Operations of the steps that this need not run after another system, planned to lend to it ([`crate::plan_lending`]), has
+    /// read the same prompts.
+    pub fn borrowed(&self, spec: &RunSpec, from: &CostSystem) -> u64 {
+        let [own, from] = [Schedule::new(self, spec), Schedule::lending(from, spec, 0, &[self])];
+        let steps = &own.prompt[..loan::steps(&from.prompt, &own.prompt)];
+        sum(steps.iter().map(|step| self.step(spec, step).flops.total()))
+    }
+
     /// The costs of `steps`, summed by phase.
     fn phases(&self, spec: &RunSpec, steps: &[Step]) -> Vec<PhaseCost> {
         let mut out: Vec<PhaseCost> = Vec::new();
@@ -101,6 +126,7 @@ impl CostSystem {
             match out.iter_mut().find(|sum| sum.phase == step.phase) {
                 Some(sum) => {
                     sum.flops = sum.flops + cost.flops;
+                    sum.f32_flops = sum.f32_flops.saturating_add(cost.f32_flops);
                     sum.weight_bytes = sum.weight_bytes.saturating_add(cost.weight_bytes);
                     sum.cache_bytes = sum.cache_bytes.saturating_add(cost.cache_bytes);
                 }
@@ -113,8 +139,10 @@ impl CostSystem {
     /// What one step costs.
     pub fn step(&self, spec: &RunSpec, step: &Step) -> PhaseCost {
         let b = spec.batch as u64;
-        let [weight, cache] = [self.weights, spec.precision.dtype()].map(|t| t.size() as u64);
+        let activations = spec.precision.dtype();
+        let [weight, map, cache] = [self.weights, self.maps, activations].map(|t| t.size() as u64);
         let (mut flops, mut weights, mut entries) = (Flops::default(), 0, Vec::new());
+        let (mut map_weights, mut f32_maps) = (0, 0);
         // Outputs of layers, in f32 whatever the precision.
         let mut outputs = Vec::new();
         match &step.op {
@@ -159,17 +187,25 @@ impl CostSystem {
                     let [n, k] = [c.kv_dim(m.layer), m.input.width(source, m.source)].map(|n| n as u64);
                     let arithmetic = product([2, 2, rows, n, k]);
                     entries.push(product([2, n, rows]));
-                    match m.input {
-                        Input::KeysAndValues => entries.push(product([2, k, rows])),
-                        Input::Hidden | Input::Own => outputs.push(product([k, rows])),
-                    }
-                    weights += 2 * n * k;
+                    let read = match m.input {
+                        Input::KeysAndValues => {
+                            entries.push(product([2, k, rows]));
+                            activations
+                        }
+                        Input::Hidden | Input::Own => {
+                            outputs.push(product([k, rows]));
+                            DType::F32
+                        }
+                    };
                     if m.input == Input::Own {
                         flops.projections = sum([flops.projections, arithmetic]);
-                        weights += k + if c.biases.qkv { 2 * n } else { 0 };
+                        weights += 2 * n * k + k + if c.biases.qkv { 2 * n } else { 0 };
                     } else {
                         flops.prediction = sum([flops.prediction, arithmetic]);
-                        weights += 2 * n;
+                        map_weights += 2 * n * k + 2 * n;
+                        if compute_dtype(read, self.maps) == DType::F32 {
+                            f32_maps = sum([f32_maps, arithmetic]);
+                        }
                     }
                 }
             }
@@ -197,7 +233,12 @@ impl CostSystem {
             }
         }
         let cache_bytes = sum([sum(entries).saturating_mul(cache), sum(outputs).saturating_mul(4)]);
-        PhaseCost { phase: step.phase, flops, weight_bytes: weights * weight, cache_bytes }
+        let in_f32 = |weights, flops| if compute_dtype(activations, weights) == DType::F32 { flops } else { 0 };
+        let by_weights = in_f32(self.weights, sum([flops.projections, flops.head]));
+        // Queries meet keys, and probabilities values, in the type of the cache.
+        let f32_flops = sum([by_weights, in_f32(activations, flops.attention), f32_maps]);
+        let weight_bytes = weights * weight + map_weights * map;
+        PhaseCost { phase: step.phase, flops, f32_flops, weight_bytes, cache_bytes }
     }
 
     /// The paper's approximation, 2 FLOPs per parameter and token: `t_base(N)`, or `t_aux(N-m) + t_predictor(N-m) +

@@ -225,6 +225,12 @@ pub enum Error {
     /// A token was asked for before the first one.
     #[error("next_token before first_token: there is no cache yet")]
     NotStarted,
+    /// A run was to begin from what another has kept.
+    #[error("a run cannot begin from what another has kept: {reason}")]
+    Loan {
+        /// Why not, and what to do.
+        reason: &'static str,
+    },
     /// A run specification that makes no sense.
     #[error("{what}: expected {expected}, found {found}")]
     Spec {

@@ -1,6 +1,6 @@
 //! The trait behind which the element type of a run disappears, and what a run reports of its time.
 
-use std::time::Duration;
+use std::{any::Any, time::Duration};
 
 use ttft_kernels::Mat;
 
@@ -36,6 +36,8 @@ pub struct PhaseTimes {
     pub total: Duration,
     /// In order of execution. KV prediction on one-token prompts has a base step alone.
     pub phases: Vec<PhaseTime>,
+    /// What of the last phase the output head of the network that answers took.
+    pub head: Duration,
 }
 
 /// The tokens of the prompts that a run chose before its base read them.
@@ -48,13 +50,21 @@ pub struct Chosen<'a> {
 }
 
 /// A planned run: every buffer is allocated, weights are mapped.
-pub trait Inference: Send {
+pub trait Inference: Any + Send {
     /// Restarts from an empty cache, runs the prompts `ids` (`[batch * prompt]` row-major) and chooses the first token of
     /// every sequence.
     ///
     /// # Errors
     /// [`crate::Error::TokenCount`], [`crate::Error::TokenId`], [`crate::Error::Kernel`].
     fn first_token(&mut self, engine: &Engine, ids: &[u32]) -> Result<PhaseTimes>;
+
+    /// The same, bit for bit, beginning behind the steps that `lender` has run on the same prompts: a run that was planned to lend
+    /// to this system ([`crate::plan_lending`]), and whose last prompts these were. What it takes is no time to first token.
+    ///
+    /// # Errors
+    /// Those of [`Inference::first_token`]; [`crate::Error::Loan`]: the other has read other prompts, has other networks, works in
+    /// another type, or keeps nothing from which this run could begin.
+    fn first_token_after(&mut self, engine: &Engine, ids: &[u32], lender: &dyn Inference) -> Result<PhaseTimes>;
 
     /// Appends the tokens last chosen and chooses the next, greedily, by the base network alone.
     ///

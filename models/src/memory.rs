@@ -1,7 +1,7 @@
 //! What a run needs of memory, counted from shapes alone.
 
 use half::bf16;
-use ttft_kernels::Element;
+use ttft_kernels::{DType, Element};
 
 use crate::{
     activations::Activations,
@@ -56,20 +56,26 @@ pub fn memory_of(system: &CostSystem, spec: &RunSpec) -> MemoryPlan {
 
 /// As [`memory_of`], of [`crate::plan_scoring`].
 pub fn memory_of_scoring(system: &CostSystem, spec: &RunSpec, scored: usize) -> MemoryPlan {
+    memory_of_lending(system, spec, scored, &[])
+}
+
+/// As [`memory_of`], of [`crate::plan_lending`].
+pub fn memory_of_lending(system: &CostSystem, spec: &RunSpec, scored: usize, to: &[&CostSystem]) -> MemoryPlan {
     match spec.precision {
-        Precision::F32 => memory_as::<f32>(system, spec, scored),
-        Precision::Bf16 => memory_as::<bf16>(system, spec, scored),
+        Precision::F32 => memory_as::<f32>(system, spec, scored, to),
+        Precision::Bf16 => memory_as::<bf16>(system, spec, scored, to),
     }
 }
 
-fn memory_as<A: Element>(system: &CostSystem, spec: &RunSpec, scored: usize) -> MemoryPlan {
-    let matrices = |t: Vec<TensorSpec>| {
+fn memory_as<A: Element>(system: &CostSystem, spec: &RunSpec, scored: usize, to: &[&CostSystem]) -> MemoryPlan {
+    let matrices = |t: Vec<TensorSpec>, dtype: DType| {
         let elements = sum(t.iter().filter(|t| t.shape.len() == 2).map(TensorSpec::elements));
-        elements.saturating_mul(system.weights.size() as u64)
+        elements.saturating_mul(dtype.size() as u64)
     };
     let aux = system.aux().map_or_else(Vec::new, NetworkConfig::tensors);
-    let weights = [system.base.tensors(), aux, system.predictor_tensors()].map(matrices);
-    let (b, c, schedule) = (spec.batch, &system.base, Schedule::scoring(system, spec, scored));
+    let networks = [system.base.tensors(), aux].map(|tensors| matrices(tensors, system.weights));
+    let maps = matrices(system.predictor_tensors(), system.maps);
+    let (b, c, schedule) = (spec.batch, &system.base, Schedule::lending(system, spec, scored, to));
     let kv = |s: &KvShape| kv_bytes::<A>(shapes(system, s.net), s.layer, b, s.entries);
     let source = |Slot { shape, .. }: &Slot<SourceShape>| source_bytes::<A>(system, b, shape);
     let sinks = schedule.sinks.iter().map(kv);
@@ -98,7 +104,7 @@ fn memory_as<A: Element>(system: &CostSystem, spec: &RunSpec, scored: usize) -> 
         _ => [0, 0],
     };
     MemoryPlan {
-        weights: sum(weights),
+        weights: sum(networks.into_iter().chain([maps])),
         caches: sum([caches, hidden]),
         activations: sum([sum(streams), chosen, kept, scores, tables]),
     }

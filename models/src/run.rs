@@ -1,6 +1,7 @@
 //! Planning and executing a schedule.
 
 use std::{
+    any::Any,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -21,7 +22,8 @@ use crate::{
         layout::Input,
         predictor::{Prediction, Predictor},
     },
-    memory::memory_of_scoring,
+    loan,
+    memory::memory_of_lending,
     network::{Cache, Kv, Network, head_buffer},
     pipeline::{Behind, Queue},
     prompts,
@@ -30,7 +32,9 @@ use crate::{
         lazy::Lazy,
         select::{Rule, Scores},
     },
-    schedule::{KvShape, LayerStep, Map, Net, Op, Schedule, Slot, Step, Stream, Tokens, Uses, given, next, shapes},
+    schedule::{
+        self, KvShape, LayerStep, Map, Net, Op, Schedule, Slot, Step, Stream, Tokens, Uses, given, next, shapes,
+    },
     sizes::zeroed,
     spec::{Phase, Precision, RunSpec},
     system::{CostSystem, System},
@@ -51,6 +55,15 @@ pub fn plan(system: &System, spec: &RunSpec) -> Result<Box<dyn Inference>> {
 /// As [`plan`]; [`Error::Spec`]: there is no room for them among the tokens to generate, or it is LazyLLM, of which every token
 /// chooses anew what it attends to.
 pub fn plan_scoring(system: &System, spec: &RunSpec, scored: usize) -> Result<Box<dyn Inference>> {
+    plan_lending(system, spec, scored, &[])
+}
+
+/// The same, keeping what runs of other systems on the same prompts need to begin where this one is
+/// ([`Inference::first_token_after`]).
+///
+/// # Errors
+/// As [`plan_scoring`].
+pub fn plan_lending(system: &System, spec: &RunSpec, scored: usize, to: &[&CostSystem]) -> Result<Box<dyn Inference>> {
     spec.check()?;
     if let System::Pruned(p) = system {
         p.pruning.check(p.base.config().layers.len(), p.aux.is_some())?;
@@ -62,13 +75,13 @@ pub fn plan_scoring(system: &System, spec: &RunSpec, scored: usize) -> Result<Bo
             format!("at most {most}{}", if lazy { ", of LazyLLM" } else { ", to be generated after the first" });
         return Err(Error::Spec { what: "tokens to score", expected, found: scored as u64 });
     }
-    let bytes = memory_of_scoring(&CostSystem::of(system), spec, scored).allocated();
+    let bytes = memory_of_lending(&CostSystem::of(system), spec, scored, to).allocated();
     // Caches are allocated by a type that cannot report failure; whether their memory can be had is asked here first.
     let asked = usize::try_from(bytes).map_err(|_| Error::Memory { bytes })?;
     Vec::<u8>::new().try_reserve_exact(asked).map_err(|_| Error::Memory { bytes })?;
     Ok(match spec.precision {
-        Precision::F32 => Box::new(Run::<f32>::new(system, *spec, scored)?),
-        Precision::Bf16 => Box::new(Run::<bf16>::new(system, *spec, scored)?),
+        Precision::F32 => Box::new(Run::<f32>::new(system, *spec, scored, to)?),
+        Precision::Bf16 => Box::new(Run::<bf16>::new(system, *spec, scored, to)?),
     })
 }
 
@@ -149,6 +162,9 @@ struct State<A> {
     renumbered: bool,
     /// Ids on their way into a network.
     input: Vec<u32>,
+    /// The prompts of which this holds what others may begin from, if it lends.
+    read: Vec<u32>,
+    lends: bool,
     /// Entries of the base's caches that are filled.
     len: usize,
     logits: Vec<f32>,
@@ -160,9 +176,9 @@ struct State<A> {
 }
 
 impl<A: Element> Run<A> {
-    fn new(system: &System, spec: RunSpec, scored: usize) -> Result<Self> {
+    fn new(system: &System, spec: RunSpec, scored: usize, to: &[&CostSystem]) -> Result<Self> {
         let shapes_of = CostSystem::of(system);
-        let schedule = Schedule::scoring(&shapes_of, &spec, scored);
+        let schedule = Schedule::lending(&shapes_of, &spec, scored, to);
         let (b, c) = (spec.batch, &shapes_of.base);
         let net = |net| match net {
             Net::Base => system.base(),
@@ -236,6 +252,8 @@ impl<A: Element> Run<A> {
             renumbered: shapes_of.pruning.is_some_and(Pruning::renumbers),
             kept: Vec::with_capacity(b * kept),
             input: Vec::with_capacity(b * input),
+            read: Vec::with_capacity(if to.is_empty() { 0 } else { b * spec.prompt }),
+            lends: !to.is_empty(),
             len: 0,
             logits: zeroed((b * c.vocab) as u64)?,
             scored: zeroed((b * scored * c.vocab) as u64)?,
@@ -272,15 +290,89 @@ impl<A: Element> Run<A> {
         Ok(())
     }
 
-    /// Runs the steps of the prompt, of a later token, or of given ones.
-    fn steps(&mut self, e: &Engine, ids: &[u32], call: Call) -> Result<()> {
+    /// Takes over what another run has left behind its first steps; how many of its own need not be run.
+    fn borrow(&mut self, from: &Run<A>, ids: &[u32]) -> Result<usize> {
+        let refuse = |reason| Err(Error::Loan { reason });
+        if from.state.spec.batch != self.state.spec.batch || from.state.read != ids {
+            return refuse(
+                "it has not read these prompts, or was not planned to lend; plan it so, and have it read them",
+            );
+        }
+        let steps = &self.schedule.prompt[..loan::steps(&from.schedule.prompt, &self.schedule.prompt)];
+        let Some(Step { op: Op::Embed { net, rows, .. }, .. }) = steps.first() else {
+            return refuse("it keeps nothing of steps that are this run's too; plan it to lend to this system");
+        };
+        let (own, other) = (&mut self.state, &from.state);
+        let other_lane = other.lanes.iter().find(|(n, _)| n == net).map(|(_, lane)| lane);
+        let lane = lane(&mut own.lanes, *net);
+        if !other_lane.is_some_and(|other| Arc::ptr_eq(&other.net, &lane.net)) {
+            return refuse("their networks are not the same loaded ones");
+        }
+        let b = own.spec.batch;
+        lane.act.start(b, *rows);
+        for ((step, uses), others) in steps.iter().zip(&self.schedule.uses).zip(&from.schedule.uses) {
+            let Op::Layer(l) = &step.op else { continue };
+            if let (schedule::Entries::Kept, Some(to), Some(from)) = (l.entries, uses.cache, others.cache) {
+                own.caches[to].copy_first(&other.caches[from], rows.of);
+            }
+            for (to, from) in uses.sources.iter().zip(&others.sources) {
+                if let (Some(to), Some(from)) = (to, from) {
+                    own.sources[*to].copy_first(&other.sources[*from], b);
+                }
+            }
+        }
+        // Where the stream ends, nobody has kept it.
+        let last = from.schedule.uses[steps.len() - 1].sources[2];
+        if let Some(Source::Hidden(x)) = last.map(|at| &other.sources[at]) {
+            lane.act.x[..x.len()].copy_from_slice(x);
+        }
+        Ok(steps.len())
+    }
+
+    fn first(&mut self, e: &Engine, ids: &[u32], lender: Option<&Run<A>>) -> Result<PhaseTimes> {
+        let start = Instant::now();
+        let s = &mut self.state;
+        let RunSpec { batch, prompt, .. } = s.spec;
+        let vocab = s.lanes.iter().map(|(_, lane)| lane.net.config().vocab).min().expect("a schedule has a network");
+        prompts::check(ids, batch, prompt, vocab)?;
+        s.len = 0;
+        s.read.clear();
+        if let Some(scores) = &mut s.scores {
+            scores.prompts(ids);
+        }
+        if let Some(lazy) = &mut s.lazy {
+            lazy.start();
+        }
+        self.sinks(e, ids)?;
+        let begun = lender.map_or(Ok(0), |lender| self.borrow(lender, ids))?;
+        self.steps(e, ids, Call::Prompt, begun)?;
+        let s = &mut self.state;
+        s.len = prompt - s.dropped;
+        if s.lends && begun == 0 {
+            s.read.extend_from_slice(ids);
+        }
+        let mut phases: Vec<PhaseTime> = Vec::with_capacity(self.phases);
+        for (step, ran) in self.schedule.prompt.iter().zip(&self.ran) {
+            match phases.iter_mut().find(|p| p.phase == step.phase) {
+                Some(p) => (p.time, p.regions) = (p.time + ran.time, p.regions + ran.regions),
+                None => phases.push(PhaseTime { phase: step.phase, time: ran.time, regions: ran.regions }),
+            }
+        }
+        let heads = self.schedule.prompt.iter().zip(&self.ran).filter(|(step, _)| step.op.answers());
+        let head = heads.map(|(_, ran)| ran.time).sum();
+        Ok(PhaseTimes { total: start.elapsed(), phases, head })
+    }
+
+    /// Runs the steps of the prompt, of a later token, or of given ones; but for those that another run has done.
+    fn steps(&mut self, e: &Engine, ids: &[u32], call: Call, begun: usize) -> Result<()> {
         let (steps, uses) = call.steps(&self.schedule);
         self.last = call;
         self.state.scoring = call == Call::Given;
         self.ran.clear();
+        self.ran.resize(begun, Ran { rows: 0, time: Duration::ZERO, regions: 0 });
         let (mut at, mut regions) = (Instant::now(), e.pool().regions());
         self.state.queue.start(self.behind.0, self.behind.1);
-        for (i, (step, uses)) in steps.iter().zip(uses).enumerate() {
+        for (i, (step, uses)) in steps.iter().zip(uses).enumerate().skip(begun) {
             let may_wait = call == Call::Prompt && i < self.schedule.behind;
             let rows = self.state.step(e, &self.schedule, &step.op, *uses, ids, may_wait)?;
             let (then, count) = (Instant::now(), e.pool().regions());
@@ -557,29 +649,15 @@ fn lane<A>(lanes: &mut [(Net, Lane<A>)], net: Net) -> &mut Lane<A> {
 
 impl<A: Element> Inference for Run<A> {
     fn first_token(&mut self, e: &Engine, ids: &[u32]) -> Result<PhaseTimes> {
-        let start = Instant::now();
-        let s = &mut self.state;
-        let RunSpec { batch, prompt, .. } = s.spec;
-        let vocab = s.lanes.iter().map(|(_, lane)| lane.net.config().vocab).min().expect("a schedule has a network");
-        prompts::check(ids, batch, prompt, vocab)?;
-        s.len = 0;
-        if let Some(scores) = &mut s.scores {
-            scores.prompts(ids);
-        }
-        if let Some(lazy) = &mut s.lazy {
-            lazy.start();
-        }
-        self.sinks(e, ids)?;
-        self.steps(e, ids, Call::Prompt)?;
-        self.state.len = prompt - self.state.dropped;
-        let mut phases: Vec<PhaseTime> = Vec::with_capacity(self.phases);
-        for (step, ran) in self.schedule.prompt.iter().zip(&self.ran) {
-            match phases.iter_mut().find(|p| p.phase == step.phase) {
-                Some(p) => (p.time, p.regions) = (p.time + ran.time, p.regions + ran.regions),
-                None => phases.push(PhaseTime { phase: step.phase, time: ran.time, regions: ran.regions }),
-            }
-        }
-        Ok(PhaseTimes { total: start.elapsed(), phases })
+        self.first(e, ids, None)
+    }
+
+    fn first_token_after(&mut self, e: &Engine, ids: &[u32], lender: &dyn Inference) -> Result<PhaseTimes> {
+        let lender: &dyn Any = lender;
+        let Some(lender) = lender.downcast_ref() else {
+            return Err(Error::Loan { reason: "the two have activations of different types" });
+        };
+        self.first(e, ids, Some(lender))
     }
 
     fn next_token(&mut self, e: &Engine) -> Result<Duration> {
@@ -593,7 +671,7 @@ impl<A: Element> Inference for Run<A> {
             return Err(Error::CacheFull { planned: spec.positions(), prompt, generate });
         }
         next(&self.shapes, &spec, past, &mut self.schedule.next);
-        self.steps(e, &[], Call::Next)?;
+        self.steps(e, &[], Call::Next, 0)?;
         self.state.len += 1;
         Ok(start.elapsed())
     }
@@ -610,7 +688,7 @@ impl<A: Element> Inference for Run<A> {
             return Err(Error::Spec { what: "tokens to score", expected, found: n as u64 });
         }
         given(&self.shapes, &spec, n, &mut self.schedule.given);
-        self.steps(e, ids, Call::Given)?;
+        self.steps(e, ids, Call::Given, 0)?;
         Ok(Mat::new(&self.state.scored[..spec.batch * n * vocab], spec.batch * n, vocab))
     }
 
@@ -695,6 +773,8 @@ impl<A: Element> Inference for Run<A> {
 
 #[cfg(test)]
 mod tests {
+    use ttft_kernels::DType;
+
     use super::*;
     use crate::{
         cost::Flops,
@@ -720,18 +800,18 @@ mod tests {
         c
     }
 
-    fn systems() -> Vec<System> {
+    /// Weights of networks and of maps in these types.
+    fn systems(networks: DType, maps: DType) -> Vec<System> {
         let dir = tempfile::tempdir().unwrap();
         let (base, aux) = (tiny("OE1.1B", 7), tiny("OE270M", 4));
         let map = vec![2, 0, 0, 1, 2, 2, 1];
         let make = |name: &str, spec: synth::Spec| {
             spec.make(&dir.path().join(name), &|_, _| ()).unwrap();
         };
-        make("base", synth::Spec::custom("base", base.clone(), ttft_kernels::DType::F32, 1));
-        make("aux", synth::Spec::custom("aux", aux.clone(), ttft_kernels::DType::F32, 1));
-        let f32 = ttft_kernels::DType::F32;
+        make("base", synth::Spec::custom("base", base.clone(), networks, 1));
+        make("aux", synth::Spec::custom("aux", aux.clone(), networks, 1));
         let predictor = |name: &str, aux: Option<&crate::NetworkConfig>, layout: Layout| {
-            make(name, synth::Spec::custom_predictor("p", base.clone(), aux.cloned(), layout, f32, 1));
+            make(name, synth::Spec::custom_predictor("p", base.clone(), aux.cloned(), layout, maps, 1));
         };
         predictor("predictor", Some(&aux), Layout::auxiliary(&map));
         let hidden = Origin { layer: 2, input: Input::Hidden };
@@ -806,11 +886,11 @@ mod tests {
     fn costs_are_what_the_engine_is_asked_for() {
         let e = Engine::new(99);
         let mut all_extra = 0;
-        for system in systems() {
+        for system in systems(DType::F32, DType::F32) {
             for extent in [Extent::FirstToken, Extent::FullNetwork] {
                 for (batch, prompt) in [(1, 1), (1, 2), (2, 17), (1, 60)] {
                     let spec = RunSpec { batch, prompt, generate: 6, precision: Precision::F32, extent };
-                    let mut run = Run::<f32>::new(&system, spec, 5).unwrap();
+                    let mut run = Run::<f32>::new(&system, spec, 5, &[]).unwrap();
                     let ids: Vec<u32> = (0..batch * prompt).map(|i| (i * 31 % 99) as u32).collect();
                     let what = format!(
                         "{:?} {:?} {spec:?}",
@@ -867,5 +947,32 @@ mod tests {
             }
         }
         assert!(all_extra > 0, "nothing was revived");
+    }
+
+    /// Of networks and activations in BF16: maps whose weights, or what they read, are not.
+    #[test]
+    fn costs_say_what_is_multiplied_in_f32() {
+        let e = Engine::new(99);
+        let (batch, prompt) = (2, 17);
+        let spec = RunSpec { batch, prompt, generate: 1, precision: Precision::Bf16, extent: Extent::FirstToken };
+        let ids: Vec<u32> = (0..batch * prompt).map(|i| (i * 31 % 99) as u32).collect();
+        for (maps, by_keys) in [(DType::BF16, false), (DType::F16, true), (DType::F32, true)] {
+            let (mut some, mut all) = (0, 0);
+            for system in systems(DType::BF16, maps) {
+                let mut run = Run::<bf16>::new(&system, spec, 0).unwrap();
+                run.sinks(&e, &ids).unwrap();
+                e.take();
+                e.take_f32();
+                run.first_token(&e, &ids).unwrap();
+                let phases = run.shapes.first_token(&spec);
+                let f32_flops: u64 = phases.iter().map(|p| p.f32_flops).sum();
+                assert_eq!(e.take_f32(), f32_flops, "{maps}: {:?}", run.shapes.prediction);
+                let maps: u64 = phases.iter().map(|p| p.flops.prediction).sum();
+                assert!(f32_flops == 0 || f32_flops == maps);
+                some += u64::from(f32_flops > 0);
+                all += u64::from(maps > 0);
+            }
+            assert!(some > 0 && (some == all) == by_keys, "{maps}: {some} of {all}");
+        }
     }
 }

@@ -15,7 +15,7 @@ use crate::{
         control::Filling,
         layout::{Input, Layout, Order, Origin},
     },
-    pipeline,
+    loan, pipeline,
     pruning::{Pruning, SpecPrefill},
     spec::{Extent, Phase, RunSpec},
     system::CostSystem,
@@ -75,6 +75,11 @@ impl Keeps {
             Input::Hidden => self.hidden,
             Input::Own => self.own,
         }
+    }
+
+    /// Each of them and the other's, in the order of [`Input::ALL`].
+    pub(crate) fn beside(self, other: Keeps) -> [(usize, usize); 3] {
+        Input::ALL.map(|input| (self.rows(input), other.rows(input)))
     }
 }
 
@@ -188,6 +193,13 @@ pub enum Op {
         /// So many.
         rows: usize,
     },
+}
+
+impl Op {
+    /// Whether it is the output head of the network that answers.
+    pub fn answers(&self) -> bool {
+        matches!(self, Op::Head { net: Net::Base, .. })
+    }
 }
 
 /// A step.
@@ -326,10 +338,18 @@ impl Schedule {
 
     /// The same, with up to `scored` tokens that are given to follow each prompt.
     pub fn scoring(s: &CostSystem, spec: &RunSpec, scored: usize) -> Schedule {
+        Schedule::lending(s, spec, scored, &[])
+    }
+
+    /// The same, keeping what runs of other systems need to go on from where both have done the same.
+    pub fn lending(s: &CostSystem, spec: &RunSpec, scored: usize, to: &[&CostSystem]) -> Schedule {
+        let (own, behind) = first_token(s, spec);
+        let mut lends = own.clone();
+        to.iter().for_each(|other| loan::lend(&mut lends, &own, &first_token(other, spec).0));
         let dropped = dropped(s, spec);
         let lazy = matches!(s.pruning, Some(Pruning::Lazy { .. }));
         let mut schedule = Schedule {
-            prompt: prompt(s, spec),
+            prompt: lends,
             next: Vec::new(),
             earlier: Vec::new(),
             given: Vec::new(),
@@ -341,11 +361,8 @@ impl Schedule {
             // Later tokens are ranked among all before them.
             ranked: if lazy { spec.positions() } else { 0 },
             dropped,
-            behind: 0,
+            behind,
         };
-        if s.prediction.as_ref().is_some_and(|p| p.order == Order::Pipelined && pipeline::pays(p, spec)) {
-            (schedule.prompt, schedule.behind) = pipelined(schedule.prompt);
-        }
         next(s, spec, spec.prompt, &mut schedule.next);
         if let Some(rows) = kept_sinks(&schedule.prompt) {
             let layers = predicted_layers(s).map(|layer| KvShape { net: Net::Base, layer, entries: rows, kept: true });
@@ -516,7 +533,16 @@ fn dropped(s: &CostSystem, spec: &RunSpec) -> usize {
     }
 }
 
-/// The steps of the first token.
+/// The steps of the first token, in the order in which they run, and [`Schedule::behind`].
+fn first_token(s: &CostSystem, spec: &RunSpec) -> (Vec<Step>, usize) {
+    let steps = prompt(s, spec);
+    match &s.prediction {
+        Some(p) if p.order == Order::Pipelined && pipeline::pays(p, spec) => pipelined(steps),
+        _ => (steps, 0),
+    }
+}
+
+/// The same, in turn.
 fn prompt(s: &CostSystem, spec: &RunSpec) -> Vec<Step> {
     let (n, extent, c) = (spec.prompt, spec.extent, &s.base);
     let mut out = Vec::new();

@@ -58,8 +58,10 @@ pub struct CostSystem {
     pub pruning: Option<Pruning>,
     /// The network that chooses these tokens, if that is another.
     pub chooser: Option<NetworkConfig>,
-    /// Storage type of the weights.
+    /// Storage type of the weights,
     pub weights: DType,
+    /// and of the predictor's maps.
+    pub maps: DType,
 }
 
 impl CostSystem {
@@ -74,7 +76,8 @@ impl CostSystem {
                 let (aux, layout) = (s.aux.as_ref().map(config), s.predictor.layout().clone());
                 let filling = s.control.as_ref().map(|c| c.filling());
                 let prediction = kv_prediction::Shape { aux, layout, own: s.own, order: s.order, filling };
-                CostSystem { prediction: Some(prediction), ..alone }
+                let maps = s.predictor.weight_dtype().unwrap_or(alone.weights);
+                CostSystem { prediction: Some(prediction), maps, ..alone }
             }
             System::Pruned(s) => CostSystem { pruning: Some(s.pruning), chooser: s.aux.as_ref().map(config), ..alone },
         }
@@ -82,7 +85,7 @@ impl CostSystem {
 
     /// The shapes of one network on its own.
     pub fn network(base: NetworkConfig, weights: DType) -> CostSystem {
-        CostSystem { base, prediction: None, pruning: None, chooser: None, weights }
+        CostSystem { base, prediction: None, pruning: None, chooser: None, weights, maps: weights }
     }
 
     /// The shapes of a network, pair or pruned network of the zoo.

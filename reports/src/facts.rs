@@ -3,6 +3,7 @@
 use crate::{
     format,
     schema::{Dtype, Peak, Record, RunHeader, Sampler, Start},
+    summary,
 };
 
 /// The machine in one line.
@@ -69,6 +70,21 @@ pub fn units(record: &Record) -> Vec<String> {
     said
 }
 
+/// What a cell says against the read bandwidth of a run, if it read faster than the probe by more than chance makes it.
+pub fn reading(record: &Record) -> Option<String> {
+    let RunHeader { machine, limits, .. } = &record.run;
+    let of = |cell| summary::fastest_reading(machine, limits, cell).map(|(times, phase)| (times, phase, cell));
+    let fastest = record.cells.iter().filter_map(of).max_by(|a, b| a.0.total_cmp(&b.0));
+    let (times, phase, cell) = fastest.filter(|f| f.0 > 1.0 + summary::PROBE_BEATEN)?;
+    Some(format!(
+        "{} of {} read its weights at least {} faster than the probe, whose figure is therefore too low: rooflines bound by \
+         memory are too long, and shares of the read bandwidth too large",
+        phase.name,
+        cell.id,
+        format::percent(times - 1.0)
+    ))
+}
+
 /// Settings and revision in one line.
 pub fn settings(run: &RunHeader) -> String {
     let s = &run.settings;
@@ -99,10 +115,49 @@ pub fn settings(run: &RunHeader) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::samples;
+    use crate::{
+        samples,
+        schema::{Cache, Probes},
+    };
 
     fn peak(dtype: Dtype, isa: &str, gflops: f64, in_use: bool) -> Peak {
         Peak { dtype, isa: Some(isa.into()), gflops, in_use: Some(in_use) }
+    }
+
+    #[test]
+    fn a_kernel_that_reads_faster_than_the_probe_is_named() {
+        let mut record = crate::samples::run();
+        record.run.limits.read_gb_per_s = Some(36.0);
+        assert_eq!(reading(&record), None, "caches are unknown");
+        let cache =
+            |level, bytes, shared_by| Cache { level, kind: "unified".into(), bytes, shared_by: Some(shared_by) };
+        record.run.machine.caches = Some(vec![cache(2, 1 << 20, 1), cache(3, 32 << 20, 1)]);
+        // The step of one token computes for 5 ms and reads 2 GB at 36 GB/s, of which two caches may hold 64 MiB.
+        let step = |record: &Record| {
+            let cell = record.cells.iter().find(|c| c.id == "ttft/OE1.1B-KVP-C-450M/kvp/b1/p64").unwrap();
+            let (times, phase) = summary::fastest_reading(&record.run.machine, &record.run.limits, cell).unwrap();
+            assert_eq!(phase.name, "base_step");
+            times
+        };
+        let times = step(&record);
+        assert!((0.8..1.0).contains(&times) && reading(&record).is_none(), "{times}");
+        record.run.limits.read_gb_per_s = Some(36.0 * times / 1.01);
+        assert_eq!(reading(&record), None);
+        record.run.limits.read_gb_per_s = Some(36.0 * times / 1.06);
+        let said = reading(&record).unwrap();
+        assert!(said.contains("base_step of ttft/") && said.contains("% faster than the probe"), "{said}");
+        let text = crate::terminal::render(&record, None);
+        assert!(text.find(&format!("read     {said}")) < text.find("TTFT") && text.contains(&said), "{text}");
+        // Where the probes beside every cell saw the machine as fast, it only became faster.
+        for cell in &mut record.cells {
+            let n = cell.samples_ns.len();
+            cell.probes = Some(Probes { gflops: vec![400.0; n], read_gb_per_s: vec![36.0; n] });
+        }
+        assert_eq!(reading(&record), None);
+        // Weights that fit the caches tell nothing.
+        record.cells.iter_mut().for_each(|c| c.probes = None);
+        record.run.machine.caches = Some(vec![cache(3, 4 << 30, 2)]);
+        assert_eq!(reading(&record), None);
     }
 
     #[test]

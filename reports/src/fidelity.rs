@@ -7,10 +7,12 @@
 mod read;
 #[cfg(test)]
 pub(crate) mod samples;
+mod together;
 mod types;
 mod verdict;
 
 pub use read::{FidelityError, MAX_BYTES, MAX_VALUES};
+pub use together::together;
 pub use types::*;
 pub use verdict::{Judgement, LEAST_KL, MIN_ITEMS, Placed, Rival, SOLVES, Verdict, judge, ratio};
 

@@ -51,6 +51,8 @@ pub struct ValidationAnswer {
     pub run: String,
     /// One for every system that is not its own base.
     pub systems: Vec<System>,
+    /// How many last tokens the base can read itself for hardly more time than one, for each KV prediction that has several numbers.
+    pub base_tokens: Vec<BaseTokensAnswer>,
     /// Comparisons whose outcome is known beforehand.
     pub controls: Vec<ControlAnswer>,
     /// The command that decides, where words are indicative.
@@ -109,6 +111,32 @@ pub struct MemoryAnswer {
     pub bytes: u64,
     /// Prompt tokens from which on the system is faster, by these limits; null if at no length.
     pub pays_from: Option<f64>,
+}
+
+/// What more last tokens of the base cost, of one KV prediction at one size.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct BaseTokensAnswer {
+    /// The system with one.
+    pub system: String,
+    /// Sequences.
+    pub batch: u32,
+    /// Prompt tokens.
+    pub prompt: u32,
+    /// The largest number up to which the base step takes at most 5% more time than with one.
+    pub up_to: u32,
+    /// Each number that was measured, ascending.
+    pub steps: Vec<BaseStepAnswer>,
+}
+
+/// A base step of several tokens.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct BaseStepAnswer {
+    /// How many.
+    pub base_tokens: u32,
+    /// Its time over that with one.
+    pub ratio: Figure,
 }
 
 /// Time beyond the FLOPs at the base's rate.
@@ -184,8 +212,16 @@ pub fn validation(record: &Record) -> Value {
         passed: c.passed,
         indicative: c.indicative,
     };
+    let base_tokens = |b: &validate::BaseTokens| BaseTokensAnswer {
+        system: b.one.system.clone(),
+        batch: b.one.batch,
+        prompt: b.one.prompt,
+        up_to: b.most(),
+        steps: b.steps.iter().map(|(m, ratio)| BaseStepAnswer { base_tokens: *m, ratio: (*ratio).into() }).collect(),
+    };
     value(&ValidationAnswer {
         schema: "ttft-validate/1",
+        base_tokens: validation.base_tokens.iter().map(base_tokens).collect(),
         run: record.run.run_id.clone(),
         systems: validation.claims.iter().map(system).collect(),
         controls: validation.controls.iter().map(control).collect(),

@@ -89,12 +89,11 @@ pub fn by_probes(a: &Cell, b: &Cell, limits: &Limits) -> Option<f64> {
 /// The share of a cell's roofline time that arithmetic bounds.
 fn compute_share(cell: &Cell, limits: &Limits) -> Option<f64> {
     let limits = cell.limits.as_ref().unwrap_or(limits);
-    let flops_per_s = limits.peak_gflops(cell.compute_dtype?)? * 1e9;
     let bytes_per_s = limits.read_gb_per_s? * 1e9;
     let (mut compute, mut all) = (0.0, 0.0);
     for phase in &cell.phases {
         let cost: Cost = phase.cost?;
-        let (flops, bytes) = (cost.flops.total() as f64 / flops_per_s, cost.bytes() as f64 / bytes_per_s);
+        let (flops, bytes) = (limits.arithmetic(&cost, cell.compute_dtype)?, cost.bytes() as f64 / bytes_per_s);
         all += flops.max(bytes);
         compute += if flops >= bytes { flops } else { 0.0 };
     }

@@ -26,12 +26,14 @@ fn phase(name: &str, system: &str, tokens: u64, batch: u64, prediction: u64) -> 
             head: 2 * 65_536_000 * batch,
             prediction,
         },
+        f32_flops: None,
         weight_bytes: 2 * parameters(system),
         cache_bytes: 60_000 * tokens * batch,
     };
     let cost = match name {
         "prediction" => Cost {
             flops: Flops { prediction, ..Flops::default() },
+            f32_flops: None,
             weight_bytes: 12_400_000,
             cache_bytes: 90_000 * tokens * batch,
         },

@@ -5,7 +5,7 @@ use std::fmt;
 use crate::{
     format, levels, modes,
     modes::Modes,
-    schema::{Cell, Cost, Kind, Limits, Record},
+    schema::{Cache, Cell, Cost, Kind, Limits, Machine, PhaseRecord, Record},
     stats::{
         self, Estimate,
         student::{self, Mean},
@@ -30,7 +30,7 @@ pub struct Row<'a> {
     pub tokens_per_s: Option<f64>,
     /// Exact operations by TTFT, in GFLOP/s.
     pub gflops: Option<f64>,
-    /// `gflops` relative to the run's measured peak for the type of the products.
+    /// The time that the operations take at the measured peaks of their types, over TTFT.
     pub peak_share: Option<f64>,
     /// TTFT of the base over the TTFT of this cell.
     pub speedup: Option<Speedup>,
@@ -184,10 +184,9 @@ pub fn limits_of<'a>(run: &'a Limits, cell: &'a Cell) -> &'a Limits {
 /// measured beside it; none if that is unknown.
 pub fn roofline(limits: &Limits, cell: &Cell) -> Option<f64> {
     let limits = limits_of(limits, cell);
-    let flops_per_s = limits.peak_gflops(cell.compute_dtype?)? * 1e9;
     let bytes_per_s = limits.read_gb_per_s? * 1e9;
-    let bound = |cost: Cost| (cost.flops.total() as f64 / flops_per_s).max(cost.bytes() as f64 / bytes_per_s);
-    let bounds = cell.phases.iter().map(|p| p.cost.map(bound));
+    let bound = |cost: &Cost| Some(limits.arithmetic(cost, cell.compute_dtype)?.max(cost.bytes() as f64 / bytes_per_s));
+    let bounds = cell.phases.iter().map(|p| bound(p.cost.as_ref()?));
     let warm = bounds.sum::<Option<f64>>().filter(|s| *s > 0.0)?;
     match &cell.cold {
         None => Some(warm),
@@ -227,12 +226,32 @@ pub fn warm_ratio(slow: &Cell, fast: &Cell) -> Option<Estimate> {
 /// Part of the weights that a cold start must have read, to be one: page by page some may not be needed.
 const LEAST_READ: f64 = 0.8;
 
-/// Exact operations by TTFT, relative to the measured peak for the type of the products: the cell's own if it was
-/// measured again beside it, else the run's.
+/// The time that exact operations take at the measured peaks over TTFT: at the cell's own peaks if they were measured again beside
+/// it, else at the run's.
 pub fn peak_share(limits: &Limits, cell: &Cell) -> Option<f64> {
-    let flops = cell.cost()?.flops.total() as f64;
-    let peak = limits_of(limits, cell).peak_gflops(cell.compute_dtype?)?;
-    Some(flops * 1e-9 / ttft(cell)?.value / peak)
+    Some(limits_of(limits, cell).arithmetic(&cell.cost()?, cell.compute_dtype)? / ttft(cell)?.value)
+}
+
+/// A kernel that reads faster than the probe of reading by more than this shows that the probe found too little.
+pub const PROBE_BEATEN: f64 = 0.03;
+
+/// The part of a cell that read its weights fastest, with the GB/s that came from memory at least, over the rate of the probe: of the
+/// run or of the cell's rounds, whichever is higher. As much as the machine's caches hold together is not counted; `None` where these
+/// or the probe are unknown, of starts that are cold, and where nothing is left.
+pub fn fastest_reading<'a>(machine: &Machine, limits: &Limits, cell: &'a Cell) -> Option<(f64, &'a PhaseRecord)> {
+    let level = |c: &&Cache| (c.level, c.bytes);
+    let last = machine.caches.iter().flatten().filter(|c| c.kind != "instruction").max_by_key(level)?;
+    let instances = machine.logical_cores?.div_ceil(last.shared_by?.max(1));
+    let caches = last.bytes.saturating_mul(instances.into());
+    let beside = stats::median(cell.probes.as_ref().map_or(&[][..], |p| &p.read_gb_per_s));
+    let probe = limits_of(limits, cell).read_gb_per_s?.max(beside.unwrap_or(0.0));
+    let rate = |phase: &'a PhaseRecord| {
+        let bytes = phase.cost?.weight_bytes.checked_sub(caches)?;
+        let time = stats::median(&seconds(&phase.samples_ns)).filter(|t| *t > 0.0)?;
+        Some((bytes as f64 * 1e-9 / time / probe, phase))
+    };
+    let parts = cell.phases.iter().chain(&cell.head).filter(|_| cell.cold.is_none());
+    parts.filter_map(rate).max_by(|a, b| a.0.total_cmp(&b.0))
 }
 
 /// Seconds for each token after the first: of every sample the mean of its steps, of these the median.
@@ -463,7 +482,7 @@ mod tests {
     use super::*;
     use crate::{
         samples,
-        schema::{Clocks, Drift},
+        schema::{Clocks, Drift, Dtype},
     };
 
     fn find<'a>(rows: &'a [Row<'a>], id: &str) -> &'a Row<'a> {
@@ -509,6 +528,40 @@ mod tests {
         let mut unknown = record.clone();
         unknown.run.limits.read_gb_per_s = None;
         assert_eq!(row(&unknown, &unknown.cells[0]).roofline, None);
+    }
+
+    /// Maps in F32 count at its peak, which is about half of BF16's in the sample; in older records all are of one type.
+    #[test]
+    fn products_count_at_the_peak_of_their_type() {
+        let mut record = samples::run();
+        let index = record.cells.iter().position(|c| c.id == "ttft/OE1.1B-KVP-C-450M/kvp/b1/p256").unwrap();
+        let of = |record: &Record| {
+            let row = row(record, &record.cells[index]);
+            (row.peak_share.unwrap() * row.ttft.unwrap().value, row.roofline.unwrap())
+        };
+        let before = of(&record);
+        let phases = &mut record.cells[index].phases;
+        phases.iter_mut().for_each(|p| p.cost.as_mut().unwrap().f32_flops = Some(0));
+        let same = of(&record);
+        assert!((same.0 / before.0 - 1.0).abs() < 1e-12 && same.1 == before.1);
+        // As many as make the phase one of arithmetic.
+        let cost = record.cells[index].phases[1].cost.as_mut().unwrap();
+        cost.flops.prediction *= 10;
+        cost.f32_flops = Some(0);
+        let (bf16, flops) = (of(&record), cost_of(&record, index));
+        record.cells[index].phases[1].cost.as_mut().unwrap().f32_flops = Some(flops);
+        let f32 = of(&record);
+        let more = flops as f64 * (1.0 / 233e9 - 1.0 / 468e9);
+        assert!((f32.0 - bf16.0 - more).abs() < 1e-9 * more, "{bf16:?} {f32:?} {more}");
+        assert!(f32.1 > bf16.1, "{bf16:?} {f32:?}");
+        // Without the peak of a type that is used, nothing is known.
+        record.run.limits.peaks.retain(|p| p.dtype != Dtype::F32);
+        let row = row(&record, &record.cells[index]);
+        assert_eq!((row.peak_share, row.roofline), (None, None));
+    }
+
+    fn cost_of(record: &Record, index: usize) -> u64 {
+        record.cells[index].phases[1].cost.unwrap().flops.prediction
     }
 
     #[test]

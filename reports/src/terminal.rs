@@ -162,6 +162,7 @@ pub fn head(record: &Record) -> String {
         ("drift", drift),
     ];
     lines.extend(facts::units(record).into_iter().map(|said| ("peak", said)));
+    lines.extend(facts::reading(record).map(|said| ("read", said)));
     lines.extend(record.run.notes.iter().map(|note| ("note", note.clone())));
     lines.into_iter().map(|(name, text)| format!("{name:<8} {text}\n")).collect()
 }

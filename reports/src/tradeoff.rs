@@ -165,7 +165,7 @@ pub struct Scale<'a> {
 }
 
 impl<'a> Scale<'a> {
-    /// Every figure of a file: those of continuations and the exact matches first, then those of first tokens and loss gaps.
+    /// Every figure of a file, or of several that go together: those of continuations and the exact matches first, then those of first tokens and loss gaps.
     pub fn all(file: &'a Fidelity) -> Vec<Scale<'a>> {
         let of_text = |figure, first| {
             file.texts.iter().enumerate().map(move |(at, t)| Scale {
@@ -235,9 +235,44 @@ impl<'a> Scale<'a> {
     }
 }
 
-/// Joins the times of a record with the answers of a fidelity file.
-pub fn join<'a>(record: &'a Record, file: &'a Fidelity) -> Joined<'a> {
+/// Joins the times of a record with the answers of fidelity files that [go together](crate::fidelity::together).
+pub fn join<'a>(record: &'a Record, files: &'a [Fidelity]) -> Joined<'a> {
     let rows = summary::rows(record);
+    let mut all = Joined { sizes: Vec::new(), refused: Vec::new(), remarks: Vec::new() };
+    for file in files {
+        let joined = one(record, &rows, file, files.iter().map(|f| f.systems.len()).sum::<usize>() > 1);
+        all.refused.extend(joined.refused);
+        joined.remarks.into_iter().for_each(|r| {
+            if !all.remarks.contains(&r) {
+                all.remarks.push(r)
+            }
+        });
+        for size in joined.sizes {
+            let Some(known) = all.sizes.iter_mut().find(|s| s.batch == size.batch) else {
+                all.sizes.push(size);
+                continue;
+            };
+            // Full prefill is there, and so is what stands beside all systems.
+            let of_all = |m: &Mark| match m.role {
+                Role::Base => true,
+                Role::System(_) => false,
+                Role::Control(c) => c.system.is_none(),
+            };
+            known.marks.extend(size.marks.into_iter().filter(|m| !of_all(m)));
+        }
+    }
+    all.sizes.sort_by_key(|s| s.batch);
+    for size in &mut all.sizes {
+        size.marks.sort_by_key(|m| match m.role {
+            Role::Base => 0,
+            Role::System(_) => 1,
+            Role::Control(_) => 2,
+        });
+    }
+    all
+}
+
+fn one<'a>(record: &'a Record, rows: &[Row<'a>], file: &'a Fidelity, several: bool) -> Joined<'a> {
     let mut by_batch: BTreeMap<u32, Vec<(&System, &Row)>> = BTreeMap::new();
     let (mut refused, mut remarks) = (Vec::new(), Vec::new());
     for system in &file.systems {
@@ -268,8 +303,10 @@ pub fn join<'a>(record: &'a Record, file: &'a Fidelity) -> Joined<'a> {
     if let Err(why) = &here {
         remarks.push(format!("The times of the fidelity run are left out, because {why}."));
     }
-    let sizes: Vec<Tradeoff> =
-        by_batch.into_iter().map(|(batch, systems)| size(record, file, &rows, batch, &systems, here.is_ok())).collect();
+    let sizes: Vec<Tradeoff> = by_batch
+        .into_iter()
+        .map(|(batch, systems)| size(record, file, rows, (batch, several), &systems, here.is_ok()))
+        .collect();
     Joined { sizes, refused, remarks }
 }
 
@@ -277,7 +314,7 @@ fn size<'a>(
     record: &'a Record,
     file: &'a Fidelity,
     rows: &[Row<'a>],
-    batch: u32,
+    (batch, several): (u32, bool),
     systems: &[(&'a System, &Row<'a>)],
     here: bool,
 ) -> Tradeoff<'a> {
@@ -310,7 +347,7 @@ fn size<'a>(
         }
         let beside = own.flatten();
         let name = match beside {
-            Some((system, _)) if systems.len() > 1 => format!("{}, beside {}", control.words(), system.name),
+            Some((system, _)) if several => format!("{}, beside {}", control.words(), system.name),
             _ => control.words(),
         };
         let mut mark =
@@ -442,6 +479,8 @@ fn unlike(what: &str, there: Option<&Identity>, here: Option<&Identity>) -> Opti
 
 #[cfg(test)]
 mod tests {
+    use std::slice;
+
     use super::*;
     use crate::{
         fidelity::samples::{self as files, control, identity, prediction, results},
@@ -458,7 +497,7 @@ mod tests {
     #[test]
     fn the_same_things_are_joined_at_every_batch() {
         let (record, file) = (record(), files::file());
-        let joined = join(&record, &file);
+        let joined = join(&record, slice::from_ref(&file));
         assert_eq!((joined.refused.len(), joined.remarks.len()), (0, 0), "{:?}", joined.refused);
         let batches: Vec<u32> = joined.sizes.iter().map(|s| s.batch).collect();
         assert_eq!(batches, [1, 4]);
@@ -480,13 +519,42 @@ mod tests {
     }
 
     #[test]
+    fn files_of_one_system_each_give_the_marks_of_a_file_of_both() {
+        let (record, file) = (record(), files::file());
+        let of = |i: usize| {
+            let mut part = file.clone();
+            let name = part.systems[i].name.clone();
+            part.systems.retain(|s| s.name == name);
+            part.controls.retain(|c| c.is_of(&name));
+            part
+        };
+        let parts = [of(0), of(1)];
+        let (one, two) = (join(&record, slice::from_ref(&file)), join(&record, &parts));
+        assert_eq!(two.refused.len(), 0);
+        for (one, two) in one.sizes.iter().zip(&two.sizes) {
+            let marks = |size: &Tradeoff| {
+                let mut all: Vec<String> = size
+                    .marks
+                    .iter()
+                    .map(|m| format!("{} {:?} {:?} {:?}", m.name, m.ttft, m.speedup, m.clock))
+                    .collect();
+                // The controls of a system follow each other in the one, and those of a kind in the other.
+                all[3..].sort();
+                all
+            };
+            assert_eq!((one.batch, marks(one)), (two.batch, marks(two)));
+        }
+        assert_eq!(one.sizes.len(), two.sizes.len());
+    }
+
+    #[test]
     fn what_differs_is_refused_with_its_words() {
         let file = files::file();
         let refusal = |change: &dyn Fn(&mut Record)| {
             let mut record = record();
             record.cells.retain(|c| (c.batch, c.prompt) == (1, 256));
             change(&mut record);
-            let joined = join(&record, &file);
+            let joined = join(&record, slice::from_ref(&file));
             assert!(joined.refused.len() == 1 || joined.sizes.is_empty(), "{:?}", joined.refused);
             joined.refused[0].clone()
         };
@@ -531,20 +599,20 @@ mod tests {
         for named in renamed.run.networks.iter_mut().flatten().filter(|n| n.name != "OE1.1B") {
             named.name.push_str("-copy");
         }
-        assert!(join(&renamed, &file).refused.is_empty());
+        assert!(join(&renamed, slice::from_ref(&file)).refused.is_empty());
     }
 
     #[test]
     fn times_of_another_machine_are_left_out() {
         let (record, mut file) = (record(), files::file());
         file.machine.cpu_model = Some("Other CPU".into());
-        let joined = join(&record, &file);
+        let joined = join(&record, slice::from_ref(&file));
         assert!(joined.remarks[0].contains("another CPU (Other CPU) than the record (Example CPU 9000)"));
         assert!(joined.sizes[0].marks.iter().all(|m| m.clock != Clock::Fidelity));
         assert_eq!(joined.sizes[0].marks[1].clock, Clock::Record, "what the record timed stays");
         file.machine = Default::default();
         file.machine.threads = Some(1);
-        assert!(join(&record, &file).remarks[0].contains("1 threads, and the record 2"));
+        assert!(join(&record, slice::from_ref(&file)).remarks[0].contains("1 threads, and the record 2"));
     }
 
     #[test]
@@ -552,10 +620,10 @@ mod tests {
         let (record, mut file) = (record(), files::file());
         let system = file.systems[0].name.clone();
         file.controls.push(control(ControlKind::AuxiliaryAlone, Some(&system), results([0.9, 0.9], [5, 5])));
-        let joined = join(&record, &file);
+        let joined = join(&record, slice::from_ref(&file));
         let mark = joined.sizes[0].marks.last().unwrap();
         assert_eq!((mark.clock, mark.cell.unwrap().id.as_str()), (Clock::Record, "ttft/OE450M/aux/b1/p256"));
-        let joined = join(&record, &file);
+        let joined = join(&record, slice::from_ref(&file));
         assert_eq!(joined.sizes[1].marks.last().unwrap().cell.unwrap().batch, 4);
     }
 
@@ -565,7 +633,7 @@ mod tests {
         let record = record();
         // Whatever the true caches answer, they are on no front.
         file.controls.retain(|c| c.kind != ControlKind::TruncationEqualTtft);
-        let joined = join(&record, &file);
+        let joined = join(&record, slice::from_ref(&file));
         let mut marks = joined.sizes[0].marks.clone();
         let at = |value: f64| Some(Estimate { value, interval: None::<Interval>, samples: 1 });
         for (mark, speedup) in marks.iter_mut().zip([1.0, 2.0, 3.0, 20.0, 1.5, 3.5, 2.0, 3.0, 2.0, 3.0]) {
@@ -587,7 +655,7 @@ mod tests {
     #[test]
     fn full_prefill_has_lost_nothing() {
         let (record, file) = (record(), files::file());
-        let joined = join(&record, &file);
+        let joined = join(&record, slice::from_ref(&file));
         let base = &joined.sizes[0].marks[0];
         for scale in Scale::all(&file) {
             let value = scale.of(base).unwrap().value;

@@ -23,7 +23,7 @@ use std::fmt;
 
 use crate::{
     format,
-    schema::{Cell, Kind, PhaseRecord, Record},
+    schema::{Cell, Cost, Kind, Limits, Named, PhaseRecord, Prediction, Record},
     stats::{self, Estimate},
     summary::{self, Pairing, Row},
     validate::word::Word,
@@ -38,6 +38,8 @@ pub struct Validation<'a> {
     pub model: Option<Model>,
     /// Where KV prediction or a rival of it stops paying, for each system and batch.
     pub break_even: Vec<BreakEven<'a>>,
+    /// How many last tokens the base can read itself for hardly more time than one, for each KV prediction that has several numbers.
+    pub base_tokens: Vec<BaseTokens<'a>>,
     /// Comparisons whose outcome is known beforehand.
     pub controls: Vec<Control>,
     /// The command that decides, if words are indicative.
@@ -373,6 +375,51 @@ impl fmt::Display for BreakEven<'_> {
     }
 }
 
+/// The phase in which the base reads its own tokens.
+const BASE_STEP: &str = "base_step";
+
+/// More time of the base step than with one token that is still next to nothing.
+pub const HARDLY_MORE: f64 = 0.05;
+
+/// What more last tokens of the base cost, of one KV prediction at one size.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BaseTokens<'a> {
+    /// The cell with one.
+    pub one: &'a Cell,
+    /// By their number, ascending: the time of the base step over that with one.
+    pub steps: Vec<(u32, Estimate)>,
+}
+
+impl BaseTokens<'_> {
+    /// How many of `steps`, from the first on, take at most [`HARDLY_MORE`] more.
+    fn within(&self) -> usize {
+        self.steps.iter().take_while(|(_, ratio)| ratio.value <= 1.0 + HARDLY_MORE).count()
+    }
+
+    /// The largest number up to which the base step takes at most [`HARDLY_MORE`] more.
+    pub fn most(&self) -> u32 {
+        self.within().checked_sub(1).map_or(1, |last| self.steps[last].0)
+    }
+}
+
+impl fmt::Display for BaseTokens<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let limit = format::percent(HARDLY_MORE);
+        let more = |(m, ratio): &(u32, Estimate)| {
+            let percent = |ratio: f64| format::percent(ratio - 1.0);
+            let interval = format::interval_of(ratio, percent).map(|i| format!(" {i}")).unwrap_or_default();
+            let unsure = ratio.interval.is_some_and(|i| i.contains(1.0 + HARDLY_MORE));
+            let unsure = if unsure { format!(", not to be told from {limit}") } else { String::new() };
+            format!("m = {m} costs {}{interval} more{unsure}", percent(ratio.value))
+        };
+        write!(f, "up to m = {} the base step costs at most {limit} more than with m = 1", self.most())?;
+        let (within, beyond) = self.steps.split_at(self.within());
+        let told: Vec<String> = within.last().into_iter().chain(beyond.first()).map(more).collect();
+        let end = if beyond.is_empty() { ", and no larger one was measured" } else { "" };
+        write!(f, " ({}{end})", told.join("; "))
+    }
+}
+
 /// A comparison whose outcome is known beforehand.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Control {
@@ -400,7 +447,8 @@ pub fn validate(record: &Record) -> Validation<'_> {
     let indicative = claims.iter().any(|c| c.indicative) || claims.is_empty() && controls.iter().any(|c| c.indicative);
     let scenario = record.run.settings.scenario.as_deref().unwrap_or("NAME");
     let command = indicative.then(|| format!("ttft bench --scenario {scenario} --processes 5"));
-    Validation { claims, break_even: break_even(&rows), controls, model, command }
+    let base_tokens = base_tokens(record);
+    Validation { claims, break_even: break_even(&rows), base_tokens, controls, model, command }
 }
 
 fn claim<'a>(record: &'a Record, row: &Row<'a>, model: &Option<Model>) -> Claim<'a> {
@@ -517,9 +565,8 @@ fn explain(model: &Model, base: &Cell, row: &Row) -> Option<Explained> {
 /// Where both arms are bound by memory, by the limits that were measured beside the system.
 fn memory_bound(record: &Record, base: &Cell, cell: &Cell) -> Option<MemoryBound> {
     let limits = summary::limits_of(&record.run.limits, cell);
-    let rates = (limits.peak_gflops(cell.compute_dtype?)? * 1e9, limits.read_gb_per_s? * 1e9);
     let bound = |cell| {
-        let times = phase_bounds(cell, 1.0, rates)?;
+        let times = phase_bounds(cell, 1.0, limits)?;
         let all: f64 = times.iter().map(|(compute, memory)| compute.max(*memory)).sum();
         let memory: f64 = times.iter().filter(|(compute, memory)| memory > compute).map(|t| t.1).sum();
         Some(memory > all / 2.0)
@@ -530,7 +577,7 @@ fn memory_bound(record: &Record, base: &Cell, cell: &Cell) -> Option<MemoryBound
     // How much longer the base takes with a prompt of so many tokens.
     let saved = |tokens: f64| {
         let roofline = |cell| {
-            let times = phase_bounds(cell, tokens / f64::from(cell.prompt), rates)?;
+            let times = phase_bounds(cell, tokens / f64::from(cell.prompt), limits)?;
             Some(times.iter().map(|(compute, memory)| compute.max(*memory)).sum::<f64>())
         };
         Some(roofline(base)? - roofline(cell)?)
@@ -554,10 +601,13 @@ fn memory_bound(record: &Record, base: &Cell, cell: &Cell) -> Option<MemoryBound
     Some(MemoryBound { base_bytes: base.cost()?.bytes(), bytes: cell.cost()?.bytes(), pays_from })
 }
 
-/// Seconds of arithmetic and of reading of each phase, at so many FLOPs and bytes per second, if the prompt were `times` as long.
-fn phase_bounds(cell: &Cell, times: f64, (flops_per_s, bytes_per_s): (f64, f64)) -> Option<Vec<(f64, f64)>> {
+/// Seconds of arithmetic and of reading of each phase, at these limits, if the prompt were `times` as long.
+fn phase_bounds(cell: &Cell, times: f64, limits: &Limits) -> Option<Vec<(f64, f64)>> {
+    let bytes_per_s = limits.read_gb_per_s? * 1e9;
     let bounds = |phase: &PhaseRecord| {
         let cost = phase.cost?;
+        // Of one type in a phase, or of several that grow alike.
+        let s_per_flop = limits.arithmetic(&cost, cell.compute_dtype)? / cost.flops.total().max(1) as f64;
         // The step of the base is one of its own token, which attends to the whole prompt; the head is for the last token alone.
         // What runs behind an auxiliary is taken for a part of it: its token is one of many.
         let own = phase.name == "base_step";
@@ -565,7 +615,7 @@ fn phase_bounds(cell: &Cell, times: f64, (flops_per_s, bytes_per_s): (f64, f64))
         let attention = cost.flops.attention as f64 * if own { times } else { times * times };
         let flops = by_token + attention + cost.flops.head as f64;
         let bytes = cost.weight_bytes as f64 + cost.cache_bytes as f64 * times;
-        Some((flops / flops_per_s, bytes / bytes_per_s))
+        Some((flops * s_per_flop, bytes / bytes_per_s))
     };
     cell.phases.iter().map(bounds).collect::<Option<Vec<_>>>().filter(|all| !all.is_empty())
 }
@@ -585,7 +635,7 @@ fn fit(record: &Record) -> Option<Model> {
     for (cell, phase) in phases {
         let (Some(cost), Some(time)) = (phase.cost, phase_seconds(phase)) else { continue };
         let regions = if with_regions { phase.parallel_regions.unwrap_or(0) } else { 0 };
-        let work = [cost.flops.total(), cost.bytes(), regions].map(|w| w as f64);
+        let work = [weighed(&record.run.limits, cell, &cost), cost.bytes() as f64, regions as f64];
         if time > 0.0 && work.iter().any(|w| *w > 0.0) {
             // Divided by the time, every equation asks for 1 and errors count relatively; what is known is no longer asked for.
             let known = measured.unwrap_or(0.0) * work[2];
@@ -611,6 +661,14 @@ fn fit(record: &Record) -> Option<Model> {
         rms: (squares / observed.len() as f64).sqrt(),
         worst: worst.map(|(cell, phase, e)| (cell.id.clone(), phase.name.clone(), residual(e))),
     })
+}
+
+/// FLOPs as the model counts them: one that is not of the cell's own type counts for as many as take as long at the measured peaks.
+fn weighed(limits: &Limits, cell: &Cell, cost: &Cost) -> f64 {
+    let limits = summary::limits_of(limits, cell);
+    let at_peak =
+        || Some(limits.arithmetic(cost, cell.compute_dtype)? * limits.peak_gflops(cell.compute_dtype?)? * 1e9);
+    at_peak().unwrap_or(cost.flops.total() as f64)
 }
 
 /// Fitted terms without which the squares of the residuals are about as small: within what leaving out a term that means nothing
@@ -741,6 +799,35 @@ fn outcome(points: &[(u32, f64, f64)]) -> Option<Outcome> {
     }
 }
 
+/// Of every KV prediction with one last token of the base, the base steps of those that differ from it in that number alone.
+fn base_tokens(record: &Record) -> Vec<BaseTokens<'_>> {
+    let named: Vec<&Named> = record.run.predictions.iter().flatten().collect();
+    // Without the number, which stands in names too.
+    let kind = |cell: &Cell| {
+        let of = named.iter().find(|n| n.system == cell.system)?;
+        let m = of.prediction.base_tokens;
+        let name = if m == 1 { of.system.clone() } else { of.system.replacen(&format!("-m{m}"), "", 1) };
+        Some((m, name, Prediction { base_tokens: 1, ..of.prediction.clone() }))
+    };
+    let all: Vec<_> = record.cells.iter().filter_map(|cell| Some((cell, kind(cell)?))).collect();
+    let mut found = Vec::new();
+    for &(one, (_, ref name, ref prediction)) in all.iter().filter(|(_, kind)| kind.0 == 1) {
+        let alike = |(cell, kind): &&(&'_ Cell, (u32, String, Prediction))| {
+            kind.0 > 1 && (&kind.1, &kind.2) == (name, prediction) && cell.group == one.group
+        };
+        let ratio = |(cell, kind): &(&'_ Cell, (u32, String, Prediction))| {
+            Some((kind.0, summary::phase_ratio((cell, BASE_STEP), (one, BASE_STEP))?))
+        };
+        let mut steps: Vec<(u32, Estimate)> = all.iter().filter(alike).filter_map(ratio).collect();
+        steps.sort_by_key(|step| step.0);
+        steps.dedup_by_key(|step| step.0);
+        if !steps.is_empty() {
+            found.push(BaseTokens { one, steps });
+        }
+    }
+    found
+}
+
 /// A/A: the same workload measured twice in one group, and the odd against the even rounds of each base. Auxiliary =
 /// base: the same network alone and inside of KV prediction takes times in the ratio of its FLOPs. After the first token,
 /// KV prediction is its base, and takes its time.
@@ -827,6 +914,29 @@ mod tests {
         record.run.limits.region_us = Some(0.05);
         let blamed = validate(&record).model.unwrap();
         assert!(blamed.s_per_region == Some(0.05e-6) && blamed.rms > 2.0 * model.rms, "{blamed:?}");
+    }
+
+    #[test]
+    fn the_model_counts_flops_of_another_type_by_the_peaks() {
+        let mut record = samples::run();
+        let rms = validate(&record).model.unwrap().rms;
+        // A prediction of ten times the FLOPs, in the time that F32 takes for them.
+        for phase in record.cells.iter_mut().flat_map(|c| &mut c.phases) {
+            let cost = phase.cost.as_mut().unwrap();
+            cost.f32_flops = Some(0);
+            if phase.name == "prediction" {
+                cost.flops.prediction *= 10;
+                let more = cost.flops.prediction as f64 * (468.0 / 233.0 - 0.1) / 421.0;
+                phase.samples_ns.iter_mut().for_each(|ns| *ns += more as u64);
+            }
+        }
+        let unknown = validate(&record).model.unwrap().rms;
+        for phase in record.cells.iter_mut().flat_map(|c| &mut c.phases).filter(|p| p.name == "prediction") {
+            let cost = phase.cost.as_mut().unwrap();
+            cost.f32_flops = Some(cost.flops.prediction);
+        }
+        let known = validate(&record).model.unwrap().rms;
+        assert!(rms < 0.005 && known < 0.005 && unknown > 0.05, "{rms} {unknown} {known}");
     }
 
     #[test]
@@ -1006,6 +1116,55 @@ mod tests {
         let validation = validate(&record);
         let causes: Vec<_> = claim_of(&validation, "ttft/OE450M/aux/b1/p64").losses.iter().map(|l| l.cause).collect();
         assert!(causes.contains(&Cause::UnknownPhase) && !causes.contains(&Cause::SmallModel), "{causes:?}");
+    }
+
+    #[test]
+    fn tokens_of_the_base_that_cost_hardly_more_are_counted() {
+        use crate::{fidelity::samples::prediction, schema::Named};
+        let one = samples::cell("OE1.1B-KVP-C-450M", 1, 256, 6);
+        let mut record = samples::run();
+        record.cells = vec![one.clone()];
+        let mut named = vec![Named { system: one.system.clone(), prediction: prediction("450M") }];
+        let mut add = |m: u32, times: f64, suffix: &str| {
+            let mut cell = Cell { system: format!("{}-m{m}{suffix}", one.system), ..one.clone() };
+            let step = cell.phases.iter_mut().find(|p| p.name == "base_step").unwrap();
+            step.samples_ns.iter_mut().for_each(|ns| *ns = (*ns as f64 * times) as u64);
+            let sinks = u32::from(!suffix.is_empty());
+            let prediction = Prediction { base_tokens: m, sink_tokens: sinks, ..prediction("450M") };
+            named.push(Named { system: cell.system.clone(), prediction });
+            record.cells.push(cell);
+        };
+        // Out of order, one that is slow, and one with sinks, which is another system.
+        [(16, 1.03), (4, 1.01), (32, 1.09), (64, 1.02)].into_iter().for_each(|(m, times)| add(m, times, ""));
+        add(8, 1.5, "-s1");
+        record.run.predictions = Some(named);
+        let [found] = &validate(&record).base_tokens[..] else { panic!() };
+        assert_eq!(found.steps.iter().map(|s| s.0).collect::<Vec<_>>(), [4, 16, 32, 64]);
+        assert_eq!((found.one.id.as_str(), found.most()), (one.id.as_str(), 16));
+        assert_eq!(
+            found.to_string(),
+            "up to m = 16 the base step costs at most 5.0% more than with m = 1 (m = 16 costs 3.0% [3.0%, 3.0%] more; m = 32 \
+             costs 9.0% [9.0%, 9.0%] more)"
+        );
+        // Of a run that was not interleaved, of a record that does not say what it ran, of the first that is too slow.
+        let mut apart = record.clone();
+        apart.cells[1..].iter_mut().for_each(|c| c.group = "elsewhere".into());
+        assert_eq!(validate(&apart).base_tokens, []);
+        apart.run.predictions = None;
+        assert_eq!(validate(&apart).base_tokens, []);
+        let step = |m, value: f64, half: f64| {
+            let interval = Some(Interval { low: value - half, high: value + half, level: 0.95 });
+            (m, Estimate { value, interval, samples: 9 })
+        };
+        let said = |steps| BaseTokens { one: &one, steps }.to_string();
+        let none = said(vec![step(4, 1.2, 0.01)]);
+        assert!(
+            none.starts_with("up to m = 1 the base step") && none.ends_with("(m = 4 costs 20% [19%, 21%] more)"),
+            "{none}"
+        );
+        let all = said(vec![step(4, 1.01, 0.01), step(8, 1.04, 0.02)]);
+        let end = "(m = 8 costs 4.0% [2.0%, 6.0%] more, not to be told from 5.0%, and no larger one was measured)";
+        assert!(all.ends_with(end), "{all}");
     }
 
     #[test]

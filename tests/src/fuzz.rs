@@ -4,26 +4,34 @@
 //! to its size. What is accepted is used as the program would use it. The same seed makes the same inputs on every machine.
 
 use std::{
+    fs,
     panic::{self, AssertUnwindSafe},
     path::Path,
-    sync::{LazyLock, Mutex, PoisonError},
+    sync::{Arc, LazyLock, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use stats_alloc::INSTRUMENTED_SYSTEM;
 use ttft_bench::{capacity, scenario::Scenario};
 use ttft_models::{
-    DType, Extent, NetworkConfig, Precision, RunSpec,
+    DType, Extent, Network, NetworkConfig, Precision, RunSpec,
     cost::CostSystem,
+    fit::{Fit, Spec, Target as Keys},
     gguf::{Container, Conversion},
-    kv_prediction::layout::Layout,
+    kv_prediction::layout::{Input as Reads, Layout, Origin},
     memory_of, weights, zoo,
 };
 use ttft_reports::{
+    fidelity::{
+        Base, Control, ControlKind, Distance, Fidelity, MIN_ITEMS, Machine, Measure, OnTask, OnText, Outcomes, Results,
+        Settings, System, Task, TaskKind, Text, judge,
+    },
     render,
-    schema::{Record, RunHeader, Writer},
+    schema::{Dtype, Identity, Input, Kind, Named, Prediction, Record, RunHeader, Source, Writer},
     terminal,
 };
+
+use crate::models::fixture;
 
 /// Longest that one input may take: a thousand times what the longest takes on slow hardware.
 const LONGEST: Duration = Duration::from_secs(5);
@@ -55,7 +63,7 @@ pub struct Target {
 }
 
 /// Everything that is fuzzed.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 8] = [
     Target {
         name: "safetensors",
         seeds: safetensors_seeds,
@@ -127,6 +135,43 @@ pub const TARGETS: [Target; 6] = [
         ],
         wrap: |text, _| text.to_vec(),
         read: read_record,
+    },
+    Target {
+        name: "fidelity",
+        seeds: || [2, MIN_ITEMS].map(|n| answers(n).to_text(Path::new("f")).expect("good").into_bytes()).into(),
+        words: &[
+            "NaN",
+            "\u{feff}",
+            "\"schema\": \"ttft-fidelity/1\"",
+            "\"values\"",
+            "\"each\"",
+            "\"system\":null",
+            "\"sink_tokens\"",
+            "\"prediction\":null",
+            "\"exact\":null",
+            "true_caches",
+            "auxiliary_alone",
+        ],
+        wrap: |text, _| text.to_vec(),
+        read: read_fidelity,
+    },
+    Target {
+        name: "state",
+        seeds: || vec![FIT.header.clone()],
+        words: &[
+            "\"ttft_fit\"",
+            "\"windows\"",
+            "\"form\"",
+            "\\\"window\\\"",
+            "\"__metadata__\"",
+            "\"F32\"",
+            "\"F64\"",
+            "\"shape\"",
+            "\"data_offsets\"",
+            "features.0.products",
+        ],
+        wrap: state_file,
+        read: read_state,
     },
     Target {
         name: "scenario",
@@ -292,10 +337,157 @@ fn read_record(text: &[u8], random: &mut Random) -> bool {
     assert_eq!(writer.finish().expect("what was written can be read").cells, record.cells);
     // Reports take a thousand times as long as the reading.
     if random.below(256) == 0 {
-        let runs = [render::Run { name: "=a|b", record: &record, fidelity: None }];
+        let runs = [render::Run { name: "=a|b", record: &record, fidelity: &[] }];
         std::hint::black_box((terminal::render(&record, None), terminal::validation(&record, None)));
         render::FORMATS.iter().for_each(|format| drop((format.render)(&runs, &[])));
     }
+    true
+}
+
+/// A run of three systems that says which networks they were.
+static TIMED: LazyLock<Record> = LazyLock::new(|| {
+    let lines: Vec<&str> = RECORD.lines().take(5).collect();
+    let mut record = Record::from_reader(lines.join("\n").as_bytes(), Path::new("r")).expect("the record is good");
+    record.run.networks = Some([BASE, AUXILIARY].map(identity).into());
+    record.run.predictions = Some(vec![Named { system: SYSTEM.into(), prediction: prediction() }]);
+    record
+});
+
+const BASE: &str = "OE1.1B";
+const AUXILIARY: &str = "OE450M";
+const SYSTEM: &str = "OE1.1B-KVP-C-450M";
+
+fn identity(name: &str) -> Identity {
+    let hash = Some(format!("{:064x}", name.len()));
+    Identity { name: name.into(), config_sha256: hash.clone(), weights_sha256: hash, synthetic: false }
+}
+
+fn prediction() -> Prediction {
+    Prediction {
+        source: Source::Auxiliary,
+        aux: Some(identity(AUXILIARY)),
+        shared_layers: None,
+        input: Some(Input::Kv),
+        predictor: Some(identity("maps")),
+        base_tokens: 1,
+        sink_tokens: 0,
+    }
+}
+
+/// What the system of [`TIMED`] answers on a text and a task of `n` each, with every kind of control.
+fn answers(n: usize) -> Fidelity {
+    let measure = |scale: f64| Measure::of((0..n).map(|i| scale * (1 + i % 3) as f64));
+    let distance = || Distance { kl: measure(0.1), top1: measure(0.3), loss_gap: measure(-0.1) };
+    let outcomes = |right: usize| Outcomes::of((0..n).map(|i| i % 5 < right));
+    let results = |right| Results {
+        texts: vec![OnText { text: "t".into(), first: distance(), continuation: distance() }],
+        tasks: vec![OnTask { task: "k".into(), exact: Some(outcomes(right)), first_token: outcomes(4) }],
+    };
+    use ControlKind::*;
+    // A file of many items has the controls alone that a verdict takes.
+    let mut kinds = vec![MeanCache, TrueCaches, TruncationEqualTtft];
+    if n < MIN_ITEMS {
+        kinds.extend([NoContext, TruncationEqualOperations, NothingPredicted, AuxiliaryAlone]);
+    }
+    let control = |kind| Control {
+        kind,
+        system: (kind != NoContext).then(|| SYSTEM.into()),
+        base_tokens: (kind == TruncationEqualTtft).then_some(9),
+        sink_tokens: (kind == TruncationEqualTtft).then_some(1),
+        operations_share: (kind != TrueCaches).then_some(0.4),
+        ttft_ns: if kind == TruncationEqualTtft { vec![400, 410] } else { Vec::new() },
+        results: results(if kind == TrueCaches { 5 } else { 1 }),
+    };
+    Fidelity {
+        schema: String::new(),
+        started_at: Some("2026-11-28T00:05:00Z".into()),
+        command: vec!["ttft".into(), "fidelity".into()],
+        ttft_version: Some("0.1.0".into()),
+        git: None,
+        machine: Machine { threads: Some(2), ..Machine::default() },
+        settings: Settings { precision: Dtype::Bf16, prompt: 64, continuation: 2, answer: 1, seed: 1 },
+        base: Base { network: identity(BASE), ttft_ns: vec![1000, 1010] },
+        texts: vec![Text {
+            name: "t".into(),
+            sha256: "5".repeat(64),
+            tokens: 500,
+            domain: None,
+            of_fit: None,
+            windows: n as u32,
+        }],
+        tasks: vec![Task {
+            name: "k".into(),
+            kind: TaskKind::Copy,
+            sha256: None,
+            items: n as u32,
+            prompt_tokens: 50.0,
+            chance: 0.1,
+            base: Some(outcomes(5)),
+        }],
+        systems: vec![System {
+            name: SYSTEM.into(),
+            kind: Kind::Kvp,
+            prediction: Some(prediction()),
+            operations_share: 0.4,
+            ttft_ns: vec![500, 510],
+            results: results(3),
+        }],
+        controls: kinds.into_iter().map(control).collect(),
+        notes: Vec::new(),
+    }
+}
+
+fn read_fidelity(text: &[u8], random: &mut Random) -> bool {
+    let path = Path::new("f.json");
+    let Ok(file) = Fidelity::parse(text, path) else { return false };
+    let again = file.to_text(path).expect("what was read can be written");
+    assert_eq!(Fidelity::parse(again.as_bytes(), path).expect("what was written can be read"), file);
+    // Reports take a hundred times as long as the reading.
+    if random.below(64) == 0 {
+        let run = render::Run { name: "=a|b", record: &TIMED, fidelity: Some(&file) };
+        std::hint::black_box((judge(&file), terminal::tradeoff(&run).is_ok()));
+        render::FORMATS.iter().for_each(|format| drop((format.render)(&[run], &[])));
+    }
+    true
+}
+
+/// A fit of one layer, the header of its state, and how many bytes lie behind that.
+struct Interrupted {
+    fit: Mutex<Fit>,
+    of: serde_json::Value,
+    header: Vec<u8>,
+    data: usize,
+}
+
+static FIT: LazyLock<Interrupted> = LazyLock::new(|| {
+    let base = Arc::new(Network::load(&fixture("A").join("base")).expect("the fixture loads"));
+    let last = base.config().layers.len() - 1;
+    let origin = Origin { layer: last - 1, input: Reads::KeysAndValues };
+    let layout = Layout { shared: Some(last), layers: (0..=last).map(|i| (i == last).then_some(origin)).collect() };
+    let spec = Spec { layout, target: Keys::Raw, window: 16, precision: Precision::F32 };
+    let mut fit = Fit::new(base, None, spec).expect("the fixture can be fitted");
+    let of = serde_json::json!({"text": [{"sha256": "ab"}], "window": 16, "shared_layers": last});
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let path = dir.path().join("sums.safetensors");
+    let written = fit.save(&path, &of).map(|()| fs::read(&path).expect("it was written"));
+    let (length, rest) = written.as_ref().expect("the disk has room").split_first_chunk().expect("it begins so");
+    let (header, data) = rest.split_at(u64::from_le_bytes(*length) as usize);
+    Interrupted { fit: Mutex::new(fit), of, header: header.into(), data: data.len() }
+});
+
+/// The sums of no tokens, sometimes cut.
+fn state_file(header: &[u8], random: &mut Random) -> Vec<u8> {
+    let data = if random.below(8) == 0 { random.below(FIT.data + 9) } else { FIT.data };
+    [&(header.len() as u64).to_le_bytes(), header, &vec![0; data]].concat()
+}
+
+fn read_state(file: &[u8], _: &mut Random) -> bool {
+    let mut fit = FIT.fit.lock().unwrap_or_else(PoisonError::into_inner);
+    if fit.restore(Path::new("sums.safetensors"), file, &FIT.of).is_err() {
+        return false;
+    }
+    // Of sums that are all 0, it is refused or gives maps without weights.
+    std::hint::black_box(fit.solve(1e-5, DType::F32).is_ok());
     true
 }
 
@@ -465,7 +657,7 @@ pub fn run(target: &Target, count: u64, seed: u64) -> Result<Summary, (String, V
     for seed in &inputs {
         let file = (target.wrap)(seed, &mut Random(2));
         // What surrounds these makes them bad as often as not.
-        let surrounded = ["safetensors", "gguf"].contains(&target.name);
+        let surrounded = ["safetensors", "gguf", "state"].contains(&target.name);
         assert!((target.read)(&file, &mut random) || surrounded, "{}: a good input", target.name);
     }
     for _ in 0..count {

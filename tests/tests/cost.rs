@@ -270,6 +270,48 @@ fn more_tokens_of_the_base_by_hand() {
     );
 }
 
+/// Of Qwen's vocabulary of 151,936 tokens, whose table is the head: 2 N K operations for each sequence, N K weights and a norm.
+#[test]
+fn the_head_of_the_network_that_answers_is_counted_apart() {
+    for name in ["Qwen3-1.7B", "Qwen3-1.7B-KVP-0.6B"] {
+        let s = CostSystem::named(name, DType::BF16).unwrap();
+        let spec = RunSpec { precision: Precision::Bf16, ..spec(3, 64, Extent::FirstToken) };
+        let (head, last) = (s.head(&spec), *s.first_token(&spec).last().unwrap());
+        let table = s.base.vocab as u64 * s.base.dim as u64;
+        assert_eq!(s.base.vocab, 151_936);
+        assert_eq!((head.flops, head.f32_flops), (Flops { head: 3 * 2 * table, ..Flops::default() }, 0));
+        assert_eq!((head.weight_bytes, head.cache_bytes), (2 * (table + s.base.dim as u64), 0));
+        assert_eq!((head.phase, head.flops.head), (last.phase, last.flops.head));
+        // Everywhere, if the whole network is asked for and the base reads the whole prompt.
+        let whole = s.head(&RunSpec { extent: Extent::FullNetwork, ..spec });
+        let rows = if s.prediction.is_none() { 64 } else { 1 };
+        assert_eq!(whole.flops.head, rows * head.flops.head);
+    }
+}
+
+/// The maps of a pair in F32 beside networks in BF16.
+#[test]
+fn maps_of_a_wider_type_count_by_themselves() {
+    let in_type = |maps: DType, precision| {
+        let pair = with(Some(tiny(3)), Layout::auxiliary(&[1, 1]), OwnTokens::PAPER, tiny(2));
+        let s = CostSystem { weights: DType::BF16, maps, ..pair };
+        let spec = RunSpec { precision, ..spec(1, 6, Extent::FirstToken) };
+        (s.first_token(&spec), ttft_models::memory_of(&s, &spec).weights)
+    };
+    let (narrow, narrow_memory) = in_type(DType::BF16, Precision::Bf16);
+    let (wide, wide_memory) = in_type(DType::F32, Precision::Bf16);
+    assert!(narrow.iter().all(|p| p.f32_flops == 0));
+    let [aux, maps, step]: [_; 3] = wide.try_into().unwrap();
+    assert_eq!([aux, step], [narrow[0], narrow[2]]);
+    // Four maps [4, 4] with a bias, for five tokens.
+    assert_eq!((maps.f32_flops, maps.flops), (2 * 4 * 5 * 4 * 4, narrow[1].flops));
+    assert_eq!([maps, narrow[1]].map(|p| p.weight_bytes), [4, 2].map(|size| size * 4 * (4 * 4 + 4)));
+    assert_eq!(wide_memory - narrow_memory, 2 * 4 * 4 * 4);
+    // With F32 activations everything is in F32.
+    let (all, _) = in_type(DType::BF16, Precision::F32);
+    assert!(all.iter().all(|p| p.f32_flops == p.flops.total()));
+}
+
 /// The first two of four layers read six tokens, of which the base reads two last and one first; layer 2 projects the state
 /// behind layer 1 itself, layer 3 has maps from it.
 #[test]

@@ -163,13 +163,13 @@ impl Fidelity {
         };
         let (ttft, shares) = session.shares()?;
         let rows = session.rows(&shares)?;
-        let work = session.operations(&rows);
+        let work = session.operations(&rows)?;
         let speed = {
             let whole = rows[0].shapes(&session.base, precision, prompt).0;
             let median = ttft_reports::stats::median(&ttft[0].iter().map(|t| *t as f64).collect::<Vec<_>>());
             operations(&whole, precision, prompt) as f64 / (median.unwrap_or(f64::INFINITY) * 1e-9)
         };
-        let need = session.memory(&rows, weights);
+        let need = session.memory(&rows, weights)?;
         console::note(format_args!(
             "{} readers (full prefill, {} systems, {} controls) on {} windows of text and {} items: {} in about {}, with {} of \
              memory",

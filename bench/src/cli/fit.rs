@@ -18,6 +18,7 @@ use ttft_models::{
         layer_map,
         layout::{Input, Layout, Origin},
     },
+    weights::MappedFile,
 };
 use ttft_reports::{
     format::{bytes, seconds},
@@ -189,7 +190,7 @@ impl Fit {
             .iter()
             .for_each(|name| drop(settings.as_object_mut().map(|s| s.remove(*name))));
         if state.file.exists() {
-            work.restore(&state.file, &settings)?;
+            work.restore(&state.file, MappedFile::open(&state.file)?.bytes(), &settings)?;
             ensure!(work.windows() <= windows.fit.len(), "{}: more windows than there are", state.file.display());
             console::note(format_args!(
                 "going on after {} of {} windows, which an interrupted fit had read",

@@ -3,7 +3,6 @@ use std::{
     fs::File,
     io::Read,
     path::{Path, PathBuf},
-    sync::Arc,
     time::Instant,
 };
 
@@ -11,10 +10,8 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use safetensors::{Dtype, View, serialize};
 use serde_json::Value;
-use ttft_kernels::DType;
 use ttft_models::{
-    Extent, KvPrediction, NamedTensor, Network, Precision, Pruned, Pruning, RunSpec, System, cost::CostSystem,
-    kv_prediction::layout::Order, memory, plan,
+    Extent, NamedTensor, Precision, Pruning, RunSpec, cost::CostSystem, kv_prediction::layout::Order, memory, plan,
 };
 
 use ttft_reports::{
@@ -22,25 +19,24 @@ use ttft_reports::{
     text::{stand_in, without_mark},
 };
 
+use super::{
+    prompt::{self, Prompt},
+    system::{self, Choice},
+};
 use crate::{
-    catalog::{Asked, Catalog},
-    console,
-    knobs::EngineKnobs,
-    machine,
-    output::Pending,
-    scenario::Named,
-    trace::Trace,
-    weights::{Size, Weights},
+    catalog::Asked, console, knobs::EngineKnobs, machine, output::Pending, scenario::Named, text::Text, trace::Trace,
 };
 
 /// Longest tokens file that is read.
 const MAX_TOKENS_BYTES: u64 = 256 << 20;
 
-/// Run a network or a KV prediction on token ids and write its logits
+/// Run a network or a KV prediction on token ids or a text and write its logits
 #[derive(Args, Debug)]
+#[command(group = clap::ArgGroup::new("text").required(true))]
 #[command(after_help = "Example:\n  ttft synth OE1.1B-KVP-C-450M --out pair && echo '[[1, 2, 3]]' > tokens.json\n  \
                         ttft logits --base pair/base --aux pair/aux --predictor pair/predictor --tokens tokens.json \
-                        --out logits.safetensors")]
+                        --out logits.safetensors\n  \
+                        ttft logits --base smollm2 --out logits.safetensors \"The capital of France is\"")]
 pub struct Logits {
     /// The base network: a folder as the Hub has it (config.json, model.safetensors or shards), a folder or file with only a
     /// config.json (weights of its shape are then made), or a network of the zoo
@@ -59,7 +55,7 @@ pub struct Logits {
     #[arg(long, value_name = "S", value_parser = clap::value_parser!(u32).range(0..=1 << 24))]
     sink_tokens: Option<u32>,
     /// The base's layers run behind the auxiliary's, with the same results
-    #[arg(long, requires = "aux")]
+    #[arg(long, requires = "aux", conflicts_with = "prune")]
     pipelined: bool,
     /// Keep the keys and values of the first tokens, which depend on these alone, as of an earlier call: the time to the first token is
     /// then without them
@@ -82,16 +78,18 @@ pub struct Logits {
     #[arg(long, value_name = "W", requires = "prune")]
     pool: Option<usize>,
     /// JSON file with the prompts: an array of equal-length arrays of token ids
-    #[arg(long, value_name = "FILE")]
-    tokens: PathBuf,
+    #[arg(long, value_name = "FILE", group = "text")]
+    tokens: Option<PathBuf>,
+    #[command(flatten)]
+    prompt: Prompt,
     /// Number of tokens to generate greedily, including the first
     #[arg(long, value_name = "T", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     generate: u32,
     /// Type of activations and caches: f32 or bf16 (default: bf16 for BF16 weights, else f32)
     #[arg(long, value_name = "TYPE", value_parser = Precision::from_name)]
     dtype: Option<Precision>,
-    /// File for the tensors: logits_last [B,V], greedy_ids [B,T], greedy_logits [B,T,V]; where tokens of the prompt are dropped
-    /// before the base runs, kept [B,count] and scores [B,N]
+    /// File for the tensors: logits_last [B,V], greedy_ids [B,T], greedy_logits [B,T,V]; of a text its ids, input_ids [1,N]; where
+    /// tokens of the prompt are dropped before the base runs, kept [B,count] and scores [B,N]
     #[arg(long, value_name = "FILE.safetensors")]
     out: PathBuf,
     /// Also write what each phase, step and thread did and when, for chrome://tracing or ui.perfetto.dev; the first token is then
@@ -111,7 +109,7 @@ pub struct Logits {
 impl Logits {
     pub fn run(self) -> Result<()> {
         let (base_path, aux_path) = (Path::new(&self.base), self.aux.as_ref().map(Path::new));
-        let inputs = [Some(self.tokens.as_path()), Some(base_path), aux_path, self.predictor.as_deref()];
+        let inputs = [self.tokens.as_deref(), self.prompt.file(), Some(base_path), aux_path, self.predictor.as_deref()];
         for input in inputs.into_iter().flatten() {
             for out in [Some(&self.out), self.trace.as_ref()].into_iter().flatten() {
                 let same = |a: &Path| matches!((a.canonicalize(), out.canonicalize()), (Ok(a), Ok(b)) if a == b);
@@ -125,7 +123,18 @@ impl Logits {
         }
         let out = Pending::claim(&self.out)?;
         let trace_out = self.trace.as_deref().map(Pending::claim).transpose()?;
-        let (ids, batch, prompt) = read_tokens(&self.tokens)?;
+        let (text, (ids, batch, prompt)) = match &self.tokens {
+            Some(tokens) => {
+                ensure!(!self.prompt.chat, "--chat puts a text into a chat: give a prompt in place of --tokens");
+                (None, read_tokens(tokens)?)
+            }
+            None => {
+                let text = Text::load(base_path)?;
+                let (ids, _) = self.prompt.ids(&text, base_path)?;
+                let n = ids.len();
+                (Some(text), (ids, 1, n))
+            }
+        };
         let engine = self.engine.engine()?;
         let prune =
             self.prune.map(|p| p.with(self.look_ahead, self.chunk, self.pool)).transpose().context("--prune")?;
@@ -146,44 +155,14 @@ impl Logits {
             keep_sinks: self.keep_sinks.then_some(true),
             prune,
         };
-        let (catalog, names) = Catalog::new(&[asked])?;
-        catalog.stand_ins().iter().for_each(console::note);
-        let dtype = catalog.dtype().ok().flatten().unwrap_or(DType::BF16);
-        let pair = prediction.then(|| catalog.pair(&names[0])).transpose()?;
-        let pruned = prune.map(|_| catalog.pruned(&names[0])).transpose()?;
-        let made = Weights::new(self.weights.clone(), dtype, 0, Size::Real)?.of(catalog);
-        let load = |name: &str, given: &str| -> Result<Arc<Network>> {
-            let network = Arc::new(Network::load(&made.network_dir(name)?)?);
-            check_vocab(&ids, prompt, &network, Path::new(given), &self.tokens)?;
-            Ok(network)
-        };
-        let base = pair.as_ref().map(|p| &p.base).or(pruned.as_ref().map(|p| &p.base));
-        let base = load(base.unwrap_or(&names[0]), &self.base)?;
-        let (vocab, weights) = (base.config().vocab, base.weight_dtype());
-        let aux = |name: &Option<String>| -> Result<Option<Arc<Network>>> {
-            name.as_ref().zip(self.aux.as_ref()).map(|(aux, given)| load(aux, given)).transpose()
-        };
         let order = if self.pipelined { Order::Pipelined } else { Order::InTurn };
-        let system = match (&pair, &pruned) {
-            (Some(p), _) => {
-                let predictor = made.predictor_dir(&names[0])?;
-                System::KvPrediction(KvPrediction::new(base, aux(&p.aux)?, &predictor)?.reading(p.own).ordered(order))
-            }
-            (None, Some(p)) => System::Pruned(Pruned { aux: aux(&p.aux)?, ..Pruned::new(base, p.pruning) }),
-            (None, None) => System::Network(base),
-        };
-        let predictor = match &system {
-            System::KvPrediction(s) => s.predictor.copied_bytes(),
-            System::Network(_) | System::Pruned(_) => 0,
-        };
-        let copied = system.networks().map(|n| n.copied_bytes()).sum::<u64>() + predictor;
-        if copied > 0 {
-            console::note(format_args!(
-                "{} of the weights lie at odd places of their file and were copied: start-up takes longer and more memory; a \
-                 file saved again with an aligned header is used in place",
-                bytes(copied)
-            ));
-        }
+        let choice = Choice::new(asked)?.ordered(order);
+        choice.stand_ins().iter().for_each(console::note);
+        let system = choice.load(self.weights.clone())?;
+        let from = text.as_ref().map(Text::path).or(self.tokens.as_deref()).unwrap_or(base_path);
+        prompt::check_ids(&ids, prompt, &system, from)?;
+        let (vocab, weights) = (system.base().config().vocab, system.base().weight_dtype());
+        let copied = system::copied_bytes(&system);
         let generate = self.generate as usize;
         let extent = if self.full_network { Extent::FullNetwork } else { Extent::FirstToken };
         let precision = self.dtype.unwrap_or(Precision::natural(weights));
@@ -208,6 +187,12 @@ impl Logits {
         engine.pool().log(self.trace.is_some());
         let mut trace = Trace::new(CostSystem::of(&system), spec);
         let mut tensors = Vec::new();
+        if text.is_some() {
+            // As --tokens takes them.
+            console::print(serde_json::to_string(&[&ids])?)?;
+            let data = Data::I64(ids.iter().map(|&id| id.into()).collect());
+            tensors.push(Tensor { name: "input_ids".into(), shape: vec![1, prompt], data });
+        }
         let mut greedy_ids = vec![0i64; batch * generate];
         let mut greedy_logits = vec![0f32; batch * generate * vocab];
         for t in 0..generate {
@@ -246,7 +231,7 @@ impl Logits {
         if let Some(out) = trace_out {
             let about = serde_json::json!({
                 "program": concat!("ttft ", env!("CARGO_PKG_VERSION")),
-                "system": names[0],
+                "system": choice.name(),
                 "order": order.name(),
                 "cpu": machine::fingerprint().cpu_model,
                 "batch": batch,
@@ -353,21 +338,6 @@ fn parse_tokens(text: &[u8]) -> Result<(Vec<u32>, usize, usize)> {
         }
     }
     Ok((ids, prompts.len(), length))
-}
-
-fn check_vocab(ids: &[u32], prompt: usize, network: &Network, dir: &Path, tokens: &Path) -> Result<()> {
-    let vocab = network.config().vocab;
-    if let Some(at) = ids.iter().position(|&id| id as usize >= vocab) {
-        bail!(
-            "{}: prompt {}, position {}: token id {} is outside the vocabulary of {vocab} of {}",
-            tokens.display(),
-            at / prompt,
-            at % prompt,
-            ids[at],
-            dir.display()
-        );
-    }
-    Ok(())
 }
 
 #[cfg(test)]

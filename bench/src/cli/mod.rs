@@ -10,9 +10,11 @@ mod fit;
 mod generate;
 mod logits;
 mod machine;
+mod prompt;
 mod report;
 mod shell_files;
 mod synth;
+mod system;
 mod zoo;
 
 use std::process::ExitCode;

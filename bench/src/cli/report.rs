@@ -12,7 +12,14 @@ use clap::{
     Args,
     builder::{PossibleValue, PossibleValuesParser},
 };
-use ttft_reports::{fidelity::Fidelity, json, paper, render, schema::Record, terminal, text::printable, trace::Trace};
+use ttft_reports::{
+    fidelity::{self, Fidelity},
+    json, paper, render,
+    schema::Record,
+    terminal,
+    text::printable,
+    trace::Trace,
+};
 
 use crate::{
     console,
@@ -53,10 +60,10 @@ pub struct Report {
     /// A trace of `ttft logits --trace` in place of records: --svg draws its phases, and one step of it thread by thread
     #[arg(long, value_name = "FILE", requires = "svg", conflicts_with_all = ["runs", "fidelity", "html", "md", "csv", "section"])]
     trace: Option<PathBuf>,
-    /// A file of `ttft fidelity` with the answers of the same systems: the report shows speed against them, and the CSV
-    /// holds that; without a file to write, it is printed
-    #[arg(long, value_name = "FILE")]
-    fidelity: Option<PathBuf>,
+    /// A file of `ttft fidelity` with the answers of the same systems, or several files of one base on the same texts and
+    /// tasks: the report shows speed against them, and the CSV holds that; without a file to write, it is printed
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    fidelity: Vec<PathBuf>,
     /// Write one self-contained page with charts
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
@@ -175,11 +182,13 @@ impl Report {
         }
         let wanted = [("html", self.html), ("md", self.md), ("svg", self.svg), ("csv", self.csv)];
         ensure!(
-            self.fidelity.is_some() || wanted.iter().any(|(_, f)| f.is_some()),
+            !self.fidelity.is_empty() || wanted.iter().any(|(_, f)| f.is_some()),
             "nothing to write: give --html, --md, --svg or --csv with a file"
         );
         let runs = read(&self.runs)?;
-        let answers = self.fidelity.as_deref().map(Fidelity::read).transpose()?;
+        let answers = self.fidelity.iter().map(|file| Fidelity::read(file)).collect::<Result<Vec<_>, _>>()?;
+        let named: Vec<(&Path, &Fidelity)> = self.fidelity.iter().map(PathBuf::as_path).zip(&answers).collect();
+        fidelity::together(&named)?;
         let files: Vec<(&str, PathBuf)> =
             wanted.into_iter().filter_map(|(format, file)| Some((format, file?))).collect();
         for (i, (_, file)) in files.iter().enumerate() {
@@ -196,7 +205,7 @@ impl Report {
         }
         let parts: Vec<&str> = self.section.iter().map(String::as_str).collect();
         let formats = files.iter().map(|(name, file)| refuse_to_overwrite(name, file)).collect::<Result<Vec<_>>>()?;
-        let fidelity = answers.as_ref();
+        let fidelity = answers.as_slice();
         let named: Vec<_> = runs.iter().map(|(name, record)| render::Run { name, record, fidelity }).collect();
         if files.is_empty() {
             let mut apart = Vec::new();
@@ -254,7 +263,7 @@ mod tests {
             Report {
                 runs: vec![PAPER.into(), run.clone()],
                 trace: None,
-                fidelity: None,
+                fidelity: Vec::new(),
                 html: None,
                 svg: None,
                 md,

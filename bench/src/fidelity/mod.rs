@@ -7,25 +7,27 @@ pub mod items;
 pub mod lookups;
 pub mod overlap;
 pub mod readers;
+pub mod sharing;
 pub mod systems;
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, rc::Rc, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use ttft_kernels::Engine;
 use ttft_models::{
-    Inference, NamedTensor, Network, Precision, System,
+    Inference, Network, Precision, System,
     cost::CostSystem,
-    kv_prediction::control::{Control, Mean},
-    memory_of_scoring,
+    kv_prediction::control::{Control, Entries, Mean},
+    memory_of_lending,
 };
 use ttft_reports::fidelity::{ControlKind, Distance, Measure, OnTask, OnText, Outcomes, TaskKind};
 
 use self::{
     distance::{Apart, Distributions, likeliest},
     items::{Answer, Item, end_of, is_one_of},
-    readers::{Length, Reader, Role, Row, length_at, operations},
+    readers::{Length, Reader, Role, Row, length_at},
+    sharing::{Course, Reads},
     systems::Judged,
 };
 use crate::text::Text;
@@ -121,8 +123,8 @@ struct OfItem {
     written: String,
 }
 
-/// A run for prompts of so many tokens.
-type Run = (usize, Box<dyn Inference>);
+/// The runs of readers, as far as they are kept.
+type Runs = Vec<Option<Box<dyn Inference>>>;
 
 impl Session<'_> {
     /// The base, then the systems, then the controls; those that take a system's time need what was measured: the base's TTFT
@@ -136,6 +138,7 @@ impl Session<'_> {
         let control = |kind, of, name: String, reader| Row { name, reader, role: Role::Control(kind, of) };
         let no_context = Reader::Short { last: Length::Tokens(1), first: 0 };
         rows.push(control(ControlKind::NoContext, None, "no context".into(), no_context));
+        let mut means = self.means()?;
         for (i, judged) in self.judged.iter().enumerate() {
             let beside = |what: &str| format!("{what} ({})", judged.name);
             let sink = judged.sinks().max(1);
@@ -160,7 +163,8 @@ impl Session<'_> {
                 beside("nothing predicted"),
                 Reader::System(nothing),
             ));
-            let mean = System::KvPrediction(pair.clone().control(Control::Entries(Arc::new(self.mean(judged)?))));
+            let mean = Arc::new(std::mem::take(&mut means[i]));
+            let mean = System::KvPrediction(pair.clone().control(Control::Entries(mean)));
             rows.push(control(ControlKind::MeanCache, Some(i), beside("mean cache"), Reader::System(mean)));
             rows.push(control(ControlKind::TrueCaches, Some(i), beside("true caches"), Reader::True(pair.clone())));
             if let Some(aux) = &pair.aux {
@@ -184,21 +188,46 @@ impl Session<'_> {
         })
     }
 
-    /// What a system predicts on average, of windows that nothing else is measured on if there are any.
-    fn mean(&self, judged: &Judged) -> Result<ttft_models::kv_prediction::control::Entries> {
+    /// What each system predicts on average, of windows that nothing else is measured on if there are any; nothing of systems that
+    /// predict nothing.
+    fn means(&self) -> Result<Vec<Entries>> {
         let text = self.texts.first().context("a mean cache needs a text")?;
         let evaluated = || text.windows.iter().map(Vec::as_slice).take(MEAN_WINDOWS).collect();
         let windows: Vec<&[u32]> = if text.spare.is_empty() { evaluated() } else { text.spare.clone() };
-        let row = Row { name: String::new(), reader: Reader::System(judged.system.clone()), role: Role::Base };
-        let (mut mean, layers) = (Mean::default(), self.base.config().layers.len());
+        let n = self.prompt.min(windows.first().map_or(0, |window| window.len()));
+        let rows: Vec<Row> = self.system_rows().collect();
+        let reads = self.reads(&rows, n, 0)?;
+        let (mut runs, layers): (Runs, usize) = (rows.iter().map(|_| None).collect(), self.base.config().layers.len());
+        let mut means = vec![Mean::default(); rows.len()];
         for window in windows {
-            let prompt = &window[..self.prompt.min(window.len())];
-            let mut run = row.plan(&self.base, self.precision, (prompt.len(), prompt.len()), &[], (1, 0))?;
-            run.record(true);
-            run.first_token(self.engine, prompt)?;
-            mean.add(&run.cache_dump(), layers, judged.sinks().max(1))?;
+            for (i, row) in rows.iter().enumerate() {
+                if !matches!(self.judged[i].system, System::KvPrediction(_)) {
+                    continue;
+                }
+                let mut run = match runs[i].take() {
+                    Some(run) => run,
+                    None => row.plan(&self.base, self.precision, (n, n), &[], (1, 0), &reads.borrowers(i))?,
+                };
+                run.record(true);
+                self.first(&mut *run, &window[..n], reads.lender(i, &runs))?;
+                means[i].add(&run.cache_dump(), layers, self.judged[i].sinks().max(1))?;
+                runs[i] = Some(run);
+            }
         }
-        Ok(mean.entries())
+        Ok(means.iter().map(Mean::entries).collect())
+    }
+
+    /// Runs a prompt, from where another run is if there is one.
+    fn first(&self, run: &mut dyn Inference, ids: &[u32], lender: Option<&dyn Inference>) -> Result<()> {
+        match lender {
+            Some(lender) => run.first_token_after(self.engine, ids, lender)?,
+            None => run.first_token(self.engine, ids)?,
+        };
+        Ok(())
+    }
+
+    fn reads(&self, rows: &[Row], n: usize, later: usize) -> Result<Reads> {
+        Reads::new(rows, &self.base, self.precision, n, later)
     }
 
     /// TTFTs of the base and of each system, in turn, in nanoseconds; and the share of the prompt that the base reads in each
@@ -231,7 +260,8 @@ impl Session<'_> {
         Ok((times, shares))
     }
 
-    /// TTFTs of readers on the first window's prompt, in turn: [`ROUNDS`] of each.
+    /// TTFTs of readers on the first window's prompt, in turn: [`ROUNDS`] of each, those that do the same once for all of them, and
+    /// none of true caches, which come from nowhere.
     ///
     /// # Errors
     /// What running them says.
@@ -239,97 +269,92 @@ impl Session<'_> {
         let window =
             self.texts.first().and_then(|t| t.windows.first()).context("TTFT is measured on a window of text")?;
         let prompt = &window[..self.prompt];
-        let truth = self.truth(rows, prompt)?;
-        let plan = |row: &Row| -> Result<_> {
+        let reads = self.reads(rows, prompt.len(), 0)?;
+        let mut runs = Vec::new();
+        for (i, row) in rows.iter().enumerate() {
+            if matches!(reads.courses[i], Course::As(_)) || matches!(row.reader, Reader::True(_)) {
+                continue;
+            }
             let ids = row.ids(&self.base, self.precision, prompt);
-            let run = row.plan(&self.base, self.precision, (prompt.len(), ids.len()), &truth, (1, 0))?;
-            Ok((run, ids))
-        };
-        let mut runs = rows.iter().map(plan).collect::<Result<Vec<_>>>()?;
+            let run = row.plan(&self.base, self.precision, (prompt.len(), ids.len()), &[], (1, 0), &[])?;
+            runs.push((i, run, ids));
+        }
         let mut times = vec![Vec::new(); rows.len()];
         for round in 0..=ROUNDS {
-            for ((run, ids), times) in runs.iter_mut().zip(&mut times) {
+            for (i, run, ids) in &mut runs {
                 let took = run.first_token(self.engine, ids)?.total;
                 // The first round finds nothing in the caches.
                 if round > 0 {
-                    times.push((took.as_nanos() as u64).max(1));
+                    times[*i].push((took.as_nanos() as u64).max(1));
                 }
+            }
+        }
+        for (i, course) in reads.courses.iter().enumerate() {
+            if let Course::As(earlier) = *course {
+                times[i] = times[earlier].clone();
             }
         }
         Ok(times)
     }
 
-    /// The base's own caches of a prompt, if somebody asks for them.
-    fn truth(&self, rows: &[Row], prompt: &[u32]) -> Result<Vec<NamedTensor>> {
-        if !rows.iter().any(|row| matches!(row.reader, Reader::True(_))) {
-            return Ok(Vec::new());
-        }
-        let n = prompt.len();
-        let mut run = self.base_row().plan(&self.base, self.precision, (n, n), &[], (1, 0))?;
-        run.first_token(self.engine, prompt)?;
-        Ok(run.cache_dump())
-    }
-
     /// Bytes that the readers need at once, weights included.
-    pub fn memory(&self, rows: &[Row], weights: u64) -> u64 {
+    ///
+    /// # Errors
+    /// What making a system says.
+    pub fn memory(&self, rows: &[Row], weights: u64) -> Result<u64> {
         let scored = self.continuation - 1;
         let longest = self.tasks.iter().flat_map(|t| &t.items).map(|i| i.prompt.len()).max().unwrap_or(0);
         let most = self.answer.into_iter().max().unwrap_or(1);
-        let of = |row: &Row, n: usize, generate: usize, scored: usize| {
-            let (shapes, n) = row.shapes(&self.base, self.precision, n);
-            memory_of_scoring(&shapes, &readers::spec(self.precision, n, generate), scored).allocated()
+        // Of each reader that runs, and whether others begin where it is.
+        let of = |n: usize, generate: usize, scored: usize| -> Result<Vec<(u64, bool)>> {
+            let reads = self.reads(rows, n, 0)?;
+            let runs = rows.iter().enumerate().filter(|(i, _)| !matches!(reads.courses[*i], Course::As(_)));
+            let bytes = runs.map(|(i, row)| {
+                let (shapes, given) = row.shapes(&self.base, self.precision, n);
+                let (spec, to) = (readers::spec(self.precision, given, generate), reads.borrowers(i));
+                (memory_of_lending(&shapes, &spec, scored, &to).allocated(), !to.is_empty())
+            });
+            Ok(bytes.collect())
         };
-        let windows: u64 = rows.iter().map(|row| of(row, self.prompt, scored + 1, scored)).fold(0, u64::saturating_add);
-        let items = rows.iter().map(|row| of(row, longest.max(1), most + 1, most)).max().unwrap_or(0);
+        let sum = |all: &mut dyn Iterator<Item = u64>| all.fold(0, u64::saturating_add);
+        let windows = sum(&mut of(self.prompt, scored + 1, scored)?.into_iter().map(|(bytes, _)| bytes));
+        // One after another, but for those that lend.
+        let items = of(longest.max(1), most + 1, most)?;
+        let lenders = sum(&mut items.iter().filter(|(_, lends)| *lends).map(|(bytes, _)| *bytes));
+        let others = items.iter().filter(|(_, lends)| !lends).map(|(bytes, _)| *bytes).max().unwrap_or(0);
         let distributions = 8 * (self.continuation * self.base.config().vocab) as u64;
         // The base's caches once more, as they are dumped and as they are put back.
-        let truth = 2 * of(&rows[0], self.prompt.max(longest), 1, 0);
-        [windows, items, distributions, truth, weights].into_iter().fold(0, u64::saturating_add)
+        let whole = CostSystem::of(&System::Network(Arc::clone(&self.base)));
+        let spec = readers::spec(self.precision, self.prompt.max(longest), 1);
+        let truth = 2 * memory_of_lending(&whole, &spec, 0, &[]).allocated();
+        Ok(sum(&mut [windows, lenders, others, distributions, truth, weights].into_iter()))
     }
 
     /// Operations of everything that [`Session::measure`] does; what others have done before is not done again.
-    pub fn operations(&self, rows: &[Row]) -> u64 {
-        let mut sum = 0u64;
-        for text in &self.texts {
-            for row in self.distinct(rows, self.prompt) {
-                sum =
-                    sum.saturating_add(self.work(row, self.prompt, self.continuation - 1) * text.windows.len() as u64);
-            }
-        }
+    ///
+    /// # Errors
+    /// What making a system says.
+    pub fn operations(&self, rows: &[Row]) -> Result<u64> {
+        let windows: u64 = self.texts.iter().map(|text| text.windows.len() as u64).sum();
+        let mut counts = HashMap::from([((self.prompt, self.continuation - 1), windows)]);
         for task in &self.tasks {
             for item in &task.items {
-                let n = item.prompt.len();
-                for row in self.distinct(rows, n) {
-                    sum = sum.saturating_add(self.work(row, n, self.most_of(task.kind, &item.answer)));
-                }
+                *counts.entry((item.prompt.len(), self.most_of(task.kind, &item.answer))).or_default() += 1;
             }
         }
-        sum
+        let mut sum = 0u64;
+        for ((n, later), count) in counts {
+            for work in self.reads(rows, n, later)?.work {
+                sum = sum.saturating_add(work.saturating_mul(count));
+            }
+        }
+        Ok(sum)
     }
 
     /// Most tokens of any answer; 0 if nothing is asked.
     pub fn longest_answer(&self) -> usize {
         let items = self.tasks.iter().flat_map(|task| task.items.iter().map(|item| (task.kind, &item.answer)));
         items.map(|(kind, answer)| self.most_of(kind, answer)).max().unwrap_or(0)
-    }
-
-    /// The readers that read a prompt of `n` tokens in unlike ways.
-    fn distinct<'r>(&self, rows: &'r [Row], n: usize) -> Vec<&'r Row> {
-        let mut seen = Vec::new();
-        let mut new = |row: &&Row| match row.short(&self.base, self.precision, n) {
-            Some(short) if seen.contains(&short) => false,
-            short => {
-                seen.extend(short);
-                true
-            }
-        };
-        rows.iter().filter(|row| new(row)).collect()
-    }
-
-    fn work(&self, row: &Row, n: usize, later: usize) -> u64 {
-        let (shapes, n) = row.shapes(&self.base, self.precision, n);
-        let next = shapes.next_token(&readers::spec(self.precision, n, later + 1), n).flops.total();
-        operations(&shapes, self.precision, n).saturating_add(next.saturating_mul(later as u64))
     }
 
     fn most_of(&self, kind: TaskKind, answer: &Answer) -> usize {
@@ -345,7 +370,7 @@ impl Session<'_> {
     /// What running them says.
     pub fn measure(&self, rows: &[Row]) -> Result<Vec<Answered>> {
         ensure!(rows.first().is_some_and(|row| row.role == Role::Base), "the base reads first");
-        let bar = progress(self.operations(rows))?;
+        let bar = progress(self.operations(rows)?)?;
         let mut out = vec![Answered::default(); rows.len()];
         for text in &self.texts {
             bar.set_message(text.name.clone());
@@ -371,32 +396,36 @@ impl Session<'_> {
         Ok(out)
     }
 
+    /// Whether a reader needs the base's own caches of each prompt.
+    fn wants_truth(rows: &[Row]) -> bool {
+        rows.iter().any(|row| matches!(row.reader, Reader::True(_)))
+    }
+
     /// The figures of each reader on each window.
     fn text(&self, rows: &[Row], text: &CutText<'_>, bar: &ProgressBar) -> Result<Vec<Vec<OfWindow>>> {
-        let truth_wanted = rows.iter().any(|row| matches!(row.reader, Reader::True(_)));
-        let mut kept: Vec<Option<Run>> = rows.iter().map(|_| None).collect();
-        let mut out = vec![Vec::new(); rows.len()];
+        let reads = self.reads(rows, self.prompt, self.continuation - 1)?;
+        let mut runs: Runs = rows.iter().map(|_| None).collect();
+        let mut out: Vec<Vec<OfWindow>> = vec![Vec::new(); rows.len()];
         for window in &text.windows {
             let (prompt, later) = window.split_at(self.prompt);
             let given = &later[..self.continuation - 1];
             let (mut base, mut truth) = (Distributions::default(), Vec::new());
-            let mut known: HashMap<(usize, usize), OfWindow> = HashMap::new();
             for (i, row) in rows.iter().enumerate() {
-                let short = row.short(&self.base, self.precision, prompt.len());
-                if let Some(figures) = short.and_then(|short| known.get(&short)) {
-                    out[i].push(*figures);
+                if let Course::As(earlier) = reads.courses[i] {
+                    let figures = *out[earlier].last().expect("an earlier reader has read the window");
+                    out[i].push(figures);
                     continue;
                 }
                 let ids = row.ids(&self.base, self.precision, prompt);
                 // The entries of true caches are part of a run.
-                let fits = |(n, _): &Run| *n == ids.len() && !matches!(row.reader, Reader::True(_));
-                let mut run = match kept[i].take().filter(fits) {
-                    Some((_, run)) => run,
+                let mut run = match runs[i].take().filter(|_| !matches!(row.reader, Reader::True(_))) {
+                    Some(run) => run,
                     None => {
-                        row.plan(&self.base, self.precision, (prompt.len(), ids.len()), &truth, (1, given.len()))?
+                        let (lengths, sizes) = ((prompt.len(), ids.len()), (1, given.len()));
+                        row.plan(&self.base, self.precision, lengths, &truth, sizes, &reads.borrowers(i))?
                     }
                 };
-                run.first_token(self.engine, &ids)?;
+                self.first(&mut *run, &ids, reads.lender(i, &runs))?;
                 let first = run.logits().row(0).to_vec();
                 let scored = run.score(self.engine, given)?;
                 let all = || std::iter::once(&first[..]).chain((0..scored.rows()).map(|r| scored.row(r)));
@@ -405,14 +434,12 @@ impl Session<'_> {
                 }
                 let positions = all().zip(later).enumerate();
                 let figures: Vec<Apart> = positions.map(|(at, (logits, next))| base.apart(at, logits, *next)).collect();
-                let figures = OfWindow::of(&figures);
-                known.extend(short.map(|short| (short, figures)));
-                out[i].push(figures);
-                if row.role == Role::Base && truth_wanted {
+                out[i].push(OfWindow::of(&figures));
+                if row.role == Role::Base && Self::wants_truth(rows) {
                     truth = run.cache_dump();
                 }
-                kept[i] = Some((ids.len(), run));
-                bar.inc(self.work(row, prompt.len(), given.len()));
+                runs[i] = Some(run);
+                bar.inc(reads.work[i]);
             }
         }
         Ok(out)
@@ -420,49 +447,50 @@ impl Session<'_> {
 
     /// What each reader answers to each item.
     fn task(&self, rows: &[Row], task: &Asked, bar: &ProgressBar) -> Result<Vec<Vec<OfItem>>> {
-        let truth_wanted = rows.iter().any(|row| matches!(row.reader, Reader::True(_)));
-        let mut out = vec![Vec::new(); rows.len()];
+        let mut out: Vec<Vec<OfItem>> = vec![Vec::new(); rows.len()];
+        let mut known: HashMap<(usize, usize), Rc<Reads>> = HashMap::new();
         for item in &task.items {
-            let n = item.prompt.len();
-            let mut truth = Vec::new();
-            let mut known: HashMap<(usize, usize), OfItem> = HashMap::new();
+            let sizes = (item.prompt.len(), self.most_of(task.kind, &item.answer));
+            let reads = match known.get(&sizes) {
+                Some(reads) => Rc::clone(reads),
+                None => {
+                    let reads = Rc::new(self.reads(rows, sizes.0, sizes.1)?);
+                    known.insert(sizes, Rc::clone(&reads));
+                    reads
+                }
+            };
+            let (mut truth, mut lenders): (_, Runs) = (Vec::new(), rows.iter().map(|_| None).collect());
             for (i, row) in rows.iter().enumerate() {
-                let short = row.short(&self.base, self.precision, n);
-                if let Some(answer) = short.and_then(|short| known.get(&short)) {
-                    out[i].push(answer.clone());
+                if let Course::As(earlier) = reads.courses[i] {
+                    let answer = out[earlier].last().expect("an earlier reader has answered").clone();
+                    out[i].push(answer);
                     continue;
                 }
-                let wanted = row.role == Role::Base && truth_wanted;
-                let answer = self.answer(row, task.kind, item, &mut truth, wanted)?;
-                known.extend(short.map(|short| (short, answer.clone())));
-                out[i].push(answer);
-                bar.inc(self.work(row, n, self.most_of(task.kind, &item.answer)));
+                let to = reads.borrowers(i);
+                let ids = row.ids(&self.base, self.precision, &item.prompt);
+                let plan = match &item.answer {
+                    Answer::Tokens(_) => (1, sizes.1 - 1),
+                    _ => (sizes.1, 0),
+                };
+                let mut run = row.plan(&self.base, self.precision, (sizes.0, ids.len()), &truth, plan, &to)?;
+                self.first(&mut *run, &ids, reads.lender(i, &lenders))?;
+                if row.role == Role::Base && Self::wants_truth(rows) {
+                    truth = run.cache_dump();
+                }
+                out[i].push(self.answer(&mut *run, task.kind, item)?);
+                if !to.is_empty() {
+                    lenders[i] = Some(run);
+                }
+                bar.inc(reads.work[i]);
             }
         }
         Ok(out)
     }
 
-    /// What a reader answers to an item, greedily. Whether it would write the tokens that are wanted is told without writing
-    /// them: as long as all before are right, the next is the likeliest behind them.
-    fn answer(
-        &self,
-        row: &Row,
-        kind: TaskKind,
-        item: &Item,
-        truth: &mut Vec<NamedTensor>,
-        truth_wanted: bool,
-    ) -> Result<OfItem> {
-        let ids = row.ids(&self.base, self.precision, &item.prompt);
+    /// What a reader that has chosen its first token answers to an item, greedily. Whether it would write the tokens that are
+    /// wanted is told without writing them: as long as all before are right, the next is the likeliest behind them.
+    fn answer(&self, run: &mut dyn Inference, kind: TaskKind, item: &Item) -> Result<OfItem> {
         let most = self.most_of(kind, &item.answer);
-        let sizes = match &item.answer {
-            Answer::Tokens(_) => (1, most - 1),
-            _ => (most, 0),
-        };
-        let mut run = row.plan(&self.base, self.precision, (item.prompt.len(), ids.len()), truth, sizes)?;
-        run.first_token(self.engine, &ids)?;
-        if truth_wanted {
-            *truth = run.cache_dump();
-        }
         let mut out = OfItem { first: likeliest(run.logits().row(0)), ..OfItem::default() };
         match &item.answer {
             Answer::Tokens(wanted) => {
@@ -473,7 +501,7 @@ impl Session<'_> {
                 }
             }
             answer => {
-                out.written = self.write(&mut *run, kind, &item.prompt, most)?;
+                out.written = self.write(run, kind, &item.prompt, most)?;
                 out.exact = matches!(answer, Answer::OneOf(answers) if is_one_of(&out.written, answers));
             }
         }

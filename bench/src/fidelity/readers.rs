@@ -7,7 +7,7 @@ use ttft_models::{
     Extent, Inference, KvPrediction, NamedTensor, Network, Precision, RunSpec, System,
     cost::CostSystem,
     kv_prediction::control::{Control, Entries},
-    plan_scoring,
+    plan_lending,
 };
 use ttft_reports::fidelity::ControlKind;
 
@@ -60,12 +60,18 @@ pub enum Role {
     Control(ControlKind, Option<usize>),
 }
 
+/// Truncated prompts have a whole number of such parts of the prompt: what systems of like cost are compared with is then run once
+/// for all of them.
+const PARTS: usize = 32;
+
 impl Length {
     /// Tokens of a prompt of `n`.
     pub fn of(&self, base: &Arc<Network>, precision: Precision, n: usize) -> usize {
+        let part = (n / PARTS).max(1);
+        let up = |tokens: usize| (tokens.div_ceil(part) * part).clamp(1, n);
         match self {
             Length::Tokens(tokens) => (*tokens).min(n),
-            Length::Share(share) => ((share * n as f64).round() as usize).clamp(1, n),
+            Length::Share(share) => up((share * n as f64).round() as usize),
             Length::Operations(system) => {
                 let allowed = operations(system, precision, n);
                 let whole = CostSystem::of(&System::Network(Arc::clone(base)));
@@ -75,7 +81,7 @@ impl Length {
                     let middle = usize::midpoint(fits, beyond);
                     if operations(&whole, precision, middle) <= allowed { fits = middle } else { beyond = middle }
                 }
-                fits
+                up(fits)
             }
         }
     }
@@ -137,7 +143,8 @@ impl Row {
         }
     }
 
-    /// A run of it, for a prompt of `n` tokens of which it is given some; so many tokens can be generated, or scored.
+    /// A run of it, for a prompt of `n` tokens of which it is given some; so many tokens can be generated, or scored. It keeps what
+    /// others need to begin where it is.
     ///
     /// # Errors
     /// What planning says.
@@ -148,9 +155,10 @@ impl Row {
         (n, given): (usize, usize),
         truth: &[NamedTensor],
         (generate, scored): (usize, usize),
+        to: &[&CostSystem],
     ) -> Result<Box<dyn Inference>> {
         let system = self.system(base, truth, n)?;
-        Ok(plan_scoring(&system, &spec(precision, given, generate.max(scored + 1)), scored)?)
+        Ok(plan_lending(&system, &spec(precision, given, generate.max(scored + 1)), scored, to)?)
     }
 }
 

@@ -10,18 +10,26 @@ use ttft_kernels::{
 /// Floating-point operations, two for each multiplication: of projections, attention, output heads and maps.
 pub type Counts = [u64; 4];
 
+/// The type that weights are stored in.
+fn stored(w: Weight<'_>) -> DType {
+    let Format::Elements(dtype) = w.format();
+    dtype
+}
+
 /// Counts in front of an engine.
 pub struct Engine {
     engine: ttft_kernels::Engine,
     /// Rows of the embedding table: a product with so many outputs is an output head.
     vocab: usize,
     flops: Cell<Counts>,
+    /// Those of all kinds whose factors are not both BF16.
+    f32_flops: Cell<u64>,
 }
 
 impl Engine {
     pub fn new(vocab: usize) -> Engine {
         let engine = ttft_kernels::Engine::new(&Options { threads: Some(1), ..Options::default() }).unwrap();
-        Engine { engine, vocab, flops: Cell::default() }
+        Engine { engine, vocab, flops: Cell::default(), f32_flops: Cell::default() }
     }
 
     /// What was asked for since the last call.
@@ -29,7 +37,15 @@ impl Engine {
         self.flops.take()
     }
 
-    fn count(&self, kind: usize, flops: usize) {
+    /// What of it was in F32.
+    pub fn take_f32(&self) -> u64 {
+        self.f32_flops.take()
+    }
+
+    fn count(&self, kind: usize, factors: [DType; 2], flops: usize) {
+        if factors != [DType::BF16; 2] {
+            self.f32_flops.set(self.f32_flops.get() + flops as u64);
+        }
         let mut counts = self.flops.get();
         counts[kind] += flops as u64;
         self.flops.set(counts);
@@ -50,9 +66,10 @@ impl Engine {
         self.engine.linear_beside(many, few)
     }
 
-    fn product<A>(&self, Product { x, w, out }: &Product<'_, A>) {
+    fn product<A: Element>(&self, Product { x, w, out }: &Product<'_, A>) {
         let matrices = if let Output::SwiGlu(..) = out { 2 } else { 1 };
-        self.count(if w.n() == self.vocab { 2 } else { 0 }, matrices * 2 * x.rows() * w.n() * w.k());
+        let kind = if w.n() == self.vocab { 2 } else { 0 };
+        self.count(kind, [A::DTYPE, stored(*w)], matrices * 2 * x.rows() * w.n() * w.k());
     }
 
     pub fn streams(&self, rows: usize, x: DType, w: Format) -> bool {
@@ -65,7 +82,7 @@ impl Engine {
         eps: f32,
         products: &mut [HeadProjection<'_, A, X>],
     ) -> Result<()> {
-        self.count(3, products.iter().map(|p| 2 * p.x.rows() * p.w.n() * p.w.k()).sum());
+        products.iter().for_each(|p| self.count(3, [X::DTYPE, stored(p.w)], 2 * p.x.rows() * p.w.n() * p.w.k()));
         self.engine.project_heads(batch, eps, products)
     }
 
@@ -79,7 +96,7 @@ impl Engine {
     ) -> Result<()> {
         // A query of each head at position p: d for its product with each of p + 1 keys, and d for each value.
         let positions = (0..shape.batch).flat_map(|_| shape.past..shape.past + shape.n);
-        self.count(1, positions.map(|p| 2 * q.cols() * 2 * (p + 1)).sum());
+        self.count(1, [A::DTYPE; 2], positions.map(|p| 2 * q.cols() * 2 * (p + 1)).sum());
         self.engine.attention(q, k, v, shape, out)
     }
 
@@ -91,7 +108,7 @@ impl Engine {
         queries: &[Query],
         out: MatMut<'_, A>,
     ) -> Result<()> {
-        self.count(1, queries.iter().map(|query| 2 * q.cols() * 2 * query.sees).sum());
+        self.count(1, [A::DTYPE; 2], queries.iter().map(|query| 2 * q.cols() * 2 * query.sees).sum());
         self.engine.attention_each(q, k, v, queries, out)
     }
 
@@ -102,7 +119,7 @@ impl Engine {
         len: usize,
         out: &mut [f32],
     ) -> Result<()> {
-        self.count(1, q.rows() * q.cols() * 2 * len);
+        self.count(1, [A::DTYPE; 2], q.rows() * q.cols() * 2 * len);
         self.engine.attention_weights(q, k, len, out)
     }
 
@@ -113,7 +130,7 @@ impl Engine {
         len: usize,
         out: &mut [f32],
     ) -> Result<()> {
-        self.count(1, q.rows() * q.cols() * 2 * len);
+        self.count(1, [A::DTYPE; 2], q.rows() * q.cols() * 2 * len);
         self.engine.attention_scores(q, k, len, out)
     }
 

@@ -352,12 +352,13 @@ impl Fit {
         state::save(path, of, self.windows, &mut self.sums)
     }
 
-    /// Takes up what [`Fit::save`] left.
+    /// Takes up what [`Fit::save`] left: a file's content. `path` stands in errors.
     ///
     /// # Errors
-    /// [`Error::State`]: it is none, or of another fit; [`Error::Io`].
-    pub fn restore(&mut self, path: &Path, of: &Value) -> Result<()> {
-        self.windows = state::restore(path, of, &mut self.sums)?;
+    /// [`Error::State`]: it is none, or of another fit.
+    pub fn restore(&mut self, path: &Path, file: &[u8], of: &Value) -> Result<()> {
+        self.windows = state::restore(path, file, of, &mut self.sums)? as usize;
+        self.sums.hold(self.windows * self.spec.rows());
         Ok(())
     }
 

@@ -9,13 +9,11 @@ use super::sums::Sums;
 use crate::{
     error::{Error, Result},
     publish::flushed,
-    weights::MappedFile,
 };
 
 /// In the file's metadata: which fit, how much of it, and in which form.
 const OF: &str = "ttft_fit";
 const WINDOWS: &str = "windows";
-const ROWS: &str = "rows";
 const FORM: &str = "form";
 /// Raised whenever what the numbers mean changes.
 const VERSION: &str = "1";
@@ -47,9 +45,8 @@ impl View for Numbers<'_> {
 
 /// Writes the sums beside `path` and gives them its name.
 pub(super) fn save(path: &Path, of: &Value, windows: usize, sums: &mut Sums) -> Result<()> {
-    let (rows, shifts, numbers) = sums.parts();
-    let about =
-        [(OF, of.to_string()), (WINDOWS, windows.to_string()), (ROWS, rows.to_string()), (FORM, VERSION.into())];
+    let (shifts, numbers) = sums.parts();
+    let about = [(OF, of.to_string()), (WINDOWS, windows.to_string()), (FORM, VERSION.into())];
     let about: HashMap<String, String> = about.map(|(name, value)| (name.to_owned(), value)).into();
     let shifts = shifts.iter().map(|(name, x)| (name, Dtype::F32, x.len(), bytemuck::cast_slice(x)));
     let numbers = numbers.iter().map(|(name, x)| (name, Dtype::F64, x.len(), bytemuck::cast_slice(x)));
@@ -61,12 +58,11 @@ pub(super) fn save(path: &Path, of: &Value, windows: usize, sums: &mut Sums) -> 
     fs::rename(&temp, path).map_err(Error::io(path, "move into place"))
 }
 
-/// Fills the sums; how many windows they hold.
-pub(super) fn restore(path: &Path, of: &Value, sums: &mut Sums) -> Result<usize> {
+/// Fills the sums from a file's content; how many windows they hold. `path` stands in errors.
+pub(super) fn restore(path: &Path, file: &[u8], of: &Value, sums: &mut Sums) -> Result<u32> {
     let refuse = |reason: String| Error::State { path: path.to_owned(), reason };
     let broken = |what: &str| refuse(format!("{what}: the file is broken"));
-    let file = MappedFile::open(path)?;
-    let (_, header) = SafeTensors::read_metadata(file.bytes()).map_err(|e| broken(&e.to_string()))?;
+    let (_, header) = SafeTensors::read_metadata(file).map_err(|e| broken(&e.to_string()))?;
     let about = header.metadata().clone().unwrap_or_default();
     let text = |name: &str| about.get(name).ok_or_else(|| broken(&format!("it does not say {name}")));
     if text(FORM)? != VERSION {
@@ -76,8 +72,8 @@ pub(super) fn restore(path: &Path, of: &Value, sums: &mut Sums) -> Result<usize>
     if let Some(what) = unlike(&saved, of, "") {
         return Err(refuse(format!("it belongs to a fit with another {what}")));
     }
-    let number = |name: &str| text(name)?.parse::<usize>().map_err(|_| broken(&format!("{name} is no number")));
-    let tensors = SafeTensors::deserialize(file.bytes()).map_err(|e| broken(&e.to_string()))?;
+    let windows = text(WINDOWS)?.parse().map_err(|_| broken("its number of windows is none"))?;
+    let tensors = SafeTensors::deserialize(file).map_err(|e| broken(&e.to_string()))?;
     let get = |name: &str, dtype: Dtype, n: usize| {
         let t = tensors.tensor(name).map_err(|_| broken(&format!("no tensor '{name}'")))?;
         if (t.dtype(), t.shape()) != (dtype, &[n][..]) {
@@ -85,7 +81,7 @@ pub(super) fn restore(path: &Path, of: &Value, sums: &mut Sums) -> Result<usize>
         }
         Ok(t.data())
     };
-    let (rows, shifts, numbers) = sums.parts();
+    let (shifts, numbers) = sums.parts();
     for (name, to) in shifts {
         let saved = get(&name, Dtype::F32, to.len())?;
         bytemuck::cast_slice_mut(to).copy_from_slice(saved);
@@ -94,8 +90,7 @@ pub(super) fn restore(path: &Path, of: &Value, sums: &mut Sums) -> Result<usize>
         let saved = get(&name, Dtype::F64, to.len())?;
         bytemuck::cast_slice_mut(to).copy_from_slice(saved);
     }
-    *rows = number(ROWS)?;
-    number(WINDOWS)
+    Ok(windows)
 }
 
 /// Where two descriptions differ first.

@@ -111,7 +111,7 @@ impl Sums {
     }
 
     /// Every list of numbers that a state is made of, with its name.
-    pub fn parts(&mut self) -> (&mut usize, Named<'_, f32>, Named<'_, f64>) {
+    pub fn parts(&mut self) -> (Named<'_, f32>, Named<'_, f64>) {
         let (mut shifts, mut sums) = (Vec::new(), Vec::new());
         let grams = self.grams.iter_mut().map(|g| (&mut g.x, &mut g.products));
         let crosses = self.crosses.iter_mut().map(|c| (&mut c.y, &mut c.products));
@@ -123,7 +123,12 @@ impl Sums {
             sums.push((format!("{name}.sum"), &mut series.sum[..]));
             sums.push((format!("{name}.products"), &mut products[..]));
         }
-        (&mut self.rows, shifts, sums)
+        (shifts, sums)
+    }
+
+    /// Says how many tokens the numbers hold that were put into [`Sums::parts`].
+    pub fn hold(&mut self, rows: usize) {
+        self.rows = rows;
     }
 
     /// Begins a block of so many tokens.

@@ -41,6 +41,15 @@ impl MappedFile {
         &self.path
     }
 
+    /// From now on reads from the disk the pages that are touched alone, or again what lies around them as well, as the system sees
+    /// fit. This changes how long reading takes and nothing else, so a system that takes no advice is left alone.
+    pub(crate) fn read_singly(&self, on: bool) {
+        #[cfg(unix)]
+        let _ = self.map.advise(if on { memmap2::Advice::Random } else { memmap2::Advice::Normal });
+        #[cfg(not(unix))]
+        let _ = on;
+    }
+
     /// How many of its pages are in memory, and how many it has. The system tells that only to the owner of a file and to
     /// whoever may write it; to others all pages are in memory.
     ///

@@ -32,12 +32,19 @@ struct Entry {
     at: Range<usize>,
 }
 
-/// The tensors of one file, or of a folder's shards, by name.
+/// The tensors of one file, or of a folder's shards, by name. While it lives, looking something up reads no more than that: around
+/// each of a network's norms a system would read up to some megabytes of matrices.
 #[derive(Debug)]
 pub struct Tensors {
     origin: PathBuf,
     files: Vec<Arc<MappedFile>>,
     entries: HashMap<String, Entry>,
+}
+
+impl Drop for Tensors {
+    fn drop(&mut self) {
+        self.files.iter().for_each(|file| file.read_singly(false));
+    }
 }
 
 impl Tensors {
@@ -84,10 +91,10 @@ impl Tensors {
             if !path.exists() {
                 return Err(Error::MissingFile { path, wanted_by: format!("{} lists it", index.display()) });
             }
-            let shard = Tensors::file(&path)?;
+            let mut shard = Tensors::file(&path)?;
             let file = all.files.len();
-            all.files.extend(shard.files);
-            for (tensor, entry) in shard.entries {
+            all.files.append(&mut shard.files);
+            for (tensor, entry) in shard.entries.drain() {
                 if weight_map.get(&tensor) == Some(name) {
                     all.entries.insert(tensor, Entry { file, ..entry });
                 }
@@ -107,6 +114,7 @@ impl Tensors {
     /// [`Error::Io`], [`Error::Header`], [`Error::Dtype`].
     pub fn file(path: &Path) -> Result<Tensors> {
         let file = MappedFile::open(path)?;
+        file.read_singly(true);
         let entries = parse(path, file.bytes())?;
         Ok(Tensors { origin: path.to_owned(), files: vec![Arc::new(file)], entries })
     }

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     format,
-    schema::{Kind, Record},
+    schema::{Dtype, Kind, Record},
     stats,
     summary::{self, Row},
 };
@@ -545,7 +545,9 @@ fn roofline(prefix: &str, record: &Record, rows: &[Row]) -> Result<Option<Chart>
             }
         }
     }
-    let dtypes: BTreeSet<_> = rows.iter().filter_map(|r| r.cell.compute_dtype).collect();
+    let own = rows.iter().filter_map(|r| r.cell.compute_dtype);
+    let in_f32 = |r: &Row| r.cell.cost().and_then(|c| c.f32_flops).is_some_and(|flops| flops > 0);
+    let dtypes: BTreeSet<_> = own.chain(rows.iter().any(in_f32).then_some(Dtype::F32)).collect();
     let peaks: Vec<_> = dtypes.into_iter().filter_map(|d| Some((d, record.run.limits.peak_gflops(d)?))).collect();
     if points.is_empty() || peaks.is_empty() {
         return Ok(None);

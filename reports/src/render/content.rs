@@ -8,7 +8,7 @@ use crate::{
     facts,
     format::{self, UNKNOWN, or_unknown},
     paper,
-    schema::{Cell, Gate, Kind, Percentiles, Placement, Record},
+    schema::{Cell, Gate, Kind, Limits, Percentiles, Placement, Record},
     stats,
     summary::{self, Row},
     validate,
@@ -94,10 +94,11 @@ pub fn document(runs: &[Run], with_charts: bool, parts: &[&str]) -> Result<Docum
         let mut all = cells(&rows);
         if !all.is_empty() {
             let said = facts::units(side.record).into_iter().map(|said| text(format!("Of the peak: {said}.")));
-            all.splice(..0, said);
+            let read = facts::reading(side.record).map(|said| text(format!("Of the read bandwidth: {said}.")));
+            all.splice(..0, said.chain(read));
         }
         add("cells", "Cells", "All cells", all);
-        add("phases", "Phases", "Phases", phases(&rows));
+        add("phases", "Phases", "Phases", phases(&side.record.run.limits, &rows));
         add("paper", "Paper", "Beside the paper's machine", beside_the_paper(side.record, &rows));
         add("validity", "Trust", "Can the figures be trusted?", validity(side.record, &rows));
         add("run", "Machine", "Run and machine", run(side.record));
@@ -222,26 +223,32 @@ fn cells(rows: &[Row]) -> Vec<Block> {
 /// Unattributed shares of TTFT below this are left out.
 const LEAST_REST: f64 = 0.001;
 
-fn phases(rows: &[Row]) -> Vec<Block> {
+fn phases(limits: &Limits, rows: &[Row]) -> Vec<Block> {
     let mut blocks = Vec::new();
     let mut lines = Vec::new();
     for row in rows {
         let rest = stats::median(&summary::seconds(&row.cell.unattributed_ns()));
-        for phase in &row.cell.phases {
-            let time = stats::median(&summary::seconds(&phase.samples_ns));
+        let limits = summary::limits_of(limits, row.cell);
+        for phase in row.cell.phases.iter().chain(&row.cell.head) {
+            let time = stats::median(&summary::seconds(&phase.samples_ns)).filter(|t| *t > 0.0);
             let per = |amount: Option<u64>| Some(amount? as f64 * 1e-9 / time?);
             let flops = phase.cost.map(|c| c.flops.total());
             let bytes = phase.cost.map(|c| c.bytes());
+            let of_peak = || Some(limits.arithmetic(phase.cost.as_ref()?, row.cell.compute_dtype)? / time?);
+            let of_read = || Some(per(bytes)? / limits.read_gb_per_s?);
+            let part = row.cell.head.as_ref().is_some_and(|head| std::ptr::eq(head, phase));
             lines.push(vec![
                 row.cell.system.clone(),
-                phase.name.clone(),
+                if part { format!("of this, {}", phase.name) } else { phase.name.clone() },
                 size(row.cell),
                 or_unknown(time.map(format::seconds)),
                 or_unknown(time.zip(row.ttft).map(|(t, all)| format::percent(t / all.value))),
                 or_unknown(flops.map(format::flops)),
                 or_unknown(per(flops).map(format::figure)),
+                or_unknown(of_peak().map(format::percent)),
                 or_unknown(bytes.map(format::bytes)),
                 or_unknown(per(bytes).map(format::figure)),
+                or_unknown(of_read().map(format::percent)),
                 or_unknown(phase.parallel_regions.map(|r| r.to_string())),
             ]);
         }
@@ -250,7 +257,7 @@ fn phases(rows: &[Row]) -> Vec<Block> {
         {
             let known = [row.cell.system.clone(), "unattributed".into(), size(row.cell), format::seconds(rest)];
             let share = format::percent(rest / ttft.value);
-            let unknown = std::iter::repeat_n(UNKNOWN.to_string(), 5);
+            let unknown = std::iter::repeat_n(UNKNOWN.to_string(), 7);
             lines.push(known.into_iter().chain([share]).chain(unknown).collect());
         }
     }
@@ -262,15 +269,19 @@ fn phases(rows: &[Row]) -> Vec<Block> {
         "of TTFT",
         "FLOPs",
         "GFLOP/s",
+        "of peak",
         "weights + cache",
         "GB/s",
+        "of read",
         "parallel regions",
     ];
     if !lines.is_empty() {
         blocks.push(Block::Table(table("", &head, &[0, 1], lines)));
         let least = format::percent(LEAST_REST);
         blocks.push(text(format!(
-            "The part of TTFT that no phase accounts for is unattributed; it is listed where it is {least} or more."
+            "The part of TTFT that no phase accounts for is unattributed; it is listed where it is {least} or more. \
+             The last two shares are of the measured peak and of the measured read bandwidth: a phase that memory bounds is near 100% of \
+             the second. What is read again while it is in a cache can take it above."
         )));
     }
     push_table(&mut blocks, generation(rows));

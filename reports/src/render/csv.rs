@@ -90,7 +90,7 @@ const HEADER: [&str; 74] = [
 pub fn render(sides: &[Run], _: &[&str]) -> Result<String, RenderError> {
     let refuse = |e: &dyn std::fmt::Display| RenderError::Csv(e.to_string());
     let mut out = ::csv::Writer::from_writer(Vec::new());
-    let traded: Vec<_> = sides.iter().filter_map(|side| Some(tradeoff::lines(side, side.fidelity?))).collect();
+    let traded: Vec<_> = sides.iter().filter(|side| !side.fidelity.is_empty()).map(tradeoff::lines).collect();
     if !traded.is_empty() {
         let joined = traded.iter().any(Result::is_ok);
         out.write_record(tradeoff::HEADER).map_err(|e| refuse(&e))?;

@@ -34,8 +34,9 @@ pub struct Run<'a> {
     pub name: &'a str,
     /// The run.
     pub record: &'a Record,
-    /// What became of the answers of its systems, if that was measured.
-    pub fidelity: Option<&'a Fidelity>,
+    /// What became of the answers of its systems; several files [go together](crate::fidelity::together), and none means that
+    /// nothing is said of answers.
+    pub fidelity: &'a [Fidelity],
 }
 
 /// A way to write a report.

@@ -143,7 +143,8 @@ fn verdicts_text(first: &str, name: &str, comparison: &compare::Comparison, side
         (count(Verdict::Unknown), "nothing is decided, because it is unknown how much occasions differ".into()),
     ];
     let parts: Vec<String> = parts.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("in {n}, {what}")).collect();
-    format!("Of {} workloads: {}.", all.len(), parts.join("; "))
+    let s = if all.len() == 1 { "" } else { "s" };
+    format!("Of {} workload{s} that {name} and {first} have in common: {}.", all.len(), parts.join("; "))
 }
 
 fn word(versus: &Versus) -> String {
@@ -215,6 +216,18 @@ mod tests {
         let mut record = samples::run();
         record.cells[1].energy = Some(Energy { joules: Some(joules), repetitions: 3, ..Energy::default() });
         record
+    }
+
+    #[test]
+    fn each_count_of_verdicts_says_whose_it_is() {
+        let run = samples::run();
+        let sides = ["a", "b", "c"].map(|name| Side { name, records: vec![&run] });
+        let text = terminal::comparison(&compare(&sides, &[]).unwrap(), None);
+        let counts: Vec<&str> = text.lines().filter(|l| l.starts_with("Of ")).collect();
+        assert_eq!(counts.len(), 2, "{text}");
+        for (count, name) in counts.iter().zip(["b", "c"]) {
+            assert!(count.contains(&format!(" workloads that {name} and a have in common: in ")), "{count}");
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-use std::{collections::HashSet, path::Path};
+use std::{collections::HashSet, path::Path, slice};
 
 use proptest::prelude::*;
 use serde_json::Value;
@@ -14,7 +14,7 @@ use crate::{
 };
 
 fn render(name: &str, sides: &[(&str, &Record)]) -> String {
-    let sides: Vec<Run> = sides.iter().map(|(name, record)| Run { name, record, fidelity: None }).collect();
+    let sides: Vec<Run> = sides.iter().map(|(name, record)| Run { name, record, fidelity: &[] }).collect();
     (super::format(name).unwrap().render)(&sides, &[]).unwrap()
 }
 
@@ -203,7 +203,7 @@ fn the_papers_figures_stand_beside_the_same_points() {
     assert!(!render("md", &[("sample", &samples::run())]).contains("Figure"));
     let (one, five) = (figure_1(), figure_5b());
     let sides =
-        [Run { name: "fig1", record: &one, fidelity: None }, Run { name: "fig5b", record: &five, fidelity: None }];
+        [Run { name: "fig1", record: &one, fidelity: &[] }, Run { name: "fig5b", record: &five, fidelity: &[] }];
     insta::assert_snapshot!(markdown::render(&sides, &["paper"]).unwrap());
 }
 
@@ -231,7 +231,7 @@ fn with_answers() -> (Record, Fidelity) {
 #[test]
 fn the_trade_off_in_words_and_tables() {
     let (record, file) = with_answers();
-    let run = Run { name: "sample", record: &record, fidelity: Some(&file) };
+    let run = Run { name: "sample", record: &record, fidelity: slice::from_ref(&file) };
     insta::assert_snapshot!(markdown::render(&[run], &["tradeoff"]).unwrap());
     let text = terminal::tradeoff(&run).unwrap();
     for words in
@@ -244,7 +244,7 @@ fn the_trade_off_in_words_and_tables() {
 #[test]
 fn the_trade_off_is_drawn_with_full_prefill_and_the_controls() {
     let (record, file) = with_answers();
-    let run = Run { name: "sample", record: &record, fidelity: Some(&file) };
+    let run = Run { name: "sample", record: &record, fidelity: slice::from_ref(&file) };
     let page = html::render(&[run], &["tradeoff"]).unwrap();
     let drawn: Vec<&str> = svgs(&page).into_iter().filter(|s| s.contains("-tradeoff-")).collect();
     assert_eq!(drawn.len(), 2 * 6, "two texts, twice, and two tasks, at two batches");
@@ -270,7 +270,7 @@ fn the_trade_off_is_drawn_with_full_prefill_and_the_controls() {
 fn the_csv_of_a_trade_off_has_a_line_for_each_mark_and_figure() {
     let (mut record, file) = with_answers();
     record.cells.retain(|c| c.batch == 1);
-    let run = Run { name: "=sample", record: &record, fidelity: Some(&file) };
+    let run = Run { name: "=sample", record: &record, fidelity: slice::from_ref(&file) };
     let csv = csv::render(&[run], &[]).unwrap();
     let (header, lines) = csv.split_once('\n').unwrap();
     assert!(header.starts_with(super::format("csv").unwrap().begins), "a newer report takes its place");
@@ -290,7 +290,7 @@ fn the_csv_of_a_trade_off_has_a_line_for_each_mark_and_figure() {
 fn a_report_of_other_systems_than_the_files_is_refused() {
     let (record, file) = with_answers();
     let other = samples::run();
-    let run = |record| Run { name: "sample", record, fidelity: Some(&file) };
+    let run = |record| Run { name: "sample", record, fidelity: slice::from_ref(&file) };
     for format in FORMATS.iter().filter(|f| f.name != "svg") {
         let error = (format.render)(&[run(&other)], &[]).unwrap_err().to_string();
         assert!(
@@ -312,7 +312,7 @@ fn names_of_a_fidelity_file_stay_text() {
     file.texts[0].name = name.into();
     let of_systems = file.systems.iter_mut().map(|s| &mut s.results);
     of_systems.chain(file.controls.iter_mut().map(|c| &mut c.results)).for_each(|r| r.texts[0].text = name.into());
-    let run = Run { name: "sample", record: &record, fidelity: Some(&file) };
+    let run = Run { name: "sample", record: &record, fidelity: slice::from_ref(&file) };
     let page = html::render(&[run], &[]).unwrap();
     assert!(!page.contains("<script"));
     svgs(&page).into_iter().for_each(|svg| assert!(roxmltree::Document::parse(svg).is_ok()));
@@ -326,7 +326,7 @@ fn a_set_of_machines_is_drawn_with_the_fastest_first() {
     fast.cells.iter_mut().flat_map(|c| &mut c.samples_ns).for_each(|ns| *ns = *ns / 2 + 1);
     fast.cells.iter_mut().flat_map(|c| &mut c.phases).flat_map(|p| &mut p.samples_ns).for_each(|ns| *ns /= 2);
     let sides: Vec<Run> = [("slow", &slow), ("paper", &paper), ("fast", &fast)]
-        .map(|(name, record)| Run { name, record, fidelity: None })
+        .map(|(name, record)| Run { name, record, fidelity: &[] })
         .into();
     let page = html::render(&sides, &["machines"]).unwrap();
     for chart in ["gain", "ttft", "peak", "read"] {
@@ -345,7 +345,7 @@ fn a_set_of_machines_is_drawn_with_the_fastest_first() {
 #[test]
 fn parts_of_a_report_can_be_had_alone() {
     let record = samples::run();
-    let sides = [Run { name: "sample", record: &record, fidelity: None }];
+    let sides = [Run { name: "sample", record: &record, fidelity: &[] }];
     let titles = |parts: &[&str]| {
         let document = document(&sides, true, parts).unwrap();
         document.sections.into_iter().map(|s| s.id).collect::<Vec<_>>()
@@ -376,7 +376,7 @@ fn documents_are_what_their_commands_write() {
         let stem = |path: &String| Path::new(path).file_stem().unwrap().to_string_lossy().into_owned();
         let names: Vec<String> = paths.iter().map(stem).collect();
         let sides: Vec<Run> =
-            names.iter().zip(&runs).map(|(name, record)| Run { name, record, fidelity: None }).collect();
+            names.iter().zip(&runs).map(|(name, record)| Run { name, record, fidelity: &[] }).collect();
         let expected = markdown::render(&sides, &parts.split(',').collect::<Vec<_>>()).unwrap();
         // Above the first section, a document may say more.
         let (_, body) = expected.split_once("\n## ").unwrap();
@@ -419,7 +419,7 @@ fn runs_without_figures_still_make_a_report() {
     let empty = Record::default();
     for format in FORMATS {
         assert!(
-            (format.render)(&[Run { name: "empty", record: &empty, fidelity: None }], &[]).is_ok(),
+            (format.render)(&[Run { name: "empty", record: &empty, fidelity: &[] }], &[]).is_ok(),
             "{}",
             format.name
         );
@@ -429,11 +429,7 @@ fn runs_without_figures_still_make_a_report() {
             cell.phases.iter_mut().for_each(|p| p.samples_ns.clear());
             cell.rounds = None;
         }
-        assert!(
-            (format.render)(&[Run { name: "bare", record: &bare, fidelity: None }], &[]).is_ok(),
-            "{}",
-            format.name
-        );
+        assert!((format.render)(&[Run { name: "bare", record: &bare, fidelity: &[] }], &[]).is_ok(), "{}", format.name);
     }
     assert!(matches!(html::render(&[], &[]), Err(RenderError::NoRuns)));
     let (a, b) = (samples::run(), paper::table5());
@@ -511,7 +507,7 @@ proptest! {
     fn extreme_records_are_refused_or_reported(text in extreme_record()) {
         let Ok(record) = Record::from_reader(text.as_bytes(), Path::new("a.jsonl")) else { return Ok(()) };
         let sound = samples::run();
-        let sides = [Run { name: "extreme", record: &record, fidelity: None }, Run { name: "sound", record: &sound, fidelity: None }];
+        let sides = [Run { name: "extreme", record: &record, fidelity: &[] }, Run { name: "sound", record: &sound, fidelity: &[] }];
         for format in FORMATS {
             let text = (format.render)(&sides, &[]).unwrap();
             if format.name == "html" {
@@ -532,7 +528,7 @@ proptest! {
 fn the_page_can_do_without_its_style() {
     let run = samples::run();
     let page =
-        (super::format("html").unwrap().render)(&[Run { name: "here", record: &run, fidelity: None }], &[]).unwrap();
+        (super::format("html").unwrap().render)(&[Run { name: "here", record: &run, fidelity: &[] }], &[]).unwrap();
     let body = &page[page.find("<body>").unwrap()..];
     assert!(!body.contains("style=") && !page.contains("<script") && !page.contains(" onclick"));
     let variables: Vec<_> = body.split("var(").skip(1).map(|rest| rest.split(')').next().unwrap()).collect();

@@ -30,12 +30,12 @@ const RAISED: f64 = 0.04;
 /// # Errors
 /// No system of the file is one of the record, with what differs; a chart that cannot be drawn.
 pub(crate) fn blocks(run: &Run, prefix: &str, with_charts: bool) -> Result<Vec<Block>, RenderError> {
-    let Some(file) = run.fidelity else { return Ok(Vec::new()) };
-    let joined = tradeoff::join(run.record, file);
+    let Some(file) = run.fidelity.first() else { return Ok(Vec::new()) };
+    let joined = tradeoff::join(run.record, run.fidelity);
     if joined.sizes.is_empty() {
         return Err(RenderError::NotJoined(run.name.into(), refusals(&joined)));
     }
-    let judgements = fidelity::judge(file);
+    let judgements: Vec<Judgement> = run.fidelity.iter().flat_map(fidelity::judge).collect();
     let mut blocks = vec![lead(answer(&joined.sizes[0], &judgements))];
     let said = |j: &Judgement| format!("{}: {}", j.system, j.words);
     blocks.push(Block::List { items: judgements.iter().map(said).collect() });
@@ -449,15 +449,16 @@ pub(crate) const HEADER: [&str; 25] = [
 ///
 /// # Errors
 /// As [`blocks`].
-pub(crate) fn lines(run: &Run, file: &Fidelity) -> Result<Vec<[String; 25]>, RenderError> {
+pub(crate) fn lines(run: &Run) -> Result<Vec<[String; 25]>, RenderError> {
     fn text<T: ToString>(value: Option<T>) -> String {
         value.map(|v| v.to_string()).unwrap_or_default()
     }
-    let joined = tradeoff::join(run.record, file);
+    let Some(file) = run.fidelity.first() else { return Ok(Vec::new()) };
+    let joined = tradeoff::join(run.record, run.fidelity);
     if joined.sizes.is_empty() {
         return Err(RenderError::NotJoined(run.name.into(), refusals(&joined)));
     }
-    let judgements = fidelity::judge(file);
+    let judgements: Vec<Judgement> = run.fidelity.iter().flat_map(fidelity::judge).collect();
     let mut out = Vec::new();
     for size in &joined.sizes {
         for scale in Scale::all(file) {

@@ -10,9 +10,15 @@ use crate::{
     validate::{self, Cause, Claim, Validation, Verdict},
 };
 
-/// The answer of a run: headline, claims, model, break-even and controls.
+/// The answer of a run: headline, claims, model, break-even, tokens of the base and controls.
 pub(crate) fn verdict(validation: &Validation) -> Vec<Block> {
     let mut blocks = if validation.claims.is_empty() { Vec::new() } else { claims(validation) };
+    let items: Vec<String> =
+        validation.base_tokens.iter().map(|b| format!("{}, {}: {b}", b.one.system, size(b.one))).collect();
+    if !items.is_empty() {
+        blocks.push(text("Last tokens, m, that the base can read itself for hardly more time than one:"));
+        blocks.push(Block::List { items });
+    }
     let items: Vec<String> = validation.controls.iter().map(control_text).collect();
     if !items.is_empty() {
         blocks.push(text("Controls, whose outcome is known beforehand:"));

@@ -291,8 +291,27 @@ pub(super) fn check_cell(cell: &Cell) -> Result<(), Fault> {
     }
     for (i, phase) in cell.phases.iter().enumerate() {
         check_samples(&phase.samples_ns, Some(samples), || format!("cell.phases[{i}].samples_ns"))?;
+        if let Some(cost) = phase.cost
+            && cost.f32_flops.is_some_and(|flops| flops > cost.flops.total())
+        {
+            let all = cost.flops.total();
+            return fault(format!("cell.phases[{i}].cost.f32_flops"), format!("expected at most all {all} operations"));
+        }
         if cell.phases[..i].iter().any(|p| p.name == phase.name) {
             return fault(format!("cell.phases[{i}].name"), format!("phase `{}` occurs twice", phase.name));
+        }
+    }
+    if let Some(head) = &cell.head {
+        check_samples(&head.samples_ns, Some(samples), || "cell.head.samples_ns".into())?;
+        // It begins and ends inside of its phase.
+        if let Some(last) = cell.phases.last()
+            && let Some(s) = (0..samples).find(|&s| head.samples_ns[s] > last.samples_ns[s])
+        {
+            let (part, whole) = (head.samples_ns[s], last.samples_ns[s]);
+            return fault(
+                "cell.head",
+                format!("it takes {part} ns of sample {s}, and all of {} {whole} ns", last.name),
+            );
         }
     }
     for (s, &total) in cell.samples_ns.iter().enumerate() {

@@ -32,6 +32,7 @@ fn cell() -> Cell {
                 samples_ns: vec![200, 205],
                 cost: Some(Cost {
                     flops: Flops { projections: 10, attention: 2, head: 0, prediction: 0 },
+                    f32_flops: Some(3),
                     weight_bytes: 7,
                     cache_bytes: 1,
                 }),
@@ -40,10 +41,21 @@ fn cell() -> Cell {
             PhaseRecord {
                 name: "base_step".into(),
                 samples_ns: vec![90, 100],
-                cost: Some(Cost { flops: Flops { head: 5, ..Flops::default() }, weight_bytes: 1, cache_bytes: 1 }),
+                cost: Some(Cost {
+                    flops: Flops { head: 5, ..Flops::default() },
+                    f32_flops: Some(0),
+                    weight_bytes: 1,
+                    cache_bytes: 1,
+                }),
                 parallel_regions: None,
             },
         ],
+        head: Some(PhaseRecord {
+            name: "head".into(),
+            samples_ns: vec![30, 40],
+            cost: Some(Cost { flops: Flops { head: 5, ..Flops::default() }, f32_flops: Some(0), ..Cost::default() }),
+            parallel_regions: None,
+        }),
         gate: Some(Gate { max_abs_err: 1e-5, tolerance: 1e-4, passed: true, longest: None, longest_skipped: None }),
         drift: Some(Drift { before_gflops: Some(100.0), after_gflops: Some(95.0), ..Drift::default() }),
         ..Cell::new(Kind::Kvp, "OE1.1B-KVP-C-450M", "OE1.1B", Some("OE450M"), 4, 256)

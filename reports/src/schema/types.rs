@@ -383,6 +383,20 @@ impl Limits {
         self.peak(dtype).map(|p| p.gflops)
     }
 
+    /// Seconds that arithmetic takes at these peaks, every product at the peak of the type that multiplies it: of what does not say
+    /// its types, all of it in `own`.
+    pub fn arithmetic(&self, cost: &Cost, own: Option<Dtype>) -> Option<f64> {
+        let seconds = |flops: u64, dtype| match flops {
+            0 => Some(0.0),
+            _ => Some(flops as f64 * 1e-9 / self.peak_gflops(dtype)?),
+        };
+        let all = cost.flops.total();
+        match cost.f32_flops {
+            Some(part) => Some(seconds(part, Dtype::F32)? + seconds(all.saturating_sub(part), Dtype::Bf16)?),
+            None => seconds(all, own?),
+        }
+    }
+
     /// The unit that the run's kernels use, if the record says so.
     pub fn in_use(&self) -> Option<&Peak> {
         self.peaks.iter().find(|p| p.in_use == Some(true))
@@ -483,8 +497,8 @@ pub struct Cell {
     pub weight_dtype: Option<Dtype>,
     /// Type of activations and caches.
     pub precision: Option<Dtype>,
-    /// Type of the factors in the matrix products, whatever kernel multiplied them: the fastest row of [`Limits::peaks`] for it bounds
-    /// this cell.
+    /// Type of the factors in the products of the networks, whatever kernel multiplied them: the fastest row of [`Limits::peaks`] for it
+    /// bounds this cell, but for what [`Cost::f32_flops`] says of others.
     pub compute_dtype: Option<Dtype>,
     /// How much of the network is computed.
     pub extent: Option<Extent>,
@@ -516,6 +530,8 @@ pub struct Cell {
     pub limits: Option<Limits>,
     /// Phases in the order they run. What they leave of a sample is unattributed.
     pub phases: Vec<PhaseRecord>,
+    /// The output head of the network that answers, which is a part of the last phase: `head`; null if the writer did not time it.
+    pub head: Option<PhaseRecord>,
     /// Floating-point operations by the paper's approximation, 2 x parameters x tokens, for the whole batch.
     pub paper_flops: Option<u64>,
     /// What a cold start adds; null for a warm one.
@@ -575,6 +591,7 @@ impl Cell {
             clocks: None,
             limits: None,
             phases: Vec::new(),
+            head: None,
             paper_flops: None,
             cold: None,
             decode: None,
@@ -740,6 +757,9 @@ pub struct PhaseRecord {
 pub struct Cost {
     /// Floating-point operations.
     pub flops: Flops,
+    /// What of `flops` is multiplied in F32, the rest being in BF16; null in records of before 2026-11-29, where all are taken to be of
+    /// the cell's `compute_dtype`.
+    pub f32_flops: Option<u64>,
     /// Bytes of weights read, each once.
     pub weight_bytes: u64,
     /// Bytes of KV cache written and read, each once.
@@ -756,6 +776,7 @@ impl Cost {
                 head: self.flops.head.saturating_add(other.flops.head),
                 prediction: self.flops.prediction.saturating_add(other.flops.prediction),
             },
+            f32_flops: self.f32_flops.zip(other.f32_flops).map(|(a, b)| a.saturating_add(b)),
             weight_bytes: self.weight_bytes.saturating_add(other.weight_bytes),
             cache_bytes: self.cache_bytes.saturating_add(other.cache_bytes),
         }
