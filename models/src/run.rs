@@ -959,7 +959,7 @@ mod tests {
         for (maps, by_keys) in [(DType::BF16, false), (DType::F16, true), (DType::F32, true)] {
             let (mut some, mut all) = (0, 0);
             for system in systems(DType::BF16, maps) {
-                let mut run = Run::<bf16>::new(&system, spec, 0).unwrap();
+                let mut run = Run::<bf16>::new(&system, spec, 0, &[]).unwrap();
                 run.sinks(&e, &ids).unwrap();
                 e.take();
                 e.take_f32();
