@@ -237,14 +237,12 @@ impl fmt::Display for Plan {
     }
 }
 
+/// An arm that need not be measured, and why.
+pub type Same = (Arm, String);
+
 /// The arms that are worth measuring at one size, and those that are there what another one is, with the reason in words: of the
 /// pipelined order, where it does not pay and the same system in turn stands beside it.
-pub fn distinct(
-    session: &Session,
-    arms: &[Arm],
-    batch: usize,
-    prompt: usize,
-) -> Result<(Vec<Arm>, Vec<(Arm, String)>)> {
+pub fn distinct(session: &Session, arms: &[Arm], batch: usize, prompt: usize) -> Result<(Vec<Arm>, Vec<Same>)> {
     let (mut apart, mut same) = (Vec::new(), Vec::new());
     for arm in arms {
         let in_turn = session.rig.falls_back(arm, batch, prompt)?;

@@ -538,7 +538,7 @@ impl Session {
     ///
     /// # Errors
     /// What writing the record says.
-    pub fn skip_same(&mut self, same: Vec<(Arm, String)>, batch: usize, prompt: usize) -> Result<()> {
+    pub fn skip_same(&mut self, same: Vec<crate::planner::Same>, batch: usize, prompt: usize) -> Result<()> {
         for (arm, reason) in same {
             let id = arm.id(batch, prompt);
             if !self.skipped.contains(&id) {

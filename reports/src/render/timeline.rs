@@ -165,7 +165,7 @@ fn shown(trace: &Trace) -> Option<&Span> {
     let time = |name: &str| trace.phases.iter().filter(|p| p.name == name).map(Span::took).sum::<f64>();
     let longest = trace.phases.iter().map(|p| p.name.as_str()).max_by(|a, b| time(a).total_cmp(&time(b)))?;
     let of_it = || trace.phases.iter().filter(|p| p.name == longest);
-    let middle = f64::midpoint(of_it().next()?.start, of_it().last()?.end);
+    let middle = f64::midpoint(of_it().next()?.start, of_it().next_back()?.end);
     let covered = |s: &&Span| s.start >= from - 100.0 && s.end <= to + 100.0 && s.took() >= trace.call.took() / 100.0;
     let distance = |s: &Span| (f64::midpoint(s.start, s.end) - middle).abs();
     trace.steps.iter().filter(covered).min_by(|a, b| distance(a).total_cmp(&distance(b)))
