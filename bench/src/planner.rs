@@ -15,7 +15,7 @@ use crate::{
     machine,
     rig::{self, Group},
     scenario::Arm,
-    session::Session,
+    session::{Same, Session},
 };
 
 /// Which systems are in memory at once.
@@ -236,9 +236,6 @@ impl fmt::Display for Plan {
         write!(f, "disk: {}", self.disk)
     }
 }
-
-/// An arm that need not be measured, and why.
-pub type Same = (Arm, String);
 
 /// The arms that are worth measuring at one size, and those that are there what another one is, with the reason in words: of the
 /// pipelined order, where it does not pay and the same system in turn stands beside it.

@@ -66,6 +66,9 @@ pub struct Session {
     scenario_arg: String,
 }
 
+/// An arm that need not be measured, and why.
+pub type Same = (Arm, String);
+
 /// How many samples are asked for.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Asked {
@@ -538,7 +541,7 @@ impl Session {
     ///
     /// # Errors
     /// What writing the record says.
-    pub fn skip_same(&mut self, same: Vec<crate::planner::Same>, batch: usize, prompt: usize) -> Result<()> {
+    pub fn skip_same(&mut self, same: Vec<Same>, batch: usize, prompt: usize) -> Result<()> {
         for (arm, reason) in same {
             let id = arm.id(batch, prompt);
             if !self.skipped.contains(&id) {

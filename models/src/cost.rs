@@ -104,7 +104,7 @@ impl CostSystem {
     /// Operations of the steps that this need not run after another system, planned to lend to it ([`crate::plan_lending`]), has
     /// read the same prompts.
     pub fn borrowed(&self, spec: &RunSpec, from: &CostSystem) -> u64 {
-        let [own, from] = [Schedule::new(self, spec), Schedule::lending(from, spec, 0, &[self])];
+        let [own, from] = [Schedule::new(self, spec), loan::lending(from, spec, 0, &[self])];
         let steps = &own.prompt[..loan::steps(&from.prompt, &own.prompt)];
         sum(steps.iter().map(|step| self.step(spec, step).flops.total()))
     }

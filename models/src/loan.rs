@@ -3,8 +3,9 @@
 //! there, and these then begin behind the steps that are the same ([`crate::Inference::first_token_after`]).
 
 use crate::{
-    schedule::{Keeps, LayerStep, Net, Op, Rows, Step, Tokens},
-    spec::Phase,
+    schedule::{Keeps, LayerStep, Net, Op, Rows, Schedule, Step, Tokens, first_token},
+    spec::{Phase, RunSpec},
+    system::CostSystem,
 };
 
 /// How many first steps of the one run are those of the other too, but for what is kept: the embeddings of a prompt and layers on
@@ -51,9 +52,18 @@ fn goes_on(of: Net, later: &[Step]) -> bool {
     })
 }
 
+/// The schedule of a run that scores up to `scored` tokens and keeps what runs of other systems need to go on from where both have
+/// done the same.
+pub(crate) fn lending(s: &CostSystem, spec: &RunSpec, scored: usize, to: &[&CostSystem]) -> Schedule {
+    Schedule::keeping(s, spec, scored, |steps| {
+        let own = steps.to_vec();
+        to.iter().for_each(|other| lend(steps, &own, &first_token(other, spec).0));
+    })
+}
+
 /// Has a run keep what another needs to begin behind as many of its steps as can be; `own` are the steps of the one that lends as
 /// they are without. What its own maps read stays as it is.
-pub(crate) fn lend(from: &mut [Step], own: &[Step], to: &[Step]) {
+fn lend(from: &mut [Step], own: &[Step], to: &[Step]) {
     let can = |(has, needs): (usize, usize)| has == 0 || has >= needs;
     for n in (2..=alike(own, to)).rev() {
         let Some(needs) = needs(to, n) else { continue };

@@ -8,9 +8,10 @@ use crate::{
     cache::kv_bytes,
     config::{NetworkConfig, TensorSpec},
     kv_prediction::layout::Input,
+    loan,
     network::head_buffer,
     pruning::{Pruning, lazy::Lazy, select::Scores},
-    schedule::{KvShape, Op, Schedule, Slot, SourceShape, Step, shapes},
+    schedule::{KvShape, Op, Slot, SourceShape, Step, shapes},
     sizes::{mul, sum},
     spec::{Precision, RunSpec},
     system::{CostSystem, System},
@@ -75,7 +76,7 @@ fn memory_as<A: Element>(system: &CostSystem, spec: &RunSpec, scored: usize, to:
     let aux = system.aux().map_or_else(Vec::new, NetworkConfig::tensors);
     let networks = [system.base.tensors(), aux].map(|tensors| matrices(tensors, system.weights));
     let maps = matrices(system.predictor_tensors(), system.maps);
-    let (b, c, schedule) = (spec.batch, &system.base, Schedule::lending(system, spec, scored, to));
+    let (b, c, schedule) = (spec.batch, &system.base, loan::lending(system, spec, scored, to));
     let kv = |s: &KvShape| kv_bytes::<A>(shapes(system, s.net), s.layer, b, s.entries);
     let source = |Slot { shape, .. }: &Slot<SourceShape>| source_bytes::<A>(system, b, shape);
     let sinks = schedule.sinks.iter().map(kv);

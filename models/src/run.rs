@@ -178,7 +178,7 @@ struct State<A> {
 impl<A: Element> Run<A> {
     fn new(system: &System, spec: RunSpec, scored: usize, to: &[&CostSystem]) -> Result<Self> {
         let shapes_of = CostSystem::of(system);
-        let schedule = Schedule::lending(&shapes_of, &spec, scored, to);
+        let schedule = loan::lending(&shapes_of, &spec, scored, to);
         let (b, c) = (spec.batch, &shapes_of.base);
         let net = |net| match net {
             Net::Base => system.base(),

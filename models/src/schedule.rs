@@ -15,7 +15,7 @@ use crate::{
         control::Filling,
         layout::{Input, Layout, Order, Origin},
     },
-    loan, pipeline,
+    pipeline,
     pruning::{Pruning, SpecPrefill},
     spec::{Extent, Phase, RunSpec},
     system::CostSystem,
@@ -338,18 +338,17 @@ impl Schedule {
 
     /// The same, with up to `scored` tokens that are given to follow each prompt.
     pub fn scoring(s: &CostSystem, spec: &RunSpec, scored: usize) -> Schedule {
-        Schedule::lending(s, spec, scored, &[])
+        Schedule::keeping(s, spec, scored, |_| ())
     }
 
-    /// The same, keeping what runs of other systems need to go on from where both have done the same.
-    pub fn lending(s: &CostSystem, spec: &RunSpec, scored: usize, to: &[&CostSystem]) -> Schedule {
-        let (own, behind) = first_token(s, spec);
-        let mut lends = own.clone();
-        to.iter().for_each(|other| loan::lend(&mut lends, &own, &first_token(other, spec).0));
+    /// The same, but for what layers of the prompt keep, which `keep` may make more.
+    pub(crate) fn keeping(s: &CostSystem, spec: &RunSpec, scored: usize, keep: impl FnOnce(&mut [Step])) -> Schedule {
+        let (mut prompt, behind) = first_token(s, spec);
+        keep(&mut prompt);
         let dropped = dropped(s, spec);
         let lazy = matches!(s.pruning, Some(Pruning::Lazy { .. }));
         let mut schedule = Schedule {
-            prompt: lends,
+            prompt,
             next: Vec::new(),
             earlier: Vec::new(),
             given: Vec::new(),
@@ -534,7 +533,7 @@ fn dropped(s: &CostSystem, spec: &RunSpec) -> usize {
 }
 
 /// The steps of the first token, in the order in which they run, and [`Schedule::behind`].
-fn first_token(s: &CostSystem, spec: &RunSpec) -> (Vec<Step>, usize) {
+pub(crate) fn first_token(s: &CostSystem, spec: &RunSpec) -> (Vec<Step>, usize) {
     let steps = prompt(s, spec);
     match &s.prediction {
         Some(p) if p.order == Order::Pipelined && pipeline::pays(p, spec) => pipelined(steps),
