@@ -341,8 +341,10 @@ fn alone(s: &Session<'_>, row: &Row, prompt: &[u32], given: &[u32]) -> Vec<Vec<f
     let mut run = row.plan(&s.base, s.precision, (n, ids.len()), &truth, (1, given.len()), &[]).unwrap();
     run.first_token(s.engine, &ids).unwrap();
     let mut logits = vec![run.logits().row(0).to_vec()];
-    let scored = run.score(s.engine, given).unwrap();
-    logits.extend((0..scored.rows()).map(|r| scored.row(r).to_vec()));
+    if !given.is_empty() {
+        let scored = run.score(s.engine, given).unwrap();
+        logits.extend((0..scored.rows()).map(|r| scored.row(r).to_vec()));
+    }
     logits
 }
 

@@ -73,7 +73,8 @@ pub fn check_ids(ids: &[u32], length: usize, system: &System, from: &Path) -> Re
         let vocab = network.config().vocab;
         if let Some(at) = ids.iter().position(|&id| id as usize >= vocab) {
             bail!(
-                "{}: prompt {}, position {}: token id {} is outside the vocabulary of {vocab} of the {which} network: the two do not                  belong together",
+                "{}: prompt {}, position {}: token id {} is outside the vocabulary of {vocab} of the {which} network: the two do not \
+                 belong together",
                 from.display(),
                 at / length,
                 at % length,
