@@ -603,11 +603,14 @@ impl Session {
         }
         let failed = self.failed;
         ensure!(failed.is_empty(), "{} of the cells failed: {}", failed.len(), failed.join(", "));
-        if let (true, Some(first)) = (record.cells.is_empty(), record.skipped.first()) {
+        // That one system is another, and so was not measured, is not why the other was not.
+        let lacking = record.skipped.iter().find(|s| s.estimate_s.is_some() || s.estimate_bytes.is_some());
+        if let (true, Some(one)) = (record.cells.is_empty(), lacking.or(record.skipped.first())) {
             bail!(
-                "nothing was measured: all {} cells were skipped, the first because it {}",
+                "nothing was measured: all {} cells were skipped, {} because it {}",
                 record.skipped.len(),
-                first.reason
+                one.id,
+                one.reason
             );
         }
         Ok(())
