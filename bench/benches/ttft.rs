@@ -10,7 +10,7 @@ use ttft_bench::{
     cleanup, console,
     criterion_args::CriterionArgs,
     knobs::RunKnobs,
-    planner::{Plan, Residence},
+    planner::{self, Plan, Residence},
     remarks,
     rig::Group,
     scenario::Arm,
@@ -74,9 +74,11 @@ fn run(criterion: &mut Criterion, args: &CriterionArgs, mut knobs: RunKnobs) -> 
     let mut group = criterion.benchmark_group("ttft");
     group.sampling_mode(SamplingMode::Flat);
     for (batch, prompt) in groups {
-        let arms: Vec<_> = arms.iter().filter(|a| args.selects(&a.id(batch, prompt))).collect();
+        let arms: Vec<_> = arms.iter().filter(|a| args.selects(&a.id(batch, prompt))).cloned().collect();
+        let (arms, same) = planner::distinct(&session, &arms, batch, prompt)?;
+        session.skip_same(same, batch, prompt)?;
         let estimates = arms.iter().map(|a| session.estimate(a, batch, prompt)).collect::<Result<Vec<_>>>()?;
-        let selected = Group { batch, prompt, part: 1, arms: arms.iter().map(|a| (*a).clone()).collect() };
+        let selected = Group { batch, prompt, part: 1, arms: arms.clone() };
         let all = estimates.iter().sum::<f64>() * f64::from(runs) + session.costs(&selected)?.once;
         if let Some(reason) = session.over_budget(all) {
             for (arm, estimate) in arms.iter().zip(estimates) {
@@ -86,7 +88,7 @@ fn run(criterion: &mut Criterion, args: &CriterionArgs, mut knobs: RunKnobs) -> 
             }
             continue;
         }
-        for arm in arms {
+        for arm in &arms {
             let id = arm.id(batch, prompt);
             if let Some((reason, need)) = session.over_memory([arm].into_iter(), batch, prompt)? {
                 session.skip(Skipped { id, reason, estimate_bytes: Some(need), ..Default::default() })?;

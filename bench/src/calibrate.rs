@@ -61,7 +61,8 @@ pub fn take(knobs: &RunKnobs, asked: Asked, size: Size, folder: &Path, time: Dur
     let disk = session.rig.weights.disk(&arms)?;
     let mut groups = Vec::new();
     for (batch, prompt) in session.rig.scenario.groups() {
-        let (parts, left) = planner::parts(&session, &arms, batch, prompt)?;
+        let (apart, _) = planner::distinct(&session, &arms, batch, prompt)?;
+        let (parts, left) = planner::parts(&session, &apart, batch, prompt)?;
         ensure!(left.is_empty(), "memory is too small for all systems at {batch} x {prompt}: take a smaller scenario");
         groups.extend(parts);
     }

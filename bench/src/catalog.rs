@@ -14,7 +14,7 @@ use ttft_models::{
     Network, NetworkConfig, Predictor, Pruning,
     kv_prediction::{
         layer_map,
-        layout::{Layout, OwnTokens},
+        layout::{Layout, Order, OwnTokens},
     },
     zoo,
 };
@@ -81,8 +81,10 @@ pub struct Pair {
     pub aux: Option<String>,
     /// What is predicted from where.
     pub layout: Layout,
-    /// What the base reads itself.
+    /// What the base reads itself,
     pub own: OwnTokens,
+    /// and when.
+    pub order: Order,
     /// The folder of its predictor, and the type of the maps in it; none for random values, which have the type of the run.
     pub predictor: Option<(PathBuf, DType)>,
 }
@@ -225,7 +227,8 @@ impl Catalog {
             (None, Some(aux)) => (Layout::auxiliary(&layer_map(base_config.layers.len(), aux.layers.len())), None),
             (None, None) => unreachable!("a network alone is no pair"),
         };
-        self.pairs.insert(name.clone(), Pair { base, aux, layout, own, predictor });
+        let order = Order::InTurn;
+        self.pairs.insert(name.clone(), Pair { base, aux, layout, own, order, predictor });
         Ok(name)
     }
 
@@ -249,8 +252,8 @@ impl Catalog {
         })
     }
 
-    /// A pair, or shared layers: the user's own, with other tokens of the base behind its name (`-m16-s1`) or without; of any
-    /// network `NAME-KVP-S19`; or the zoo's.
+    /// A pair, or shared layers: the user's own, with other tokens of the base (`-m16-s1`) or another order (`-pipelined`) behind
+    /// its name or without; of any network `NAME-KVP-S19`; or the zoo's.
     ///
     /// # Errors
     /// No such pair.
@@ -258,18 +261,23 @@ impl Catalog {
         if let Some(pair) = self.pairs.get(name) {
             return Ok(pair.clone());
         }
-        let (plain, own) = OwnTokens::strip(name);
-        if let Some(pair) = self.pairs.get(plain) {
-            return Ok(Pair { own, ..pair.clone() });
+        let (rest, order) = Order::strip(name);
+        let (plain, own) = OwnTokens::strip(rest);
+        if let Some(pair) = self.pairs.get(rest).filter(|pair| pair.aux.is_some()) {
+            return Ok(Pair { order, ..pair.clone() });
+        }
+        if let Some(pair) = self.pairs.get(plain).filter(|pair| pair.aux.is_some() || order == Order::InTurn) {
+            return Ok(Pair { own, order, ..pair.clone() });
         }
         if let Some((base, ..)) = zoo::shared_layers(plain)
             && let Some(network) = self.networks.get(base)
+            && order == Order::InTurn
             && let Some(layout) = zoo::shared(plain, &network.config)
         {
-            return Ok(Pair { base: base.into(), aux: None, layout, own, predictor: None });
+            return Ok(Pair { base: base.into(), aux: None, layout, own, order, predictor: None });
         }
-        let zoo::Prediction { base, aux, layout, own, .. } = zoo::prediction(name)?;
-        Ok(Pair { base: base.into(), aux: aux.map(str::to_owned), layout, own, predictor: None })
+        let zoo::Prediction { base, aux, layout, own, order, .. } = zoo::prediction(name)?;
+        Ok(Pair { base: base.into(), aux: aux.map(str::to_owned), layout, own, order, predictor: None })
     }
 
     /// Whether this is the whole name of a pair of the user's own.
@@ -312,6 +320,7 @@ impl Catalog {
     /// # Errors
     /// No such pair.
     pub fn predictor_key(&self, name: &str) -> Result<String> {
+        let name = if self.pairs.contains_key(name) { name } else { Order::strip(name).0 };
         let plain = OwnTokens::strip(name).0;
         let Pair { base, aux, layout, .. } = self.pair(name)?;
         let of_zoo = |name: &String| !self.networks.contains_key(name);

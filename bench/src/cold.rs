@@ -12,7 +12,11 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use ttft_models::{Inference, Network, RunSpec, kv_prediction::layout::OwnTokens, plan};
+use ttft_models::{
+    Inference, Network, RunSpec,
+    kv_prediction::layout::{Order, OwnTokens},
+    plan,
+};
 
 use crate::{machine, scenario::Arm};
 
@@ -35,14 +39,14 @@ pub(crate) struct Start {
     /// The folders of its networks, the base first.
     pub networks: Vec<PathBuf>,
     /// The folder of its predictor, and what the base reads itself.
-    pub predictor: Option<(PathBuf, OwnTokens)>,
+    pub predictor: Option<(PathBuf, OwnTokens, Order)>,
 }
 
 impl Start {
     /// Every file in its folders.
     pub fn files(&self) -> Result<Vec<PathBuf>> {
         let mut files = Vec::new();
-        for dir in self.networks.iter().chain(self.predictor.iter().map(|(dir, _)| dir)) {
+        for dir in self.networks.iter().chain(self.predictor.iter().map(|(dir, ..)| dir)) {
             let cannot = || format!("{}: cannot list the folder", dir.display());
             for entry in fs::read_dir(dir).with_context(cannot)? {
                 let path = entry.with_context(cannot)?.path();

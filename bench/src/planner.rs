@@ -4,18 +4,18 @@ use std::fmt;
 
 use anyhow::Result;
 use comfy_table::{CellAlignment, Table, presets};
-
+use ttft_models::kv_prediction::layout::Order;
 use ttft_reports::{
-    format::{bytes, seconds},
+    format::{bytes, or_unknown, seconds},
     schema::{Kind, Start},
 };
 
 use crate::{
     design::{self, Costs, Design},
     machine,
-    rig::Group,
+    rig::{self, Group},
     scenario::Arm,
-    session::Session,
+    session::{Same, Session},
 };
 
 /// Which systems are in memory at once.
@@ -32,8 +32,8 @@ pub enum Residence {
 struct PlannedGroup {
     batch: usize,
     prompt: usize,
-    /// Estimated seconds of one sample of each system, in the order of the headings.
-    samples_s: Vec<f64>,
+    /// Estimated seconds of one sample of each system, in the order of the headings; none of one that is what another is here.
+    samples_s: Vec<Option<f64>>,
     /// Memory of all systems that are there at once.
     memory_bytes: u64,
     /// Parts in which it is measured; none if memory holds none of its systems.
@@ -71,7 +71,14 @@ impl Plan {
     pub fn new(session: &Session, arms: &[Arm], samples: u32, residence: Residence) -> Result<Plan> {
         let mut needed = Vec::new();
         let sized = |(batch, prompt)| {
+            let (apart, same) = distinct(session, arms, batch, prompt)?;
             let memory = |arms: &[Arm]| session.memory(arms.iter(), batch, prompt);
+            let estimate = |a: &Arm| {
+                let same = same.iter().any(|(s, _)| s == a);
+                (!same).then(|| session.estimate(a, batch, prompt)).transpose()
+            };
+            let samples_s = arms.iter().map(estimate).collect::<Result<_>>()?;
+            let arms = &apart[..];
             let (parts, too_large, memory_bytes) = match residence {
                 Residence::Together => {
                     let (parts, too_large) = parts(session, arms, batch, prompt)?;
@@ -90,7 +97,7 @@ impl Plan {
             let planned = PlannedGroup {
                 batch,
                 prompt,
-                samples_s: arms.iter().map(|a| session.estimate(a, batch, prompt)).collect::<Result<_>>()?,
+                samples_s,
                 memory_bytes,
                 round_bytes: match session.rig.scenario.start() {
                     Start::Warm => 0,
@@ -155,7 +162,7 @@ impl Plan {
         };
         table.set_header(fields("batch x prompt", &PlannedGroup::size));
         for (i, heading) in self.headings.iter().enumerate() {
-            table.add_row(fields(heading, &|g| seconds(g.samples_s[i])));
+            table.add_row(fields(heading, &|g| or_unknown(g.samples_s[i].map(seconds))));
         }
         table.add_row(fields("samples of each", &PlannedGroup::samples));
         table.add_row(fields("all samples", &|g| seconds(g.seconds)));
@@ -190,6 +197,13 @@ impl PlannedGroup {
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "Planned, by estimate (one sample of each system):\n{}", self.table().trim_fmt())?;
+        if self.groups.iter().any(|g| g.samples_s.contains(&None)) {
+            writeln!(
+                f,
+                "  a system without a time is not measured at that size: there the pipelined order does not pay, and without it the \
+                 system is another of these"
+            )?;
+        }
         let total: f64 = self.groups.iter().map(|g| g.seconds).sum();
         let (total, budget) = (seconds(total), seconds(self.budget_s));
         writeln!(f, "time: about {total} of a budget of {budget}, and what making weights and checking results takes")?;
@@ -221,6 +235,21 @@ impl fmt::Display for Plan {
         }
         write!(f, "disk: {}", self.disk)
     }
+}
+
+/// The arms that are worth measuring at one size, and those that are there what another one is, with the reason in words: of the
+/// pipelined order, where it does not pay and the same system in turn stands beside it.
+pub fn distinct(session: &Session, arms: &[Arm], batch: usize, prompt: usize) -> Result<(Vec<Arm>, Vec<Same>)> {
+    let (mut apart, mut same) = (Vec::new(), Vec::new());
+    for arm in arms {
+        let in_turn = session.rig.falls_back(arm, batch, prompt)?;
+        let plain = Order::strip(&arm.system).0;
+        match arms.iter().find(|other| in_turn && other.kind == arm.kind && other.system == plain) {
+            Some(other) => same.push((arm.clone(), format!("is what {} is: {}", other.system, rig::in_turn()))),
+            None => apart.push(arm.clone()),
+        }
+    }
+    Ok((apart, same))
 }
 
 /// All arms at one size, in as few groups as memory allows, and those that do not fit at all.
@@ -354,8 +383,17 @@ mod tests {
                 let plan = Plan::new(&session, &session.rig.arms, session.rig.scenario.rounds, residence).unwrap();
                 assert_eq!(plan.groups.len(), session.rig.scenario.groups().len(), "{name}");
                 for g in &plan.groups {
-                    assert!(g.samples_s.iter().all(|s| *s > 0.0) && g.memory_bytes > 0, "{name}: {g:?}");
+                    assert!(g.samples_s.iter().flatten().all(|s| *s > 0.0) && g.memory_bytes > 0, "{name}: {g:?}");
+                    for (arm, seconds) in session.rig.arms.iter().zip(&g.samples_s) {
+                        // 64 tokens, of which the auxiliary reads 63.
+                        let pays = g.batch * (g.prompt - 1) <= 64;
+                        let measured = pays || !arm.system.ends_with("-pipelined");
+                        assert_eq!(seconds.is_some(), measured, "{name}: {} {g:?}", arm.system);
+                    }
                 }
+                let pipelined = session.rig.arms.iter().any(|arm| arm.system.ends_with("-pipelined"));
+                assert_eq!(pipelined, ["quick", "grid", "table5", "fig5b"].contains(name));
+                assert_eq!(pipelined, plan.to_string().contains("the pipelined order does not pay"), "{name}: {plan}");
             }
         }
         assert!(!dir.path().join("w").exists(), "planning makes no weights");

@@ -16,8 +16,8 @@ use ttft_kernels::{DType, Engine};
 use ttft_models::{
     Extent, Inference, Network, Phase, PhaseTimes, RunSpec, System,
     cost::{CostSystem, Flops, PhaseCost},
-    kv_prediction::layout::OwnTokens,
-    plan,
+    kv_prediction::layout::{Order, OwnTokens},
+    pipeline, plan,
 };
 use ttft_reports::schema::{self, Cell, Cold, Decode, Kind, Memory, PhaseRecord, Probes, WarmPhase, cold_hash};
 
@@ -176,7 +176,7 @@ impl Rig {
         let networks = arm.networks().into_iter().map(|n| self.weights.network_dir(n)).collect::<Result<Vec<_>>>()?;
         let predictor = self.predictor(arm)?;
         ensure!(
-            predictor.as_ref().is_none_or(|(_, own)| !own.kept),
+            predictor.as_ref().is_none_or(|(_, own, _)| !own.kept),
             "{}: a cold start has no earlier call that could have kept anything: leave --keep-sinks, or 'kept' in the name, out",
             arm.system
         );
@@ -193,9 +193,20 @@ impl Rig {
         Ok((start, Cold { file_bytes, cache: cold::cache(), disk_gb_per_s, ..Cold::default() }))
     }
 
+    /// Whether an arm's layers run in turn at this size though the pipelined order was asked for.
+    ///
+    /// # Errors
+    /// A system that is not in the zoo.
+    pub fn falls_back(&self, arm: &Arm, batch: usize, prompt: usize) -> Result<bool> {
+        Ok(self.weights.cost(arm)?.falls_back(&self.spec(batch, prompt)))
+    }
+
     /// The folder of a KV prediction's predictor, and what its base reads itself.
-    fn predictor(&self, arm: &Arm) -> Result<Option<(PathBuf, OwnTokens)>> {
-        let of = || Ok((self.weights.predictor_dir(&arm.system)?, self.scenario.catalog.pair(&arm.system)?.own));
+    fn predictor(&self, arm: &Arm) -> Result<Option<(PathBuf, OwnTokens, Order)>> {
+        let of = || {
+            let pair = self.scenario.catalog.pair(&arm.system)?;
+            Ok((self.weights.predictor_dir(&arm.system)?, pair.own, pair.order))
+        };
         (arm.kind == Kind::Kvp).then(of).transpose()
     }
 
@@ -283,6 +294,15 @@ impl Rig {
             clock: self.clock.clone(),
         })
     }
+}
+
+/// What is said of a system that falls back.
+pub(crate) fn in_turn() -> String {
+    format!(
+        "the base runs in turn after the auxiliary, because the pipelined order pays only where the auxiliary reads no more than {} \
+         tokens of all prompts together",
+        pipeline::MOST_ROWS
+    )
 }
 
 /// The phase of a cold start before those of the models.

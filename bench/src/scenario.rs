@@ -14,7 +14,9 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use ttft_kernels::DType;
 use ttft_models::{
-    Extent, KvPrediction, Network, Precision, Pruned, Pruning, System, kv_prediction::layout::OwnTokens, zoo,
+    Extent, KvPrediction, Network, Precision, Pruned, Pruning, System,
+    kv_prediction::layout::{Order, OwnTokens},
+    zoo,
 };
 use ttft_reports::{
     schema::{Kind, Start},
@@ -192,11 +194,17 @@ impl Arm {
     ///
     /// # Errors
     /// No network.
-    pub fn assemble(&self, networks: Vec<Arc<Network>>, predictor: Option<(PathBuf, OwnTokens)>) -> Result<System> {
+    pub fn assemble(
+        &self,
+        networks: Vec<Arc<Network>>,
+        predictor: Option<(PathBuf, OwnTokens, Order)>,
+    ) -> Result<System> {
         let mut networks = networks.into_iter();
         let base = networks.next().with_context(|| format!("{}: a system without a network", self.system))?;
         Ok(match (predictor, self.pruning()) {
-            (Some((dir, own)), _) => System::KvPrediction(KvPrediction::new(base, networks.next(), &dir)?.reading(own)),
+            (Some((dir, own, order)), _) => {
+                System::KvPrediction(KvPrediction::new(base, networks.next(), &dir)?.reading(own).ordered(order))
+            }
             (None, Some(pruning)) => System::Pruned(Pruned { aux: networks.next(), ..Pruned::new(base, pruning) }),
             (None, None) => System::Network(base),
         })
@@ -269,7 +277,7 @@ fn arms_of(catalog: &Catalog, name: &str, base: Option<&str>) -> Result<Vec<Arm>
         bail!(
             "'{name}' is neither a network ({networks}) nor a pair ({pairs}) nor a network that shares its first k layers with \
              -KVP-Sk or -KVP-Skown behind its name, either of the two with -mM and -sS behind its name or without (M last and S \
-             first tokens that the base reads itself; -sSkept if the latter are kept), nor a network with a token pruning ({prunings}) behind its name, nor a rival \
+             first tokens that the base reads itself; -sSkept if the latter are kept) and a pair also with -pipelined at the end, nor a network with a token pruning ({prunings}) behind its name, nor a rival \
              ({rivals})"
         );
     }
@@ -377,9 +385,14 @@ impl Scenario {
         for name in &mut self.systems {
             let Ok(pair) = self.catalog.pair(name) else { continue };
             // A pair of one's own is found by its whole name.
-            let plain = if self.catalog.holds(name) { name.as_str() } else { OwnTokens::strip(name).0 };
+            let (plain, order) = if self.catalog.holds(name) {
+                (name.as_str(), Order::InTurn)
+            } else {
+                let (rest, order) = Order::strip(name);
+                (OwnTokens::strip(rest).0, order)
+            };
             if pair.own.first > 0 {
-                *name = format!("{plain}{}", OwnTokens { kept: true, ..pair.own }.suffix());
+                *name = format!("{plain}{}{}", OwnTokens { kept: true, ..pair.own }.suffix(), order.suffix());
                 some = true;
             }
         }
@@ -522,6 +535,9 @@ mod tests {
         let own = scenario.catalog.pair(&scenario.systems[0]).unwrap().own;
         assert_eq!(own, OwnTokens { last: 15, first: 1, kept: true });
         assert_eq!(scenario.keeping_sinks().unwrap().systems[0], "OE1.1B-KVP-S10-m15-s1kept");
+        let pipelined = GOOD.replace("OE1.1B-KVP-C-450M", "OE1.1B-KVP-C-450M-m2-s1-pipelined");
+        let scenario = Scenario::parse(&pipelined).unwrap().keeping_sinks().unwrap();
+        assert_eq!(scenario.systems[0], "OE1.1B-KVP-C-450M-m2-s1kept-pipelined");
         let e = Scenario::load("quick").unwrap().keeping_sinks().unwrap_err().to_string();
         assert!(e.contains("--keep-sinks") && e.contains("-sS"), "{e}");
     }
@@ -562,7 +578,9 @@ mod tests {
         for cell in &paper {
             assert!(ours.contains(&cell.id), "{} is not measured", cell.id);
         }
-        assert_eq!((arms.len(), scenario.groups()), (paper.len(), vec![(64, 59)]));
+        // And the paper's two canonical pairs in the pipelined order.
+        let more = arms.iter().filter(|a| a.system.ends_with("-pipelined")).count();
+        assert_eq!((arms.len(), more, scenario.groups()), (paper.len() + 2, 2, vec![(64, 59)]));
     }
 
     #[test]

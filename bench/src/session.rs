@@ -66,6 +66,9 @@ pub struct Session {
     scenario_arg: String,
 }
 
+/// An arm that need not be measured, and why.
+pub type Same = (Arm, String);
+
 /// How many samples are asked for.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Asked {
@@ -193,6 +196,7 @@ fn header(rig: &Rig, knobs: &RunKnobs, sampler: Sampler, asked: Asked) -> Result
             .chain(slower)
             .chain(scenario.catalog.notes(rig.weights.size() == Size::Real))
             .chain(kept(rig))
+            .chain(in_turn(rig)?)
             .collect(),
         ..RunHeader::default()
     })
@@ -533,6 +537,20 @@ impl Session {
         Ok(self.writer.skipped(&Skipped { reason, ..skipped })?)
     }
 
+    /// Notes systems that are not timed at a size because another one is the same there ([`crate::planner::distinct`]), once.
+    ///
+    /// # Errors
+    /// What writing the record says.
+    pub fn skip_same(&mut self, same: Vec<Same>, batch: usize, prompt: usize) -> Result<()> {
+        for (arm, reason) in same {
+            let id = arm.id(batch, prompt);
+            if !self.skipped.contains(&id) {
+                self.skip(Skipped { id, reason, ..Default::default() })?;
+            }
+        }
+        Ok(())
+    }
+
     /// Notes a cell that failed; [`Session::finish`] reports it.
     ///
     /// # Errors
@@ -585,11 +603,14 @@ impl Session {
         }
         let failed = self.failed;
         ensure!(failed.is_empty(), "{} of the cells failed: {}", failed.len(), failed.join(", "));
-        if let (true, Some(first)) = (record.cells.is_empty(), record.skipped.first()) {
+        // That one system is another, and so was not measured, is not why the other was not.
+        let lacking = record.skipped.iter().find(|s| s.estimate_s.is_some() || s.estimate_bytes.is_some());
+        if let (true, Some(one)) = (record.cells.is_empty(), lacking.or(record.skipped.first())) {
             bail!(
-                "nothing was measured: all {} cells were skipped, the first because it {}",
+                "nothing was measured: all {} cells were skipped, {} because it {}",
                 record.skipped.len(),
-                first.reason
+                one.id,
+                one.reason
             );
         }
         Ok(())
@@ -636,6 +657,23 @@ fn kept(rig: &Rig) -> Vec<String> {
         (own.kept && own.first > 0).then_some(text)
     };
     rig.arms.iter().filter_map(note).collect()
+}
+
+/// What a record says of systems that the pipelined order does not pay for at every size.
+fn in_turn(rig: &Rig) -> Result<Vec<String>> {
+    let mut notes = Vec::new();
+    for arm in &rig.arms {
+        let mut sizes = Vec::new();
+        for (batch, prompt) in rig.scenario.groups() {
+            if rig.falls_back(arm, batch, prompt)? {
+                sizes.push(format!("{batch} x {prompt}"));
+            }
+        }
+        if !sizes.is_empty() {
+            notes.push(format!("{} at {}: {}", arm.system, sizes.join(", "), rig::in_turn()));
+        }
+    }
+    Ok(notes)
 }
 
 #[cfg(test)]

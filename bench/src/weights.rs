@@ -264,7 +264,7 @@ impl Weights {
                     maps = dtype;
                 }
                 let aux = p.aux.map(|aux| self.config(&aux)).transpose()?;
-                Some(Shape { aux, layout: p.layout, own: p.own, filling: None })
+                Some(Shape { aux, layout: p.layout, own: p.own, order: p.order, filling: None })
             }
             _ => None,
         };

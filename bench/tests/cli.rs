@@ -164,11 +164,88 @@ fn logits_of_shared_layers_and_their_trace() {
     let sum = |tid| row(tid).iter().map(|e| span(e).1).sum::<f64>();
     assert!(ends && (sum(2) - sum(3)).abs() < 1e-2 && sum(1) >= sum(2), "{} {} {}", sum(1), sum(2), sum(3));
     assert!(row(3)[1]["args"]["flops"].as_u64().unwrap() > 0);
+    nested(&trace);
+    // Below them are the threads, which worked while a call ran.
+    let calls = span(row(1)[0]).0..span(row(1)[5]).0 + span(row(1)[5]).1 + 1e3;
+    assert!(!row(4).is_empty() && row(4).iter().all(|e| calls.contains(&span(e).0)));
+    // On some levels few-row kernels compute products of so few rows, on others tiles.
+    for one_of in [&["product", "few rows"][..], &["attention"]] {
+        assert!(names(4).iter().any(|n| one_of.contains(&n.as_str())), "{one_of:?}: {:?}", names(4));
+    }
 
     // Tokens of the base without a prediction; an auxiliary that a predictor of shared layers has no use for.
     fail(logits(&a, &tokens, false, &out).args(["--base-tokens", "2"]), &["--base-tokens", "--predictor"]);
     fail(with(&[]).arg("--aux").arg(a.join("aux")), &["config.json", "source", "shared_layers"]);
     fail(&mut with(&["--base-tokens", "0"]), &["--base-tokens", "0"]);
+}
+
+/// Whether a trace is what its viewers ask for: every row named, and of two events of a row that overlap one inside the other;
+/// phases inside calls, steps inside phases.
+fn nested(trace: &serde_json::Value) {
+    let events = trace["traceEvents"].as_array().unwrap();
+    let number = |e: &serde_json::Value, key: &str| e[key].as_f64().unwrap();
+    let mut rows: std::collections::BTreeMap<u64, Vec<(f64, f64)>> = Default::default();
+    for e in events.iter().filter(|e| e["ph"] == "X") {
+        let (ts, dur) = (number(e, "ts"), number(e, "dur"));
+        assert!(ts >= 0.0 && dur >= 0.0 && !e["name"].as_str().unwrap().is_empty(), "{e}");
+        rows.entry(e["tid"].as_u64().unwrap()).or_default().push((ts, ts + dur));
+    }
+    let named = |e: &&serde_json::Value| e["ph"] == "M" && e["name"] == "thread_name";
+    let named: std::collections::BTreeSet<u64> =
+        events.iter().filter(named).map(|e| e["tid"].as_u64().unwrap()).collect();
+    assert!(rows.keys().all(|tid| named.contains(tid)) && rows.len() >= 4, "{named:?}");
+    // Microseconds are rounded where they are added.
+    let inside = |a: &(f64, f64), b: &(f64, f64)| b.0 - 1e-3 <= a.0 && a.1 <= b.1 + 1e-3;
+    for (tid, row) in &mut rows {
+        row.sort_by(|a, b| a.0.total_cmp(&b.0).then(b.1.total_cmp(&a.1)));
+        let mut open: Vec<(f64, f64)> = Vec::new();
+        for span in row.iter() {
+            while open.last().is_some_and(|o| o.1 <= span.0 + 1e-3) {
+                open.pop();
+            }
+            assert!(open.last().is_none_or(|o| inside(span, o)), "row {tid}: {span:?} in {open:?}");
+            open.push(*span);
+        }
+    }
+    for (tid, outer) in [(2, 1), (3, 2)] {
+        assert!(rows[&tid].iter().all(|span| rows[&outer].iter().any(|o| inside(span, o))), "row {tid} in row {outer}");
+    }
+}
+
+/// The pipelined order by the command: the same results, and in its trace the auxiliary and the base's layers in one phase.
+#[test]
+fn the_trace_of_the_pipelined_order() {
+    let dir = TempDir::new().unwrap();
+    let a = fixture("A");
+    let tokens = tokens(dir.path(), &a);
+    let run = |name: &str, pipelined: bool| {
+        let [out, trace] = ["safetensors", "json"].map(|end| dir.path().join(format!("{name}.{end}")));
+        let mut c = logits(&a, &tokens, true, &out);
+        c.args(["--generate", "2", "--threads", "2"]).args(pipelined.then_some("--pipelined"));
+        succeed(c.arg("--trace").arg(&trace));
+        (fs::read(&out).unwrap(), serde_json::from_slice::<serde_json::Value>(&fs::read(&trace).unwrap()).unwrap())
+    };
+    let ((turn, turn_trace), (pipelined, trace)) = (run("turn", false), run("pipelined", true));
+    assert!(turn == pipelined, "the order changes a result");
+    [&turn_trace, &trace].into_iter().for_each(nested);
+    let phases = |trace: &serde_json::Value| {
+        let events = trace["traceEvents"].as_array().unwrap();
+        let row = events.iter().filter(|e| e["ph"] == "X" && e["tid"] == 2);
+        row.map(|e| e["name"].as_str().unwrap().to_owned()).collect::<std::collections::BTreeSet<_>>()
+    };
+    assert_eq!(phases(&turn_trace).into_iter().collect::<Vec<_>>(), ["auxiliary", "base_step", "prediction"]);
+    assert_eq!(phases(&trace).into_iter().collect::<Vec<_>>(), ["base_step", "pipelined", "prediction"]);
+    // A picture of it.
+    let (svg, file) = (dir.path().join("p.svg"), dir.path().join("pipelined.json"));
+    succeed(ttft().args(["report", "--trace"]).arg(&file).arg("--svg").arg(&svg));
+    let drawn = fs::read_to_string(&svg).unwrap();
+    assert!(drawn.starts_with("<svg") && drawn.contains("thread by thread"), "{drawn}");
+    fail(ttft().args(["report", "--trace"]).arg(&file), &["--svg"]);
+    fail(ttft().args(["report", "--trace"]).arg(&tokens).arg("--svg").arg(&svg), &["expected a trace", "--trace"]);
+    assert_eq!(
+        (&turn_trace["otherData"]["order"], &trace["otherData"]["order"]),
+        (&"in turn".into(), &"pipelined".into())
+    );
 }
 
 /// A pruning that drops nothing is what was recorded of the base; one that drops some is what the library computes, which
@@ -613,6 +690,45 @@ fn bench_runs_the_systems_of_every_preset() {
     }
 }
 
+/// Both orders of a pair, at a size where the pipelined one pays and at one where it is the other.
+#[test]
+fn the_pipelined_order_is_measured_where_it_differs() {
+    let dir = TempDir::new().unwrap();
+    let name = "OE1.1B-KVP-C-270M";
+    let run = |number: u32, systems: String| {
+        let [file, out] = ["toml", "jsonl"].map(|end| dir.path().join(format!("{number}.{end}")));
+        let text = format!(
+            "name = \"p\"\ndescription = \"d\"\nsystems = [{systems}]\ndtype = \"bf16\"\nlengths = [5, 80]\nbatches = [1]\n\
+             rounds = 3\nbudget_s = 600\n"
+        );
+        fs::write(&file, text).unwrap();
+        let mut c = ttft();
+        c.args(["bench", "--tiny", "--threads", "2", "--processes", "1", "--scenario"]).arg(&file);
+        let said = succeed(c.arg("--weights").arg(dir.path().join("w")).arg("--out").arg(&out));
+        (said, record(&out), out)
+    };
+    let id = |prompt: u32| format!("ttft/{name}-pipelined/kvp/b1/p{prompt}");
+    let phases = |record: &ttft_reports::schema::Record, id: &str| -> Vec<String> {
+        let cell = record.cells.iter().find(|c| c.id == id).unwrap_or_else(|| panic!("no {id}"));
+        cell.phases.iter().map(|p| p.name.clone()).collect()
+    };
+    let (said, both, out) = run(1, format!("\"{name}\", \"{name}-pipelined\""));
+    assert_eq!(phases(&both, &id(5)), ["pipelined", "prediction", "base_step"]);
+    assert_eq!(both.skipped.iter().map(|s| s.id.as_str()).collect::<Vec<_>>(), [id(80)]);
+    let reason = &both.skipped[0].reason;
+    assert!(reason.contains(&format!("is what {name} is")) && reason.contains("no more than 64 tokens"), "{reason}");
+    let note = format!("{name}-pipelined at 1 x 80: the base runs in turn after the auxiliary");
+    assert!(both.run.notes.iter().any(|n| n.starts_with(&note)), "{:?}", both.run.notes);
+    assert!(said.contains("the pipelined order does not pay") && said.contains(reason.as_str()), "{said}");
+    let verdict = succeed(ttft().arg("validate").arg(&out));
+    assert!(verdict.contains("The pipelined order beside the same in turn"), "{verdict}");
+    // Without the other it is measured, in turn, and the record says so.
+    let (_, alone, _) = run(2, format!("\"{name}-pipelined\""));
+    assert_eq!(phases(&alone, &id(5)), ["pipelined", "prediction", "base_step"]);
+    assert_eq!(phases(&alone, &id(80)), ["auxiliary", "prediction", "base_step"]);
+    assert!(alone.skipped.is_empty() && alone.run.notes.iter().any(|n| n.starts_with(&note)), "{:?}", alone.run.notes);
+}
+
 /// A file on the file system that holds the build can be brought out of memory; else what depends on it is skipped.
 #[cfg(target_os = "linux")]
 fn evicts(dir: &Path) -> bool {
@@ -805,11 +921,15 @@ fn bench_skips_what_the_budget_does_not_hold() {
         .arg(&out)
         .arg("--weights")
         .arg(dir.path().join("w"));
-    fail(&mut c, &["nothing was measured", "all 20 cells", "TTFT_BUDGET"]);
+    fail(&mut c, &["nothing was measured", "all 28 cells", "base/b1/p64 because it would take"]);
     let record = ttft_reports::schema::Record::read(&out).unwrap();
     assert!(record.cells.is_empty());
-    assert_eq!(record.skipped.len(), 20);
-    assert!(record.skipped.iter().all(|s| s.reason.contains("TTFT_BUDGET") && s.estimate_s.is_some()));
+    assert_eq!(record.skipped.len(), 28);
+    // The pipelined order is a system of its own at one of the four sizes, at the others it is the same in turn.
+    let (same, rest): (Vec<_>, Vec<_>) = record.skipped.iter().partition(|s| s.reason.starts_with("is what "));
+    assert_eq!(same.len(), 6);
+    assert!(same.iter().all(|s| s.id.contains("-pipelined/")));
+    assert!(rest.iter().all(|s| s.reason.contains("TTFT_BUDGET") && s.estimate_s.is_some()));
 }
 
 /// What memory does not hold is told by the plan, and skipped with the reason.

@@ -168,6 +168,27 @@ impl Lines {
     }
 }
 
+/// A stretch of memory to be fetched evenly over a number of turns of a kernel's loop. It is never read: any address will do.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Fetch {
+    pub at: *const u8,
+    /// Lines to fetch in each turn, and bytes between them.
+    pub per_turn: usize,
+    pub step: usize,
+}
+
+impl Fetch {
+    /// Nothing.
+    pub const NONE: Fetch = Fetch { at: std::ptr::null(), per_turn: 0, step: 0 };
+
+    /// `bytes` bytes from `at` on, in `turns` turns.
+    pub fn new(at: *const u8, bytes: usize, turns: usize) -> Fetch {
+        let each = bytes.div_ceil(turns.max(1));
+        let per_turn = each.div_ceil(64);
+        Fetch { at, per_turn, step: each.div_ceil(per_turn.max(1)) }
+    }
+}
+
 /// Rows of weights to be fetched in the order in which a tile unit reads them: a line of each row, then the next line of each.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Columns {
@@ -212,6 +233,8 @@ pub(crate) struct Ahead {
     pub queue: Copier,
     /// Where the accumulators go.
     pub own: Lines,
+    /// What another product will read, for the second-level cache. A kernel may leave it alone.
+    pub beside: Fetch,
     /// For the others: an address to prefetch from, one line each K step, never read; it moves on by `step` bytes.
     #[cfg_attr(not(target_arch = "aarch64"), allow(dead_code))]
     pub prefetch: *const u8,
@@ -229,6 +252,7 @@ impl Ahead {
         Ahead {
             queue: Copier::new(&[], shape, 1),
             own: Lines::new(std::ptr::null(), 0, 0, 0, 0),
+            beside: Fetch::NONE,
             prefetch: std::ptr::null(),
             step: 0,
             columns: [Columns::nothing(); 2],
@@ -281,7 +305,8 @@ pub(crate) struct ForWeight {
 }
 
 /// `out[m][n] = x[m] . w[n]` for a few rows of activations: no packing, weights read once, in place. `rows` rows of x against `n`
-/// consecutive rows of W; what the caller will read after them, at `next`, may be prefetched.
+/// consecutive rows of W; what the caller will read after them, at `next`, may be prefetched. `next` is null where the rows are in
+/// the second-level cache already. The sums are the same either way.
 ///
 /// # Safety
 /// `x` is readable for `rows` rows of `k` elements of the kernel's type `x_stride` bytes apart, `w` for `n` rows of `k` elements

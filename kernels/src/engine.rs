@@ -5,11 +5,11 @@ use crate::{
     error::{Error, Result, at_least, expect},
     isa::Isa,
     levels,
-    operands::{AttnShape, HeadNorm, HeadProjection, HeadsOut, Join, Output, Positions, Query},
+    operands::{AttnShape, HeadNorm, HeadProjection, HeadsOut, Join, Output, Positions, Product, Query},
     pool::Pool,
     rope::RopeTable,
     team::{Backend, Kernels, Team},
-    view::{Element, HeadCache, Mat, MatMut, Weight},
+    view::{DType, Element, Format, HeadCache, Mat, MatMut, Weight},
 };
 
 /// How to build an [`Engine`].
@@ -82,27 +82,34 @@ impl Engine {
     /// # Errors
     /// [`Error::Shape`].
     pub fn linear<A: Element>(&self, x: Mat<'_, A>, w: Weight<'_>, out: Output<'_, A>) -> Result<()> {
-        const OP: &str = "linear";
-        expect(OP, "columns of x (K)", w.k(), x.cols())?;
-        let (rows, cols) = match &out {
-            Output::Store(y) | Output::Add(y) => (y.rows(), y.cols()),
-            Output::Bias(y, b) => {
-                expect(OP, "length of the bias (N)", w.n(), b.len())?;
-                (y.rows(), y.cols())
-            }
-            Output::SwiGlu(y, v) => {
-                expect(OP, "rows of the second matrix (SwiGLU)", w.n(), v.n())?;
-                expect(OP, "columns of the second matrix (SwiGLU)", w.k(), v.k())?;
-                expect(OP, "row stride of the second matrix (SwiGLU)", w.stride(), v.stride())?;
-                (y.rows(), y.cols())
-            }
-        };
-        expect(OP, "rows of y (M)", x.rows(), rows)?;
-        expect(OP, "columns of y (N)", w.n(), cols)?;
-        if x.rows() > 0 && w.n() > 0 {
-            driver::linear::linear(&self.0, x, w, out);
+        let product = Product { x, w, out };
+        if check_product("linear", &product)? {
+            driver::linear::linear(&self.0, product);
         }
         Ok(())
+    }
+
+    /// Two products, with the results of [`Engine::linear`] bit for bit. If `many` is one of many rows, which arithmetic bounds,
+    /// and `few` one of few, which memory bounds, they run in one region: the weights of `few` are fetched in the shadow of the
+    /// multiply-adds of `many`, and each thread computes some of their rows now and then. Else one runs after the other.
+    ///
+    /// # Errors
+    /// [`Error::Shape`], before anything is computed.
+    pub fn linear_beside<A: Element>(&self, many: Product<'_, A>, few: Product<'_, A>) -> Result<()> {
+        const OP: &str = "linear_beside";
+        match (check_product(OP, &many)?, check_product(OP, &few)?) {
+            (true, true) => driver::linear::beside(&self.0, many, few),
+            (true, false) => driver::linear::linear(&self.0, many),
+            (false, true) => driver::linear::linear(&self.0, few),
+            (false, false) => {}
+        }
+        Ok(())
+    }
+
+    /// Whether a product of `rows` rows of these types only streams its weights: [`Engine::linear_beside`] can then compute it
+    /// besides another, as many rows of W at a time as one likes.
+    pub fn streams(&self, rows: usize, x: DType, w: Format) -> bool {
+        driver::linear::streams(&self.0, rows, x, w)
     }
 
     /// Rows `ids` of an embedding table `[V, D]`, as f32 `[ids.len(), D]`.
@@ -448,6 +455,27 @@ impl Engine {
         driver::rowwise::convert(&self.0, x, out);
         Ok(())
     }
+}
+
+/// Whether there is anything to compute.
+fn check_product<A: Element>(op: &'static str, Product { x, w, out }: &Product<'_, A>) -> Result<bool> {
+    expect(op, "columns of x (K)", w.k(), x.cols())?;
+    let (rows, cols) = match out {
+        Output::Store(y) | Output::Add(y) => (y.rows(), y.cols()),
+        Output::Bias(y, b) => {
+            expect(op, "length of the bias (N)", w.n(), b.len())?;
+            (y.rows(), y.cols())
+        }
+        Output::SwiGlu(y, v) => {
+            expect(op, "rows of the second matrix (SwiGLU)", w.n(), v.n())?;
+            expect(op, "columns of the second matrix (SwiGLU)", w.k(), v.k())?;
+            expect(op, "row stride of the second matrix (SwiGLU)", w.stride(), v.stride())?;
+            (y.rows(), y.cols())
+        }
+    };
+    expect(op, "rows of y (M)", x.rows(), rows)?;
+    expect(op, "columns of y (N)", w.n(), cols)?;
+    Ok(x.rows() > 0 && w.n() > 0)
 }
 
 fn check_scores<A: Element>(op: &'static str, q: Mat<'_, A>, k: &HeadCache<A>, len: usize, out: &[f32]) -> Result<()> {

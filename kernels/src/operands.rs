@@ -2,7 +2,7 @@
 
 use crate::{
     rope::RopeTable,
-    view::{HeadCache, Mat, MatMut, Weight},
+    view::{Element, HeadCache, Mat, MatMut, Weight},
 };
 
 /// Where [`crate::Engine::linear`] puts `x W^T` (`[M, N]`).
@@ -16,6 +16,60 @@ pub enum Output<'a, A> {
     Add(MatMut<'a, f32>),
     /// `y = silu(x W^T) * (x V^T)`: a second matrix V of W's shape and row stride.
     SwiGlu(MatMut<'a, A>, Weight<'a>),
+}
+
+/// A product `x[M,K] W[N,K]^T` and where it goes, as [`crate::Engine::linear`] takes it.
+#[derive(Debug)]
+pub struct Product<'a, A> {
+    /// `[M, K]`.
+    pub x: Mat<'a, A>,
+    /// `[N, K]`.
+    pub w: Weight<'a>,
+    /// `[M, N]`.
+    pub out: Output<'a, A>,
+}
+
+impl<'a, A: Element> Product<'a, A> {
+    /// The same, for shorter.
+    pub fn reborrow(&mut self) -> Product<'_, A> {
+        let out = match &mut self.out {
+            Output::Store(y) => Output::Store(y.reborrow()),
+            Output::Bias(y, b) => Output::Bias(y.reborrow(), b),
+            Output::Add(y) => Output::Add(y.reborrow()),
+            Output::SwiGlu(y, v) => Output::SwiGlu(y.reborrow(), *v),
+        };
+        Product { x: self.x, w: self.w, out }
+    }
+
+    /// Columns `start..start + cols` of the output, out of as many rows of W.
+    ///
+    /// # Panics
+    /// If there are no such rows.
+    pub fn cols_at(self, start: usize, cols: usize) -> Product<'a, A> {
+        let out = match self.out {
+            Output::Store(y) => Output::Store(y.cols_at(start, cols)),
+            Output::Bias(y, b) => Output::Bias(y.cols_at(start, cols), &b[start..start + cols]),
+            Output::Add(y) => Output::Add(y.cols_at(start, cols)),
+            Output::SwiGlu(y, v) => Output::SwiGlu(y.cols_at(start, cols), v.rows_at(start, cols)),
+        };
+        Product { x: self.x, w: self.w.rows_at(start, cols), out }
+    }
+
+    /// Bytes of W that make one column, of both matrices if there are two.
+    pub fn row_bytes(&self) -> usize {
+        self.matrices() * self.w.format().bytes(self.w.k())
+    }
+
+    /// Operations, two for each multiplication.
+    pub fn flops(&self) -> u64 {
+        [self.matrices(), self.x.rows(), self.w.n(), self.w.k()]
+            .into_iter()
+            .fold(2, |flops, n| flops.saturating_mul(n as u64))
+    }
+
+    fn matrices(&self) -> usize {
+        if let Output::SwiGlu(..) = self.out { 2 } else { 1 }
+    }
 }
 
 /// Per-head RMSNorm (weight `[head_dim]`, eps) of [`crate::Engine::heads`].

@@ -75,6 +75,26 @@ thread_local! {
 /// Names pools, from 1 on.
 static POOLS: AtomicUsize = AtomicUsize::new(1);
 
+/// What a thread did, from when to when.
+#[derive(Clone, Copy, Debug)]
+pub struct Part {
+    /// Which of the pool's.
+    pub thread: usize,
+    /// The operation; a product of few rows that is computed beside another lies within that one's part.
+    pub what: &'static str,
+    /// Its start.
+    pub start: Instant,
+    /// Its end.
+    pub end: Instant,
+}
+
+/// Parts that are logged, if they are asked for.
+#[derive(Debug, Default)]
+struct Log {
+    on: AtomicBool,
+    parts: Mutex<Vec<Part>>,
+}
+
 /// Persistent worker threads; the calling thread is worker 0.
 ///
 /// A pool runs one region at a time; other threads wait for their turn. A region cannot be entered inside another one: that is a
@@ -87,6 +107,7 @@ pub struct Pool {
     /// The pool inside whose regions this one may be used, 0 for none. Pools and those they may be used in are a forest, so that
     /// no two threads wait for each other's pool.
     parent: usize,
+    log: Log,
 }
 
 impl std::fmt::Debug for Pool {
@@ -122,7 +143,7 @@ impl Pool {
             thread::Builder::new().name(format!("ttft-{id}")).spawn(move || worker(&shared, id, pool)).ok()
         };
         let workers = (1..threads.max(1)).map_while(spawn).collect();
-        Pool { shared, workers, turn: Mutex::new(()), id: pool, parent }
+        Pool { shared, workers, turn: Mutex::new(()), id: pool, parent, log: Log::default() }
     }
 
     /// Threads that work in a region.
@@ -136,16 +157,26 @@ impl Pool {
         self.shared.epoch.load(Relaxed)
     }
 
+    /// Has what each thread does logged, or no longer. Costs a lock for each part of a region.
+    pub fn log(&self, on: bool) {
+        self.log.on.store(on, Relaxed);
+    }
+
+    /// What was logged since the last call.
+    pub fn take_log(&self) -> Vec<Part> {
+        std::mem::take(&mut *self.log.parts.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Waits until no other thread has the pool, and takes it.
     ///
     /// # Panics
     /// Inside a region, unless it is one of the pool that this one is a part of.
     pub(crate) fn turn(&self) -> Turn<'_> {
-        self.turn_with(None)
+        self.turn_with(None, "other work")
     }
 
-    /// As [`Pool::turn`], for regions that each thread enters and leaves in some way.
-    pub(crate) fn turn_with(&self, around: Option<Around>) -> Turn<'_> {
+    /// As [`Pool::turn`], for regions that each thread enters and leaves in some way, and that are logged by a name.
+    pub(crate) fn turn_with(&self, around: Option<Around>, what: &'static str) -> Turn<'_> {
         let before = WITHIN.get();
         assert!(
             before == 0 || before == self.parent,
@@ -153,7 +184,7 @@ impl Pool {
         );
         let _held = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         WITHIN.set(self.id);
-        Turn { pool: self, before, around, _held }
+        Turn { pool: self, before, around, what, _held }
     }
 
     /// Runs `body(thread)` once on every thread and returns when all are done. A panic in `body` is passed on.
@@ -179,6 +210,7 @@ pub(crate) struct Turn<'a> {
     /// What [`WITHIN`] was before.
     before: usize,
     around: Option<Around>,
+    what: &'static str,
     _held: MutexGuard<'a, ()>,
 }
 
@@ -186,7 +218,7 @@ impl Turn<'_> {
     /// As [`Pool::run`].
     pub fn run(&self, body: impl Fn(usize) + Sync) {
         let workers = &self.pool.workers;
-        let body = |thread| self.part(|| body(thread));
+        let body = |thread| self.part(thread, || body(thread));
         if workers.is_empty() {
             return body(0);
         }
@@ -239,11 +271,11 @@ impl Turn<'_> {
     }
 
     fn run_for(&self, tasks: usize, work: impl Fn(usize) + Sync) {
-        if tasks <= 1 { self.part(|| work(0)) } else { self.run(work) }
+        if tasks <= 1 { self.part(0, || work(0)) } else { self.run(work) }
     }
 
     /// A thread's part of a region, entered and left.
-    fn part(&self, part: impl FnOnce()) {
+    fn part(&self, thread: usize, part: impl FnOnce()) {
         struct Leave(fn());
         impl Drop for Leave {
             fn drop(&mut self) {
@@ -254,7 +286,19 @@ impl Turn<'_> {
             (a.enter)();
             Leave(a.leave)
         });
+        self.logged(thread, self.what, part);
+    }
+
+    /// Something that a thread does within its part, logged if that is.
+    pub fn logged(&self, thread: usize, what: &'static str, part: impl FnOnce()) {
+        let log = &self.pool.log;
+        if !log.on.load(Relaxed) {
+            return part();
+        }
+        let start = Instant::now();
         part();
+        let part = Part { thread, what, start, end: Instant::now() };
+        log.parts.lock().unwrap_or_else(PoisonError::into_inner).push(part);
     }
 }
 
@@ -323,6 +367,22 @@ mod tests {
                 assert!(hits.iter().all(|h| h.load(Relaxed) == 2), "{threads} threads, {tasks} tasks");
             }
         }
+    }
+
+    #[test]
+    fn each_thread_has_its_parts_logged() {
+        let pool = Pool::new(2);
+        pool.run(|_| ());
+        assert!(pool.take_log().is_empty());
+        pool.log(true);
+        pool.run(|_| ());
+        pool.for_each(1, |_, thread| assert_eq!(thread, 0));
+        let mut threads: Vec<usize> = pool.take_log().iter().map(|p| p.thread).collect();
+        threads.sort_unstable();
+        assert_eq!(threads, [0, 0, 1]);
+        pool.log(false);
+        pool.run(|_| ());
+        assert!(pool.take_log().is_empty());
     }
 
     #[test]

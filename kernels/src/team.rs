@@ -104,12 +104,12 @@ impl Team {
     }
 
     /// Waits until no other thread has the team, and takes it: threads and scratch are the holder's until it is dropped, and one task
-    /// alone, which starts no worker, is as safe as a region.
+    /// alone, which starts no worker, is as safe as a region. `what` names the operation in a log.
     ///
     /// # Panics
     /// Inside a region, unless it is one of the team that this one is a part of.
-    pub fn take(&self) -> Taken<'_> {
-        Taken { turn: self.pool.turn_with(self.level.around), scratch: &self.scratch }
+    pub fn take(&self, what: &'static str) -> Taken<'_> {
+        Taken { turn: self.pool.turn_with(self.level.around, what), scratch: &self.scratch }
     }
 }
 
@@ -176,8 +176,8 @@ mod tests {
         let team = Team::new(&LEVEL, kernels, Pool::new(3));
         let parts = team.split([1, 2]);
         let done = AtomicUsize::new(0);
-        team.take().for_each(2, |part, _| {
-            parts[part].take().run(|thread| {
+        team.take("test").for_each(2, |part, _| {
+            parts[part].take("test").run(|thread| {
                 assert!(thread < parts[part].threads() && INSIDE.load(SeqCst) >= 2);
                 done.fetch_add(1, SeqCst);
             });
@@ -185,9 +185,9 @@ mod tests {
         // Three threads of the team, and those of its parts.
         assert_eq!((done.into_inner(), ENTERED.swap(0, SeqCst), INSIDE.load(SeqCst)), (3, 6, 0));
         // One task alone, and one that panics.
-        team.take().for_each(1, |_, _| assert_eq!(INSIDE.load(SeqCst), 1));
+        team.take("test").for_each(1, |_, _| assert_eq!(INSIDE.load(SeqCst), 1));
         let panic =
-            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| team.take().run(|_| panic!("on purpose"))));
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| team.take("test").run(|_| panic!("on purpose"))));
         assert_eq!((panic.is_err(), ENTERED.load(SeqCst), INSIDE.load(SeqCst)), (true, 4, 0));
         // What is no operation of the level does not enter it.
         team.pool().run(|_| assert_eq!(INSIDE.load(SeqCst), 0));

@@ -64,6 +64,10 @@ pub(crate) const TILES: Tiles =
 /// Bytes of W that one few-row task streams: long enough for the hardware's prefetchers, short enough to balance.
 pub(crate) const DOT_TASK_BYTES: usize = 512 * 1024;
 
+/// Bytes of W, at least, that a thread computes at a time of a product of few rows beside one of many: they stay in the
+/// second-level cache, and take longer than their claiming.
+pub(crate) const BESIDE_BYTES: usize = 32 << 10;
+
 /// Rows of W of which such tasks are multiples: tiles of six, and in their smallest number, which balances them.
 pub(crate) const DOT_UNIT: usize = 6;
 

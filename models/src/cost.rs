@@ -12,7 +12,7 @@ use crate::{
     kv_prediction::layout::Input,
     loan,
     pruning::Pruning,
-    schedule::{Entries, Net, Op, Out, Schedule, Step, next, predicted_layers, shapes},
+    schedule::{Entries, Net, Op, Out, Schedule, Step, next, shapes},
     sizes::sum,
     spec::{Phase, RunSpec},
 };
@@ -79,7 +79,9 @@ fn product<const N: usize>(factors: [u64; N]) -> u64 {
 }
 
 impl CostSystem {
-    /// Costs of the first token, phase by phase, in the order of [`crate::PhaseTimes::phases`].
+    /// Costs of the first token, phase by phase, in the order of [`crate::PhaseTimes::phases`]. Of every phase its arithmetic or its
+    /// traffic, whichever takes longer, is what it takes at least: in the pipelined order what runs behind the auxiliary is of one
+    /// phase with it, and what is left when that is done, the tail, is the base step.
     pub fn first_token(&self, spec: &RunSpec) -> Vec<PhaseCost> {
         self.phases(spec, &Schedule::new(self, spec).prompt)
     }
@@ -217,11 +219,10 @@ impl CostSystem {
                 flops.attention = product([2, c.q_dim(*i) as u64, b, *of as u64]);
                 entries.push(product([c.kv_dim(*i) as u64, b, *of as u64]));
             }
-            Op::Sinks { rows, .. } => {
-                // Read here and written there, of every layer that is predicted.
-                let kv_dim = |layer: usize| self.base.kv_dim(layer) as u64;
-                let all = predicted_layers(self).map(|layer| product([2, 2, kv_dim(layer), b, *rows as u64]));
-                entries.push(sum(all));
+            Op::Sinks { rows, layers, .. } => {
+                // Read here and written there.
+                let moved = |i: &usize| product([2, 2, self.base.kv_dim(*i) as u64, b, *rows as u64]);
+                entries.extend(layers.iter().map(moved));
             }
             Op::Rank { layer: None, .. } | Op::Choose { .. } | Op::Narrow { .. } | Op::Ends { .. } => {}
             Op::Head { net, rows } => {

@@ -21,6 +21,7 @@ pub mod kv_prediction;
 mod loan;
 mod memory;
 pub mod network;
+pub mod pipeline;
 pub mod prompts;
 pub mod pruning;
 mod publish;

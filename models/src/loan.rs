@@ -3,25 +3,18 @@
 //! there, and these then begin behind the steps that are the same ([`crate::Inference::first_token_after`]).
 
 use crate::{
-    schedule::{self, Keeps, LayerStep, Net, Op, Rows, Schedule, Step, Tokens},
-    spec::RunSpec,
+    schedule::{Keeps, LayerStep, Net, Op, Rows, Schedule, Step, Tokens, first_token},
+    spec::{Phase, RunSpec},
     system::CostSystem,
 };
 
-/// The schedule of a run that keeps what runs of other systems need to go on from where both have done the same; with up to
-/// `scored` tokens that are given to follow each prompt.
-pub(crate) fn lending(s: &CostSystem, spec: &RunSpec, scored: usize, to: &[&CostSystem]) -> Schedule {
-    let own = schedule::prompt(s, spec);
-    let mut lends = own.clone();
-    to.iter().for_each(|other| lend(&mut lends, &own, &schedule::prompt(other, spec)));
-    Schedule::keeping(s, spec, scored, lends)
-}
-
 /// How many first steps of the one run are those of the other too, but for what is kept: the embeddings of a prompt and layers on
-/// all of its rows. None of token pruning.
+/// all of its rows. None of token pruning, and none of the pipelined order, where layers of the base may still wait behind them.
 fn alike(a: &[Step], b: &[Step]) -> usize {
-    let prunes = |s: &Step| matches!(s.op, Op::Rank { .. } | Op::Choose { .. } | Op::Narrow { .. });
-    if a.iter().chain(b).any(prunes) {
+    let apart = |s: &Step| {
+        s.phase == Phase::Pipelined || matches!(s.op, Op::Rank { .. } | Op::Choose { .. } | Op::Narrow { .. })
+    };
+    if a.iter().chain(b).any(apart) {
         return 0;
     }
     let all = |rows: Rows| rows == Rows::all(rows.of);
@@ -56,6 +49,15 @@ fn goes_on(of: Net, later: &[Step]) -> bool {
         Op::Layer(l) => l.net == of,
         Op::Ends { net, .. } | Op::Head { net, .. } => *net == of,
         _ => false,
+    })
+}
+
+/// The schedule of a run that scores up to `scored` tokens and keeps what runs of other systems need to go on from where both have
+/// done the same.
+pub(crate) fn lending(s: &CostSystem, spec: &RunSpec, scored: usize, to: &[&CostSystem]) -> Schedule {
+    Schedule::keeping(s, spec, scored, |steps| {
+        let own = steps.to_vec();
+        to.iter().for_each(|other| lend(steps, &own, &first_token(other, spec).0));
     })
 }
 

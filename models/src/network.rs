@@ -3,7 +3,7 @@
 
 use std::{ops::Range, path::Path, sync::Arc};
 
-use ttft_kernels::{DType, Element, HeadsOut, Mat, MatMut, Output, Positions, Query, RopeTable, Weight};
+use ttft_kernels::{DType, Element, HeadsOut, Mat, MatMut, Output, Positions, Product, Query, RopeTable, Weight};
 
 use crate::{
     activations::{Activations, CHUNK, Rows, Run, chunks},
@@ -54,21 +54,41 @@ struct Stack {
 
 impl Stack {
     /// Columns `cols` of `y = x W^T + bias`; `y` has those alone.
-    fn apply<A: Element>(&self, e: &Engine, x: Mat<'_, A>, cols: Range<usize>, y: &mut MatMut<'_, f32>) -> Result<()> {
-        let mut at = 0;
-        for w in self.matrices.iter().map(Matrix::view) {
-            let (from, to) = (cols.start.max(at), cols.end.min(at + w.n()));
-            if from < to {
-                let y = y.reborrow().cols_at(from - cols.start, to - from);
-                let out = match &self.bias {
-                    Some(bias) => Output::Bias(y, &bias[from..to]),
-                    None => Output::Store(y),
-                };
-                e.linear(x, w.rows_at(from - at, to - from), out)?;
+    fn apply<A: Element>(
+        &self,
+        by: &mut impl Multiply<A>,
+        x: Mat<'_, A>,
+        cols: Range<usize>,
+        y: &mut MatMut<'_, f32>,
+    ) -> Result<()> {
+        for j in 0..self.matrices.len() {
+            if let Some(product) = self.product(j, x, cols.clone(), y.reborrow()) {
+                by.linear(product)?;
             }
-            at += w.n();
         }
         Ok(())
+    }
+
+    /// What the `j`-th matrix makes of that, if anything.
+    fn product<'a, A>(
+        &'a self,
+        j: usize,
+        x: Mat<'a, A>,
+        cols: Range<usize>,
+        y: MatMut<'a, f32>,
+    ) -> Option<Product<'a, A>> {
+        let at: usize = self.matrices[..j].iter().map(|w| w.view().n()).sum();
+        let w = self.matrices[j].view();
+        let (from, to) = (cols.start.max(at), cols.end.min(at + w.n()));
+        if from >= to {
+            return None;
+        }
+        let y = y.cols_at(from - cols.start, to - from);
+        let out = match &self.bias {
+            Some(bias) => Output::Bias(y, &bias[from..to]),
+            None => Output::Store(y),
+        };
+        Some(Product { x, w: w.rows_at(from - at, to - from), out })
     }
 
     /// The upper and the lower half, in a tensor each or in one, if there is no bias.
@@ -82,6 +102,32 @@ impl Stack {
             _ => None,
         }
     }
+}
+
+/// Who computes the products of a layer.
+pub(crate) trait Multiply<A> {
+    /// Computes one.
+    fn linear(&mut self, product: Product<'_, A>) -> Result<()>;
+}
+
+/// The engine, which does nothing besides.
+impl<A: Element> Multiply<A> for &Engine {
+    fn linear(&mut self, Product { x, w, out }: Product<'_, A>) -> Result<()> {
+        Ok(Engine::linear(self, x, w, out)?)
+    }
+}
+
+/// A product of a layer.
+#[derive(Clone, Copy)]
+enum Piece {
+    /// Queries, keys and values, by one of the matrices.
+    Project(usize),
+    /// Attention's output.
+    Out,
+    /// Gate and up projection, by one of the matrices or by both at once.
+    Up(usize),
+    /// Back into the residual stream.
+    Down,
 }
 
 /// Adds a bias to every row of `x`.
@@ -227,13 +273,28 @@ impl Network {
         kv: Kv<'_, A>,
         out: Out,
     ) -> Result<()> {
+        self.layer_by(e, &mut { e }, i, act, rope, kv, out)
+    }
+
+    /// As [`Network::layer`], its products computed `by` another.
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) fn layer_by<A: Element>(
+        &self,
+        e: &Engine,
+        by: &mut impl Multiply<A>,
+        i: usize,
+        act: &mut Activations<A>,
+        rope: &RopeTable,
+        kv: Kv<'_, A>,
+        out: Out,
+    ) -> Result<()> {
         let (q_dim, kv_dim) = (self.config.q_dim(i), self.config.kv_dim(i));
         let (first, last) = out.ends();
         // Queries, keys and values come out of one product where all rows need all three.
         let whole = matches!(kv.cache, Cache::Own(_)) && (first, last) == (act.first, act.n);
         let keys_at = if whole { q_dim } else { 0 };
         if !matches!(kv.cache, Cache::Given(_)) {
-            self.project(e, i, act, q_dim - keys_at..q_dim + 2 * kv_dim)?;
+            self.project(e, by, i, act, q_dim - keys_at..q_dim + 2 * kv_dim)?;
             if let Some(source) = kv.source {
                 act.keep(e, keys_at, kv_dim, source)?;
             }
@@ -251,17 +312,139 @@ impl Network {
         }
         act.keep_ends(first, last);
         if !whole {
-            self.project(e, i, act, 0..q_dim)?;
+            self.project(e, by, i, act, 0..q_dim)?;
         }
         self.queries(e, i, act, rope)?;
         if out == Out::Query {
             return Ok(());
         }
+        self.attend(e, i, act, cache)?;
+        self.finish(e, by, i, act)
+    }
+
+    /// Attention of all rows to `cache`.
+    fn attend<A: Element>(&self, e: &Engine, i: usize, act: &mut Activations<A>, cache: &LayerCache<A>) -> Result<()> {
         for Run { rows, shape } in act.runs().into_iter().flatten() {
-            let (q, out) = act.attention(q_dim, rows);
+            let (q, out) = act.attention(self.config.q_dim(i), rows);
             e.attention(q, &cache.k, &cache.v, shape, out)?;
         }
-        self.finish(e, i, act)
+        Ok(())
+    }
+
+    /// Products of layer `i`, where all rows pass all of it: [`Network::before`] and [`Network::product`] in turn are the layer.
+    pub(crate) fn products(&self, i: usize) -> usize {
+        self.layers[i].qkv.matrices.len() + self.ups(i) + 2
+    }
+
+    /// What comes before the `p`-th product of layer `i`, of at most [`CHUNK`] rows.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`]: `act`, `rope` or the cache are too small for this layer.
+    pub(crate) fn before<A: Element>(
+        &self,
+        e: &Engine,
+        (i, p): (usize, usize),
+        act: &mut Activations<A>,
+        rope: &RopeTable,
+        cache: &mut LayerCache<A>,
+    ) -> Result<()> {
+        let (l, q_dim) = (&self.layers[i], self.config.q_dim(i));
+        let all = act.rows() * act.dim;
+        match self.part(i, p) {
+            Piece::Project(0) => {
+                self.normed(e, &l.attn_norm, &act.x[..all], &mut act.h)?;
+                act.y_cols = q_dim + 2 * self.config.kv_dim(i);
+            }
+            Piece::Out => {
+                self.append(e, i, act, q_dim, rope, cache)?;
+                self.queries(e, i, act, rope)?;
+                self.attend(e, i, act, cache)?;
+                add(&mut act.x[..all], l.out_bias.as_ref());
+            }
+            Piece::Up(0) => {
+                self.normed(e, &l.ffn_norm, &act.x[..all], &mut act.h)?;
+            }
+            Piece::Down => self.gate(e, i, act, (0, act.rows()))?,
+            Piece::Project(_) | Piece::Up(_) => {}
+        }
+        Ok(())
+    }
+
+    /// The `p`-th product of layer `i`.
+    pub(crate) fn product<'a, A: Element>(
+        &'a self,
+        (i, p): (usize, usize),
+        act: &'a mut Activations<A>,
+    ) -> Product<'a, A> {
+        let rows = act.rows();
+        self.product_of(i, self.part(i, p), act, (0, rows))
+    }
+
+    fn part(&self, i: usize, p: usize) -> Piece {
+        let (projections, ups) = (self.layers[i].qkv.matrices.len(), self.ups(i));
+        match p.checked_sub(projections) {
+            None => Piece::Project(p),
+            Some(0) => Piece::Out,
+            Some(p) if p <= ups => Piece::Up(p - 1),
+            Some(_) => Piece::Down,
+        }
+    }
+
+    /// Products that make the input of the last one.
+    fn ups(&self, i: usize) -> usize {
+        let stack = &self.layers[i].gate_up;
+        if stack.halves().is_some() { 1 } else { stack.matrices.len() }
+    }
+
+    /// A product of layer `i` on rows `r..r + m`, the inputs of which are there; queries, keys and values at once.
+    fn product_of<'a, A: Element>(
+        &'a self,
+        i: usize,
+        part: Piece,
+        act: &'a mut Activations<A>,
+        (r, m): (usize, usize),
+    ) -> Product<'a, A> {
+        let (l, dim, q_dim, f) = (&self.layers[i], act.dim, self.config.q_dim(i), self.layers[i].shape.ffn);
+        match part {
+            Piece::Project(j) => {
+                let n = act.y_cols;
+                let h = Mat::new(&act.h[..m * dim], m, dim);
+                let y = MatMut::new(&mut act.y[r * n..][..m * n], m, n);
+                l.qkv.product(j, h, 0..n, y).expect("every matrix makes some of the columns")
+            }
+            Piece::Out => {
+                let o = Mat::new(&act.o[r * q_dim..][..m * q_dim], m, q_dim);
+                let x = MatMut::new(&mut act.x[r * dim..][..m * dim], m, dim);
+                Product { x: o, w: l.out.view(), out: Output::Add(x) }
+            }
+            Piece::Up(j) => {
+                let h = Mat::new(&act.h[..m * dim], m, dim);
+                match l.gate_up.halves() {
+                    Some((gate, up)) => {
+                        let g = MatMut::new(&mut act.g[..m * f], m, f);
+                        Product { x: h, w: gate, out: Output::SwiGlu(g, up) }
+                    }
+                    None => {
+                        let u = MatMut::new(&mut act.u[..m * 2 * f], m, 2 * f);
+                        l.gate_up.product(j, h, 0..2 * f, u).expect("every matrix makes some of the columns")
+                    }
+                }
+            }
+            Piece::Down => {
+                let x = MatMut::new(&mut act.x[r * dim..][..m * dim], m, dim);
+                Product { x: Mat::new(&act.g[..m * f], m, f), w: l.down.view(), out: Output::Add(x) }
+            }
+        }
+    }
+
+    /// What comes between up and down projection, of rows `r..r + m`.
+    fn gate<A: Element>(&self, e: &Engine, i: usize, act: &mut Activations<A>, (r, m): (usize, usize)) -> Result<()> {
+        let (l, dim, f) = (&self.layers[i], act.dim, self.layers[i].shape.ffn);
+        if l.gate_up.halves().is_none() {
+            e.silu_mul(Mat::new(&act.u[..m * 2 * f], m, 2 * f), MatMut::new(&mut act.g[..m * f], m, f))?;
+        }
+        add(&mut act.x[r * dim..][..m * dim], l.down_bias.as_ref());
+        Ok(())
     }
 
     /// Layer `i` for rows that stand anywhere in their sequences ([`Activations::load`]), up to their keys and values:
@@ -279,7 +462,7 @@ impl Network {
         mut store: impl FnMut(Part, Mat<'_, A>),
     ) -> Result<()> {
         let (d, q_dim, kv_dim) = (self.config.head_dim, self.config.q_dim(i), self.config.kv_dim(i));
-        self.project(e, i, act, 0..q_dim + 2 * kv_dim)?;
+        self.project(e, &mut { e }, i, act, 0..q_dim + 2 * kv_dim)?;
         let rows = act.rows();
         for (part, at) in [(Part::Key, q_dim), (Part::Value, q_dim + kv_dim)] {
             let src = Mat::new(&act.y[..rows * act.y_cols], rows, act.y_cols).cols_at(at, kv_dim);
@@ -311,7 +494,7 @@ impl Network {
         self.queries(e, i, act, rope)?;
         let (q, out) = act.attention(self.config.q_dim(i), 0..act.rows());
         e.attention_each(q, &cache.k, &cache.v, queries, out)?;
-        self.finish(e, i, act)
+        self.finish(e, &mut { e }, i, act)
     }
 
     /// Copies the residual stream of the first rows of each sequence, as many as fit into `to`; divided by its root mean
@@ -354,7 +537,7 @@ impl Network {
         let (l, n, rows) = (&self.layers[i], 2 * kv_dim, x.len() / dim);
         for (r, m) in chunks(rows, CHUNK) {
             let h = self.normed(e, &l.attn_norm, &x[r * dim..][..m * dim], &mut act.h)?;
-            l.qkv.apply(e, h, q_dim..q_dim + n, &mut MatMut::new(&mut act.y[r * n..][..m * n], m, n))?;
+            l.qkv.apply(&mut { e }, h, q_dim..q_dim + n, &mut MatMut::new(&mut act.y[r * n..][..m * n], m, n))?;
         }
         let y = Mat::new(&act.y[..rows * n], rows, n);
         let (keys, values) = (y.cols_at(0, kv_dim), y.cols_at(kv_dim, kv_dim));
@@ -384,11 +567,18 @@ impl Network {
     }
 
     /// Columns `cols` of layer `i`'s queries, keys and values, out of the normalised residual stream.
-    fn project<A: Element>(&self, e: &Engine, i: usize, act: &mut Activations<A>, cols: Range<usize>) -> Result<()> {
+    fn project<A: Element>(
+        &self,
+        e: &Engine,
+        by: &mut impl Multiply<A>,
+        i: usize,
+        act: &mut Activations<A>,
+        cols: Range<usize>,
+    ) -> Result<()> {
         let (l, dim, n) = (&self.layers[i], act.dim, cols.len());
         for (r, m) in chunks(act.rows(), CHUNK) {
             let h = self.normed(e, &l.attn_norm, &act.x[r * dim..][..m * dim], &mut act.h)?;
-            l.qkv.apply(e, h, cols.clone(), &mut MatMut::new(&mut act.y[r * n..][..m * n], m, n))?;
+            l.qkv.apply(by, h, cols.clone(), &mut MatMut::new(&mut act.y[r * n..][..m * n], m, n))?;
         }
         act.y_cols = n;
         Ok(())
@@ -471,27 +661,23 @@ impl Network {
     }
 
     /// A layer after its attention: output projection and feed-forward network.
-    fn finish<A: Element>(&self, e: &Engine, i: usize, act: &mut Activations<A>) -> Result<()> {
-        let l = &self.layers[i];
-        let (rows, dim, q_dim, f) = (act.rows(), act.dim, self.config.q_dim(i), l.shape.ffn);
-        let x = &mut act.x[..rows * dim];
-        add(x, l.out_bias.as_ref());
-        let o = Mat::new(&act.o[..rows * q_dim], rows, q_dim);
-        e.linear(o, l.out.view(), Output::Add(MatMut::new(x, rows, dim)))?;
-        for (r, m) in chunks(rows, CHUNK) {
-            let x = &mut act.x[r * dim..][..m * dim];
-            let h = self.normed(e, &l.ffn_norm, x, &mut act.h)?;
-            let g = &mut act.g[..m * f];
-            match l.gate_up.halves() {
-                Some((gate, up)) => e.linear(h, gate, Output::SwiGlu(MatMut::new(g, m, f), up))?,
-                None => {
-                    let u = &mut act.u[..m * 2 * f];
-                    l.gate_up.apply(e, h, 0..2 * f, &mut MatMut::new(u, m, 2 * f))?;
-                    e.silu_mul(Mat::new(u, m, 2 * f), MatMut::new(g, m, f))?;
-                }
+    fn finish<A: Element>(
+        &self,
+        e: &Engine,
+        by: &mut impl Multiply<A>,
+        i: usize,
+        act: &mut Activations<A>,
+    ) -> Result<()> {
+        let (l, rows, dim) = (&self.layers[i], act.rows(), act.dim);
+        add(&mut act.x[..rows * dim], l.out_bias.as_ref());
+        by.linear(self.product_of(i, Piece::Out, act, (0, rows)))?;
+        for chunk in chunks(rows, CHUNK) {
+            self.normed(e, &l.ffn_norm, &act.x[chunk.0 * dim..][..chunk.1 * dim], &mut act.h)?;
+            for j in 0..self.ups(i) {
+                by.linear(self.product_of(i, Piece::Up(j), act, chunk))?;
             }
-            add(x, l.down_bias.as_ref());
-            e.linear(Mat::new(g, m, f), l.down.view(), Output::Add(MatMut::new(x, m, dim)))?;
+            self.gate(e, i, act, chunk)?;
+            by.linear(self.product_of(i, Piece::Down, act, chunk))?;
         }
         Ok(())
     }

@@ -25,6 +25,7 @@ use crate::{
     loan,
     memory::memory_of_lending,
     network::{Cache, Kv, Network, head_buffer},
+    pipeline::{Behind, Queue},
     prompts,
     pruning::{
         Pruning,
@@ -93,6 +94,13 @@ struct Lane<A> {
     all: Vec<f32>,
 }
 
+impl<A: Element> Lane<A> {
+    /// At work behind another network's products.
+    fn behind<'a>(&'a mut self, e: &'a Engine, caches: &'a mut [LayerCache<A>], queue: &'a mut Queue) -> Behind<'a, A> {
+        Behind { engine: e, net: &self.net, act: &mut self.act, rope: &self.rope, caches, queue }
+    }
+}
+
 /// A schedule, and what it runs on.
 struct Run<A> {
     shapes: CostSystem,
@@ -100,6 +108,8 @@ struct Run<A> {
     state: State<A>,
     /// Phases of the prompt's steps.
     phases: usize,
+    /// Bytes of weights of the base's layers that may be put off, and operations of the auxiliary's products meanwhile.
+    behind: (u64, u64),
     /// What each step of the last call did, and whose steps these were.
     ran: Vec<Ran>,
     last: Call,
@@ -142,6 +152,8 @@ struct State<A> {
     predicted: Option<Vec<Vec<f32>>>,
     scores: Option<Scores>,
     lazy: Option<Lazy>,
+    /// Layers of the base that are put off.
+    queue: Queue,
     /// Logits and tokens of a network that decodes ahead.
     ahead: Option<(Vec<f32>, Vec<u32>)>,
     /// Positions of the tokens of the prompt that were chosen, `[batch * count]`.
@@ -235,6 +247,7 @@ impl<A: Element> Run<A> {
             predicted: None,
             scores,
             lazy,
+            queue: Queue::default(),
             ahead: shapes_of.chooser.as_ref().map(ahead).transpose()?,
             renumbered: shapes_of.pruning.is_some_and(Pruning::renumbers),
             kept: Vec::with_capacity(b * kept),
@@ -249,7 +262,16 @@ impl<A: Element> Run<A> {
         };
         let phases = Phase::ALL.iter().filter(|phase| schedule.prompt.iter().any(|s| s.phase == **phase)).count();
         let ran = Vec::with_capacity(schedule.prompt.len().max(schedule.next.len()).max(schedule.given.len()));
-        Ok(Run { shapes: shapes_of, schedule, state, phases, ran, last: Call::Prompt })
+        let mut behind = (0, 0);
+        for step in &schedule.prompt[..schedule.behind] {
+            let cost = shapes_of.step(&spec, step);
+            match &step.op {
+                Op::Layer(l) if l.net == Net::Base => behind.0 += cost.weight_bytes,
+                Op::Layer(_) => behind.1 += cost.flops.projections,
+                _ => {}
+            }
+        }
+        Ok(Run { shapes: shapes_of, schedule, state, phases, behind, ran, last: Call::Prompt })
     }
 
     /// Makes the entries of first tokens that are kept, unless those of an earlier call are of the same tokens.
@@ -262,7 +284,7 @@ impl<A: Element> Run<A> {
         s.sink_ids.clear();
         let before = self.schedule.uses.len() - self.schedule.earlier.len();
         for (step, uses) in self.schedule.earlier.iter().zip(&self.schedule.uses[before..]) {
-            s.step(e, &self.schedule, &step.op, *uses, ids)?;
+            s.step(e, &self.schedule, &step.op, *uses, ids, false)?;
         }
         s.sink_ids.extend(ids.chunks_exact(s.spec.prompt).flat_map(|prompt| &prompt[..shape.entries]));
         Ok(())
@@ -349,8 +371,10 @@ impl<A: Element> Run<A> {
         self.ran.clear();
         self.ran.resize(begun, Ran { rows: 0, time: Duration::ZERO, regions: 0 });
         let (mut at, mut regions) = (Instant::now(), e.pool().regions());
-        for (step, uses) in steps.iter().zip(uses).skip(begun) {
-            let rows = self.state.step(e, &self.schedule, &step.op, *uses, ids)?;
+        self.state.queue.start(self.behind.0, self.behind.1);
+        for (i, (step, uses)) in steps.iter().zip(uses).enumerate().skip(begun) {
+            let may_wait = call == Call::Prompt && i < self.schedule.behind;
+            let rows = self.state.step(e, &self.schedule, &step.op, *uses, ids, may_wait)?;
             let (then, count) = (Instant::now(), e.pool().regions());
             self.ran.push(Ran { rows, time: then - at, regions: count.wrapping_sub(regions) });
             (at, regions) = (then, count);
@@ -360,8 +384,16 @@ impl<A: Element> Run<A> {
 }
 
 impl<A: Element> State<A> {
-    /// Runs a step; how many rows of all sequences it worked on.
-    fn step(&mut self, e: &Engine, schedule: &Schedule, op: &Op, uses: Uses, ids: &[u32]) -> Result<usize> {
+    /// Runs a step, or puts it off if it `may_wait`; how many rows of all sequences it works on.
+    fn step(
+        &mut self,
+        e: &Engine,
+        schedule: &Schedule,
+        op: &Op,
+        uses: Uses,
+        ids: &[u32],
+        may_wait: bool,
+    ) -> Result<usize> {
         let (b, prompt) = (self.spec.batch, self.spec.prompt);
         match op {
             &Op::Embed { net, rows, tokens } => {
@@ -400,7 +432,7 @@ impl<A: Element> State<A> {
                 }
                 Ok(ids.len())
             }
-            Op::Layer(l) => self.layer(e, l, uses),
+            Op::Layer(l) => self.layer(e, l, uses, may_wait),
             &Op::Ends { net, rows } => {
                 let act = &mut lane(&mut self.lanes, net).act;
                 act.keep_ends(rows.first, rows.count);
@@ -408,8 +440,9 @@ impl<A: Element> State<A> {
                 Ok(act.rows())
             }
             Op::Map { rows, maps } => self.map(e, schedule, *rows, maps),
-            &Op::Sinks { rows, back } => {
-                for (shape, kept) in schedule.sinks.iter().zip(&mut self.sinks) {
+            &Op::Sinks { rows, back, ref layers } => {
+                let sinks = schedule.sinks.iter().zip(&mut self.sinks);
+                for (shape, kept) in sinks.filter(|(shape, _)| layers.contains(&shape.layer)) {
                     let of = |slot: &Slot<KvShape>| (slot.shape.net, slot.shape.layer, slot.shape.kept);
                     let at = schedule.caches.iter().position(|slot| of(slot) == (shape.net, shape.layer, true));
                     let cache = &mut self.caches[at.expect("a layer that is predicted has a cache")];
@@ -453,9 +486,19 @@ impl<A: Element> State<A> {
         }
     }
 
-    fn layer(&mut self, e: &Engine, l: &LayerStep, uses: Uses) -> Result<usize> {
+    fn layer(&mut self, e: &Engine, l: &LayerStep, uses: Uses, may_wait: bool) -> Result<usize> {
+        let own = lane(&mut self.lanes, l.net);
+        let rows = own.act.rows();
+        if l.net == Net::Base {
+            match uses.cache {
+                Some(cache) if may_wait && Queue::takes(e, &own.net, &own.act, (l.rows, l.out)) => {
+                    self.queue.push(l.layer, cache);
+                    return Ok(rows);
+                }
+                _ => self.finish_queue(e)?,
+            }
+        }
         let lane = lane(&mut self.lanes, l.net);
-        let rows = lane.act.rows();
         if let (Some(gathered), Some(cache)) = (uses.gathered, uses.cache) {
             let [cache, gathered] = self.caches.get_disjoint_mut([cache, gathered]).expect("slots of their own");
             let lazy = self.lazy.as_mut().expect("only LazyLLM revives tokens");
@@ -463,20 +506,44 @@ impl<A: Element> State<A> {
             return Ok(rows);
         }
         let [kv_source, hidden, own] = uses.sources;
+        // Out of the way of those that the base's layers append to meanwhile.
+        let mut taken = uses.cache.map(|i| std::mem::replace(&mut self.caches[i], LayerCache::new(0, 0, 0, 0)));
         let kv = Kv {
-            cache: uses.cache.map_or(Cache::None, |i| Cache::Own(&mut self.caches[i])),
+            cache: taken.as_mut().map_or(Cache::None, Cache::Own),
             source: kv_source.map(|i| match &mut self.sources[i] {
                 Source::KeysAndValues(raw) => raw,
                 Source::Hidden(_) => unreachable!("a source is what its shape says"),
             }),
         };
-        lane.net.layer(e, l.layer, &mut lane.act, &lane.rope, kv, l.out)?;
+        let mut lanes = self.lanes.iter_mut();
+        let (lane, base) = match (lanes.next(), lanes.next()) {
+            (Some((net, lane)), other) if *net == l.net => (lane, other),
+            (other, Some((_, lane))) => (lane, other),
+            _ => unreachable!("every network of a schedule has a lane"),
+        };
+        let done = match base {
+            Some((_, base)) if l.net == Net::Auxiliary && !self.queue.is_empty() => {
+                let (caches, queue) = (&mut self.caches, &mut self.queue);
+                let mut behind = base.behind(e, caches, queue);
+                lane.net.layer_by(e, &mut behind, l.layer, &mut lane.act, &lane.rope, kv, l.out)
+            }
+            _ => lane.net.layer(e, l.layer, &mut lane.act, &lane.rope, kv, l.out),
+        };
+        if let (Some(i), Some(cache)) = (uses.cache, taken) {
+            self.caches[i] = cache;
+        }
+        done?;
         for (slot, unit) in [(hidden, true), (own, false)] {
             if let Some(Source::Hidden(to)) = slot.map(|i| &mut self.sources[i]) {
                 lane.net.keep_hidden(e, &lane.act, unit, to)?;
             }
         }
         Ok(rows)
+    }
+
+    /// Runs what was put off and is not done.
+    fn finish_queue(&mut self, e: &Engine) -> Result<()> {
+        lane(&mut self.lanes, Net::Base).behind(e, &mut self.caches, &mut self.queue).finish()
     }
 
     /// Fills the caches of base layers: of those that have maps all at once.
@@ -525,6 +592,9 @@ impl<A: Element> State<A> {
 
     /// Logits, and of the base and of a network that decodes ahead the choice of a token by the last row of each sequence.
     fn head(&mut self, e: &Engine, net: Net, rows: usize) -> Result<usize> {
+        if net == Net::Base {
+            self.finish_queue(e)?;
+        }
         let lane = lane(&mut self.lanes, net);
         let (logits, ids) = match (net, &mut self.ahead) {
             (Net::Base, _) => (&mut self.logits, &mut self.ids),
@@ -710,7 +780,7 @@ mod tests {
         cost::Flops,
         kv_prediction::{
             control::Mean,
-            layout::{Layout, Origin, OwnTokens},
+            layout::{Layout, Order, Origin, OwnTokens},
         },
         pruning::Pruned,
         spec::Extent,
@@ -775,7 +845,9 @@ mod tests {
         });
         let variants: Vec<System> = variants.iter().cloned().chain(controls).map(System::KvPrediction).collect();
         let pruned = |name: &str| System::Pruned(Pruned::new(Arc::clone(&pair.base), name.parse().unwrap()));
+        let pipelined = [pair.clone(), load(pair.aux.clone(), "hidden")].map(|s| s.ordered(Order::Pipelined));
         let mut all = vec![System::Network(Arc::clone(&pair.base)), System::KvPrediction(pair.clone())];
+        all.extend(pipelined.iter().flat_map(read).map(System::KvPrediction));
         all.extend(variants);
         all.extend(["RP-0.40", "SP-0.30", "SP-1.00", "L0.70-0.20", "L1.00-1.00"].map(pruned));
         all.extend(["GemFilter-0-3", "GemFilter-3-5-p3", "GemFilter-6-99"].map(pruned));
@@ -816,7 +888,7 @@ mod tests {
         let mut all_extra = 0;
         for system in systems(DType::F32, DType::F32) {
             for extent in [Extent::FirstToken, Extent::FullNetwork] {
-                for (batch, prompt) in [(1, 1), (1, 2), (2, 17)] {
+                for (batch, prompt) in [(1, 1), (1, 2), (2, 17), (1, 60)] {
                     let spec = RunSpec { batch, prompt, generate: 6, precision: Precision::F32, extent };
                     let mut run = Run::<f32>::new(&system, spec, 5, &[]).unwrap();
                     let ids: Vec<u32> = (0..batch * prompt).map(|i| (i * 31 % 99) as u32).collect();

@@ -4,7 +4,7 @@
 //! ([`crate::memory_of`]) and traced ([`crate::Inference::trace`]). A step is no kernel call: it lowers to several, and those
 //! of two steps may be interleaved. A phase is a label; its steps need not be neighbours.
 
-use std::fmt;
+use std::{collections::VecDeque, fmt};
 
 pub use crate::{activations::Rows, network::Out};
 
@@ -13,8 +13,9 @@ use crate::{
     kv_prediction::{
         self,
         control::Filling,
-        layout::{Input, Layout, Origin},
+        layout::{Input, Layout, Order, Origin},
     },
+    pipeline,
     pruning::{Pruning, SpecPrefill},
     spec::{Extent, Phase, RunSpec},
     system::CostSystem,
@@ -155,6 +156,8 @@ pub enum Op {
         rows: usize,
         /// Whether they are put back.
         back: bool,
+        /// Of these layers.
+        layers: Vec<usize>,
     },
     /// Adds to the scores of tokens what the last row of the layer that has just run says of them, or a pseudo-random score.
     Rank {
@@ -217,8 +220,8 @@ impl fmt::Display for Step {
             Op::Ends { net, rows } => write!(f, "{net:?} goes on with {} of {}", rows.total(), rows.of),
             Op::Map { rows, maps } => write!(f, "maps of {} layers on {rows}", maps.len()),
             Op::Fill { rows, layers } => write!(f, "fills {} layers with {rows}", layers.len()),
-            Op::Sinks { rows, back: false } => write!(f, "keeps {rows}"),
-            Op::Sinks { rows, back: true } => write!(f, "puts {rows} back"),
+            Op::Sinks { rows, back: false, .. } => write!(f, "keeps {rows}"),
+            Op::Sinks { rows, back: true, .. } => write!(f, "puts {rows} back"),
             Op::Rank { layer: Some((Net::Base, i)), of } => write!(f, "ranks {of} by layer {i}"),
             Op::Rank { layer: Some((net, i)), of } => write!(f, "ranks {of} by {net:?} layer {i}"),
             Op::Rank { layer: None, of } => write!(f, "ranks {of} by chance"),
@@ -323,6 +326,8 @@ pub struct Schedule {
     pub ranked: usize,
     /// Tokens of the prompt that are dropped before the base runs.
     pub dropped: usize,
+    /// Steps of the prompt among which layers of the base may be put off, to run behind the auxiliary's: those before its last.
+    pub behind: usize,
 }
 
 impl Schedule {
@@ -333,11 +338,13 @@ impl Schedule {
 
     /// The same, with up to `scored` tokens that are given to follow each prompt.
     pub fn scoring(s: &CostSystem, spec: &RunSpec, scored: usize) -> Schedule {
-        Schedule::keeping(s, spec, scored, prompt(s, spec))
+        Schedule::keeping(s, spec, scored, |_| ())
     }
 
-    /// The same, with the steps of [`prompt`], which may keep more than the run itself needs.
-    pub fn keeping(s: &CostSystem, spec: &RunSpec, scored: usize, prompt: Vec<Step>) -> Schedule {
+    /// The same, but for what layers of the prompt keep, which `keep` may make more.
+    pub(crate) fn keeping(s: &CostSystem, spec: &RunSpec, scored: usize, keep: impl FnOnce(&mut [Step])) -> Schedule {
+        let (mut prompt, behind) = first_token(s, spec);
+        keep(&mut prompt);
         let dropped = dropped(s, spec);
         let lazy = matches!(s.pruning, Some(Pruning::Lazy { .. }));
         let mut schedule = Schedule {
@@ -353,12 +360,13 @@ impl Schedule {
             // Later tokens are ranked among all before them.
             ranked: if lazy { spec.positions() } else { 0 },
             dropped,
+            behind,
         };
         next(s, spec, spec.prompt, &mut schedule.next);
         if let Some(rows) = kept_sinks(&schedule.prompt) {
             let layers = predicted_layers(s).map(|layer| KvShape { net: Net::Base, layer, entries: rows, kept: true });
             schedule.sinks = layers.collect();
-            earlier(&s.base, rows, &mut schedule.earlier);
+            earlier(s, rows, &mut schedule.earlier);
         }
         if scored > 0 {
             given(s, spec, scored, &mut schedule.given);
@@ -456,8 +464,8 @@ impl Schedule {
         let shape = KvShape { net: l.net, layer: l.layer, entries, kept };
         let fits = |slot: &Slot<KvShape>| {
             let c = slot.shape;
-            let same = if kept { c.layer == l.layer } else { slot.last < at && heads(c.layer) == heads(l.layer) };
-            same && (c.net, c.entries, c.kept) == (l.net, entries, kept)
+            let same = || if kept { c.layer == l.layer } else { slot.last < at && heads(c.layer) == heads(l.layer) };
+            (c.net, c.entries, c.kept) == (l.net, entries, kept) && same()
         };
         let slot = self.caches.iter().position(fits).unwrap_or_else(|| {
             self.caches.push(Slot { shape, first: at, last: at });
@@ -495,7 +503,7 @@ fn kept_sinks(prompt: &[Step]) -> Option<usize> {
 }
 
 /// Base layers whose entries are predicted, but for one that makes its own of all tokens.
-pub(crate) fn predicted_layers(s: &CostSystem) -> impl Iterator<Item = usize> + '_ {
+fn predicted_layers(s: &CostSystem) -> impl Iterator<Item = usize> + '_ {
     let layout = s.prediction.iter().map(|p| &p.layout);
     layout.flat_map(|l| l.predicted().filter(move |(i, _)| Some(*i) != exact(l)).map(|(i, _)| i))
 }
@@ -506,14 +514,14 @@ fn exact(l: &Layout) -> Option<usize> {
 }
 
 /// The base on the first tokens alone, as far as their keys and values.
-fn earlier(c: &NetworkConfig, rows: usize, out: &mut Vec<Step>) {
-    let (phase, rows) = (Phase::BaseStep, Rows::all(rows));
+fn earlier(s: &CostSystem, rows: usize, out: &mut Vec<Step>) {
+    let (c, phase, rows) = (&s.base, Phase::BaseStep, Rows::all(rows));
     out.push(Step { phase, op: Op::Embed { net: Net::Base, rows, tokens: Tokens::Prompt } });
     for layer in 0..c.layers.len() {
         let goes_on = if layer + 1 < c.layers.len() { rows.count } else { 0 };
         out.push(Step { phase, op: kept(layer, rows, Out::Rows(goes_on)) });
     }
-    out.push(Step { phase, op: Op::Sinks { rows: rows.count, back: false } });
+    out.push(Step { phase, op: Op::Sinks { rows: rows.count, back: false, layers: predicted_layers(s).collect() } });
 }
 
 /// Tokens of the prompt without an entry in any cache of the base.
@@ -524,8 +532,17 @@ fn dropped(s: &CostSystem, spec: &RunSpec) -> usize {
     }
 }
 
-/// The steps of the first token.
-pub fn prompt(s: &CostSystem, spec: &RunSpec) -> Vec<Step> {
+/// The steps of the first token, in the order in which they run, and [`Schedule::behind`].
+pub(crate) fn first_token(s: &CostSystem, spec: &RunSpec) -> (Vec<Step>, usize) {
+    let steps = prompt(s, spec);
+    match &s.prediction {
+        Some(p) if p.order == Order::Pipelined && pipeline::pays(p, spec) => pipelined(steps),
+        _ => (steps, 0),
+    }
+}
+
+/// The same, in turn.
+fn prompt(s: &CostSystem, spec: &RunSpec) -> Vec<Step> {
     let (n, extent, c) = (spec.prompt, spec.extent, &s.base);
     let mut out = Vec::new();
     match (&s.prediction, s.pruning) {
@@ -675,9 +692,10 @@ fn auxiliary(aux: &NetworkConfig, p: &kv_prediction::Shape, n: usize, extent: Ex
 
 /// Where the entries of first tokens are kept, predicted ones give way to them.
 fn sinks_back(p: &kv_prediction::Shape, out: &mut Vec<Step>) {
-    let predicted = out.iter().any(|step| matches!(step.op, Op::Map { .. }));
-    if p.own.kept && p.own.first > 0 && predicted {
-        out.push(Step { phase: Phase::BaseStep, op: Op::Sinks { rows: p.own.first, back: true } });
+    let maps = out.iter().find_map(|step| if let Op::Map { maps, .. } = &step.op { Some(maps) } else { None });
+    if let Some(maps) = maps.filter(|_| p.own.kept && p.own.first > 0) {
+        let layers = maps.iter().map(|m| m.layer).collect();
+        out.push(Step { phase: Phase::BaseStep, op: Op::Sinks { rows: p.own.first, back: true, layers } });
     }
 }
 
@@ -687,6 +705,57 @@ fn maps(net: Net, from: impl Iterator<Item = (usize, Origin)>, rows: usize, out:
     if !maps.is_empty() {
         out.push(Step { phase: Phase::Prediction, op: Op::Map { rows, maps } });
     }
+}
+
+/// Steps of the auxiliary, maps and base in turn, in the order in which each first can run: maps behind the layer that they read,
+/// kept entries behind the maps that they replace, and a base layer behind its map; and where the auxiliary's last layer stands
+/// among them. Its layers and what may run behind them are one phase. What has no auxiliary stays as it is.
+fn pipelined(steps: Vec<Step>) -> (Vec<Step>, usize) {
+    let (mut auxiliary, mut base, mut maps, mut sinks) = (Vec::new(), VecDeque::new(), Vec::new(), None);
+    for step in &steps {
+        match &step.op {
+            Op::Embed { net: Net::Auxiliary, .. } | Op::Head { net: Net::Auxiliary, .. } => auxiliary.push(step),
+            Op::Layer(l) if l.net == Net::Auxiliary => auxiliary.push(step),
+            Op::Map { rows, maps: all } => maps.extend(all.iter().map(|m| (step.phase, *rows, *m))),
+            Op::Sinks { rows, back: true, .. } => sinks = Some((step.phase, *rows)),
+            _ => base.push_back(step),
+        }
+    }
+    if auxiliary.is_empty() {
+        return (steps, 0);
+    }
+    let mut out = Vec::with_capacity(steps.len() + auxiliary.len());
+    for step in auxiliary {
+        out.push(step.clone());
+        let Op::Layer(LayerStep { layer: source, .. }) = step.op else { continue };
+        let ready: Vec<_> = maps.extract_if(.., |(.., m)| m.source == source).collect();
+        if let Some(&(phase, rows, _)) = ready.first() {
+            let maps: Vec<Map> = ready.into_iter().map(|(.., m)| m).collect();
+            let layers = maps.iter().map(|m| m.layer).collect();
+            out.push(Step { phase, op: Op::Map { rows, maps } });
+            if let Some((phase, rows)) = sinks {
+                out.push(Step { phase, op: Op::Sinks { rows, back: true, layers } });
+            }
+        }
+        let waits = |step: &Step| match &step.op {
+            Op::Layer(l) => maps.iter().any(|(.., m)| m.layer == l.layer),
+            // It follows all layers.
+            Op::Head { .. } => !maps.is_empty(),
+            _ => maps.iter().any(|(.., m)| m.layer == 0),
+        };
+        while let Some(step) = base.pop_front_if(|step| !waits(step)) {
+            out.push(step.clone());
+        }
+    }
+    out.extend(base.into_iter().cloned());
+    let of = |step: &Step, net| matches!(&step.op, Op::Layer(l) if l.net == net);
+    let last = out.iter().rposition(|s| of(s, Net::Auxiliary)).unwrap_or(0);
+    for (at, step) in out.iter_mut().enumerate() {
+        if step.phase == Phase::Auxiliary || at < last && of(step, Net::Base) {
+            step.phase = Phase::Pipelined;
+        }
+    }
+    (out, last)
 }
 
 /// What a control does in place of the maps of these layers.
@@ -843,8 +912,15 @@ mod tests {
     fn all() -> impl Iterator<Item = CostSystem> {
         let pruned = zoo::PRUNINGS.map(|p| format!("OE270M-{p}"));
         let rivals = zoo::RIVALS.into_iter().map(String::from);
-        let own =
-            ["OE1.1B-KVP-C-270M-m16-s1", "OE1.1B-KVP-S19own-m15", "OE3B-KVP-S1-m2-s3kept", "OE1.1B-KVP-C-270M-s1kept"];
+        let own = [
+            "OE1.1B-KVP-C-270M-m16-s1",
+            "OE1.1B-KVP-C-270M-pipelined",
+            "OE3B-KVP-C-450M-m2-s3-pipelined",
+            "OE1.1B-KVP-S19own-m15",
+            "OE3B-KVP-S1-m2-s3kept",
+            "OE1.1B-KVP-C-270M-s1kept",
+            "OE1.1B-KVP-C-270M-s1kept-pipelined",
+        ];
         let own = own.into_iter().chain(zoo::SHARED).map(String::from);
         let names = zoo::names().map(String::from).chain(pruned).chain(rivals).chain(own);
         names.map(|name| CostSystem::named(&name, DType::BF16).unwrap())
@@ -1005,13 +1081,9 @@ mod tests {
                         assert!(serves.is_sorted_by(|a, b| a < b), "{serves:?}");
                     }
                 }
-                let map = |step: &&Step| matches!(step.op, Op::Map { .. });
-                if let Some(read) = steps.iter().position(map) {
-                    let Op::Map { maps, .. } = &steps[read].op else { unreachable!() };
-                    for slot in &schedule.sources {
-                        let wanted = maps.iter().any(|m| slot.shape.feeds(m));
-                        assert_eq!(slot.last, if wanted { read } else { slot.first });
-                    }
+                for slot in &schedule.sources {
+                    let reads = |step: &&Step| matches!(&step.op, Op::Map { maps, .. } if maps.iter().any(|m| slot.shape.feeds(m)));
+                    assert_eq!(slot.last, steps.iter().position(reads).unwrap_or(slot.first));
                 }
             }
         }
@@ -1085,6 +1157,62 @@ mod tests {
                 next(&s, &spec, past, &mut steps);
                 assert!(steps.iter().map(kind).eq(first.iter().map(kind)), "{:?} after {past}", s.pruning);
             }
+        }
+    }
+
+    fn pipelined_steps(name: &str, map: &[usize], extent: Extent) -> Vec<String> {
+        let mut s = CostSystem::named(name, DType::BF16).unwrap();
+        s.base.layers.truncate(map.len());
+        let p = s.prediction.as_mut().unwrap();
+        assert_eq!(p.order, Order::Pipelined);
+        p.layout = Layout::auxiliary(map);
+        let spec = RunSpec { batch: 1, prompt: 9, generate: 1, precision: Precision::F32, extent };
+        Schedule::new(&s, &spec).prompt.iter().map(Step::to_string).collect()
+    }
+
+    #[test]
+    fn a_base_layer_follows_its_map_and_the_layer_before_it() {
+        let steps = pipelined_steps("OE1.1B-KVP-C-270M-pipelined", &[1, 0, 0, 2], Extent::FirstToken);
+        assert_eq!(
+            steps,
+            [
+                "pipelined: Auxiliary embeds 8 of Prompt",
+                "pipelined: Auxiliary layer 0 on 8 of 8",
+                "prediction: maps of 2 layers on 8",
+                "pipelined: Auxiliary layer 1 on 8 of 8",
+                "prediction: maps of 1 layers on 8",
+                "base_step: Base embeds 1 of Prompt",
+                "pipelined: Base layer 0 on 1 of 9",
+                "pipelined: Base layer 1 on 1 of 9",
+                "pipelined: Base layer 2 on 1 of 9",
+                "pipelined: Auxiliary layer 2 on 8 of 8",
+                "prediction: maps of 1 layers on 8",
+                "base_step: Base layer 3 on 1 of 9",
+                "base_step: Base head on 1",
+            ]
+        );
+    }
+
+    #[test]
+    fn the_whole_auxiliary_may_run() {
+        let steps = pipelined_steps("OE1.1B-KVP-C-270M-m2-pipelined", &[0, 0], Extent::FullNetwork);
+        let head = steps.iter().position(|s| s == "pipelined: Auxiliary head on 7").unwrap();
+        assert_eq!((steps[5].as_str(), head), ("pipelined: Base layer 1 on 2 of 9", 22));
+        assert_eq!(steps[6], "base_step: Base head on 2");
+    }
+
+    #[test]
+    fn where_it_does_not_pay_the_order_is_in_turn() {
+        let steps = |name: &str, batch, prompt| {
+            let spec = RunSpec { batch, ..spec(prompt, Extent::FirstToken) };
+            Schedule::new(&CostSystem::named(name, DType::BF16).unwrap(), &spec)
+        };
+        let (turn, pipelined) = ("OE1.1B-KVP-C-270M", "OE1.1B-KVP-C-270M-pipelined");
+        let asked = CostSystem::named(pipelined, DType::BF16).unwrap();
+        for (batch, prompt, pays) in [(1, 64, true), (1, 65, true), (1, 66, false), (4, 64, false)] {
+            let (turn, pipelined) = (steps(turn, batch, prompt), steps(pipelined, batch, prompt));
+            assert_eq!((turn.prompt != pipelined.prompt, pipelined.behind > 0), (pays, pays), "{batch}x{prompt}");
+            assert_eq!(asked.falls_back(&RunSpec { batch, ..spec(prompt, Extent::FirstToken) }), !pays);
         }
     }
 }

@@ -102,6 +102,8 @@ pub enum Phase {
     Prefill,
     /// The auxiliary network on all but the base's last tokens, or where it chooses tokens on all of them.
     Auxiliary,
+    /// The auxiliary network, and behind it the layers of the base that may run before it ends.
+    Pipelined,
     /// The auxiliary network on tokens that it decodes, to choose those of the prompt by.
     LookAhead,
     /// The base's first layers on the whole prompt, in place of an auxiliary.
@@ -114,8 +116,9 @@ pub enum Phase {
 
 impl Phase {
     /// All of them, each where it runs if others do too.
-    pub const ALL: [Phase; 7] = [
+    pub const ALL: [Phase; 8] = [
         Phase::Auxiliary,
+        Phase::Pipelined,
         Phase::Selection,
         Phase::LookAhead,
         Phase::Prefill,
@@ -130,6 +133,7 @@ impl Phase {
             Phase::Selection => "selection",
             Phase::Prefill => "prefill",
             Phase::Auxiliary => "auxiliary",
+            Phase::Pipelined => "pipelined",
             Phase::SharedLayers => "shared_layers",
             Phase::Prediction => "prediction",
             Phase::BaseStep => "base_step",

@@ -7,9 +7,11 @@ use ttft_kernels::DType;
 use crate::{
     config::{NetworkConfig, TensorSpec},
     error::Result,
-    kv_prediction::{self, KvPrediction},
+    kv_prediction::{self, KvPrediction, layout::Order},
     network::Network,
+    pipeline,
     pruning::{Pruned, Pruning},
+    spec::RunSpec,
     zoo,
 };
 
@@ -73,7 +75,7 @@ impl CostSystem {
             System::KvPrediction(s) => {
                 let (aux, layout) = (s.aux.as_ref().map(config), s.predictor.layout().clone());
                 let filling = s.control.as_ref().map(|c| c.filling());
-                let prediction = kv_prediction::Shape { aux, layout, own: s.own, filling };
+                let prediction = kv_prediction::Shape { aux, layout, own: s.own, order: s.order, filling };
                 let maps = s.predictor.weight_dtype().unwrap_or(alone.weights);
                 CostSystem { prediction: Some(prediction), maps, ..alone }
             }
@@ -93,7 +95,8 @@ impl CostSystem {
     pub fn named(name: &str, weights: DType) -> Result<CostSystem> {
         if let Ok(p) = zoo::prediction(name) {
             let aux = p.aux.map(zoo::network).transpose()?;
-            let prediction = Some(kv_prediction::Shape { aux, layout: p.layout, own: p.own, filling: None });
+            let prediction =
+                Some(kv_prediction::Shape { aux, layout: p.layout, own: p.own, order: p.order, filling: None });
             return Ok(CostSystem { prediction, ..Self::network(zoo::network(p.base)?, weights) });
         }
         if let Ok(p) = zoo::token_pruned(name) {
@@ -101,6 +104,12 @@ impl CostSystem {
             return Ok(CostSystem { pruning, chooser, ..Self::network(zoo::network(p.base)?, weights) });
         }
         Ok(Self::network(zoo::network(name)?, weights))
+    }
+
+    /// Whether the base's layers run in turn after the auxiliary's in this run, though the pipelined order was asked for: at this
+    /// size it would not pay.
+    pub fn falls_back(&self, spec: &RunSpec) -> bool {
+        self.prediction.as_ref().is_some_and(|p| p.order == Order::Pipelined && !pipeline::pays(p, spec))
     }
 
     /// The network besides the base, if there is one.

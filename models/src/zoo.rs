@@ -7,7 +7,7 @@ use crate::{
     error::{Error, Result},
     kv_prediction::{
         self,
-        layout::{Input, Layout, OwnTokens},
+        layout::{Input, Layout, Order, OwnTokens},
     },
     pruning::Pruning,
 };
@@ -376,6 +376,8 @@ pub struct Prediction {
     pub layout: Layout,
     /// Tokens that the base reads itself, which are no matter of weights.
     pub own: OwnTokens,
+    /// When it reads them.
+    pub order: Order,
     /// The name without these.
     pub predictor: String,
 }
@@ -383,18 +385,20 @@ pub struct Prediction {
 /// A pair of [`PAIRS`] or [`CONTROLS`], or shared layers: `OE1.1B-KVP-S19` is a network whose first 19 layers read the prompt,
 /// the others predicted from the hidden state behind them by maps, but for the first of them, which projects it itself;
 /// `OE1.1B-KVP-S19own` has no maps: all layers project it themselves. Behind either, `-m15` and `-s1`: the base reads the last 15
-/// tokens and the first one itself.
+/// tokens and the first one itself; and last `-pipelined`: its layers run behind the auxiliary's.
 ///
 /// # Errors
 /// [`Error::UnknownName`].
 pub fn prediction(name: &str) -> Result<Prediction> {
-    let (plain, own) = OwnTokens::strip(name);
+    let (plain, order) = Order::strip(name);
+    let (plain, own) = OwnTokens::strip(plain);
     let predictor = plain.to_owned();
     let base = shared_layers(plain).and_then(|(base, ..)| NETWORKS.into_iter().find(|n| *n == base));
     if let Some(base) = base
+        && order == Order::InTurn
         && let Some(layout) = shared(plain, &network(base)?)
     {
-        return Ok(Prediction { base, aux: None, layout, own, predictor });
+        return Ok(Prediction { base, aux: None, layout, own, order, predictor });
     }
     let unknown = |_| Error::UnknownName {
         what: "KV prediction",
@@ -402,7 +406,7 @@ pub fn prediction(name: &str) -> Result<Prediction> {
         known: PAIRS.into_iter().chain(SHARED).collect(),
     };
     let p = pair(plain).map_err(unknown)?;
-    Ok(Prediction { base: p.base, aux: Some(p.aux), layout: Layout::auxiliary(&p.layer_map), own, predictor })
+    Ok(Prediction { base: p.base, aux: Some(p.aux), layout: Layout::auxiliary(&p.layer_map), own, order, predictor })
 }
 
 /// What is predicted from where by a name such as `OE1.1B-KVP-S19`, of this base; none of any other name, or if the base has no

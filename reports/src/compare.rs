@@ -452,7 +452,7 @@ fn against(ours: &Cells, theirs: &Cells, apart: bool, calibrations: &[Calibratio
     let own = side_seconds(ours)?.ln() - side_seconds(theirs)?.ln();
     let (ratio, p, verdict) = if std::ptr::eq(first, other) && records == [1, 1] && !single {
         // Within one run, its own rounds decide.
-        let ratio = if std::ptr::eq(a, b) { bare(1.0) } else { summary::ratio(a, b)?.estimate };
+        let ratio = if std::ptr::eq(a, b) { bare(1.0) } else { summary::ratio(&first.run.limits, a, b)?.estimate };
         let verdict = match ratio.interval {
             Some(i) if i.low > 1.0 => Verdict::Faster,
             Some(i) if i.high < 1.0 => Verdict::Slower,

@@ -100,26 +100,34 @@ fn compute_share(cell: &Cell, limits: &Limits) -> Option<f64> {
     (all > 0.0).then(|| compute / all)
 }
 
-/// Two speeds must lie this far apart, beside their intervals, before cells measured one after the other give no ratio.
+/// Two speeds must lie so far apart, beside their intervals, that a time changes by this, before cells measured one after the
+/// other give no ratio.
 pub const LEAST_SPEED_CHANGE: f64 = 0.05;
-/// A speed that moved by more than this within a cell does not say how fast the machine was while it was timed.
+/// A speed that moved within a cell so that its time changes by more than this does not say how fast the machine was.
 pub const MOST_OWN_CHANGE: f64 = 0.25;
 
-/// By how much the machine's speed differed between two cells that were not measured in common rounds, if that is more
-/// than the probes' own intervals and [`LEAST_SPEED_CHANGE`], or if it moved by [`MOST_OWN_CHANGE`] within one of them.
-pub fn speeds_differ(a: &Cell, b: &Cell) -> Option<f64> {
-    let differ = |a: Option<Speed>, b: Option<Speed>| {
+/// By how much a time differs between two cells that were not measured in common rounds through the machine's speed alone, if
+/// a speed moved by more than the probes' own intervals and that makes [`LEAST_SPEED_CHANGE`], or if it moved by
+/// [`MOST_OWN_CHANGE`] within one of them. Arithmetic and memory weigh as the roofline of either cell has them, whichever is
+/// more; fully where that is unknown.
+pub fn speeds_differ(a: &Cell, b: &Cell, limits: &Limits) -> Option<f64> {
+    let shares = [a, b].map(|cell| compute_share(cell, limits));
+    let most = |of: fn(f64) -> f64| shares.map(|share| share.map_or(1.0, of)).into_iter().fold(0.0, f64::max);
+    let differ = |a: Option<Speed>, b: Option<Speed>, weight: f64| {
         let (a, b) = (a?, b?);
-        let change = (a.value - b.value).abs().exp() - 1.0;
+        let change = (weight * (a.value - b.value).abs()).exp() - 1.0;
         let apart = a.low > b.high || b.low > a.high;
-        let own = [a, b].map(|s| (s.high - s.low).exp() - 1.0).into_iter().fold(0.0, f64::max);
+        let own = [a, b].map(|s| (weight * (s.high - s.low)).exp() - 1.0).into_iter().fold(0.0, f64::max);
         match (apart && change >= LEAST_SPEED_CHANGE, own > MOST_OWN_CHANGE) {
             (true, _) => Some(change.max(if own > MOST_OWN_CHANGE { own } else { 0.0 })),
             (false, true) => Some(own),
             (false, false) => None,
         }
     };
-    let changes = [differ(arithmetic(a), arithmetic(b)), differ(bandwidth(a), bandwidth(b))];
+    let changes = [
+        differ(arithmetic(a), arithmetic(b), most(|compute| compute)),
+        differ(bandwidth(a), bandwidth(b), most(|compute| 1.0 - compute)),
+    ];
     changes.into_iter().flatten().reduce(f64::max)
 }
 

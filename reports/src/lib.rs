@@ -8,6 +8,7 @@
 //! - [`fidelity`]: what became of the answer, judged by controls; [`tradeoff`]: times and answers of the same systems.
 //! - [`terminal`]: tables in the terminal; [`render`]: HTML, Markdown and CSV; [`json`]: answers for programs.
 //! - [`paper`]: the paper's own machine as a run.
+//! - [`trace`]: what `ttft logits --trace` wrote, for a picture of it.
 //! - [`text`]: what comes before text from elsewhere, and what must not be shown.
 //!
 //! This crate knows neither kernels nor models: everything it says, it reads from a record.
@@ -31,5 +32,6 @@ pub mod stats;
 pub mod summary;
 pub mod terminal;
 pub mod text;
+pub mod trace;
 pub mod tradeoff;
 pub mod validate;

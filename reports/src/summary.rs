@@ -24,6 +24,8 @@ pub const MAX_TREND: f64 = 0.03;
 pub struct Row<'a> {
     /// The cell.
     pub cell: &'a Cell,
+    /// The limits of its run.
+    pub limits: &'a Limits,
     /// TTFT in seconds: the median of the samples, or the published figure.
     pub ttft: Option<Estimate>,
     /// Prompt tokens of the whole batch by TTFT.
@@ -112,8 +114,8 @@ pub enum Doubt {
     NotCold(u64, u64),
     /// Faster than its measured peak: share of the peak.
     AbovePeak(f64),
-    /// No ratio, because the machine's speed differed so much between this cell and its base, which were not measured in
-    /// common rounds.
+    /// No ratio, because the machine's speed changed between this cell and its base, which were not measured in common rounds:
+    /// what that alone makes of their times.
     NoRatio(f64),
 }
 
@@ -137,7 +139,11 @@ impl fmt::Display for Doubt {
                 write!(f, "{} of its peak: the peak was measured too low", format::percent(*share))
             }
             Doubt::NoRatio(change) => {
-                write!(f, "no ratio: the machine's speed moved by {} between it and its base", format::change(*change))
+                write!(
+                    f,
+                    "no ratio: between it and its base the machine's speed changed, which alone makes {}",
+                    format::change(*change)
+                )
             }
         }
     }
@@ -218,9 +224,9 @@ pub fn cold_extra(cell: &Cell) -> Option<Estimate> {
 }
 
 /// How many times the warm runs of `fast` the warm runs of `slow` take, right after cold starts in common rounds.
-pub fn warm_ratio(slow: &Cell, fast: &Cell) -> Option<Estimate> {
+pub fn warm_ratio(limits: &Limits, slow: &Cell, fast: &Cell) -> Option<Estimate> {
     let warm = |cell: &Cell| Some(seconds(&cell.cold.as_ref()?.warm_ns));
-    Some(quotients((slow, &warm(slow)?), (fast, &warm(fast)?))?.estimate)
+    Some(quotients(limits, (slow, &warm(slow)?), (fast, &warm(fast)?))?.estimate)
 }
 
 /// Part of the weights that a cold start must have read, to be one: page by page some may not be needed.
@@ -288,35 +294,35 @@ pub fn auxiliary_of<'a>(cells: impl Iterator<Item = &'a Cell>, kvp: &Cell) -> Op
 }
 
 /// How many times the steps of `base` those of `cell` take: paired as TTFT is.
-pub fn step_ratio(cell: &Cell, base: &Cell) -> Option<Estimate> {
-    Some(quotients((cell, &steps(cell)), (base, &steps(base)))?.estimate)
+pub fn step_ratio(limits: &Limits, cell: &Cell, base: &Cell) -> Option<Estimate> {
+    Some(quotients(limits, (cell, &steps(cell)), (base, &steps(base)))?.estimate)
 }
 
 /// How many times `fast`'s phase takes `slow`'s phase: paired as TTFT is.
-pub fn phase_ratio(slow: (&Cell, &str), fast: (&Cell, &str)) -> Option<Estimate> {
+pub fn phase_ratio(limits: &Limits, slow: (&Cell, &str), fast: (&Cell, &str)) -> Option<Estimate> {
     let times = |(cell, name): (&Cell, &str)| Some(seconds(&cell.phase(name)?.samples_ns));
-    Some(quotients((slow.0, &times(slow)?), (fast.0, &times(fast)?))?.estimate)
+    Some(quotients(limits, (slow.0, &times(slow)?), (fast.0, &times(fast)?))?.estimate)
 }
 
 /// How many times `slow` takes the TTFT of `fast`: paired if both were measured in rounds of one group, else not.
-pub fn ratio(slow: &Cell, fast: &Cell) -> Option<Speedup> {
+pub fn ratio(limits: &Limits, slow: &Cell, fast: &Cell) -> Option<Speedup> {
     if slow.published.is_some() || fast.published.is_some() {
         let value = ttft(slow)?.value / ttft(fast)?.value;
         let estimate = Estimate { value, interval: None, samples: 0 };
         return Some(Speedup { estimate, pairing: Pairing::Published });
     }
-    quotients((slow, &seconds(&slow.samples_ns)), (fast, &seconds(&fast.samples_ns)))
+    quotients(limits, (slow, &seconds(&slow.samples_ns)), (fast, &seconds(&fast.samples_ns)))
 }
 
 /// The ratio of two lists of times, one for each sample of their cells; `None` too if they were not measured in common
 /// rounds and the machine's speed differed between them.
-fn quotients((a, of_a): (&Cell, &[f64]), (b, of_b): (&Cell, &[f64])) -> Option<Speedup> {
+fn quotients(limits: &Limits, (a, of_a): (&Cell, &[f64]), (b, of_b): (&Cell, &[f64])) -> Option<Speedup> {
     if of_a.is_empty() || of_b.is_empty() {
         return None;
     }
     let places = mates(a, b);
     if places.is_empty() {
-        if levels::speeds_differ(a, b).is_some() {
+        if levels::speeds_differ(a, b, limits).is_some() {
             return None;
         }
         let estimate = match processes(a).min(processes(b)) {
@@ -427,14 +433,15 @@ pub fn row<'a>(record: &'a Record, cell: &'a Cell) -> Row<'a> {
     let peak_share = peak_share(&record.run.limits, cell);
     let mut doubts = doubts(cell, record.run.machine.logical_cores);
     doubts.extend(peak_share.filter(|share| *share > 1.0).map(Doubt::AbovePeak));
-    let speedup = base.and_then(|base| ratio(base, cell));
+    let speedup = base.and_then(|base| ratio(&record.run.limits, base, cell));
     let flops_reduction = base.and_then(|base| quotient(flops(base), flops(cell)));
     if let Some(base) = base.filter(|_| speedup.is_none()) {
-        doubts.extend(levels::speeds_differ(base, cell).map(Doubt::NoRatio));
+        doubts.extend(levels::speeds_differ(base, cell, &record.run.limits).map(Doubt::NoRatio));
     }
     let roofline = |cell: &Cell| roofline(&record.run.limits, cell);
     Row {
         cell,
+        limits: &record.run.limits,
         ttft,
         tokens_per_s: rate(Some(f64::from(cell.batch) * f64::from(cell.prompt))),
         gflops,
@@ -449,7 +456,7 @@ pub fn row<'a>(record: &'a Record, cell: &'a Cell) -> Row<'a> {
         roofline: roofline(cell),
         roofline_reduction: base.and_then(|base| Some(roofline(base)? / roofline(cell)?)),
         step: step(cell),
-        step_ratio: base.and_then(|base| step_ratio(cell, base)),
+        step_ratio: base.and_then(|base| step_ratio(&record.run.limits, cell, base)),
         ttft_steps: ttft_steps(cell),
         energy_reduction: base.and_then(|base| Some(joules(base)? / joules(cell)?)),
         processes: processes(cell),
@@ -577,8 +584,11 @@ mod tests {
         let aux = find(&rows, "ttft/OE450M/aux/b1/p64");
         assert!(aux.step_ratio.unwrap().value < 0.6);
         let base = find(&rows, "ttft/OE1.1B/base/b1/p64").cell;
-        assert_eq!(step_ratio(&Cell { decode: None, ..kvp.cell.clone() }, base), None);
-        assert_eq!(step_ratio(&Cell { rounds: None, ..kvp.cell.clone() }, base).map(|r| r.samples), Some(6));
+        assert_eq!(step_ratio(&Limits::default(), &Cell { decode: None, ..kvp.cell.clone() }, base), None);
+        assert_eq!(
+            step_ratio(&Limits::default(), &Cell { rounds: None, ..kvp.cell.clone() }, base).map(|r| r.samples),
+            Some(6)
+        );
     }
 
     #[test]
@@ -586,13 +596,39 @@ mod tests {
         let (slow, fast) = (samples::cell("OE1.1B", 1, 64, 10), samples::cell("OE450M", 1, 64, 10));
         let mut late = fast.clone();
         late.rounds = late.rounds.map(|rounds| rounds.into_iter().map(|r| r + 4).collect());
-        assert_eq!(ratio(&slow, &fast).unwrap().estimate.samples, 10);
-        assert_eq!(ratio(&slow, &late).unwrap().estimate.samples, 6);
-        assert_eq!(ratio(&slow, &late).unwrap().pairing, Pairing::Paired);
+        assert_eq!(ratio(&Limits::default(), &slow, &fast).unwrap().estimate.samples, 10);
+        assert_eq!(ratio(&Limits::default(), &slow, &late).unwrap().estimate.samples, 6);
+        assert_eq!(ratio(&Limits::default(), &slow, &late).unwrap().pairing, Pairing::Paired);
         let elsewhere = Cell { group: "other".into(), ..fast.clone() };
-        assert_eq!(ratio(&slow, &elsewhere).unwrap().pairing, Pairing::Unpaired);
+        assert_eq!(ratio(&Limits::default(), &slow, &elsewhere).unwrap().pairing, Pairing::Unpaired);
         let criterion = Cell { rounds: None, ..fast };
-        assert_eq!(ratio(&slow, &criterion).unwrap().pairing, Pairing::Unpaired);
+        assert_eq!(ratio(&Limits::default(), &slow, &criterion).unwrap().pairing, Pairing::Unpaired);
+    }
+
+    #[test]
+    fn a_speed_weighs_as_much_as_the_time_that_it_bounds() {
+        let limits = samples::run().run.limits;
+        // Memory, then arithmetic, becomes faster by half.
+        let pair = |prompt: u32, drift: Drift, of: fn(&mut Drift)| {
+            let mut cells = ["OE1.1B", "OE450M"].map(|system| samples::cell(system, 4, prompt, 10));
+            for cell in &mut cells {
+                (cell.rounds, cell.round_positions, cell.drift) = (None, None, Some(drift.clone()));
+            }
+            cells[1].drift.as_mut().map(of);
+            ratio(&limits, &cells[0], &cells[1])
+        };
+        let drift = Drift {
+            before_gflops: Some(200.0),
+            after_gflops: Some(200.0),
+            before_read_gb_per_s: Some(40.0),
+            after_read_gb_per_s: Some(40.0),
+        };
+        let memory = |d: &mut Drift| (d.before_read_gb_per_s, d.after_read_gb_per_s) = (Some(60.0), Some(60.0));
+        let arithmetic = |d: &mut Drift| (d.before_gflops, d.after_gflops) = (Some(300.0), Some(300.0));
+        assert!(pair(256, drift.clone(), memory).is_some(), "arithmetic bounds both");
+        assert_eq!(pair(256, drift.clone(), arithmetic), None);
+        assert_eq!(pair(1, drift.clone(), memory), None, "memory bounds both");
+        assert!(pair(1, drift, arithmetic).is_some());
     }
 
     #[test]
@@ -604,11 +640,11 @@ mod tests {
             cell
         };
         let base = at("OE1.1B", 200.0, 204.0);
-        assert!(ratio(&base, &at("OE450M", 203.0, 207.0)).is_some(), "the intervals overlap");
-        assert!(ratio(&base, &at("OE450M", 206.0, 208.0)).is_some(), "less than 5% apart");
-        assert_eq!(ratio(&base, &at("OE450M", 260.0, 262.0)), None);
+        assert!(ratio(&Limits::default(), &base, &at("OE450M", 203.0, 207.0)).is_some(), "the intervals overlap");
+        assert!(ratio(&Limits::default(), &base, &at("OE450M", 206.0, 208.0)).is_some(), "less than 5% apart");
+        assert_eq!(ratio(&Limits::default(), &base, &at("OE450M", 260.0, 262.0)), None);
         // What cargo bench saw: 89% within one of the two.
-        assert_eq!(ratio(&base, &at("OE450M", 204.0, 386.0)), None);
+        assert_eq!(ratio(&Limits::default(), &base, &at("OE450M", 204.0, 386.0)), None);
         let record = Record { cells: vec![base.clone(), at("OE450M", 260.0, 262.0)], ..Record::default() };
         let row = row(&record, &record.cells[1]);
         assert!(row.speedup.is_none() && row.efficiency.is_none());
@@ -624,7 +660,7 @@ mod tests {
         let (mut paired, mut with) = (base, at("OE450M", 260.0, 262.0));
         paired.rounds = Some((0..10).collect());
         with.rounds = paired.rounds.clone();
-        assert!(ratio(&paired, &with).is_some());
+        assert!(ratio(&Limits::default(), &paired, &with).is_some());
     }
 
     #[test]
@@ -633,7 +669,7 @@ mod tests {
         let (base, small) = (&record.cells[0], &record.cells[1]);
         let logs = levels::process_logs(base);
         assert_eq!((logs.len(), ttft(base)), (5, stats::t_estimate(&logs)));
-        let speedup = ratio(base, small).unwrap().estimate;
+        let speedup = ratio(&Limits::default(), base, small).unwrap().estimate;
         assert_eq!((speedup.samples, processes(base)), (5, 5));
         assert_eq!(stats::t_estimate(&process_ratios(base, small).unwrap()), Some(speedup));
         let mut two = base.clone();

@@ -11,6 +11,7 @@
 //! **Additive model.** t = FLOPs/F + bytes/BW + regions c, fitted to all phases of the run with F, BW, c >= 0 and equal
 //! weight to equal relative errors; c is what was measured in the same process, where the record has it. The first term shrinks
 //! with the FLOPs by definition; so a miss is explained by bytes, by the cost of parallel regions, or not at all (residual).
+//! Cells of the pipelined order, in which reading passes behind arithmetic, are left out.
 //! Terms without which the phases fit about as well are named: the run cannot tell them apart ([`Model::vague`]).
 //!
 //! **Memory.** Where arithmetic is cheap, reading the weights takes longer than multiplying by them, in both arms
@@ -155,6 +156,10 @@ pub struct Loss {
 pub enum Cause {
     /// The smaller network runs at a lower rate than the base.
     SmallModel,
+    /// The same with layers of the base behind it.
+    Pipelined,
+    /// Reading the weights of both takes longer than their FLOPs.
+    PipelinedBandwidth,
     /// The base on part of the prompt runs at a lower rate than on all of it.
     FewerTokens,
     /// The base's own layers that read the prompt run at another rate than all of them.
@@ -184,6 +189,8 @@ impl Cause {
     pub fn name(self) -> &'static str {
         match self {
             Cause::SmallModel => "compute efficiency of the small model",
+            Cause::Pipelined => "compute efficiency of the small model with the base behind it",
+            Cause::PipelinedBandwidth => "bandwidth of both networks at once",
             Cause::FewerTokens => "compute efficiency on fewer tokens",
             Cause::SharedLayers => "compute efficiency of the shared layers",
             Cause::Selection => "choosing tokens",
@@ -202,6 +209,12 @@ impl Cause {
     pub fn in_words(self) -> &'static str {
         match self {
             Cause::SmallModel => "the smaller network, which runs at a lower rate than the base",
+            Cause::Pipelined => {
+                "the smaller network with the base's layers behind it, which run at a lower rate than the base alone"
+            }
+            Cause::PipelinedBandwidth => {
+                "reading the weights of both networks at once, which takes longer than their arithmetic"
+            }
             Cause::FewerTokens => "the base on a part of the prompt, which runs at a lower rate than on all of it",
             Cause::SharedLayers => {
                 "the base's own layers that read the prompt, which run at a lower rate than all of them"
@@ -499,15 +512,23 @@ fn losses(record: &Record, base: &Cell, cell: &Cell) -> Vec<Loss> {
             reading += read;
             loss -= read;
         }
+        // What reading its bytes takes beyond its FLOPs, where that is known.
+        let split = |losses: &mut Vec<Loss>, loss: &mut f64, cause| {
+            if let Some(bandwidth) = summary::limits_of(&record.run.limits, cell).read_gb_per_s {
+                let floor = (cost.bytes() as f64 / (bandwidth * 1e9) - ideal).clamp(0.0, loss.max(0.0));
+                losses.push(Loss { cause, seconds: floor });
+                *loss -= floor;
+            }
+        };
         let cause = match phase.name.as_str() {
             "prediction" => Cause::Prediction,
             "base_step" => {
-                if let Some(bandwidth) = summary::limits_of(&record.run.limits, cell).read_gb_per_s {
-                    let floor = (cost.bytes() as f64 / (bandwidth * 1e9) - ideal).clamp(0.0, loss.max(0.0));
-                    losses.push(Loss { cause: Cause::StepBandwidth, seconds: floor });
-                    loss -= floor;
-                }
+                split(&mut losses, &mut loss, Cause::StepBandwidth);
                 Cause::StepBeyondBandwidth
+            }
+            "pipelined" => {
+                split(&mut losses, &mut loss, Cause::PipelinedBandwidth);
+                Cause::Pipelined
             }
             "selection" => Cause::Selection,
             "open" => Cause::Opening,
@@ -532,7 +553,7 @@ fn losses(record: &Record, base: &Cell, cell: &Cell) -> Vec<Loss> {
 }
 
 fn explain(model: &Model, base: &Cell, row: &Row) -> Option<Explained> {
-    let reduction = row.flops_reduction?;
+    let reduction = row.flops_reduction.filter(|_| !row.cell.pipelined())?;
     let [_, base_bytes, base_regions] = model.terms(base)?;
     let [_, bytes, regions] = model.terms(row.cell)?;
     let miss = row.ttft?.value - summary::ttft(base)?.value / reduction;
@@ -588,6 +609,7 @@ fn phase_bounds(cell: &Cell, times: f64, limits: &Limits) -> Option<Vec<(f64, f6
         // Of one type in a phase, or of several that grow alike.
         let s_per_flop = limits.arithmetic(&cost, cell.compute_dtype)? / cost.flops.total().max(1) as f64;
         // The step of the base is one of its own token, which attends to the whole prompt; the head is for the last token alone.
+        // What runs behind an auxiliary is taken for a part of it: its token is one of many.
         let own = phase.name == "base_step";
         let by_token = (cost.flops.projections + cost.flops.prediction) as f64 * if own { 1.0 } else { times };
         let attention = cost.flops.attention as f64 * if own { times } else { times * times };
@@ -600,8 +622,13 @@ fn phase_bounds(cell: &Cell, times: f64, limits: &Limits) -> Option<Vec<(f64, f6
 
 /// Fits the additive model to every phase of the run whose time and work are known.
 fn fit(record: &Record) -> Option<Model> {
-    let phases: Vec<(&Cell, &PhaseRecord)> =
-        record.cells.iter().flat_map(|cell| cell.phases.iter().map(move |phase| (cell, phase))).collect();
+    // In the pipelined order reading passes behind arithmetic: its terms do not add up.
+    let phases: Vec<(&Cell, &PhaseRecord)> = record
+        .cells
+        .iter()
+        .filter(|cell| !cell.pipelined())
+        .flat_map(|cell| cell.phases.iter().map(move |phase| (cell, phase)))
+        .collect();
     let with_regions = phases.iter().all(|(_, p)| p.parallel_regions.is_some());
     let measured = record.run.limits.region_us.filter(|_| with_regions).map(|us| us * 1e-6);
     let mut observed = Vec::new();
@@ -789,7 +816,7 @@ fn base_tokens(record: &Record) -> Vec<BaseTokens<'_>> {
             kind.0 > 1 && (&kind.1, &kind.2) == (name, prediction) && cell.group == one.group
         };
         let ratio = |(cell, kind): &(&'_ Cell, (u32, String, Prediction))| {
-            Some((kind.0, summary::phase_ratio((cell, BASE_STEP), (one, BASE_STEP))?))
+            Some((kind.0, summary::phase_ratio(&record.run.limits, (cell, BASE_STEP), (one, BASE_STEP))?))
         };
         let mut steps: Vec<(u32, Estimate)> = all.iter().filter(alike).filter_map(ratio).collect();
         steps.sort_by_key(|step| step.0);
@@ -822,7 +849,7 @@ fn controls(record: &Record) -> Vec<Control> {
         for twin in &record.cells[..i] {
             let key = |c: &Cell| (c.precision, c.extent, c.threads, c.backend.clone(), c.isa.clone());
             let same = twin.scenario_hash == cell.scenario_hash && twin.group == cell.group && key(twin) == key(cell);
-            if let Some(ratio) = summary::ratio(cell, twin).filter(|_| same) {
+            if let Some(ratio) = summary::ratio(&record.run.limits, cell, twin).filter(|_| same) {
                 control(format!("A/A: {} against {}", cell.id, twin.id), ratio.estimate, 1.0, both(cell, twin));
             }
         }
@@ -830,7 +857,7 @@ fn controls(record: &Record) -> Vec<Control> {
             let (alone, inside) = ((base, "prefill"), (cell, "auxiliary"));
             let flops = |(cell, name): (&Cell, &str)| Some(cell.phase(name)?.cost?.flops.total() as f64);
             if let (Some(ratio), Some(all), Some(part)) =
-                (summary::phase_ratio(alone, inside), flops(alone), flops(inside))
+                (summary::phase_ratio(&record.run.limits, alone, inside), flops(alone), flops(inside))
             {
                 let name = format!("auxiliary = base: prefill of {} against the auxiliary of {}", base.id, cell.id);
                 control(name, ratio, all / part, both(base, cell));
@@ -838,7 +865,7 @@ fn controls(record: &Record) -> Vec<Control> {
         }
         if cell.kind == Kind::Kvp
             && let Some((base, ratio)) =
-                record.base_of(cell).and_then(|base| Some((base, summary::step_ratio(cell, base)?)))
+                record.base_of(cell).and_then(|base| Some((base, summary::step_ratio(&record.run.limits, cell, base)?)))
         {
             let name = format!("time per token after the first, against the base: {}", cell.id);
             control(name, ratio, 1.0, both(cell, base));
@@ -1021,6 +1048,65 @@ mod tests {
             let losses = &claim_of(&validation, "ttft/OE450M/aux/b1/p64").losses;
             assert!(!losses.is_empty() && losses.iter().all(|l| l.cause != Cause::UnknownPhase), "{name}");
         }
+    }
+
+    /// The sample machine, on which the base's layers but for two pass behind the auxiliary in the longer of both times.
+    fn with_pipelined() -> Record {
+        let mut record = samples::run();
+        let of = record.cells.iter().find(|c| c.id == "ttft/OE1.1B-KVP-C-450M/kvp/b1/p64").unwrap();
+        let system = format!("{}-pipelined", of.system);
+        let mut cell = Cell::new(Kind::Kvp, &system, &of.base, of.aux.as_deref(), 1, 64);
+        cell = Cell { id: cell.id, system, scenario_hash: cell.scenario_hash, ..of.clone() };
+        let (mut front, mut tail) = (of.phases[0].cost.unwrap(), of.phases[2].cost.unwrap());
+        let behind = tail.weight_bytes / 28 * 26;
+        front.weight_bytes += behind;
+        tail.weight_bytes -= behind;
+        let time = |bytes: u64, flops: u64| (bytes as f64 / 36e9).max(flops as f64 / 421e9) * 1e9;
+        let ns = [&front, &tail].map(|c| time(c.bytes(), c.flops.total()) as u64);
+        (cell.phases[0].cost, cell.phases[2].cost) = (Some(front), Some(tail));
+        cell.phases[0].name = "pipelined".into();
+        for i in 0..cell.samples_ns.len() {
+            (cell.phases[0].samples_ns[i], cell.phases[2].samples_ns[i]) = (ns[0], ns[1]);
+            cell.samples_ns[i] = cell.phases.iter().map(|p| p.samples_ns[i]).sum::<u64>() + 1000;
+        }
+        record.cells.push(cell);
+        record
+    }
+
+    #[test]
+    fn the_pipelined_order_has_its_own_bound_and_causes() {
+        let (before, record) = (samples::run(), with_pipelined());
+        let validation = validate(&record);
+        let [turn, pipelined] =
+            ["", "-pipelined"].map(|order| claim_of(&validation, &format!("ttft/OE1.1B-KVP-C-450M{order}/kvp/b1/p64")));
+        // Its bound is the longer of arithmetic and traffic of what runs together, and the tail.
+        let (flops, bytes) = (468e9, 40e9);
+        let seconds = |c: &Cell| -> f64 {
+            let longer = |p: &PhaseRecord| {
+                let cost = p.cost.unwrap();
+                (cost.flops.total() as f64 / flops).max(cost.bytes() as f64 / bytes)
+            };
+            c.phases.iter().map(longer).sum()
+        };
+        assert!((pipelined.row.roofline.unwrap() / seconds(pipelined.row.cell) - 1.0).abs() < 1e-12);
+        assert!(pipelined.row.roofline_reduction > turn.row.roofline_reduction);
+        let causes: Vec<Cause> = pipelined.losses.iter().map(|l| l.cause).collect();
+        assert!(causes.contains(&Cause::Pipelined) && causes.contains(&Cause::PipelinedBandwidth), "{causes:?}");
+        assert!(!causes.contains(&Cause::SmallModel) && !causes.contains(&Cause::UnknownPhase), "{causes:?}");
+        // The additive model is that of the others.
+        assert_eq!(validation.model, validate(&before).model);
+        assert!(pipelined.explained.is_none() && turn.explained.is_some());
+        let system = pipelined.row.cell.system.as_str();
+        assert!(validation.break_even.iter().any(|b| b.system == system && b.batch == 1 && b.measured.len() == 1));
+        let text = crate::terminal::validation(&record, None);
+        let rows: Vec<&str> =
+            text.lines().skip_while(|l| *l != "The pipelined order beside the same in turn:").take(4).collect();
+        let share = pipelined.row.roofline.unwrap() / pipelined.row.ttft.unwrap().value;
+        assert!(
+            rows[3].contains("OE1.1B-KVP-C-450M-pipelined") && rows[3].ends_with(&format::percent(share)),
+            "{text}"
+        );
+        assert!(!crate::terminal::validation(&before, None).contains("pipelined"));
     }
 
     #[test]

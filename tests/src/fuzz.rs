@@ -5,6 +5,7 @@
 
 use std::{
     fs,
+    hint::black_box,
     panic::{self, AssertUnwindSafe},
     path::Path,
     sync::{Arc, LazyLock, Mutex, PoisonError},
@@ -29,6 +30,7 @@ use ttft_reports::{
     render,
     schema::{Dtype, Identity, Input, Kind, Named, Prediction, Record, RunHeader, Source, Writer},
     terminal,
+    trace::Trace,
 };
 
 use crate::models::fixture;
@@ -63,7 +65,7 @@ pub struct Target {
 }
 
 /// Everything that is fuzzed.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
     Target {
         name: "safetensors",
         seeds: safetensors_seeds,
@@ -156,6 +158,23 @@ pub const TARGETS: [Target; 8] = [
         read: read_fidelity,
     },
     Target {
+        name: "trace",
+        seeds: || vec![TRACE.into()],
+        words: &[
+            "NaN",
+            "\u{feff}",
+            "\"tid\"",
+            "\"ph\":\"X\"",
+            "\"ph\":\"M\"",
+            "thread_name",
+            "thread 0",
+            "\"thread_us\":{",
+            "\"ts\":1e308",
+        ],
+        wrap: |text, _| text.to_vec(),
+        read: |text, _| Trace::parse(Path::new("t.json"), text).map(|t| black_box(render::timeline(&t))).is_ok(),
+    },
+    Target {
         name: "state",
         seeds: || vec![FIT.header.clone()],
         words: &[
@@ -213,6 +232,15 @@ pub const TARGETS: [Target; 8] = [
     },
 ];
 
+/// A call of one thread that computes some rows of one product within another.
+const TRACE: &str = r#"{"otherData":{"system":"a","order":"pipelined","batch":1,"prompt":64,"threads":1,"cpu":"<CPU>"},"traceEvents":[
+{"args":{"name":"calls"},"name":"thread_name","ph":"M","tid":1},{"args":{"name":"phases"},"name":"thread_name","ph":"M","tid":2},
+{"args":{"name":"steps"},"name":"thread_name","ph":"M","tid":3},{"args":{"name":"thread 0"},"name":"thread_name","ph":"M","tid":4},
+{"name":"first token","ph":"X","tid":1,"ts":0,"dur":110},{"name":"token 2","ph":"X","tid":1,"ts":110,"dur":50},
+{"args":{"thread_us":{"product":60}},"name":"pipelined","ph":"X","tid":2,"ts":10,"dur":80},
+{"name":"Base head on 1","ph":"X","tid":3,"ts":90,"dur":20},{"name":"product","ph":"X","tid":4,"ts":10,"dur":40},
+{"name":"few rows beside","ph":"X","tid":4,"ts":20,"dur":10},{"name":"few rows","ph":"X","tid":4,"ts":90,"dur":20}]}"#;
+
 const SMOLLM: &[u8] = include_bytes!("../fixtures/gguf/smollm.gguf");
 const QWEN3: &[u8] = include_bytes!("../fixtures/gguf/qwen3.gguf");
 const FORMATS: &[u8] = include_bytes!("../fixtures/gguf/formats.gguf");
@@ -269,7 +297,7 @@ fn read_gguf(file: &[u8], _: &mut Random) -> bool {
     let path = Path::new("x.gguf");
     let Ok(container) = Container::parse(path, file) else { return false };
     for (_, value) in container.values() {
-        std::hint::black_box(value.to_string());
+        black_box(value.to_string());
     }
     for (_, tensor) in container.tensors() {
         let values: usize = tensor.shape.iter().product();
@@ -324,8 +352,8 @@ fn read_config(text: &[u8], _: &mut Random) -> bool {
         let (precision, extent) = (Precision::F32, Extent::FirstToken);
         let spec = |batch, prompt| RunSpec { batch, prompt, generate: 1, precision, extent };
         // Operations are counted for runs that somebody can wait for, memory for whatever is asked.
-        std::hint::black_box(system.first_token(&spec(1, 2048)));
-        std::hint::black_box(memory_of(&system, &spec(1 << 12, 1 << 17)).total());
+        black_box(system.first_token(&spec(1, 2048)));
+        black_box(memory_of(&system, &spec(1 << 12, 1 << 17)).total());
     }
     true
 }
@@ -338,7 +366,7 @@ fn read_record(text: &[u8], random: &mut Random) -> bool {
     // Reports take a thousand times as long as the reading.
     if random.below(256) == 0 {
         let runs = [render::Run { name: "=a|b", record: &record, fidelity: &[] }];
-        std::hint::black_box((terminal::render(&record, None), terminal::validation(&record, None)));
+        black_box((terminal::render(&record, None), terminal::validation(&record, None)));
         render::FORMATS.iter().for_each(|format| drop((format.render)(&runs, &[])));
     }
     true
@@ -445,7 +473,7 @@ fn read_fidelity(text: &[u8], random: &mut Random) -> bool {
     // Reports take a hundred times as long as the reading.
     if random.below(64) == 0 {
         let run = render::Run { name: "=a|b", record: &TIMED, fidelity: std::slice::from_ref(&file) };
-        std::hint::black_box((judge(&file), terminal::tradeoff(&run).is_ok()));
+        black_box((judge(&file), terminal::tradeoff(&run).is_ok()));
         render::FORMATS.iter().for_each(|format| drop((format.render)(&[run], &[])));
     }
     true
@@ -487,7 +515,7 @@ fn read_state(file: &[u8], _: &mut Random) -> bool {
         return false;
     }
     // Of sums that are all 0, it is refused or gives maps without weights.
-    std::hint::black_box(fit.solve(1e-5, DType::F32).is_ok());
+    black_box(fit.solve(1e-5, DType::F32).is_ok());
     true
 }
 
@@ -500,7 +528,7 @@ fn read_scenario(text: &[u8], _: &mut Random) -> bool {
     let (arms, groups) = (scenario.arms().expect("checked"), scenario.groups());
     let _ = capacity::check(scenario.rounds, scenario.decode, arms.len() * groups.len());
     for &(batch, prompt) in groups.iter().take(8) {
-        std::hint::black_box(arms.iter().map(|a| a.id(batch, prompt).len()).sum::<usize>());
+        black_box(arms.iter().map(|a| a.id(batch, prompt).len()).sum::<usize>());
     }
     true
 }

@@ -4,7 +4,7 @@
 use half::{bf16, f16};
 use proptest::prelude::*;
 use ttft_kernels::{
-    Backend, DType, Element, Engine, Format, Isa, Mat, MatMut, Mul, Options, Output, Weight,
+    Backend, DType, Element, Engine, Format, Isa, Mat, MatMut, Mul, Options, Output, Product, Weight,
     guard::{Flush, Guarded},
     kernels_of,
 };
@@ -289,6 +289,76 @@ fn threads_share_rows_and_features() {
         let c = Case { m: 270, n: 7, k: 8200, pad: 1, out: Out::Bias, w: DType::F32, flush: Flush::End };
         check::<f32>(&e, c);
         check::<bf16>(&e, Case { k: 16_416, out: Out::Add, w: DType::BF16, ..c });
+    }
+}
+
+/// Both products of a pair are what they are alone, whatever their forms, and however few rows of W one asks for at a time.
+fn check_beside<A: Element>(e: &Engine, w: DType, (m, n, k): (usize, usize, usize), few: (usize, usize, usize)) {
+    let stored = |n: usize, k: usize, seed| Stored::new(w, &values(seed, n * k, w), Flush::End);
+    let x =
+        |m: usize, k: usize, seed| -> Vec<A> { values(seed, m * k, A::DTYPE).into_iter().map(A::from_f32).collect() };
+    let (x, y, w, v) = (x(m, k, 1), x(few.0, few.2, 2), stored(n, k, 3), stored(2 * few.1, few.2, 4));
+    let bias = values(5, n.max(few.1), DType::F32);
+    for both in 0..4 {
+        // By columns from `at` on; both alone, or one beside the other.
+        let run = |beside: bool| {
+            let (mut main, mut out) = (
+                Guarded::new(&vec![0.5f32; m * n], Flush::End),
+                Guarded::new(&vec![0.25f32; few.0 * few.1], Flush::End),
+            );
+            let mut gated = Guarded::new(&vec![A::default(); few.0 * few.1], Flush::Start);
+            let mut at = 0;
+            while at < few.1 {
+                let cols = (few.1 - at).min(if beside { few.1.div_ceil(2) } else { few.1 });
+                let to = MatMut::new(main.as_mut_slice(), m, n);
+                let to = if both == 1 { Output::Bias(to, &bias[..n]) } else { Output::Store(to) };
+                let many = Product { x: Mat::new(&x, m, k), w: w.weight(n, k), out: to };
+                let v = v.weight(2 * few.1, few.2);
+                let to = match both {
+                    0 => Output::Store(MatMut::new(out.as_mut_slice(), few.0, few.1)),
+                    1 => Output::Bias(MatMut::new(out.as_mut_slice(), few.0, few.1), &bias[..few.1]),
+                    2 => Output::Add(MatMut::new(out.as_mut_slice(), few.0, few.1)),
+                    _ => Output::SwiGlu(MatMut::new(gated.as_mut_slice(), few.0, few.1), v.rows_at(few.1, few.1)),
+                };
+                let few = Product { x: Mat::new(&y, few.0, few.2), w: v.rows_at(0, few.1), out: to }.cols_at(at, cols);
+                if beside {
+                    e.linear_beside(many, few).unwrap();
+                } else {
+                    e.linear(many.x, many.w, many.out).unwrap();
+                    e.linear(few.x, few.w, few.out).unwrap();
+                }
+                at += cols;
+            }
+            let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            (bits(main.as_slice()), bits(out.as_slice()), gated.as_slice().to_vec())
+        };
+        assert!(run(false) == run(true), "{both}, {m} x {n} x {k} beside {few:?} on {} threads", e.threads());
+    }
+}
+
+#[test]
+fn a_product_of_few_rows_beside_one_of_many() {
+    for isa in isas() {
+        for &threads in threads(&[1, 2, 5]) {
+            let e = engine(isa, threads, Backend::Ours);
+            // One slice and many, wide rows and narrow, several rows; two passes over W; fewer tiles than threads.
+            for (many, few) in [
+                ((70, 300, 256), (1, 700, 1024)),
+                ((130, 96, 96), (1, 31, 5000)),
+                ((64, 200, 4100), (3, 260, 512)),
+                ((70, 7, 64), (2, 40, 70)),
+            ] {
+                for w in [DType::F32, DType::BF16] {
+                    check_beside::<bf16>(&e, w, many, few);
+                    check_beside::<f32>(&e, w, many, few);
+                }
+                assert!(e.take_used().len() > 1);
+            }
+            check_beside::<bf16>(&e, DType::BF16, (270, 7, 16_416), (1, 50, 64));
+            // Neither is of many rows, both are.
+            check_beside::<f32>(&e, DType::F16, (1, 40, 64), (1, 50, 64));
+            check_beside::<f32>(&e, DType::F32, (140, 40, 64), (150, 50, 64));
+        }
     }
 }
 

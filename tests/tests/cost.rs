@@ -8,7 +8,7 @@ use ttft_models::{
     cost::{CostSystem, Flops, PhaseCost},
     kv_prediction::{
         Shape,
-        layout::{Input, Layout, Origin, OwnTokens},
+        layout::{Input, Layout, Order, Origin, OwnTokens},
     },
     zoo,
 };
@@ -225,7 +225,7 @@ fn a_small_prefill_by_hand() {
 }
 
 fn with(aux: Option<NetworkConfig>, layout: Layout, own: OwnTokens, base: NetworkConfig) -> CostSystem {
-    let prediction = Some(Shape { aux, layout, own, filling: None });
+    let prediction = Some(Shape { aux, layout, own, order: Order::InTurn, filling: None });
     CostSystem { prediction, ..CostSystem::network(base, DType::F32) }
 }
 
@@ -638,5 +638,49 @@ fn absurd_sizes_end_at_the_largest_number() {
         for (batch, prompt) in [(1 << 40, 1 << 40), (usize::MAX, 1 << 30), (1 << 30, usize::MAX >> 8)] {
             assert!(counted(batch, prompt).iter().zip(&largest).all(|(a, b)| a >= b), "{name} {batch} {prompt}");
         }
+    }
+}
+
+/// Seconds below which the first token cannot come: of every phase its arithmetic or its traffic.
+fn bound(phases: &[PhaseCost], flops_per_s: f64, bytes_per_s: f64) -> f64 {
+    let times =
+        |p: &PhaseCost| (p.flops.total() as f64 / flops_per_s, (p.weight_bytes + p.cache_bytes) as f64 / bytes_per_s);
+    phases.iter().map(times).map(|(arithmetic, traffic)| arithmetic.max(traffic)).sum()
+}
+
+/// Bounds of KV prediction in turn and pipelined. Where memory takes no time, both are the arithmetic; where arithmetic takes none,
+/// the traffic; else the pipelined one is shorter, but not than either alone.
+#[test]
+fn the_pipelined_bound_is_the_longer_of_both_and_a_tail() {
+    let spec = RunSpec { batch: 1, prompt: 64, generate: 1, precision: Precision::Bf16, extent: Extent::FirstToken };
+    for pair in ["OE1.1B-KVP-C-450M", "OE1.1B-KVP-C-270M"] {
+        let [turn, pipelined] =
+            ["", "-pipelined"].map(|order| CostSystem::named(&format!("{pair}{order}"), DType::BF16).unwrap());
+        let [turn, pipelined] = [turn, pipelined].map(|s| s.first_token(&spec));
+        let names = |phases: &[PhaseCost]| phases.iter().map(|p| p.phase).collect::<Vec<_>>();
+        assert_eq!(names(&turn), [Phase::Auxiliary, Phase::Prediction, Phase::BaseStep]);
+        assert_eq!(names(&pipelined), [Phase::Pipelined, Phase::Prediction, Phase::BaseStep]);
+        // It is the same work, otherwise divided: most of the base is behind the auxiliary.
+        let sum = |phases: &[PhaseCost]| {
+            let flops = phases.iter().fold(Flops::default(), |sum, p| sum + p.flops);
+            (
+                flops,
+                phases.iter().map(|p| p.weight_bytes).sum::<u64>(),
+                phases.iter().map(|p| p.cache_bytes).sum::<u64>(),
+            )
+        };
+        let (flops, weights, caches) = sum(&turn);
+        assert_eq!(sum(&pipelined), (flops, weights, caches));
+        assert!(pipelined[2].weight_bytes < turn[2].weight_bytes / 4, "{pipelined:?}");
+        let (flops, bytes) = (flops.total() as f64, (weights + caches) as f64);
+        for (flops_per_s, bytes_per_s, least) in [(4e11, 1e30, flops / 4e11), (1e30, 4e10, bytes / 4e10)] {
+            for phases in [&turn, &pipelined] {
+                let found = bound(phases, flops_per_s, bytes_per_s);
+                assert!((found / least - 1.0).abs() < 0.01, "{pair}: {found} {least}");
+            }
+        }
+        // Zen 4: its peak and what it reads.
+        let [turn, pipelined] = [turn, pipelined].map(|phases| bound(&phases, 468e9, 45e9));
+        assert!(pipelined < turn && pipelined > (flops / 468e9).max(bytes / 45e9), "{pair}: {pipelined} {turn}");
     }
 }

@@ -4,11 +4,11 @@ use std::{path::Path, sync::Arc};
 
 use ttft_kernels::Engine;
 use ttft_models::{
-    DType, Extent, Inference, KvPrediction, NamedTensor, Network, Precision, Pruned, RunSpec, System,
+    DType, Extent, Inference, KvPrediction, NamedTensor, Network, Phase, Precision, Pruned, RunSpec, System,
     cost::CostSystem,
     kv_prediction::{
         control::{Control, Entries, Mean},
-        layout::{Input, Layout, Origin, OwnTokens},
+        layout::{Input, Layout, Order, Origin, OwnTokens},
     },
     memory_of_lending, plan_lending, plan_scoring, synth,
 };
@@ -237,6 +237,18 @@ fn what_cannot_be_taken_over_is_refused() {
     );
     let pruned = System::Pruned(Pruned::new(Arc::clone(&pair.base), "GemFilter-1-5".parse().unwrap()));
     check(refused(&pruned, Precision::F32, &prompt, &*lender), "plan it to lend");
+    // The pipelined order, whichever of the two has it.
+    let in_turn = System::KvPrediction(predictors.pairs[0].clone());
+    let pipelined = System::KvPrediction(predictors.pairs[0].clone().ordered(Order::Pipelined));
+    let phases = CostSystem::of(&pipelined).first_token(&spec);
+    assert!(phases.iter().any(|p| p.phase == Phase::Pipelined));
+    for (from, to) in [(&in_turn, &pipelined), (&pipelined, &in_turn), (&pipelined, &pipelined)] {
+        let shapes = CostSystem::of(to);
+        assert_eq!(shapes.borrowed(&spec, &CostSystem::of(from)), 0);
+        let mut lender = plan_lending(from, &spec, 0, &[&shapes]).unwrap();
+        lender.first_token(e, &prompt).unwrap();
+        check(refused(to, Precision::F32, &prompt, &*lender), "plan it to lend");
+    }
     // The same shapes with other weights, or the same loaded once more.
     let again = Arc::new(Network::load(Path::new(&fixture("A").join("base"))).unwrap());
     let other = System::KvPrediction(KvPrediction { base: again, ..pair.clone() });

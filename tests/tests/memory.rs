@@ -8,7 +8,7 @@ use ttft_models::{
     DType, Extent, KvPrediction, Network, Precision, Pruned, RunSpec, System,
     cost::CostSystem,
     fit,
-    kv_prediction::layout::{Input, Layout, OwnTokens},
+    kv_prediction::layout::{Input, Layout, Order, OwnTokens},
     memory, memory_of, memory_of_scoring, plan_scoring, synth,
 };
 use ttft_tests::{
@@ -76,7 +76,8 @@ fn plans_are_what_is_allocated_and_weights_stay_mapped() {
         [(1, 0, false), (4, 2, false), (4, 2, true)]
             .map(|(last, first, kept)| System::KvPrediction(s.clone().reading(OwnTokens { last, first, kept })))
     });
-    let systems = [base, aux, kvp, System::Network(Arc::new(wide))].into_iter().chain(pruned).chain(shared);
+    let pipelined = System::KvPrediction(models.clone().ordered(Order::Pipelined));
+    let systems = [base, aux, kvp, pipelined, System::Network(Arc::new(wide))].into_iter().chain(pruned).chain(shared);
     for system in systems {
         for precision in [Precision::F32, Precision::Bf16] {
             for extent in [Extent::FirstToken, Extent::FullNetwork] {

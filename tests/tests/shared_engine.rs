@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use half::bf16;
 use ttft_kernels::{
     AttnShape, Backend, DType, Element, Engine, HeadCache, HeadProjection, HeadsOut, Isa, Join, Mat, MatMut, Output,
-    Positions, Query, RopeTable, Weight,
+    Positions, Product, Query, RopeTable, Weight,
 };
 use ttft_tests::{engine, isas, small, values};
 
@@ -72,7 +72,12 @@ fn products<A: Element>(out: &mut Vec<Op>) {
                     Output::SwiGlu(MatMut::new(&mut gated, m, n / 2), w.rows_at(n / 2, n / 2)),
                 )
                 .unwrap();
-                [bytes(&y), bytes(&z), bytes(&gated)].concat()
+                let biased = bytes(&z);
+                // One of few rows beside it.
+                let mut few = vec![0.0; n];
+                let first = Product { x: x.rows_at(0, 1), w, out: Output::Store(MatMut::new(&mut few, 1, n)) };
+                e.linear_beside(Product { x, w, out: Output::Store(MatMut::new(&mut z, m, n)) }, first).unwrap();
+                [bytes(&y), biased, bytes(&z), bytes(&few), bytes(&gated)].concat()
             }));
         }
     }

@@ -3,13 +3,17 @@
 
 use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
-use ttft_kernels::Engine;
+use ttft_kernels::{Backend, Engine, Options};
 use ttft_models::{
-    Extent, KvPrediction, Network, Precision, RunSpec, System,
-    kv_prediction::layout::{Input, Layout, OwnTokens},
-    plan, synth,
+    DType, Extent, KvPrediction, Network, Precision, RunSpec, System,
+    kv_prediction::layout::{Input, Layout, Order, OwnTokens},
+    plan, synth, zoo,
 };
-use ttft_tests::models::{Tensor, assert_close, describe, engines, fixture, generate, load, read};
+use ttft_tests::{
+    engine, isas,
+    models::{Tensor, assert_close, describe, engines, fixture, generate, load, read},
+    threads,
+};
 
 /// Tokens that the fixtures generate.
 const STEPS: usize = 6;
@@ -159,6 +163,88 @@ fn a_base_that_reads_every_token_is_full_prefill_bit_for_bit() {
                     assert!(bits(&system, spec, e, &ids) == full, "{last} {first} {}", describe(e));
                 }
             }
+        }
+    }
+}
+
+/// Everything that a run leaves, as bits: logits of the first token and of those that follow, caches.
+fn trail(system: System, spec: RunSpec, e: &Engine, ids: &[u32]) -> Vec<u32> {
+    let mut run = plan(&system, &spec).unwrap();
+    run.record(true);
+    // What is put off by one run must not be found by the next.
+    run.first_token(e, ids).unwrap();
+    run.first_token(e, ids).unwrap();
+    let mut out: Vec<u32> = (0..spec.batch).flat_map(|b| run.logits().row(b).to_vec()).map(f32::to_bits).collect();
+    let mut dump = run.cache_dump();
+    dump.sort_by(|a, b| a.name.cmp(&b.name));
+    out.extend(dump.iter().flat_map(|t| t.data.iter().map(|x| x.to_bits())));
+    for _ in 1..spec.generate {
+        run.next_token(e).unwrap();
+        out.extend((0..spec.batch).flat_map(|b| run.logits().row(b).to_vec()).map(f32::to_bits));
+    }
+    out
+}
+
+fn assert_order_is_all_the_same(kvp: &KvPrediction, spec: RunSpec, e: &Engine, ids: &[u32], what: &str) {
+    let ordered = |order| trail(System::KvPrediction(kvp.clone().ordered(order)), spec, e, ids);
+    assert!(ordered(Order::InTurn) == ordered(Order::Pipelined), "{what}: {spec:?}, {}", describe(e));
+}
+
+#[test]
+fn the_order_of_a_fixture_is_all_the_same() {
+    let pairs = [("A", load("A")), ("B", load("B")), ("C", load("C"))];
+    let variants = cases().into_iter().map(|c| (c.name, c.models));
+    for (name, kvp) in pairs.into_iter().chain(variants) {
+        let vocab = kvp.base.config().vocab as u32;
+        for isa in isas() {
+            for threads in [1, 2, 3] {
+                let e = &engine(isa, threads, Backend::Ours);
+                // Rows of the auxiliary beyond a tile; of the base one, and some.
+                for (batch, prompt, own) in [(1, 60, (1, 0)), (1, 40, (3, 1)), (2, 9, (2, 0)), (1, 40, (1, 2))] {
+                    // Entries that are kept, put back behind the maps that they replace.
+                    let kept = own == (1, 2);
+                    let kvp = kvp.clone().reading(OwnTokens { last: own.0, first: own.1, kept });
+                    for (precision, extent) in
+                        [(Precision::F32, Extent::FirstToken), (Precision::Bf16, Extent::FullNetwork)]
+                    {
+                        let spec = RunSpec { batch, prompt, generate: 3, precision, extent };
+                        let ids: Vec<u32> = (0..(batch * prompt) as u32).map(|i| i * 37 % vocab).collect();
+                        assert_order_is_all_the_same(&kvp, spec, e, &ids, name);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Layers as wide as OpenELM's: products are cut, and rows of the base's are computed in the shadow of the auxiliary's.
+#[test]
+fn the_order_of_layers_of_full_width_is_all_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let part = |name: &str, of: std::ops::Range<usize>| {
+        let mut c = zoo::network(name).unwrap();
+        (c.layers, c.vocab) = (c.layers[of].to_vec(), 512);
+        c
+    };
+    let (base, aux) = (part("OE1.1B", 13..16), part("OE270M", 8..10));
+    let make = |name: &str, spec: synth::Spec| {
+        let to = dir.path().join(name);
+        spec.make(&to, &|_, _| ()).unwrap();
+        to
+    };
+    let base_dir = make("base", synth::Spec::custom("base", base.clone(), DType::BF16, 1));
+    let aux_dir = make("aux", synth::Spec::custom("aux", aux.clone(), DType::BF16, 1));
+    let layout = Layout::auxiliary(&[0, 0, 1]);
+    let predictor = make("predictor", synth::Spec::custom_predictor("p", base, Some(aux), layout, DType::BF16, 1));
+    let kvp = KvPrediction::load(&base_dir, &aux_dir, &predictor).unwrap();
+    for threads in threads(&[1, 2, 5]) {
+        let e = &Engine::new(&Options { threads: Some(*threads), ..Options::default() }).unwrap();
+        for (batch, prompt, own) in [(1, 64, (1, 0)), (1, 64, (4, 1)), (2, 33, (1, 0)), (1, 129, (4, 1))] {
+            let kvp = kvp.clone().reading(OwnTokens { last: own.0, first: own.1, kept: false });
+            let (precision, extent) = (Precision::Bf16, Extent::FirstToken);
+            let spec = RunSpec { batch, prompt, generate: 1, precision, extent };
+            let ids: Vec<u32> = (0..(batch * prompt) as u32).map(|i| i * 37 % 512).collect();
+            assert_order_is_all_the_same(&kvp, spec, e, &ids, "full width");
         }
     }
 }

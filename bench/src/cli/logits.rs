@@ -3,13 +3,16 @@ use std::{
     fs::File,
     io::Read,
     path::{Path, PathBuf},
+    time::Instant,
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use safetensors::{Dtype, View, serialize};
 use serde_json::Value;
-use ttft_models::{Extent, NamedTensor, Precision, Pruning, RunSpec, cost::CostSystem, memory, plan};
+use ttft_models::{
+    Extent, NamedTensor, Precision, Pruning, RunSpec, cost::CostSystem, kv_prediction::layout::Order, memory, plan,
+};
 
 use ttft_reports::{
     format::bytes,
@@ -51,6 +54,9 @@ pub struct Logits {
     /// First tokens of each prompt that the base of a KV prediction reads itself [default: 0]
     #[arg(long, value_name = "S", value_parser = clap::value_parser!(u32).range(0..=1 << 24))]
     sink_tokens: Option<u32>,
+    /// The base's layers run behind the auxiliary's, with the same results
+    #[arg(long, requires = "aux", conflicts_with = "prune")]
+    pipelined: bool,
     /// Keep the keys and values of the first tokens, which depend on these alone, as of an earlier call: the time to the first token is
     /// then without them
     #[arg(long, requires = "sink_tokens")]
@@ -86,7 +92,8 @@ pub struct Logits {
     /// tokens of the prompt are dropped before the base runs, kept [B,count] and scores [B,N]
     #[arg(long, value_name = "FILE.safetensors")]
     out: PathBuf,
-    /// Also write what each step took, for chrome://tracing or ui.perfetto.dev
+    /// Also write what each phase, step and thread did and when, for chrome://tracing or ui.perfetto.dev; the first token is then
+    /// made twice, so that the weights are in memory
     #[arg(long, value_name = "FILE.json")]
     trace: Option<PathBuf>,
     /// Also write the caches after the first token
@@ -148,7 +155,8 @@ impl Logits {
             keep_sinks: self.keep_sinks.then_some(true),
             prune,
         };
-        let choice = Choice::new(asked)?;
+        let order = if self.pipelined { Order::Pipelined } else { Order::InTurn };
+        let choice = Choice::new(asked)?.ordered(order);
         choice.stand_ins().iter().for_each(console::note);
         let system = choice.load(self.weights.clone())?;
         let from = text.as_ref().map(Text::path).or(self.tokens.as_deref()).unwrap_or(base_path);
@@ -171,7 +179,12 @@ impl Logits {
         }
 
         let mut inference = plan(&system, &spec)?;
+        if self.trace.is_some() {
+            // What is traced has its weights in memory, as what is timed has.
+            inference.first_token(&engine, &ids)?;
+        }
         inference.record(self.dump_cache);
+        engine.pool().log(self.trace.is_some());
         let mut trace = Trace::new(CostSystem::of(&system), spec);
         let mut tensors = Vec::new();
         if text.is_some() {
@@ -183,9 +196,10 @@ impl Logits {
         let mut greedy_ids = vec![0i64; batch * generate];
         let mut greedy_logits = vec![0f32; batch * generate * vocab];
         for t in 0..generate {
+            let began = Instant::now();
             if t == 0 {
                 let times = inference.first_token(&engine, &ids)?;
-                trace.call("first token", times.total, &*inference);
+                trace.call("first token", (began, times.total), &*inference, &engine.pool().take_log());
                 if self.dump_cache {
                     tensors.extend(inference.cache_dump().into_iter().map(Tensor::from));
                 }
@@ -199,7 +213,7 @@ impl Logits {
                 }
             } else {
                 let took = inference.next_token(&engine)?;
-                trace.call(&format!("token {}", t + 1), took, &*inference);
+                trace.call(&format!("token {}", t + 1), (began, took), &*inference, &engine.pool().take_log());
             }
             let logits = inference.logits();
             for b in 0..batch {
@@ -217,6 +231,9 @@ impl Logits {
         if let Some(out) = trace_out {
             let about = serde_json::json!({
                 "program": concat!("ttft ", env!("CARGO_PKG_VERSION")),
+                "system": choice.name(),
+                "order": order.name(),
+                "cpu": machine::fingerprint().cpu_model,
                 "batch": batch,
                 "prompt": prompt,
                 "precision": precision.name(),

@@ -18,6 +18,7 @@ use ttft_reports::{
     schema::Record,
     terminal,
     text::printable,
+    trace::Trace,
 };
 
 use crate::{
@@ -50,11 +51,15 @@ pub struct Validate {
 #[command(after_help = "Examples:\n  ttft report run.jsonl --html run.html --csv run.csv\n  \
                         ttft report table5.jsonl --section paper --md TABLE5.md\n  \
                         ttft report run.jsonl --fidelity answers.json --html tradeoff.html\n  \
-                        ttft report here.jsonl there.jsonl paper --html machines.html")]
+                        ttft report here.jsonl there.jsonl paper --html machines.html\n  \
+                        ttft report --trace trace.json --svg trace.svg")]
 pub struct Report {
     /// Records to report; `paper` stands for the paper's Table 5 on its Apple M2 Pro
-    #[arg(required = true)]
+    #[arg(required_unless_present = "trace")]
     runs: Vec<PathBuf>,
+    /// A trace of `ttft logits --trace` in place of records: --svg draws its phases, and one step of it thread by thread
+    #[arg(long, value_name = "FILE", requires = "svg", conflicts_with_all = ["runs", "fidelity", "html", "md", "csv", "section"])]
+    trace: Option<PathBuf>,
     /// A file of `ttft fidelity` with the answers of the same systems, or several files of one base on the same texts and
     /// tasks: the report shows speed against them, and the CSV holds that; without a file to write, it is printed
     #[arg(long, value_name = "FILE", num_args = 1..)]
@@ -140,6 +145,26 @@ fn replaceable(path: &Path, begins: &str) -> bool {
     read.is_ok() && (start.is_empty() || start == begins.as_bytes())
 }
 
+/// Draws a trace.
+fn picture(trace: &Path, file: &Path) -> Result<()> {
+    refuse_to_overwrite("svg", file)?;
+    ensure!(!same(trace, file), "{} is read for this picture and is not overwritten", file.display());
+    let drawn = render::timeline(&Trace::read(trace)?);
+    Pending::claim(file)?.write(|out| Ok(out.write_all(drawn.as_bytes())?))?;
+    console::print(format_args!("wrote {}", output::shown(file)))
+}
+
+/// The format of this name, in which a report may be written to `file`.
+fn refuse_to_overwrite(name: &str, file: &Path) -> Result<&'static render::Format> {
+    let format = render::format(name).with_context(|| format!("no report format {name}"))?;
+    ensure!(
+        replaceable(file, format.begins),
+        "{} exists and is no {name} report of ttft, so it is not overwritten: write elsewhere, or move it away",
+        file.display()
+    );
+    Ok(format)
+}
+
 impl Validate {
     pub fn run(self) -> Result<()> {
         let record = open(&self.run)?;
@@ -152,6 +177,9 @@ impl Validate {
 
 impl Report {
     pub fn run(self) -> Result<()> {
+        if let (Some(trace), Some(file)) = (&self.trace, &self.svg) {
+            return picture(trace, file);
+        }
         let wanted = [("html", self.html), ("md", self.md), ("svg", self.svg), ("csv", self.csv)];
         ensure!(
             !self.fidelity.is_empty() || wanted.iter().any(|(_, f)| f.is_some()),
@@ -176,15 +204,7 @@ impl Report {
             );
         }
         let parts: Vec<&str> = self.section.iter().map(String::as_str).collect();
-        let format = |name: &str| render::format(name).with_context(|| format!("no report format {name}"));
-        for (name, file) in &files {
-            let format = format(name)?;
-            ensure!(
-                replaceable(file, format.begins),
-                "{} exists and is no {name} report of ttft, so it is not overwritten: write elsewhere, or move it away",
-                file.display()
-            );
-        }
+        let formats = files.iter().map(|(name, file)| refuse_to_overwrite(name, file)).collect::<Result<Vec<_>>>()?;
         let fidelity = answers.as_slice();
         let named: Vec<_> = runs.iter().map(|(name, record)| render::Run { name, record, fidelity }).collect();
         if files.is_empty() {
@@ -201,8 +221,7 @@ impl Report {
                 false => apart.iter().try_for_each(console::print),
             };
         }
-        for (name, file) in files {
-            let format = format(name)?;
+        for ((_, file), format) in files.into_iter().zip(formats) {
             let pending = Pending::claim(&file)?;
             let text = (format.render)(&named, &parts)?;
             pending.write(|out| Ok(out.write_all(text.as_bytes())?))?;
@@ -243,6 +262,7 @@ mod tests {
             let (md, csv) = (Some(path(md)), Some(path(csv)));
             Report {
                 runs: vec![PAPER.into(), run.clone()],
+                trace: None,
                 fidelity: Vec::new(),
                 html: None,
                 svg: None,

@@ -2,7 +2,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use anyhow::{Context, Result};
 use ttft_kernels::DType;
-use ttft_models::{Network, System};
+use ttft_models::{Network, System, kv_prediction::layout::Order};
 use ttft_reports::{format::bytes, schema::Kind};
 
 use crate::{
@@ -15,6 +15,7 @@ use crate::{
 pub struct Choice {
     catalog: Catalog,
     name: String,
+    order: Order,
 }
 
 impl Choice {
@@ -25,7 +26,17 @@ impl Choice {
     pub fn new(asked: Asked) -> Result<Choice> {
         let (catalog, mut names) = Catalog::new(&[asked])?;
         let name = names.pop().context("a system that is asked for has a name")?;
-        Ok(Choice { catalog, name })
+        Ok(Choice { catalog, name, order: Order::InTurn })
+    }
+
+    /// The same with the layers of a KV prediction in this order.
+    pub fn ordered(self, order: Order) -> Choice {
+        Choice { order, ..self }
+    }
+
+    /// The system's name, without its order.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// What stands in for weights and predictors that are not there, in words.
@@ -38,7 +49,7 @@ impl Choice {
     /// # Errors
     /// As [`Weights::make`]; what loading says.
     pub fn load(&self, weights: Option<PathBuf>) -> Result<System> {
-        let (catalog, name) = (&self.catalog, &self.name);
+        let Choice { catalog, name, order } = self;
         // Weights of unlike types run side by side; what is made beside them has the usual one.
         let dtype = catalog.dtype().ok().flatten().unwrap_or(DType::BF16);
         let made = Weights::new(weights, dtype, 0, Size::Real)?.of(catalog.clone());
@@ -47,7 +58,7 @@ impl Choice {
         let load = |name: &str| Ok(Arc::new(Network::load(&made.network_dir(name)?)?));
         let networks = arm.networks().into_iter().map(load).collect::<Result<Vec<_>>>()?;
         let predictor = match arm.kind {
-            Kind::Kvp => Some((made.predictor_dir(name)?, catalog.pair(name)?.own)),
+            Kind::Kvp => Some((made.predictor_dir(name)?, catalog.pair(name)?.own, *order)),
             _ => None,
         };
         let system = arm.assemble(networks, predictor)?;

@@ -111,10 +111,13 @@ impl Systems {
             );
             let of_arm = arm.networks().into_iter().map(|name| Ok(network(name)?.0)).collect::<Result<Vec<_>>>()?;
             let predictor = match arm.kind {
-                Kind::Kvp => Some((weights.predictor_dir(&arm.system)?, catalog.pair(&arm.system)?.own)),
+                Kind::Kvp => {
+                    let pair = catalog.pair(&arm.system)?;
+                    Some((weights.predictor_dir(&arm.system)?, pair.own, pair.order))
+                }
                 _ => None,
             };
-            let dir = predictor.as_ref().map(|(dir, _)| dir.clone());
+            let dir = predictor.as_ref().map(|(dir, ..)| dir.clone());
             let system = arm.assemble(of_arm, predictor).with_context(|| arm.system.clone())?;
             let prediction = predictions.iter().find(|p| p.system == arm.system).map(|p| p.prediction.clone());
             judged.push(Judged { name: arm.system.clone(), kind: arm.kind, system, prediction, predictor: dir });

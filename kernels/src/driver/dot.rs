@@ -1,11 +1,14 @@
 //! One or few rows of activations: weights are streamed once, in place, unpacked.
 
+use std::ops::Range;
+
 use super::{
     output::{Factors, Target, widen_row},
     rowwise::SiluMulRow,
 };
 use crate::{
     contract::DotKernel,
+    isa::Isa,
     levels::{self, dispatch},
     operands::Output,
     team::Team,
@@ -24,61 +27,106 @@ fn choose(e: &Team, m: usize, x: DType, w: Format) -> &'static DotKernel {
     find(x).or_else(|| find(DType::F32)).expect("the portable level has f32 activations by every format of weights")
 }
 
-pub fn linear<'a, A: Element>(e: &Team, x: Mat<'_, A>, w: Weight<'a>, mut out: Output<'a, A>) {
-    let format = w.format();
-    let kernel = forced(e, A::DTYPE, format).unwrap_or_else(|| choose(e, x.rows(), A::DTYPE, format));
-    e.used.note(kernel.name);
-    let (m, k) = (x.rows(), w.k());
-    let factors = Factors::of(w, &out);
-    let (halves, n_all) = (factors.halves(), w.n());
-    let (target, stride) = Target::of(&mut out);
+/// The kernel for a product, as it was told or as it is best.
+pub(super) fn kernel(e: &Team, m: usize, x: DType, w: Format) -> &'static DotKernel {
+    forced(e, x, w).unwrap_or_else(|| choose(e, m, x, w))
+}
 
-    let team = e.take();
-    let mut shared = team.shared();
-    let (wide, size) = (kernel.x == DType::F32, kernel.x.size());
-    let x_stride = x_stride(kernel, k);
-    let x_len = m.div_ceil(kernel.group) * x_stride;
-    let (to, room) = shared.get((x_len + k) * size)[..(x_len + k) * size].split_at_mut(x_len * size);
-    let places = (0..m.next_multiple_of(kernel.group)).map(|i| (i, i / kernel.group * x_stride, i % kernel.group));
-    if wide && A::DTYPE != DType::F32 {
-        let (to, room): (&mut [f32], &mut [f32]) = (bytemuck::cast_slice_mut(to), bytemuck::cast_slice_mut(room));
-        for (i, at, r) in places {
-            if i < m {
-                widen_row(x.row(i), room);
-            }
-            place((i < m).then_some(room), k, &mut to[at..][..x_stride], r, kernel.group);
-        }
-    } else {
-        let to: &mut [A] = bytemuck::cast_slice_mut(to);
-        for (i, at, r) in places {
-            place((i < m).then(|| x.row(i)), k, &mut to[at..][..x_stride], r, kernel.group);
-        }
+/// A product of few rows, made ready: any thread may compute any rows of W.
+pub(super) struct Few<'a> {
+    kernel: &'static DotKernel,
+    isa: Isa,
+    x: Rows<'a>,
+    w: [Stored<'a>; 2],
+    halves: usize,
+    target: Target<'a>,
+    /// Elements between rows of y.
+    stride: usize,
+}
+
+impl<'a> Few<'a> {
+    /// Bytes of memory for `m` rows of x of `k` elements, and one row more.
+    pub fn bytes(kernel: &DotKernel, m: usize, k: usize) -> usize {
+        (m.div_ceil(kernel.group) * x_stride(kernel, k) + k) * kernel.x.size()
     }
-    let x = Rows { bytes: to, stride: x_stride * size, m };
 
-    let row_bytes = format.bytes(k) * halves;
-    let starts = starts(n_all, row_bytes, e.threads());
-    let range = |task: usize| starts[task]..starts.get(task + 1).copied().unwrap_or(n_all);
-    let w: [Stored<'_>; 2] = std::array::from_fn(|h| factors.half(h.min(halves - 1)).stored());
-    let address = |w: Stored<'_>, n: usize| w.rows(n, 1, 0).as_ptr();
-    team.for_each_ahead(starts.len(), |task, next, thread| {
-        let (n0, n) = (starts[task], range(task).len());
-        let mut scratch = team.thread(thread);
-        let temp: &mut [f32] = &mut bytemuck::cast_slice_mut(scratch.get(halves * m * n * 4))[..halves * m * n];
-        let (a, b) = temp.split_at_mut(m * n);
-        let after = next.map_or(std::ptr::null(), |t| address(w[0], starts[t]));
-        if halves == 1 {
-            call(kernel, x, w[0], n0..n0 + n, a, after);
+    /// Puts x into `memory` as the kernel reads it.
+    pub fn new<A: Element>(
+        e: &Team,
+        kernel: &'static DotKernel,
+        x: Mat<'_, A>,
+        factors: Factors<'a>,
+        (target, stride): (Target<'a>, usize),
+        memory: &'a mut [u8],
+    ) -> Few<'a> {
+        e.used.note(kernel.name);
+        let (m, k) = (x.rows(), x.cols());
+        let (wide, size) = (kernel.x == DType::F32, kernel.x.size());
+        let x_stride = x_stride(kernel, k);
+        let x_len = m.div_ceil(kernel.group) * x_stride;
+        let (to, room) = memory[..Few::bytes(kernel, m, k)].split_at_mut(x_len * size);
+        let places = (0..m.next_multiple_of(kernel.group)).map(|i| (i, i / kernel.group * x_stride, i % kernel.group));
+        if wide && A::DTYPE != DType::F32 {
+            let (to, room): (&mut [f32], &mut [f32]) =
+                (bytemuck::cast_slice_mut(&mut *to), bytemuck::cast_slice_mut(room));
+            for (i, at, r) in places {
+                if i < m {
+                    widen_row(x.row(i), room);
+                }
+                place((i < m).then_some(room), k, &mut to[at..][..x_stride], r, kernel.group);
+            }
         } else {
-            call(kernel, x, w[0], n0..n0 + n, a, address(w[1], n0));
-            call(kernel, x, w[1], n0..n0 + n, b, after);
+            let to: &mut [A] = bytemuck::cast_slice_mut(&mut *to);
+            for (i, at, r) in places {
+                place((i < m).then(|| x.row(i)), k, &mut to[at..][..x_stride], r, kernel.group);
+            }
+        }
+        let halves = factors.halves();
+        let w = std::array::from_fn(|h| factors.half(h.min(halves - 1)).stored());
+        Few { kernel, isa: e.isa(), x: Rows { bytes: to, stride: x_stride * size, m }, w, halves, target, stride }
+    }
+
+    /// Rows of each matrix.
+    pub fn n(&self) -> usize {
+        self.w[0].n
+    }
+
+    /// Matrices.
+    pub fn halves(&self) -> usize {
+        self.halves
+    }
+
+    /// Rows `n..n + rows` of matrix `h`.
+    pub fn rows(&self, h: usize, n: usize, rows: usize) -> &'a [u8] {
+        self.w[h].rows(n, rows, 0)
+    }
+
+    /// Elements of what `rows` rows need while they are computed.
+    pub fn room(&self, rows: usize) -> usize {
+        self.halves * self.x.m * rows
+    }
+
+    /// Computes rows `range` of W, and what they make of y. `next` is read soon after; null
+    /// where these are in the second-level cache.
+    ///
+    /// # Safety
+    /// No other thread computes these rows.
+    pub unsafe fn compute(&self, range: Range<usize>, room: &mut [f32], next: *const u8) {
+        let (n0, n, m) = (range.start, range.len(), self.x.m);
+        let room = &mut room[..self.room(n)];
+        let (a, b) = room.split_at_mut(m * n);
+        if self.halves == 1 {
+            call(self.kernel, self.x, self.w[0], range, a, next);
+        } else {
+            let second = if next.is_null() { next } else { self.rows(1, n0, n).as_ptr() };
+            call(self.kernel, self.x, self.w[0], range.clone(), a, second);
+            call(self.kernel, self.x, self.w[1], range, b, next);
         }
         for (i, a) in a.chunks_exact(n).enumerate() {
-            let at = i * stride + n0;
-            // SAFETY: `for_each_ahead` gives each task out once, and tasks own disjoint columns `n0..n0 + n` of y; `slice` checks
-            // that they are inside.
+            let at = i * self.stride + n0;
+            // SAFETY: columns `n0..n0 + n` of y are this thread's, by the caller's promise; `slice` checks that they are inside.
             unsafe {
-                match target {
+                match self.target {
                     Target::Store(y, None) => y.slice(at, n).copy_from_slice(a),
                     Target::Store(y, Some(bias)) => {
                         for ((y, a), b) in y.slice(at, n).iter_mut().zip(a).zip(&bias[n0..]) {
@@ -86,14 +134,36 @@ pub fn linear<'a, A: Element>(e: &Team, x: Mat<'_, A>, w: Weight<'a>, mut out: O
                         }
                     }
                     Target::Add(y) => y.slice(at, n).iter_mut().zip(a).for_each(|(y, a)| *y += a),
-                    Target::SwiGluF32(y) => dispatch(e.isa(), SiluMulRow { a, b: &b[i * n..][..n], y: y.slice(at, n) }),
+                    Target::SwiGluF32(y) => {
+                        dispatch(self.isa, SiluMulRow { a, b: &b[i * n..][..n], y: y.slice(at, n) })
+                    }
                     Target::SwiGluBf16(y) => {
                         let y: &mut [half::bf16] = bytemuck::cast_slice_mut(y.slice(at, n));
-                        dispatch(e.isa(), SiluMulRow { a, b: &b[i * n..][..n], y });
+                        dispatch(self.isa, SiluMulRow { a, b: &b[i * n..][..n], y });
                     }
                 }
             }
         }
+    }
+}
+
+pub fn linear<'a, A: Element>(e: &Team, x: Mat<'_, A>, w: Weight<'a>, mut out: Output<'a, A>) {
+    let kernel = kernel(e, x.rows(), A::DTYPE, w.format());
+    let factors = Factors::of(w, &out);
+    let (n_all, row_bytes) = (w.n(), w.format().bytes(w.k()) * factors.halves());
+    let target = Target::of(&mut out);
+
+    let team = e.take("few rows");
+    let mut shared = team.shared();
+    let few = Few::new(e, kernel, x, factors, target, shared.get(Few::bytes(kernel, x.rows(), w.k())));
+    let starts = starts(n_all, row_bytes, e.threads());
+    team.for_each_ahead(starts.len(), |task, next, thread| {
+        let range = starts[task]..starts.get(task + 1).copied().unwrap_or(n_all);
+        let mut scratch = team.thread(thread);
+        let room = bytemuck::cast_slice_mut(scratch.get(few.room(range.len()) * 4));
+        let after = few.rows(0, starts[next.unwrap_or(task)], 1).as_ptr();
+        // SAFETY: `for_each_ahead` gives each task out once, and tasks own disjoint rows.
+        unsafe { few.compute(range, room, after) };
     });
 }
 
@@ -135,14 +205,7 @@ struct Rows<'a> {
 }
 
 /// `out[m][n] = x[m] . w[n]`, dense, for rows `range` of W. `next` is read soon after.
-fn call(
-    kernel: &DotKernel,
-    x: Rows<'_>,
-    w: Stored<'_>,
-    range: std::ops::Range<usize>,
-    out: &mut [f32],
-    next: *const u8,
-) {
+fn call(kernel: &DotKernel, x: Rows<'_>, w: Stored<'_>, range: Range<usize>, out: &mut [f32], next: *const u8) {
     let (m, n) = (x.m, range.len());
     assert!(out.len() >= m * n && x.stride >= x_stride(kernel, w.k) * kernel.x.size());
     assert!(x.bytes.len() >= m.div_ceil(kernel.group) * x.stride && x.bytes.as_ptr().addr().is_multiple_of(64));

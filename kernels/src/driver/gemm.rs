@@ -9,22 +9,28 @@
 use std::{
     ops::Range,
     sync::atomic::{
-        AtomicPtr, AtomicU64,
+        AtomicPtr, AtomicU64, AtomicUsize,
         Ordering::{Acquire, Relaxed, Release},
     },
 };
 
-use super::output::{Factors, Target};
+use super::{
+    dot::{self, Few},
+    output::{Factors, Target},
+};
 use crate::{
-    contract::{Ahead, Columns, Copier, Drain, Epilogues, ForWeight, GemmKernel, InPlace, PackX, Unit, UnitShape},
+    contract::{
+        Ahead, Columns, Copier, Drain, Epilogues, Fetch, ForWeight, GemmKernel, InPlace, PackX, Unit, UnitShape,
+    },
     cpu::cache::Caches,
     levels,
     micro::tile::{UNROLL, looks},
-    operands::Output,
+    operands::Product,
+    pool::Turn,
     shared::SharedMut,
     team::Team,
     tuning,
-    view::{Element, Mat, Stored, Weight},
+    view::{Element, Mat, Stored},
 };
 
 /// A kernel, its functions for the format of W, and where W's rows are.
@@ -145,6 +151,109 @@ struct Block {
     share: usize,
     tiles: Range<usize>,
     group: usize,
+}
+
+/// A product of few rows that threads compute besides: some rows of W each time that their weights have been fetched in the
+/// shadow of the multiply-adds.
+struct Beside<'a> {
+    few: Few<'a>,
+    /// The first row that nobody has taken.
+    next: AtomicUsize,
+    /// Rows taken at a time.
+    rows: usize,
+    /// Calls of a micro-kernel in which those of one matrix are fetched, and turns of its loop in them.
+    calls: usize,
+    turns: usize,
+}
+
+impl<'a> Beside<'a> {
+    /// For `calls` calls in all, of so many turns each.
+    fn new(few: Few<'a>, calls: usize, turns: usize) -> Beside<'a> {
+        let (n, halves) = (few.n(), few.halves());
+        let least = tuning::BESIDE_BYTES.div_ceil(few.rows(0, 0, 1).len());
+        let rows = (n * halves).div_ceil(calls.max(1)).max(least).next_multiple_of(4).min(n);
+        let calls = (calls * rows / (n * halves)).max(1);
+        Beside { few, next: AtomicUsize::new(0), rows, calls, turns: turns * calls }
+    }
+
+    fn take(&self) -> Option<Range<usize>> {
+        let start = self.next.fetch_add(self.rows, Relaxed);
+        (start < self.few.n()).then(|| start..self.few.n().min(start + self.rows))
+    }
+}
+
+/// A thread's part of a [`Beside`].
+struct Side<'a> {
+    beside: &'a Beside<'a>,
+    turn: &'a Turn<'a>,
+    thread: usize,
+    /// The rows taken, of which the matrix `half` is being fetched, for so many calls more.
+    taken: Option<Range<usize>>,
+    half: usize,
+    calls_left: usize,
+    fetch: Fetch,
+    room: &'a mut [f32],
+}
+
+impl<'a> Side<'a> {
+    fn new(beside: &'a Beside<'a>, turn: &'a Turn<'a>, thread: usize, room: &'a mut [f32]) -> Side<'a> {
+        let mut side = Side { beside, turn, thread, taken: None, half: 0, calls_left: 0, fetch: Fetch::NONE, room };
+        side.take();
+        side
+    }
+
+    fn take(&mut self) {
+        (self.taken, self.half) = (self.beside.take(), 0);
+        self.fetch();
+    }
+
+    fn fetch(&mut self) {
+        self.calls_left = self.beside.calls;
+        self.fetch = match &self.taken {
+            Some(rows) => {
+                let w = self.beside.few.rows(self.half, rows.start, rows.len());
+                Fetch::new(w.as_ptr(), w.len(), self.beside.turns)
+            }
+            None => Fetch::NONE,
+        };
+    }
+
+    /// After a call of a micro-kernel, which has left `fetch`.
+    fn call(&mut self, fetch: Fetch) {
+        self.fetch = fetch;
+        if self.taken.is_none() {
+            return;
+        }
+        self.calls_left -= 1;
+        if self.calls_left > 0 {
+            return;
+        }
+        self.half += 1;
+        if self.half < self.beside.few.halves() { self.fetch() } else { self.compute() }
+    }
+
+    /// Computes the rows taken, and takes others.
+    fn compute(&mut self) {
+        if let Some(rows) = self.taken.take() {
+            self.rows(rows, std::ptr::null());
+        }
+        self.take();
+    }
+
+    fn rows(&mut self, rows: Range<usize>, next: *const u8) {
+        let (few, room) = (&self.beside.few, &mut *self.room);
+        // SAFETY: `Beside::take` gives rows to one thread.
+        self.turn.logged(self.thread, "few rows beside", || unsafe { few.compute(rows, room, next) });
+    }
+
+    /// Computes what it has taken, and `all` that is left.
+    fn end(mut self, all: bool) {
+        while let Some(rows) = self.taken.take() {
+            let next = self.beside.few.rows(0, rows.start, rows.len()).as_ptr();
+            self.rows(rows, next);
+            self.taken = if all { self.beside.take() } else { None };
+        }
+    }
 }
 
 /// How a product is cut.
@@ -309,7 +418,7 @@ impl Plan {
 }
 
 /// A product, cut for the threads of a pool.
-struct Product<'a, A> {
+struct Cut<'a, A> {
     plan: Plan,
     k: &'static GemmKernel,
     pack: PackX,
@@ -321,14 +430,14 @@ struct Product<'a, A> {
     shares: Vec<Share>,
 }
 
-impl<A> std::ops::Deref for Product<'_, A> {
+impl<A> std::ops::Deref for Cut<'_, A> {
     type Target = Plan;
     fn deref(&self) -> &Plan {
         &self.plan
     }
 }
 
-impl<A: Element> Product<'_, A> {
+impl<A: Element> Cut<'_, A> {
     /// First row and count of tile `t`, of either half.
     fn rows_of(&self, t: usize) -> (usize, usize) {
         let n = t * self.k.nr;
@@ -378,8 +487,8 @@ impl<A: Element> Product<'_, A> {
     }
 
     /// Everything that one thread does in a pass, in its own memory: one for the panels of its share; one with `w_bytes` for
-    /// each of two packed blocks of W, if any, and accumulators.
-    fn work(&self, thread: usize, x: &mut [u8], memory: &mut [u8], w_bytes: usize) {
+    /// each of two packed blocks of W, if any, and accumulators. And what it does of a product `side` by side with this.
+    fn work(&self, thread: usize, x: &mut [u8], memory: &mut [u8], w_bytes: usize, side: &mut Option<Side<'_>>) {
         let own = &self.shares[thread];
         if own.x.load(Relaxed).is_null() {
             for (panel, p) in x.chunks_exact_mut(self.panel_bytes()).zip(own.panels.clone()) {
@@ -417,7 +526,7 @@ impl<A: Element> Product<'_, A> {
                 None => Ahead::nothing(),
             };
             // SAFETY: the block was packed by this thread, if it is packed at all; no other thread has this memory.
-            unsafe { self.compute(&block, buffers[0], acc, &mut ahead) };
+            unsafe { self.compute(&block, buffers[0], acc, &mut ahead, side) };
             let Some(next) = next else { break };
             match (packs, self.src.drain) {
                 (false, _) => {}
@@ -487,8 +596,15 @@ impl<A: Element> Product<'_, A> {
     ///
     /// # Safety
     /// `tiles` holds the block, if this kernel packs W; `acc` the accumulators of a panel, or of all panels if there is more
-    /// than one group of chunks; no other thread writes either. The queue is that of [`Product::ahead`].
-    unsafe fn compute(&self, block: &Block, tiles: *const u8, acc: *mut f32, ahead: &mut Ahead) {
+    /// than one group of chunks; no other thread writes either. The queue is that of [`Cut::ahead`].
+    unsafe fn compute(
+        &self,
+        block: &Block,
+        tiles: *const u8,
+        acc: *mut f32,
+        ahead: &mut Ahead,
+        side: &mut Option<Side<'_>>,
+    ) {
         let (k, halves, groups) = (self.k, self.src.halves, self.groups());
         let (half_acc, panel_bytes) = (self.most * k.nr * k.mr, self.panel_bytes());
         let share = &self.shares[block.share];
@@ -516,6 +632,9 @@ impl<A: Element> Product<'_, A> {
                 let accumulate = c > 0 || matches!(self.target, Target::Store(_, Some(_)));
                 for h in 0..halves {
                     for t in 0..block.tiles.len() {
+                        if let Some(side) = side {
+                            ahead.beside = side.fetch;
+                        }
                         // SAFETY: panel and tile were packed by this kernel for this chunk's length, or `rows` of W from
                         // `w` are inside it (`Source::at` checked) with whole vectors from `c * kc` on; the accumulator
                         // tile is inside the buffer; no thread writes packed x any more; the queue's units were
@@ -532,6 +651,9 @@ impl<A: Element> Product<'_, A> {
                                 (self.src.of.micro)(steps, panel, tile, acc, accumulate, ahead);
                             }
                         }
+                        if let Some(side) = side {
+                            side.call(ahead.beside);
+                        }
                     }
                 }
             }
@@ -543,7 +665,13 @@ impl<A: Element> Product<'_, A> {
     }
 }
 
-pub fn blocked<'a, A: Element>(e: &Team, k: &'static GemmKernel, x: Mat<'_, A>, w: Weight<'a>, mut out: Output<'a, A>) {
+/// The product, and `beside` it another one of few rows.
+pub fn blocked<A: Element>(
+    e: &Team,
+    k: &'static GemmKernel,
+    Product { x, w, mut out }: Product<'_, A>,
+    mut beside: Option<Product<'_, A>>,
+) {
     e.used.note(k.name);
     let factors = Factors::of(w, &out);
     let (target, y_stride) = Target::of(&mut out);
@@ -562,14 +690,28 @@ pub fn blocked<'a, A: Element>(e: &Team, k: &'static GemmKernel, x: Mat<'_, A>, 
 
     let epilogues = &e.level.epilogues;
     let pack = k.pack_x(A::DTYPE);
-    let mut product = Product { plan, k, pack, x, src, target, y_stride, epilogues, shares: Vec::new() };
-    let team = e.take();
+    let mut product = Cut { plan, k, pack, x, src, target, y_stride, epilogues, shares: Vec::new() };
+    let team = e.take("product");
     let mut shared = team.shared();
+    let few = beside.as_mut().map(|b| {
+        let kernel = dot::kernel(e, b.x.rows(), A::DTYPE, b.w.format());
+        (kernel, b.x, Factors::of(b.w, &b.out), &mut b.out)
+    });
+    let few_bytes =
+        few.as_ref().map_or(0, |(kernel, x, ..)| Few::bytes(kernel, x.rows(), x.cols()).next_multiple_of(64));
+    let packed_bytes = if alone { 0 } else { product.pass_panels() * panel_bytes };
+    let (few_x, packed_x) = shared.get(few_bytes + packed_bytes).split_at_mut(few_bytes);
+    let beside = few.map(|(kernel, x, factors, out)| {
+        let calls = product.panels * product.tiles * halves * product.chunks;
+        let turns = product.depth.div_ceil(k.ku) / UNROLL / product.chunks;
+        Beside::new(Few::new(e, kernel, x, factors, Target::of(out), few_x), calls, turns)
+    });
+    let room = beside.as_ref().map_or(0, |b| (b.few.room(b.rows) * 4).next_multiple_of(64));
     for pass in 0..product.passes {
         let panels = product.in_pass(pass);
         product.shares = product.shares(pass);
         if !alone {
-            let packed = SharedMut::new(shared.get(product.pass_panels() * panel_bytes));
+            let packed = SharedMut::new(&mut *packed_x);
             // A panel in pieces, so that few panels keep all threads busy.
             let pieces = product.depth.min(k.kc).div_ceil(tuning::PACK_DEPTH);
             team.for_each(panels.len() * product.chunks * pieces, |task, _| {
@@ -596,8 +738,13 @@ pub fn blocked<'a, A: Element>(e: &Team, k: &'static GemmKernel, x: Mat<'_, A>, 
         }
         team.run(|thread| {
             let mut scratch = team.thread(thread);
-            let (x, memory) = scratch.get(x_bytes + 2 * w_bytes + acc_bytes).split_at_mut(x_bytes);
-            product.work(thread, x, memory, w_bytes);
+            let (x, memory) = scratch.get(x_bytes + 2 * w_bytes + acc_bytes + room).split_at_mut(x_bytes);
+            let (memory, room) = memory.split_at_mut(2 * w_bytes + acc_bytes);
+            let mut side = beside.as_ref().map(|b| Side::new(b, &team, thread, bytemuck::cast_slice_mut(room)));
+            product.work(thread, x, memory, w_bytes, &mut side);
+            if let Some(side) = side {
+                side.end(pass + 1 == product.passes);
+            }
         });
     }
 }
@@ -668,7 +815,7 @@ mod tests {
     }
 
     /// When the last thread of a plan ends, over the work of one thread that had none to wait for, by simulation: in each pass the
-    /// thread that is first done takes its next block, one ahead, as [`Product::work`] does.
+    /// thread that is first done takes its next block, one ahead, as [`Cut::work`] does.
     fn lateness(plan: &Plan) -> f64 {
         let (mut ends, mut work) = (0, 0);
         for pass in 0..plan.passes {

@@ -41,7 +41,7 @@ pub fn linear<'a, A: Element>(e: &Team, l: &Library, x: Mat<'_, A>, w: Weight<'a
     let (m, n_all, k) = (x.rows(), w.n(), w.k());
     let factors = Factors::of(w, &out);
     let (target, stride) = Target::of(&mut out);
-    let team = e.take();
+    let team = e.take("product");
     let mut shared = team.shared();
     let x = widen(x, shared.get(m * k * 4));
 

@@ -9,30 +9,62 @@ use super::{
 use crate::{
     contract::GemmKernel,
     levels,
-    operands::Output,
+    operands::Product,
     team::{Backend, Team},
     tuning,
-    view::{DType, Element, Mat, Weight},
+    view::{DType, Element, Format},
 };
 
-pub fn linear<'a, A: Element>(e: &Team, x: Mat<'_, A>, w: Weight<'a>, out: Output<'a, A>) {
-    let factors = Factors::of(w, &out);
-    if w.k() == 0 || !factors.alike() {
-        return library::linear(e, &library::GEMM, x, w, out);
-    }
-    match e.kernels.backend {
-        Backend::Gemm => library::linear(e, &library::GEMM, x, w, out),
-        #[cfg(all(target_os = "macos", feature = "accelerate"))]
-        Backend::Accelerate => library::linear(e, &library::ACCELERATE, x, w, out),
-        Backend::Ours => match e.kernels.gemm.filter(|k| k.takes(A::DTYPE, w.format())) {
-            Some(k) => gemm::blocked(e, k, x, w, out),
-            None if dot::forced(e, A::DTYPE, w.format()).is_some() => dot::linear(e, x, w, out),
-            None => match choose(e, x.rows(), A::DTYPE, factors) {
-                Some(k) => gemm::blocked(e, k, x, w, out),
-                None => dot::linear(e, x, w, out),
+/// Who computes a product.
+enum Who {
+    Library(&'static library::Library),
+    Tiles(&'static GemmKernel),
+    FewRows,
+}
+
+impl Who {
+    fn of<A: Element>(e: &Team, p: &Product<'_, A>) -> Who {
+        let (m, w) = (p.x.rows(), p.w.format());
+        let factors = Factors::of(p.w, &p.out);
+        if p.w.k() == 0 || !factors.alike() {
+            return Who::Library(&library::GEMM);
+        }
+        match e.kernels.backend {
+            Backend::Gemm => Who::Library(&library::GEMM),
+            #[cfg(all(target_os = "macos", feature = "accelerate"))]
+            Backend::Accelerate => Who::Library(&library::ACCELERATE),
+            Backend::Ours => match e.kernels.gemm.filter(|k| k.takes(A::DTYPE, w)) {
+                Some(k) => Who::Tiles(k),
+                None if dot::forced(e, A::DTYPE, w).is_some() => Who::FewRows,
+                None => choose(e, m, A::DTYPE, factors).map_or(Who::FewRows, Who::Tiles),
             },
-        },
+        }
     }
+}
+
+pub fn linear<A: Element>(e: &Team, p: Product<'_, A>) {
+    match Who::of(e, &p) {
+        Who::Library(l) => library::linear(e, l, p.x, p.w, p.out),
+        Who::Tiles(k) => gemm::blocked(e, k, p, None),
+        Who::FewRows => dot::linear(e, p.x, p.w, p.out),
+    }
+}
+
+/// Two products, in one region if the first is one of many rows and the second one of few.
+pub fn beside<A: Element>(e: &Team, many: Product<'_, A>, few: Product<'_, A>) {
+    match (Who::of(e, &many), Who::of(e, &few)) {
+        // A tile unit fetches by columns, and has no turns to fetch anything else in.
+        (Who::Tiles(k), Who::FewRows) if !k.columns => gemm::blocked(e, k, many, Some(few)),
+        _ => {
+            linear(e, many);
+            linear(e, few);
+        }
+    }
+}
+
+/// Whether a product of `m` rows goes to a few-row kernel.
+pub fn streams(e: &Team, m: usize, x: DType, w: Format) -> bool {
+    matches!(e.kernels.backend, Backend::Ours) && e.kernels.gemm.is_none() && m <= e.level.tuning.dot_rows(x, w)
 }
 
 /// The kernel of the strongest level that takes both, with the least padded work for `m` rows; none if a few-row

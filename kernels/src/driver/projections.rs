@@ -9,7 +9,7 @@ use super::{
 use crate::{
     isa::kernel_name,
     levels::dispatch,
-    operands::{HeadNorm, HeadProjection, Output, Positions},
+    operands::{HeadNorm, HeadProjection, Output, Positions, Product},
     rope::RopeTable,
     shared::SharedMut,
     team::Team,
@@ -64,7 +64,7 @@ pub fn project_heads<A: Element, X: Element>(
     let tasks = tasks(e, &jobs);
     let singles = e.singles();
 
-    let team = e.take();
+    let team = e.take("maps");
     team.for_each(tasks.len(), |t, thread| {
         let Task { job, rows, heads, .. } = &tasks[t];
         let j = &jobs[*job];
@@ -75,7 +75,7 @@ pub fn project_heads<A: Element, X: Element>(
         let x = j.x.rows_at(rows.start, rows.len());
         let bias = &j.bias[first..first + cols];
         let to = Output::Bias(MatMut::new(y, rows.len(), cols), bias);
-        linear::linear(&singles[thread], x, j.w.rows_at(first, cols), to);
+        linear::linear(&singles[thread], Product { x, w: j.w.rows_at(first, cols), out: to });
         if let Some(keep) = j.keep {
             for (r, y) in rows.clone().zip(y.chunks_exact(cols)) {
                 // SAFETY: `tasks` cuts a job into disjoint rows and heads, and each task is given out once.

@@ -27,7 +27,7 @@ pub(super) fn each_range(e: &Team, rows: usize, cols: usize, cost: usize, f: imp
         return f(0..rows);
     }
     let chunk = rows.div_ceil(e.threads() * CHUNKS).max((WORTH_SHARING / 8).div_ceil(cols * cost));
-    e.take().for_each(rows.div_ceil(chunk), |i, _| f(i * chunk..rows.min((i + 1) * chunk)));
+    e.take("rows").for_each(rows.div_ceil(chunk), |i, _| f(i * chunk..rows.min((i + 1) * chunk)));
 }
 
 /// The rows of a matrix, for threads that each write their own.

@@ -37,8 +37,20 @@ pub(crate) unsafe fn dot<V: Vector, M: Mac<V>, X: Load<V>, W: Load<V>, const WR:
     unsafe {
         let v = V::held();
         if rows == 1 && k * size_of::<X::T>() <= STREAM_X {
-            for j in 0..n {
-                *out.add(j) = dot_row::<V, M, X, W>(v, k, x, w.add(j * w_stride));
+            if !next.is_null() {
+                for j in 0..n {
+                    let [c] = dot_rows::<V, M, X, W, 1>(v, k, x, [w.add(j * w_stride)], true);
+                    *out.add(j) = across::<V>(c);
+                }
+                return;
+            }
+            for j in (0..n).step_by(2) {
+                // The last row may stand for the next, which is not there.
+                let second = (j + 1).min(n - 1);
+                let pair = [j, second].map(|j| w.add(j * w_stride));
+                let [a, b] = dot_rows::<V, M, X, W, 2>(v, k, x, pair, false);
+                *out.add(j) = across::<V>(a);
+                *out.add(second) = across::<V>(b);
             }
             return;
         }
@@ -47,7 +59,11 @@ pub(crate) unsafe fn dot<V: Vector, M: Mac<V>, X: Load<V>, W: Load<V>, const WR:
         let vecs = k.div_ceil(V::LANES * X::PER_LANE);
         for j in (0..n).step_by(block) {
             let (nb, w) = (block.min(n - j), w.add(j * w_stride));
-            let following = if j + nb < n { w.add(nb * w_stride).cast() } else { next };
+            let following = match j + nb < n && !next.is_null() {
+                true => w.add(nb * w_stride).cast(),
+                false if next.is_null() => w.cast(),
+                false => next,
+            };
             let turns = rows.div_ceil(DOT_XR) * nb.div_ceil(WR) * vecs;
             let mut ahead = Lines::new(following, nb * row_bytes, turns);
             let chunk = DOT_CHUNK / size_of::<X::T>();
@@ -76,43 +92,73 @@ const STREAM_X: usize = 8 << 10;
 /// Bytes by which W is fetched ahead of a lone row of x. Measured from 2048 to 16384.
 const STREAM_AHEAD: usize = 5120;
 
-/// `x . w` for a lone row of x, with W as one stream: consecutive rows follow each other in memory.
+/// The sum over lanes.
 ///
 /// # Safety
-/// `k` elements are readable at both.
+/// The CPU has what `V` needs.
 #[inline(always)]
-unsafe fn dot_row<V: Vector, M: Mac<V>, X: Load<V>, W: Load<V>>(v: V, k: usize, x: *const X::T, w: *const W::T) -> f32 {
+unsafe fn across<V: Vector>(c: V::F32s) -> f32 {
+    let mut lanes = [0f32; 16];
+    // SAFETY: no vector has more lanes than that; the rest by the caller's promise.
+    unsafe { store::<V>(lanes.as_mut_ptr(), c) };
+    lanes[..V::LANES].iter().sum()
+}
+
+/// `x . w` for a lone row of x and `R` rows of W, but for the sum over lanes. Where they are to be fetched, W is one stream:
+/// consecutive rows follow each other in memory.
+///
+/// # Safety
+/// `k` elements are readable at each.
+#[inline(always)]
+unsafe fn dot_rows<V: Vector, M: Mac<V>, X: Load<V>, W: Load<V>, const R: usize>(
+    v: V,
+    k: usize,
+    x: *const X::T,
+    w: [*const W::T; R],
+    fetch: bool,
+) -> [V::F32s; R] {
     const SUMS: usize = 8;
     let per_vec = V::LANES * X::PER_LANE;
     let turn = SUMS * per_vec;
-    // SAFETY: elements `< k` of both are read, by the caller's promise; the tail by `load_part`.
+    // SAFETY: elements `< k` of all are read, by the caller's promise; the tail by `load_part`.
     unsafe {
-        let mut c = [v.splat_f32s(0.0); SUMS];
+        let mut c = [[v.splat_f32s(0.0); SUMS]; R];
         let mut at = 0;
         while at + turn <= k {
-            for line in (0..turn * size_of::<W::T>()).step_by(64) {
-                v.prefetch_once(w.add(at).cast::<u8>().wrapping_add(STREAM_AHEAD + line));
+            if fetch {
+                for line in (0..turn * size_of::<W::T>()).step_by(64) {
+                    v.prefetch_once(w[0].add(at).cast::<u8>().wrapping_add(STREAM_AHEAD + line));
+                }
             }
-            for (i, c) in c.iter_mut().enumerate() {
+            for i in 0..SUMS {
                 let at = at + i * per_vec;
-                *c = M::mac(v, *c, X::load(v, x.add(at)), W::load(v, w.add(at)));
+                let x = X::load(v, x.add(at));
+                for (c, w) in c.iter_mut().zip(w) {
+                    c[i] = M::mac(v, c[i], x, W::load(v, w.add(at)));
+                }
             }
             at += turn;
         }
         while at + per_vec <= k {
-            c[0] = M::mac(v, c[0], X::load(v, x.add(at)), W::load(v, w.add(at)));
+            for (c, w) in c.iter_mut().zip(w) {
+                c[0] = M::mac(v, c[0], X::load(v, x.add(at)), W::load(v, w.add(at)));
+            }
             at += per_vec;
         }
         if at < k {
-            c[0] = M::mac(v, c[0], X::load_part(v, x.add(at), k - at), W::load_part(v, w.add(at), k - at));
+            for (c, w) in c.iter_mut().zip(w) {
+                c[0] = M::mac(v, c[0], X::load_part(v, x.add(at), k - at), W::load_part(v, w.add(at), k - at));
+            }
         }
-        let mut sums = [0f32; 16];
-        let mut sum = c[0];
-        for &c in &c[1..] {
-            sum = v.add_f32s(sum, c);
+        // Loops and no closures: a closure is not sure to be inlined where the level is known.
+        let mut sums = [v.splat_f32s(0.0); R];
+        for (sum, c) in sums.iter_mut().zip(&c) {
+            *sum = c[0];
+            for &c in &c[1..] {
+                *sum = v.add_f32s(*sum, c);
+            }
         }
-        store::<V>(sums.as_mut_ptr(), sum);
-        sums[..V::LANES].iter().sum()
+        sums
     }
 }
 

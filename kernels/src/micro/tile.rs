@@ -203,7 +203,13 @@ unsafe fn multiply<V: Vector, M: Mac<V>, const MV: usize, const NR: usize>(
             let per_turn = q.per_turn.min(q.in_chunk);
             let some = q.in_chunk.checked_div(per_turn).unwrap_or(STRETCH).min(STRETCH).min(turns - turn);
             let (mut src, mut dst, below) = (q.src, q.dst, q.shape.src_stride);
+            let beside = ahead.beside;
+            let mut line = beside.at;
             for _ in 0..some {
+                for _ in 0..beside.per_turn {
+                    v.prefetch_l2(line);
+                    line = line.wrapping_add(beside.step);
+                }
                 for _ in 0..per_turn {
                     (src, dst) = copy(src, dst, below);
                 }
@@ -214,6 +220,7 @@ unsafe fn multiply<V: Vector, M: Mac<V>, const MV: usize, const NR: usize>(
                 at += UNROLL * 4;
             }
             turn += some;
+            ahead.beside.at = line;
             if per_turn > 0 {
                 (q.src, q.dst) = (src, dst);
                 q.in_chunk -= some * per_turn;

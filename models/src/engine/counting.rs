@@ -4,7 +4,7 @@ use std::cell::Cell;
 
 use ttft_kernels::{
     AttnShape, DType, Element, Format, HeadCache, HeadProjection, HeadsOut, Join, Mat, MatMut, Options, Output, Pool,
-    Positions, Query, Result, RopeTable, Weight,
+    Positions, Product, Query, Result, RopeTable, Weight,
 };
 
 /// Floating-point operations, two for each multiplication: of projections, attention, output heads and maps.
@@ -56,10 +56,24 @@ impl Engine {
     }
 
     pub fn linear<A: Element>(&self, x: Mat<'_, A>, w: Weight<'_>, out: Output<'_, A>) -> Result<()> {
+        let product = Product { x, w, out };
+        self.product(&product);
+        self.engine.linear(product.x, product.w, product.out)
+    }
+
+    pub fn linear_beside<A: Element>(&self, many: Product<'_, A>, few: Product<'_, A>) -> Result<()> {
+        [&many, &few].iter().for_each(|p| self.product(p));
+        self.engine.linear_beside(many, few)
+    }
+
+    fn product<A: Element>(&self, Product { x, w, out }: &Product<'_, A>) {
         let matrices = if let Output::SwiGlu(..) = out { 2 } else { 1 };
         let kind = if w.n() == self.vocab { 2 } else { 0 };
-        self.count(kind, [A::DTYPE, stored(w)], matrices * 2 * x.rows() * w.n() * w.k());
-        self.engine.linear(x, w, out)
+        self.count(kind, [A::DTYPE, stored(*w)], matrices * 2 * x.rows() * w.n() * w.k());
+    }
+
+    pub fn streams(&self, rows: usize, x: DType, w: Format) -> bool {
+        self.engine.streams(rows, x, w)
     }
 
     pub fn project_heads<A: Element, X: Element>(

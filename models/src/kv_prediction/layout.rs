@@ -240,6 +240,42 @@ pub(super) fn refuse<T>(path: &Path, what: impl Into<String>, expected: String, 
     Err(Error::Pair { path: path.to_owned(), what: what.into(), expected, found: found.to_string() })
 }
 
+/// When the layers of a base run that has an auxiliary.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Order {
+    /// After the auxiliary and all maps.
+    #[default]
+    InTurn,
+    /// Each as soon as it can, behind the auxiliary's: [`crate::pipeline`].
+    Pipelined,
+}
+
+impl Order {
+    /// As it is named in words.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Order::InTurn => "in turn",
+            Order::Pipelined => "pipelined",
+        }
+    }
+
+    /// What [`Order::strip`] takes off a name.
+    pub const fn suffix(self) -> &'static str {
+        match self {
+            Order::InTurn => "",
+            Order::Pipelined => "-pipelined",
+        }
+    }
+
+    /// Takes the order off a name, at the end of which it stands.
+    pub fn strip(name: &str) -> (&str, Order) {
+        match name.strip_suffix(Order::Pipelined.suffix()) {
+            Some(rest) => (rest, Order::Pipelined),
+            None => (name, Order::InTurn),
+        }
+    }
+}
+
 /// Tokens of a prompt that the base of a KV prediction runs itself. If these are all, it is full prefill.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct OwnTokens {

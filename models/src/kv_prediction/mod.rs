@@ -9,7 +9,7 @@ pub mod predictor;
 use std::{path::Path, sync::Arc};
 
 use control::{Control, Filling};
-use layout::{Input, Layout, Origin, OwnTokens};
+use layout::{Input, Layout, Order, Origin, OwnTokens};
 use predictor::Predictor;
 
 use crate::{
@@ -29,8 +29,10 @@ pub struct KvPrediction {
     pub aux: Option<Arc<Network>>,
     /// From the one's cache to the other's.
     pub predictor: Arc<Predictor>,
-    /// What the base reads itself.
+    /// What the base reads itself,
     pub own: OwnTokens,
+    /// and when.
+    pub order: Order,
     /// What stands where predictions would be, if this is a control.
     pub control: Option<Control>,
 }
@@ -42,8 +44,10 @@ pub struct Shape {
     pub aux: Option<NetworkConfig>,
     /// What is predicted from where.
     pub layout: Layout,
-    /// What the base reads itself.
+    /// What the base reads itself,
     pub own: OwnTokens,
+    /// and when.
+    pub order: Order,
     /// What stands where predictions would be, if this is a control.
     pub filling: Option<Filling>,
 }
@@ -83,12 +87,17 @@ impl KvPrediction {
     /// Those of [`Predictor::load`].
     pub fn new(base: Arc<Network>, aux: Option<Arc<Network>>, predictor: &Path) -> Result<KvPrediction> {
         let predictor = Arc::new(Predictor::load(predictor, &base, aux.as_deref())?);
-        Ok(KvPrediction { base, aux, predictor, own: OwnTokens::PAPER, control: None })
+        Ok(KvPrediction { base, aux, predictor, own: OwnTokens::PAPER, order: Order::InTurn, control: None })
     }
 
     /// The same, its base reading these tokens itself.
     pub fn reading(self, own: OwnTokens) -> KvPrediction {
         KvPrediction { own, ..self }
+    }
+
+    /// The same, in this order.
+    pub fn ordered(self, order: Order) -> KvPrediction {
+        KvPrediction { order, ..self }
     }
 
     /// The same with something else where predictions would be.
@@ -120,6 +129,6 @@ impl KvPrediction {
         let base = Network::from_tensors(&t, base, CORENET_BASE)?;
         let aux = Network::from_tensors(&t, aux, CORENET_AUXILIARY)?;
         let (base, aux, predictor) = (Arc::new(base), Some(Arc::new(aux)), Arc::new(predictor));
-        Ok(KvPrediction { base, aux, predictor, own: OwnTokens::PAPER, control: None })
+        Ok(KvPrediction { base, aux, predictor, own: OwnTokens::PAPER, order: Order::InTurn, control: None })
     }
 }

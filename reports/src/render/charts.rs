@@ -401,7 +401,7 @@ fn overhead(prefix: &str, rows: &[Row], series: &Series) -> Result<Option<Chart>
     let mut points: Vec<Excess> = Vec::new();
     for row in rows.iter().filter(|r| r.cell.kind == Kind::Kvp) {
         let alone = summary::auxiliary_of(rows.iter().map(|r| r.cell), row.cell);
-        if let Some(ratio) = alone.and_then(|alone| summary::ratio(row.cell, alone)) {
+        if let Some(ratio) = alone.and_then(|alone| summary::ratio(row.limits, row.cell, alone)) {
             let e = ratio.estimate;
             points.push((row, e.value - 1.0, bounds(&e).map(|(low, high)| (low - 1.0, high - 1.0))));
         }
@@ -493,7 +493,7 @@ pub(super) fn rows_height(n: usize) -> u32 {
     56 + 36 * n as u32
 }
 
-const PHASES: [(&str, usize); 9] = [
+const PHASES: [(&str, usize); 10] = [
     ("open", 3),
     ("prefill", 0),
     ("selection", 7),
@@ -501,8 +501,9 @@ const PHASES: [(&str, usize); 9] = [
     ("shared_layers", 6),
     ("prediction", 1),
     ("base_step", 2),
-    // No system has both of one colour.
+    // No system has several of one colour.
     ("look_ahead", 6),
+    ("pipelined", 6),
     ("unattributed", 4),
 ];
 

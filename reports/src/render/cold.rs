@@ -36,7 +36,7 @@ pub(crate) fn blocks(rows: &[Row]) -> Vec<Block> {
         let (extra, read) = (summary::cold_extra(cell).map(|e| e.value), read_bytes(cell));
         let rate = read.zip(extra).filter(|(_, s)| *s > 0.0).map(|(bytes, s)| bytes as f64 * 1e-9 / s);
         let disk = cell.cold.as_ref().and_then(|cold| cold.disk_gb_per_s);
-        let warm_ratio = base_of(row, &rows).and_then(|base| summary::warm_ratio(base.cell, cell));
+        let warm_ratio = base_of(row, &rows).and_then(|base| summary::warm_ratio(row.limits, base.cell, cell));
         vec![
             cell.system.clone(),
             size(cell),
@@ -113,7 +113,7 @@ fn against_base(row: &Row, base: &Row) -> Option<String> {
     let (own, bases) = (bytes(cell)?, bytes(base.cell)?);
     let extra = |cell| summary::cold_extra(cell).map(|e| e.value);
     let (time, bases_time) = (extra(cell)?, extra(base.cell)?);
-    let (cold, warm) = (row.speedup?.estimate.value, summary::warm_ratio(base.cell, cell)?.value);
+    let (cold, warm) = (row.speedup?.estimate.value, summary::warm_ratio(row.limits, base.cell, cell)?.value);
     Some(format!(
         "{} at {} reads {} where {} reads {} ({}), and takes {} to open and read them where {} takes {}: from a cold start it \
          is {} as fast as its base, with the weights in memory {}.",

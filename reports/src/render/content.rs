@@ -445,7 +445,8 @@ fn figure_5b(rows: &[Row]) -> Vec<Block> {
     };
     for row in rows.iter().filter(of_figure) {
         let alone = summary::auxiliary_of(rows.iter().map(|r| r.cell), row.cell);
-        let Some((alone, over)) = alone.and_then(|alone| Some((alone, summary::ratio(row.cell, alone)?.estimate)))
+        let Some((alone, over)) =
+            alone.and_then(|alone| Some((alone, summary::ratio(row.limits, row.cell, alone)?.estimate)))
         else {
             continue;
         };

@@ -9,7 +9,7 @@ use crate::{
     validate,
 };
 
-const HEADER: [&str; 73] = [
+const HEADER: [&str; 74] = [
     "run",
     "id",
     "kind",
@@ -59,6 +59,7 @@ const HEADER: [&str; 73] = [
     "prefill_s",
     "selection_s",
     "auxiliary_s",
+    "pipelined_s",
     "shared_layers_s",
     "prediction_s",
     "base_step_s",
@@ -118,7 +119,7 @@ fn finished(out: ::csv::Writer<Vec<u8>>) -> Result<String, RenderError> {
     String::from_utf8(bytes).map_err(|e| refuse(&e))
 }
 
-fn fields(run: &str, row: &summary::Row, verdict: Option<String>) -> [String; 73] {
+fn fields(run: &str, row: &summary::Row, verdict: Option<String>) -> [String; 74] {
     fn text<T: ToString>(value: Option<T>) -> String {
         value.map(|v| v.to_string()).unwrap_or_default()
     }
@@ -188,6 +189,7 @@ fn fields(run: &str, row: &summary::Row, verdict: Option<String>) -> [String; 73
         phase("prefill"),
         phase("selection"),
         phase("auxiliary"),
+        phase("pipelined"),
         phase("shared_layers"),
         phase("prediction"),
         phase("base_step"),

@@ -33,7 +33,8 @@ pub(crate) fn blocks() -> Vec<Block> {
         format!(
             "The ratio of two systems that were measured in the same rounds ({}) is, for every process, the median of the ratio \
              over its rounds, so that a slow round does not count; its interval is Student's t over the processes. Other ratios \
-             are ratios of medians, and there is none if the machine's speed differed between the two systems.",
+             are ratios of medians, and there is none if the machine's speed differed between the two systems; arithmetic and memory count as the \
+             roofline of the two has them.",
             Pairing::Paired.name()
         ),
         format!(

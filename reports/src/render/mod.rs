@@ -18,13 +18,14 @@ mod method;
 mod picture;
 mod plot;
 pub(crate) mod side_by_side;
+mod timeline;
 pub(crate) mod tradeoff;
 pub(crate) mod verdict;
 
 pub use blocks::{Block, Chart, Document, Section, Table};
 pub use content::{PARTS, document};
 
-use crate::{calibration::Calibration, fidelity::Fidelity, schema::Record};
+use crate::{calibration::Calibration, fidelity::Fidelity, schema::Record, trace::Trace};
 
 /// A run with the name it goes by in a report.
 #[derive(Clone, Copy, Debug)]
@@ -78,6 +79,11 @@ pub const FORMATS: [Format; 4] = [
 /// The format of this name.
 pub fn format(name: &str) -> Option<&'static Format> {
     FORMATS.iter().find(|f| f.name == name)
+}
+
+/// A trace as a picture: what ran when.
+pub fn timeline(trace: &Trace) -> String {
+    timeline::render(trace)
 }
 
 /// A machine's calibration as Markdown, for the documents.

@@ -13,21 +13,23 @@ use crate::{
 };
 
 /// Width in CSS pixels.
-const WIDTH: f64 = 720.0;
+pub(super) const WIDTH: f64 = 720.0;
 /// Room at the sides.
-const MARGIN: f64 = 16.0;
+pub(super) const MARGIN: f64 = 16.0;
 /// Height of a system's words and bar.
 const ROW: f64 = 54.0;
 
 /// Colours in light and dark, by the class of what has them.
-const INKS: [(&str, &str, &str); 9] = [
+const INKS: [(&str, &str, &str); 11] = [
     ("page", "#ffffff", "#14171c"),
     ("text", "#1a1c20", "#e6e9ee"),
     ("muted", "#5a6270", "#a2abb8"),
     ("prefill", "#0072b2", "#56a8e8"),
     ("auxiliary", "#2a8bc4", "#8fd0f5"),
+    ("pipelined", "#1c7f88", "#5cc8cf"),
     ("prediction", "#c05000", "#f08a3c"),
     ("base_step", "#00805e", "#2fc096"),
+    ("alone", "#00402f", "#b5efd8"),
     ("selection", "#8a6d00", "#e3c23f"),
     ("other", "#7a4fc2", "#b89bf0"),
 ];
@@ -37,6 +39,7 @@ fn words(phase: &str) -> &str {
     match phase {
         "prefill" => "prefill of the whole prompt",
         "auxiliary" => "auxiliary network",
+        "pipelined" => "auxiliary network, the base's layers behind it",
         "prediction" => "predicting the cache",
         "base_step" => "one step of the base",
         "selection" => "choosing tokens",
@@ -51,7 +54,7 @@ fn ink(name: &str) -> (&'static str, &'static str) {
     (known.0, known.1)
 }
 
-fn fill(name: &str) -> String {
+pub(super) fn fill(name: &str) -> String {
     let (class, light) = ink(name);
     format!("class=\"{class}\" fill=\"{light}\"")
 }
@@ -67,25 +70,52 @@ pub fn render(runs: &[Run], _: &[&str]) -> Result<String, RenderError> {
         let title = if runs.len() > 1 { format!("{}: ", run.name) } else { String::new() };
         top = block(&mut drawn, run.record, &title, top);
     }
-    let height = top.ceil();
+    Ok(page("Time to first token of KV prediction beside its base", top.ceil(), &drawn))
+}
+
+/// A picture of this height.
+pub(super) fn page(title: &str, height: f64, drawn: &str) -> String {
     let styles = |dark: bool| {
         let of = |(class, l, d): &(&str, &str, &str)| format!(".{class}{{fill:{}}}", if dark { d } else { l });
         INKS.iter().map(of).collect::<String>()
     };
-    Ok(format!(
+    format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{height}\" viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" \
          font-family=\"system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', Arial, sans-serif\" font-size=\"15\">\n\
-         <title>Time to first token of KV prediction beside its base</title>\n\
+         <title>{}</title>\n\
          <style>{}@media (prefers-color-scheme:dark){{{}}}</style>\n\
          <rect width=\"{WIDTH}\" height=\"{height}\" rx=\"8\" {}/>\n{drawn}</svg>\n",
+        escape(title),
         styles(false),
         styles(true),
         fill("page")
-    ))
+    )
 }
 
-fn line(out: &mut String, x: f64, y: f64, ink: &str, more: &str, words: &str) {
+pub(super) fn line(out: &mut String, x: f64, y: f64, ink: &str, more: &str, words: &str) {
     let _ = writeln!(out, "<text x=\"{x:.1}\" y=\"{y:.1}\" {}{more}>{}</text>", fill(ink), escape(words));
+}
+
+/// Names of inks, with the width of their sample and words, from `at` on; where the last line begins.
+pub(super) fn legend(out: &mut String, entries: &[(&str, f64, &str)], mut at: f64) -> f64 {
+    let mut x = MARGIN;
+    for (name, width, words) in entries {
+        // Letters of this size are about this wide.
+        let room = 20.0 + 6.9 * words.chars().count() as f64;
+        if x + room > WIDTH - MARGIN && x > MARGIN {
+            (x, at) = (MARGIN, at + 20.0);
+        }
+        let left = x + (13.0 - width) / 2.0;
+        let _ = writeln!(
+            out,
+            "<rect x=\"{left:.1}\" y=\"{:.1}\" width=\"{width}\" height=\"13\" {}/>",
+            at + 1.0,
+            fill(name)
+        );
+        line(out, x + 19.0, at + 12.0, "muted", " font-size=\"13\"", words);
+        x += room + 14.0;
+    }
+    at
 }
 
 /// The size that is drawn: of KV prediction with phases, the smallest batch with its longest prompt; and the rows there, the
@@ -165,25 +195,9 @@ fn block(out: &mut String, record: &Record, title: &str, top: f64) -> f64 {
         }
         at += ROW;
     }
-    at += 8.0;
-    let mut x = MARGIN;
     let ideal = ideal_drawn.then_some(("text", 3.0, "if all operations saved were time saved"));
-    for (name, width, words) in used.iter().map(|p| (*p, 13.0, words(p))).chain(ideal) {
-        // Letters of this size are about this wide.
-        let room = 20.0 + 6.9 * words.chars().count() as f64;
-        if x + room > WIDTH - MARGIN && x > MARGIN {
-            (x, at) = (MARGIN, at + 20.0);
-        }
-        let left = x + (13.0 - width) / 2.0;
-        let _ = writeln!(
-            out,
-            "<rect x=\"{left:.1}\" y=\"{:.1}\" width=\"{width}\" height=\"13\" {}/>",
-            at + 1.0,
-            fill(name)
-        );
-        line(out, x + 19.0, at + 12.0, "muted", " font-size=\"13\"", words);
-        x += room + 14.0;
-    }
+    let entries: Vec<_> = used.iter().map(|p| (*p, 13.0, words(p))).chain(ideal).collect();
+    at = legend(out, &entries, at + 8.0);
     let day =
         record.run.started_at.as_deref().and_then(|t| t.get(..10)).map_or(String::new(), |day| format!(", {day}"));
     line(out, MARGIN, at + 36.0, "muted", " font-size=\"12\"", &format!("{}{day}", facts::machine(&record.run)));

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::blocks::*;
 use crate::{
     format::{self, UNKNOWN, or_unknown},
-    schema::Kind,
+    schema::{Cell, Kind},
     summary,
     validate::{self, Cause, Claim, Validation, Verdict},
 };
@@ -54,6 +54,13 @@ fn claims(validation: &Validation) -> Vec<Block> {
     ));
     blocks.extend(resolution(&validation.claims).map(text));
     push_table(&mut blocks, over_auxiliary(&validation.claims));
+    let pipelined = pipelined(&validation.claims);
+    if !pipelined.rows.is_empty() {
+        push_table(&mut blocks, pipelined);
+        blocks.push(text(
+            "In the pipelined order the auxiliary and the base's layers behind it are one phase, whose bound is the longer of the              arithmetic and the traffic of both; what the base does when the auxiliary has ended, the tail, comes on top. Faster: time              in turn over time pipelined, as measured and of the two bounds. Share of its bound: the bound over the time. At other              sizes the order is in turn, and the run's notes say so.",
+        ));
+    }
     if let Some(model) = &validation.model {
         blocks.push(text(model_text(model)));
         let explained = validation.claims.iter().filter(|c| c.row.cell.kind == Kind::Kvp).filter_map(|c| {
@@ -243,7 +250,7 @@ fn over_auxiliary(claims: &[Claim]) -> Table {
     let fields = |claim: &Claim| {
         let kvp = claim.row.cell;
         let alone = summary::auxiliary_of(claims.iter().map(|c| c.row.cell), kvp)?;
-        let time = summary::ratio(kvp, alone)?.estimate;
+        let time = summary::ratio(claim.row.limits, kvp, alone)?.estimate;
         let work = kvp.cost()?.flops.total() as f64 / alone.cost()?.flops.total() as f64;
         Some(vec![
             kvp.system.clone(),
@@ -255,6 +262,32 @@ fn over_auxiliary(claims: &[Claim]) -> Table {
     };
     let head = ["system", "b x p", "TTFT / auxiliary's", "FLOPs / auxiliary's", "time beyond its FLOPs"];
     table("KV prediction over its auxiliary alone", &head, &[0], claims.iter().filter_map(fields).collect())
+}
+
+/// KV prediction in the pipelined order beside the same in turn.
+fn pipelined(claims: &[Claim]) -> Table {
+    let fields = |claim: &Claim| {
+        let (row, cell) = (&claim.row, claim.row.cell);
+        let name = cell.system.strip_suffix("-pipelined").filter(|_| cell.pipelined())?;
+        let place = |c: &Cell| (c.batch, c.prompt, c.aux.clone(), c.precision, c.extent, c.cold.is_some());
+        let in_turn = |c: &&Claim| c.row.cell.system == name && place(c.row.cell) == place(cell);
+        let turn = &claims.iter().find(in_turn)?.row;
+        let faster = summary::ratio(row.limits, turn.cell, cell)?.estimate;
+        let bounds = turn.roofline.zip(row.roofline).map(|(turn, own)| format::ratio(turn / own));
+        let share = row.roofline.zip(row.ttft).map(|(bound, ttft)| format::percent(bound / ttft.value));
+        Some(vec![
+            cell.system.clone(),
+            size(cell),
+            or_unknown(turn.ttft.map(|t| format::seconds(t.value))),
+            or_unknown(row.ttft.map(|t| format::seconds(t.value))),
+            with_interval(format::ratio(faster.value), format::ratio_interval(&faster)),
+            or_unknown(bounds),
+            or_unknown(share),
+        ])
+    };
+    let head =
+        ["system", "b x p", "TTFT in turn", "TTFT pipelined", "faster", "faster by the bounds", "share of its bound"];
+    table("The pipelined order beside the same in turn", &head, &[0], claims.iter().filter_map(fields).collect())
 }
 
 /// The losses that matter: at least 1% of TTFT.

@@ -224,7 +224,7 @@ pub(super) fn check_cell(cell: &Cell) -> Result<(), Fault> {
         return fault("cell.system", format!("expected the base `{}`, found `{}`", cell.base, cell.system));
     }
     // Layers of the base may read the prompt instead; a cell without phases does not say so.
-    let alone = cell.phase("auxiliary").is_none() && !cell.phases.is_empty();
+    let alone = !cell.phases.is_empty() && ["auxiliary", "pipelined"].iter().all(|phase| cell.phase(phase).is_none());
     let wanted = matches!(cell.kind, Kind::Kvp | Kind::SpecPrefill);
     if wanted != cell.aux.is_some() && !(cell.kind == Kind::Kvp && alone) {
         let expected = "a name for a spec_prefill and for a kvp with an auxiliary and null for all others";

@@ -648,6 +648,11 @@ impl Cell {
         self.published.as_ref().is_some_and(|p| !p.faults.is_empty())
     }
 
+    /// Whether layers of the base run behind the auxiliary.
+    pub fn pipelined(&self) -> bool {
+        self.phase("pipelined").is_some()
+    }
+
     /// The phase of this name.
     pub fn phase(&self, name: &str) -> Option<&PhaseRecord> {
         self.phases.iter().find(|p| p.name == name)
@@ -676,8 +681,17 @@ pub fn scenario_hash(kind: Kind, system: &str, base: &str, aux: Option<&str>, ba
 }
 
 /// The names of phases that a record of this program has.
-pub const PHASES: [&str; 8] =
-    ["open", "auxiliary", "selection", "look_ahead", "prefill", "shared_layers", "prediction", "base_step"];
+pub const PHASES: [&str; 9] = [
+    "open",
+    "auxiliary",
+    "pipelined",
+    "selection",
+    "look_ahead",
+    "prefill",
+    "shared_layers",
+    "prediction",
+    "base_step",
+];
 
 /// [`scenario_hash`] of the same workload from a cold start, which is compared with cold starts alone.
 pub fn cold_hash(warm: &str) -> String {
@@ -725,8 +739,8 @@ pub struct WarmPhase {
 #[serde(deny_unknown_fields)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct PhaseRecord {
-    /// `open` (of a cold start: the folders opened, the run planned), `auxiliary`, `selection`, `look_ahead`, `prefill`,
-    /// `shared_layers`, `prediction` or `base_step`.
+    /// `open` (of a cold start: the folders opened, the run planned), `auxiliary`, `pipelined` (the auxiliary with layers of the
+    /// base behind it), `selection`, `look_ahead`, `prefill`, `shared_layers`, `prediction` or `base_step`.
     pub name: String,
     /// Time of the phase in every sample of the cell, in the same order.
     pub samples_ns: Vec<u64>,

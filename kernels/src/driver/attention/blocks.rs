@@ -96,7 +96,7 @@ pub fn blocks<A: Element>(e: &Team, k: &'static GemmKernel, c: &Asked<'_, A>) {
     let (k_tiles, v_tiles) = (kb.div_ceil(k.nr), c.d.div_ceil(k.nr));
     let d_pad = v_tiles * k.nr;
     let (k_tile_bytes, v_tile_bytes) = ((k.tile_bytes)(c.d), (k.tile_bytes)(kb));
-    let team = e.take();
+    let team = e.take("attention");
     team.for_each(sequences * tasks, |t, thread| {
         let (s, Range { start: first, end: last }) = task(t, sequences, panels, per_task);
         let mut l = Layout(0);

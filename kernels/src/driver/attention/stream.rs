@@ -34,7 +34,7 @@ pub(super) fn streams<A: Element>(e: &Team, c: &Asked<'_, A>) {
     let splits = total.div_ceil(span);
     // A row's part of the result: its maximum, its sum, and O unnormalised.
     let part = d + 2;
-    let team = e.take();
+    let team = e.take("attention");
     let mut shared = team.shared();
     let len = if splits == 1 { 0 } else { sequences * splits * c.rows() * part };
     let parts: &mut [f32] = &mut bytemuck::cast_slice_mut(shared.get(len * 4))[..len];
