@@ -48,7 +48,9 @@ done
 # A scenario of the systems of some k; answers do not depend on rounds and batches.
 scenario() {
     printf 'name = "%s"\ndescription = "SmolLM2-135M and maps for its first layers"\n' "$1"
-    printf 'dtype = "bf16"\nlengths = [256]\nbatches = [1]\nrounds = 15\nbudget_s = 1200\n'
+    # GemFilter: layer 15 chooses 32 tokens of the prompt, which the base then reads alone.
+    printf 'systems = ["smollm2-GemFilter-15-32"]\n'
+    printf 'dtype = "bf16"\nlengths = [128]\nbatches = [1]\nrounds = 15\nbudget_s = 1200\n'
     shift
     for k in "$@"; do
         for input in hidden kv; do
@@ -64,7 +66,8 @@ for k in $layers; do
     [ -e "k$k.json" ] && continue
     step "the answers with the first $k layers"
     scenario "k$k" "$k" >"k$k.toml"
-    "$ttft" fidelity --scenario "k$k.toml" --text held-out.txt --text2 other.txt --out "k$k.json"
+    "$ttft" fidelity --scenario "k$k.toml" --text held-out.txt --text2 other.txt \
+        --windows 100 --prompt-tokens 128 --lookups 100 --out "k$k.json"
 done
 if [ ! -e ttft.jsonl ]; then
     step the times of all systems

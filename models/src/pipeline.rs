@@ -19,7 +19,8 @@ use crate::{
 };
 
 /// Most rows of the auxiliary, of all sequences, for which the order pays; beyond, the base's layers run in turn. On two cores of
-/// Zen 4 in BF16 it took 7 to 11% less time than in turn at 1x64, and 9 to 10% more at 1x128 (2026-11-28).
+/// Zen 4 in BF16 it was 1.09 and 1.14 times as fast as in turn at 1x64, and 0.96 and 1.00 times at 1x128, where its times fall into
+/// two groups 12% apart (OpenELM-1.1B with 450M and 270M, 2026-11-28).
 pub const MOST_ROWS: usize = 64;
 
 /// Whether the order pays in a run of this shape.
