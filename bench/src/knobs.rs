@@ -77,6 +77,12 @@ pub struct RunKnobs {
     /// the tokens, SpecPrefill-0.40
     #[arg(long, env = "TTFT_PRUNE", value_name = "PRUNING", requires = "base", conflicts_with = "predictor")]
     pub prune: Option<Pruning>,
+    /// Last tokens of each prompt that --base reads itself in KV prediction (default: 1)
+    #[arg(long, env = "TTFT_BASE_TOKENS", value_name = "M", requires = "base", value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    pub base_tokens: Option<u32>,
+    /// First tokens of each prompt that --base reads itself in KV prediction (default: 0)
+    #[arg(long, env = "TTFT_SINK_TOKENS", value_name = "S", requires = "base", value_parser = clap::value_parser!(u32).range(0..=1 << 24))]
+    pub sink_tokens: Option<u32>,
     /// Whether the keys and values of the first tokens that the base of a KV prediction reads itself are kept from an earlier call,
     /// as they can be where all prompts begin alike: on or off (default: off)
     #[arg(long, env = "TTFT_KEEP_SINKS", value_name = "on|off", num_args = 0..=1, default_missing_value = "on", value_parser = switch)]
@@ -133,6 +139,8 @@ impl RunKnobs {
             aux,
             predictor,
             prune,
+            base_tokens,
+            sink_tokens,
             keep_sinks,
             precision,
             extent,
@@ -155,6 +163,8 @@ impl RunKnobs {
         add("--aux", aux.as_ref().map(Into::into));
         add("--predictor", predictor.as_ref().map(Into::into));
         add("--prune", prune.map(|p| p.to_string().into()));
+        add("--base-tokens", base_tokens.map(|m| m.to_string().into()));
+        add("--sink-tokens", sink_tokens.map(|s| s.to_string().into()));
         add("--keep-sinks", keep_sinks.map(|on| if on { "on" } else { "off" }.into()));
         add("--precision", precision.map(|p| p.name().into()));
         add("--extent", extent.map(|e| e.name().into()));
@@ -228,7 +238,9 @@ impl RunKnobs {
         let keep = self.keep_sinks == Some(true);
         let Some(base) = self.base.clone() else { return if keep { s.keeping_sinks() } else { Ok(s) } };
         let (aux, predictor) = (self.aux.clone(), self.predictor.clone());
-        let s = s.of(Asked { base, aux, predictor, prune: self.prune, ..Asked::default() })?;
+        let [base_tokens, sink_tokens] = [self.base_tokens, self.sink_tokens].map(|n| n.map(|n| n as usize));
+        let s =
+            s.of(Asked { base, aux, predictor, prune: self.prune, base_tokens, sink_tokens, ..Asked::default() })?;
         if keep { s.keeping_sinks() } else { Ok(s) }
     }
 
@@ -293,12 +305,23 @@ mod tests {
     }
 
     #[test]
+    fn other_processes_are_told_which_tokens_the_base_reads() {
+        let mut knobs = RunKnobs::from_env().unwrap();
+        (knobs.base, knobs.predictor) = (Some("OE270M".into()), Some("maps".into()));
+        (knobs.base_tokens, knobs.sink_tokens) = (Some(15), Some(1));
+        let flags: Vec<_> = knobs.flags().into_iter().map(|f| f.into_string().unwrap()).collect();
+        for flag in [["--base-tokens", "15"], ["--sink-tokens", "1"]] {
+            assert!(flags.windows(2).any(|f| f == flag), "{flag:?}: {flags:?}");
+        }
+    }
+
+    #[test]
     fn reference_lists_every_variable() {
         let reference = include_str!("../../docs/reference.md");
         for (name, _) in RunKnobs::variables() {
             assert!(reference.contains(&format!("`{name}`")), "docs/reference.md does not mention {name}");
         }
-        assert_eq!(RunKnobs::variables().len(), 18);
+        assert_eq!(RunKnobs::variables().len(), 20);
     }
 
     #[test]

@@ -29,11 +29,11 @@ pub struct Text {
 }
 
 impl Text {
-    /// Reads `tokenizer.json` of a folder.
+    /// The file that [`Text::load`] reads.
     ///
     /// # Errors
-    /// It is missing, or is no tokenizer; what to do about it.
-    pub fn load(dir: &Path) -> Result<Text> {
+    /// It is not there: text is no matter of this folder.
+    pub fn file(dir: &Path) -> Result<PathBuf> {
         let path = dir.join("tokenizer.json");
         if !path.exists() {
             let other = ["tokenizer.model", "vocab.json"].into_iter().find(|name| dir.join(name).exists());
@@ -44,6 +44,15 @@ impl Text {
                 path.display()
             );
         }
+        Ok(path)
+    }
+
+    /// Reads `tokenizer.json` of a folder.
+    ///
+    /// # Errors
+    /// It is missing, or is no tokenizer; what to do about it.
+    pub fn load(dir: &Path) -> Result<Text> {
+        let path = Text::file(dir)?;
         let content = read_text(&path)?;
         let mut tokenizer: Tokenizer =
             content.parse().map_err(|e| anyhow!("{}: not the tokenizer expected: {e}", path.display()))?;

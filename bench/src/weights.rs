@@ -204,6 +204,14 @@ impl Weights {
         Ok(folder.dir)
     }
 
+    /// Where a network's folder is, or will be.
+    ///
+    /// # Errors
+    /// An unknown name.
+    pub fn network_at(&self, name: &str) -> Result<PathBuf> {
+        Ok(self.network(name)?.dir)
+    }
+
     /// The verified folder of a pair's predictor.
     ///
     /// # Errors

@@ -48,10 +48,10 @@ done
 # A scenario of the systems of some k; answers do not depend on rounds and batches.
 scenario() {
     printf 'name = "%s"\ndescription = "SmolLM2-135M and maps for its first layers"\n' "$1"
-    # GemFilter: layer 15 chooses 32 tokens of the prompt, which the base then reads alone.
-    printf 'systems = ["smollm2-GemFilter-15-32"]\n'
     printf 'dtype = "bf16"\nlengths = [128]\nbatches = [1]\nrounds = 15\nbudget_s = 1200\n'
     shift
+    # GemFilter: layer 15 chooses 32 tokens of the prompt, which the base then reads alone.
+    case " $* " in *" 15 "*) printf 'systems = ["smollm2-GemFilter-15-32"]\n' ;; esac
     for k in "$@"; do
         for input in hidden kv; do
             for ms in $own; do
@@ -67,7 +67,7 @@ for k in $layers; do
     step "the answers with the first $k layers"
     scenario "k$k" "$k" >"k$k.toml"
     "$ttft" fidelity --scenario "k$k.toml" --text held-out.txt --text2 other.txt \
-        --windows 100 --prompt-tokens 128 --lookups 100 --out "k$k.json"
+        --windows 50 --prompt-tokens 128 --lookups 60 --out "k$k.json"
 done
 if [ ! -e ttft.jsonl ]; then
     step the times of all systems

@@ -11,6 +11,7 @@ use crate::{
     catalog::{Asked, Catalog},
     console,
     scenario::{self, Arm, Scenario},
+    text::Text,
     weights::{Size, Weights},
 };
 
@@ -88,6 +89,8 @@ impl Systems {
             );
         }
         let weights = weights.of(catalog.clone());
+        // Before minutes are spent on weights.
+        Text::file(&weights.network_at(&base_name)?)?;
         weights.make(&arms)?;
         let (identities, predictions) = weights.identities(&arms)?;
         let mut networks: BTreeMap<String, (Arc<Network>, PathBuf)> = BTreeMap::new();
