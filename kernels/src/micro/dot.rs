@@ -59,10 +59,13 @@ pub(crate) unsafe fn dot<V: Vector, M: Mac<V>, X: Load<V>, W: Load<V>, const WR:
         let vecs = k.div_ceil(V::LANES * X::PER_LANE);
         for j in (0..n).step_by(block) {
             let (nb, w) = (block.min(n - j), w.add(j * w_stride));
-            let following = match j + nb < n && !next.is_null() {
-                true => w.add(nb * w_stride).cast(),
-                false if next.is_null() => w.cast(),
-                false => next,
+            // Where nothing is to be fetched, what is there already: a prefetch of no page at all costs a walk of the tables.
+            let following = if next.is_null() {
+                w.cast()
+            } else if j + nb < n {
+                w.add(nb * w_stride).cast()
+            } else {
+                next
             };
             let turns = rows.div_ceil(DOT_XR) * nb.div_ceil(WR) * vecs;
             let mut ahead = Lines::new(following, nb * row_bytes, turns);
@@ -93,13 +96,11 @@ const STREAM_X: usize = 8 << 10;
 const STREAM_AHEAD: usize = 5120;
 
 /// The sum over lanes.
-///
-/// # Safety
-/// The CPU has what `V` needs.
 #[inline(always)]
-unsafe fn across<V: Vector>(c: V::F32s) -> f32 {
+fn across<V: Vector>(c: V::F32s) -> f32 {
     let mut lanes = [0f32; 16];
-    // SAFETY: no vector has more lanes than that; the rest by the caller's promise.
+    const { assert!(V::LANES <= 16) };
+    // SAFETY: `lanes` is writable for `LANES` lanes, as the line above checks.
     unsafe { store::<V>(lanes.as_mut_ptr(), c) };
     lanes[..V::LANES].iter().sum()
 }

@@ -40,10 +40,12 @@ pub(crate) unsafe fn dot<V: Vector, M: Mac<V>, T: Copy, const MOST: usize, const
         let block = (DOT_BLOCK / row_bytes / WR).max(1) * WR;
         for j in (0..n).step_by(block) {
             let (nb, w) = (block.min(n - j), w.add(j * w_stride));
-            let following = match j + nb < n {
-                true => w.add(nb * w_stride).cast(),
-                false if next.is_null() => w.cast(),
-                false => next,
+            let following = if next.is_null() {
+                w.cast()
+            } else if j + nb < n {
+                w.add(nb * w_stride).cast()
+            } else {
+                next
             };
             let turns = all.div_ceil(most) * nb.div_ceil(WR) * (row_bytes / 16).max(1);
             let mut ahead = Lines::new(following, nb * row_bytes, turns);
