@@ -109,7 +109,7 @@ clippy() {
 }
 
 # The test programs, as lines `NAME EXECUTABLE`, in EXECUTABLES; and `ttft`, which they start. They are static, so that `ttft` is
-# the program that tests/static.sh makes; kernels alone are optimised fully, as compiling takes longer than running.
+# the program that tests/static.sh makes.
 build() {
     local names name select=(--lib) log=$OUT/build.log
     mkdir -p "$OUT"
@@ -118,8 +118,8 @@ build() {
         case $name in ttft_*) ;; *) select+=(--test "$name") ;; esac
     done
     say "build the tests"
-    CARGO_PROFILE_DEV_OPT_LEVEL=1 CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS="-C target-feature=+crt-static" \
-        cargo test --config 'profile.dev.package.ttft-kernels.opt-level=2' -p ttft-kernels -p ttft-models -p ttft-bench -p ttft-tests "${select[@]}" \
+    CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS="-C target-feature=+crt-static" \
+        cargo test -p ttft-kernels -p ttft-models -p ttft-bench -p ttft-tests "${select[@]}" \
         --target $LINUX --locked --no-run 2>&1 | tee "$log"
     EXECUTABLES=$(sed -n 's|^ *Executable .*(\(.*/\([a-z0-9_]*\)-[0-9a-f]*\))$|\2 \1|p' "$log")
     for name in "${names[@]}"; do

@@ -77,14 +77,14 @@ fn item(text: &Text, prompt: &str, answer: &str) -> Result<Item> {
 
 /// A list of words, and its beginning once more.
 fn copies(text: &Text, most: usize, count: usize, seed: u64) -> Result<LookUps> {
-    let n = (most / 2).clamp(3 * COPIED, 100);
+    let n = (most / 4).clamp(3 * COPIED, 64);
     let mut draw = Draw::new(seed, "copy");
     let items = (0..count).map(|_| {
         let words = draw.some(&WORDS, n);
-        // As much of it that it is clear what is done.
+        // As much of it that it is clear what is done. Small networks copy lists with commas better than bare words.
         let at = COPIED + draw.below(n - 2 * COPIED + 1);
-        let prompt = format!("First list: {}\nThe same list again: {}", words.join(" "), words[..at].join(" "));
-        item(text, &prompt, &format!(" {}", words[at..at + COPIED].join(" ")))
+        let prompt = format!("{}\n\n{},", words.join(", "), words[..at].join(", "));
+        item(text, &prompt, &format!(" {}", words[at..at + COPIED].join(", ")))
     });
     let places = n - COPIED + 1;
     Ok(LookUps { kind: TaskKind::Copy, chance: 1.0 / places as f64, items: items.collect::<Result<_>>()? })
