@@ -194,6 +194,11 @@ impl<'a> Scale<'a> {
         !self.first && self.figure != Figure::LossGap
     }
 
+    /// The share of a task's items that the base solves.
+    pub fn base(&self) -> Option<f64> {
+        Some(self.file.tasks.get(self.at).filter(|_| self.figure == Figure::Exact)?.base.as_ref()?.share)
+    }
+
     /// Its value for a mark; of full prefill nothing is lost.
     pub fn of(&self, mark: &Mark) -> Option<Estimate> {
         let exactly = |value| Some(Estimate { value, interval: None, samples: 0 });

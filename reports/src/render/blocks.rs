@@ -82,6 +82,9 @@ pub struct Chart {
     pub title: String,
     /// `<svg>` element.
     pub svg: String,
+    /// Its height over its width.
+    #[serde(skip)]
+    pub shape: f64,
     /// How to read it.
     pub caption: String,
     /// Names and markers of the series.

@@ -121,8 +121,8 @@ fn plain(value: f64) -> String {
 }
 
 pub(super) fn chart(plot: Plot, caption: &str, legend: Vec<Entry>) -> Result<Chart, RenderError> {
-    let svg = plot.svg()?;
-    Ok(Chart { title: plot.title, svg, caption: caption.into(), legend })
+    let (svg, shape) = (plot.svg()?, plot.shape());
+    Ok(Chart { title: plot.title, svg, shape, caption: caption.into(), legend })
 }
 
 fn headline(prefix: &str, rows: &[Row], series: &Series) -> Result<Option<Chart>, RenderError> {

@@ -1,10 +1,16 @@
-//! One picture of a run, for a page that is not this program's: TTFT of the base and of KV prediction at one size, by phase.
+//! One picture of a run, for a page that is not this program's: TTFT of the base and of KV prediction at one size, by phase; or,
+//! with answers, both against each other.
 //!
 //! It is SVG without scripts, dark where the reader's system is; a program that knows no style sheets draws the light one.
 
 use std::fmt::Write as _;
 
-use super::{RenderError, Run, blocks::size, plot::escape};
+use super::{
+    RenderError, Run,
+    blocks::size,
+    plot::{Ink, SERIES, escape},
+    tradeoff,
+};
 use crate::{
     facts, format,
     schema::{Kind, Record},
@@ -20,7 +26,7 @@ pub(super) const MARGIN: f64 = 16.0;
 const ROW: f64 = 54.0;
 
 /// Colours in light and dark, by the class of what has them.
-const INKS: [(&str, &str, &str); 11] = [
+const INKS: [(&str, &str, &str); 20] = [
     ("page", "#ffffff", "#14171c"),
     ("text", "#1a1c20", "#e6e9ee"),
     ("muted", "#5a6270", "#a2abb8"),
@@ -32,7 +38,19 @@ const INKS: [(&str, &str, &str); 11] = [
     ("alone", "#00402f", "#b5efd8"),
     ("selection", "#8a6d00", "#e3c23f"),
     ("other", "#7a4fc2", "#b89bf0"),
+    ("grid", "#dfe3e8", "#333a45"),
+    ("s0", "#0072b2", "#56a8e8"),
+    ("s1", "#c05000", "#f08a3c"),
+    ("s2", "#00805e", "#2fc096"),
+    ("s3", "#a83c7d", "#e08abf"),
+    ("s4", "#20242c", "#f2f4f8"),
+    ("s5", "#2a8bc4", "#8fd0f5"),
+    ("s6", "#7a4fc2", "#b89bf0"),
+    ("s7", "#8a6d00", "#e3c23f"),
 ];
+
+/// Distance between charts.
+const GAP: f64 = 8.0;
 
 /// A phase as a legend names it.
 fn words(phase: &str) -> &str {
@@ -50,7 +68,7 @@ fn words(phase: &str) -> &str {
 
 /// The name and the light colour of an ink.
 fn ink(name: &str) -> (&'static str, &'static str) {
-    let known = INKS.iter().find(|(n, ..)| *n == name).or(INKS.last()).expect("there are inks");
+    let known = INKS.iter().find(|(n, ..)| *n == name).or(INKS.iter().find(|(n, ..)| *n == "other")).expect("is there");
     (known.0, known.1)
 }
 
@@ -68,15 +86,75 @@ pub fn render(runs: &[Run], _: &[&str]) -> Result<String, RenderError> {
     let mut top = MARGIN;
     for run in runs {
         let title = if runs.len() > 1 { format!("{}: ", run.name) } else { String::new() };
-        top = block(&mut drawn, run.record, &title, top);
+        top = match run.fidelity {
+            [] => block(&mut drawn, run.record, &title, top),
+            _ => answers(&mut drawn, run, &title, top)?,
+        };
     }
-    Ok(page("Time to first token of KV prediction beside its base", top.ceil(), &drawn))
+    let of = if runs[0].fidelity.is_empty() { "beside its base" } else { "against its answers" };
+    Ok(page(&format!("Time to first token of KV prediction {of}"), top.ceil(), &drawn))
+}
+
+/// Draws a run's answers over its speedups from `top` on, two charts beside each other, and gives where they end.
+fn answers(out: &mut String, run: &Run, title: &str, top: f64) -> Result<f64, RenderError> {
+    let (heading, charts) = tradeoff::pictured(run)?;
+    line(out, MARGIN, top + 20.0, "text", " font-size=\"18\" font-weight=\"600\"", &format!("{title}{heading}"));
+    let width = (WIDTH - 2.0 * MARGIN - GAP) / 2.0;
+    let mut at = top + 40.0;
+    let mut legend: Vec<(&str, &str)> = Vec::new();
+    for pair in charts.chunks(2) {
+        let mut lowest = 0f64;
+        for (i, chart) in pair.iter().enumerate() {
+            let x = MARGIN + i as f64 * (width + GAP);
+            let height = width * chart.shape;
+            line(out, x, at + 12.0, "text", " font-size=\"13\" font-weight=\"600\"", &chart.title);
+            let place = format!("<svg x=\"{x:.1}\" y=\"{:.1}\" width=\"{width:.1}\" height=\"{height:.1}\"", at + 16.0);
+            let inner = chart.svg.split_once(" id=").map_or("", |(_, rest)| rest);
+            let _ = writeln!(out, "{place} id={}", unthemed(inner));
+            lowest = lowest.max(height);
+            chart.legend.iter().map(|e| (e.name.as_str(), e.swatch.as_str())).for_each(|e| {
+                if !legend.contains(&e) {
+                    legend.push(e);
+                }
+            });
+        }
+        at += lowest + 30.0;
+    }
+    let mut x = MARGIN;
+    for (name, swatch) in legend {
+        let room = 34.0 + 6.9 * name.chars().count() as f64;
+        if x + room > WIDTH - MARGIN && x > MARGIN {
+            (x, at) = (MARGIN, at + 20.0);
+        }
+        let sample = swatch.replacen("<svg ", &format!("<svg x=\"{x:.1}\" y=\"{:.1}\" ", at + 1.0), 1);
+        let _ = writeln!(out, "{}", unthemed(&sample));
+        line(out, x + 19.0, at + 12.0, "muted", " font-size=\"13\"", name);
+        x += room;
+    }
+    Ok(at + 20.0 + MARGIN)
+}
+
+/// A chart of a page, whose colours are the style sheet's, with those of a picture.
+fn unthemed(svg: &str) -> String {
+    let named = [("text", Ink::Text), ("muted", Ink::Muted), ("grid", Ink::Grid)].map(|(n, i)| (n.to_string(), i));
+    let series = (0..SERIES).map(|i| (format!("s{i}"), Ink::Series(i)));
+    named.into_iter().chain(series).fold(svg.replace(" class=\"target\"", ""), |svg, (name, css)| {
+        let (class, light) = ink(&name);
+        svg.replace(&format!("fill=\"{}\"", css.css()), &fill(&name))
+            .replace(&format!("stroke=\"{}\"", css.css()), &format!("class=\"{class}-line\" stroke=\"{light}\""))
+    })
 }
 
 /// A picture of this height.
 pub(super) fn page(title: &str, height: f64, drawn: &str) -> String {
     let styles = |dark: bool| {
-        let of = |(class, l, d): &(&str, &str, &str)| format!(".{class}{{fill:{}}}", if dark { d } else { l });
+        let of = |(class, l, d): &(&str, &str, &str)| {
+            let color = if dark { d } else { l };
+            let used = |class: &str| class == "page" || drawn.contains(&format!("class=\"{class}\""));
+            let fill = used(class).then(|| format!(".{class}{{fill:{color}}}"));
+            let stroke = used(&format!("{class}-line")).then(|| format!(".{class}-line{{stroke:{color}}}"));
+            fill.into_iter().chain(stroke).collect::<String>()
+        };
         INKS.iter().map(of).collect::<String>()
     };
     format!(

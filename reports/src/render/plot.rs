@@ -238,6 +238,11 @@ impl Ranged for Scale {
 }
 
 impl Plot {
+    /// Its height over its width.
+    pub fn shape(&self) -> f64 {
+        f64::from(self.height) / f64::from(WIDTH)
+    }
+
     /// The plot as an `<svg>` element.
     ///
     /// # Errors

@@ -242,6 +242,27 @@ fn the_trade_off_in_words_and_tables() {
 }
 
 #[test]
+fn a_picture_of_answers_has_the_tasks_that_decide_and_the_divergence_on_each_text() {
+    let (record, file) = with_answers();
+    let run = Run { name: "sample", record: &record, fidelity: slice::from_ref(&file) };
+    let picture = picture::render(&[run], &[]).unwrap();
+    let tree = roxmltree::Document::parse(&picture).unwrap();
+    let texts: Vec<&str> = tree.descendants().filter(|n| n.has_tag_name("text")).filter_map(|n| n.text()).collect();
+    let charts: Vec<&&str> = texts.iter().filter(|t| t.ends_with("against speed")).collect();
+    let decide = file.tasks.iter().filter(|t| t.base.as_ref().is_some_and(|b| b.share >= 0.5)).count();
+    assert_eq!(charts.len(), decide + file.texts.len(), "{charts:?}");
+    assert!(texts[0].ends_with("answers against speed, 1 x 256"), "{texts:?}");
+    for words in ["full prefill", "truncation", "mean cache"] {
+        assert_eq!(texts.iter().filter(|t| **t == words).count(), 1, "{words} stands in the legend, once");
+    }
+    for other in ["<script", "url(", "href", "var("] {
+        assert!(!picture.contains(other), "{other}");
+    }
+    let other = Run { name: "apart", record: &samples::run(), fidelity: slice::from_ref(&file) };
+    assert!(matches!(picture::render(&[other], &[]), Err(RenderError::NotJoined(..))));
+}
+
+#[test]
 fn the_trade_off_is_drawn_with_full_prefill_and_the_controls() {
     let (record, file) = with_answers();
     let run = Run { name: "sample", record: &record, fidelity: slice::from_ref(&file) };

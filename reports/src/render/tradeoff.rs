@@ -19,7 +19,7 @@ use crate::{
     tradeoff::{self, Figure, Joined, Mark, Role, Scale, Tradeoff},
 };
 
-/// Most systems whose names stand beside their marks.
+/// Most systems that all have their names beside their marks.
 const FEW: usize = 12;
 /// By how much of the axis they stand above it.
 const RAISED: f64 = 0.04;
@@ -237,6 +237,25 @@ fn drawn(size: &Tradeoff, file: &Fidelity, prefix: &str) -> Result<Vec<Chart>, R
     all.map(|(i, scale)| one(size, scale, &format!("{prefix}-tradeoff-{i}"))).collect()
 }
 
+/// What a picture shows of a run with answers, and its heading: the smallest batch's charts of the tasks that give verdicts, and
+/// of the divergence on each text.
+///
+/// # Errors
+/// As [`blocks`].
+pub(super) fn pictured(run: &Run) -> Result<(String, Vec<Chart>), RenderError> {
+    let joined = tradeoff::join(run.record, run.fidelity);
+    let size = joined.sizes.iter().min_by_key(|s| s.batch);
+    let (Some(size), Some(file)) = (size, run.fidelity.first()) else {
+        return Err(RenderError::NotJoined(run.name.into(), refusals(&joined)));
+    };
+    let scales = Scale::all(file).into_iter().filter(Scale::is_main);
+    let (tasks, texts): (Vec<_>, Vec<_>) = scales.partition(|s| s.figure == Figure::Exact);
+    let solved = tasks.iter().filter(|s| s.base().is_some_and(|base| base >= fidelity::SOLVES));
+    let drawn = solved.chain(texts.iter().filter(|s| s.figure == Figure::Kl));
+    let charts = drawn.enumerate().map(|(i, scale)| one(size, scale, &format!("c{i}"))).collect::<Result<_, _>>()?;
+    Ok((format!("{}: answers against speed, {} x {}", file.base.network.name, size.batch, size.prompt), charts))
+}
+
 fn one(size: &Tradeoff, scale: &Scale, id: &str) -> Result<Chart, RenderError> {
     let points: Vec<(usize, &Mark, Estimate, Estimate)> =
         size.marks.iter().enumerate().filter_map(|(i, mark)| Some((i, mark, mark.speedup?, scale.of(mark)?))).collect();
@@ -291,7 +310,8 @@ fn one(size: &Tradeoff, scale: &Scale, id: &str) -> Result<Chart, RenderError> {
         true => v * (y.range.1 / y.range.0).powf(RAISED),
         false => v + RAISED * (y.range.1 - y.range.0),
     };
-    for (_, mark, speedup, value) in points.iter().filter(|_| systems.len() <= FEW) {
+    // Of many, those of the front.
+    for (_, mark, speedup, value) in points.iter().filter(|p| systems.len() <= FEW || front.contains(&p.0)) {
         if matches!(mark.role, Role::System(_)) {
             let words = short(&mark.name, &systems).to_owned();
             marks.push(Drawn::Aside { x: speedup.value, y: within(raised(within(value.value))), words });
