@@ -161,14 +161,10 @@ impl Fidelity {
             ends: text::ends(&dir)?,
             answer: self.answers(),
         };
-        let (ttft, shares) = session.shares()?;
+        let shares = session.shares()?;
         let rows = session.rows(&shares)?;
         let work = session.operations(&rows)?;
-        let speed = {
-            let whole = rows[0].shapes(&session.base, precision, prompt).0;
-            let median = ttft_reports::stats::median(&ttft[0].iter().map(|t| *t as f64).collect::<Vec<_>>());
-            operations(&whole, precision, prompt) as f64 / (median.unwrap_or(f64::INFINITY) * 1e-9)
-        };
+        let pace = session.pace()?;
         let need = session.memory(&rows, weights)?;
         console::note(format_args!(
             "{} readers (full prefill, {} systems, {} controls) on {} windows of text and {} items: {} in about {}, with {} of \
@@ -179,7 +175,7 @@ impl Fidelity {
             session.texts.iter().map(|t| t.windows.len()).sum::<usize>(),
             session.tasks.iter().map(|t| t.items.len()).sum::<usize>(),
             flops(work),
-            seconds(work as f64 / speed),
+            seconds(work as f64 / pace),
             bytes(need),
         ));
         if let Some(free) = machine::available_memory() {

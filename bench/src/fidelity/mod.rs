@@ -10,7 +10,12 @@ pub mod readers;
 pub mod sharing;
 pub mod systems;
 
-use std::{collections::HashMap, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    rc::Rc,
+    sync::{Arc, OnceLock},
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -230,12 +235,11 @@ impl Session<'_> {
         Reads::new(rows, &self.base, self.precision, n, later)
     }
 
-    /// TTFTs of the base and of each system, in turn, in nanoseconds; and the share of the prompt that the base reads in each
-    /// system's time.
+    /// The share of the prompt that the base reads in the time of each system, all of which are timed in turn.
     ///
     /// # Errors
     /// What running them says.
-    pub fn shares(&self) -> Result<(Vec<Vec<u64>>, Vec<f64>)> {
+    pub fn shares(&self) -> Result<Vec<f64>> {
         let mut rows = vec![self.base_row()];
         rows.extend(self.system_rows());
         let systems = rows.len();
@@ -246,7 +250,7 @@ impl Session<'_> {
             reader: Reader::Short { last: Length::Tokens(n), first: 0 },
             role: Role::Base,
         }));
-        let mut times = self.times(&rows)?;
+        let times = self.times(&rows)?;
         let median = |times: &[u64]| {
             let seconds: Vec<f64> = times.iter().map(|t| *t as f64 * 1e-9).collect();
             ttft_reports::stats::median(&seconds).unwrap_or(f64::INFINITY)
@@ -254,10 +258,8 @@ impl Session<'_> {
         let mut measured: Vec<(usize, f64)> =
             lengths.iter().zip(&times[systems..]).map(|(n, t)| (*n, median(t))).collect();
         measured.push((self.prompt, median(&times[0])));
-        times.truncate(systems);
         let share = |times: &Vec<u64>| length_at(median(times), &measured) / self.prompt as f64;
-        let shares = times[1..].iter().map(share).collect();
-        Ok((times, shares))
+        Ok(times[1..systems].iter().map(share).collect())
     }
 
     /// TTFTs of readers on the first window's prompt, in turn: [`ROUNDS`] of each, those that do the same once for all of them, and
@@ -295,6 +297,21 @@ impl Session<'_> {
             }
         }
         Ok(times)
+    }
+
+    /// Operations of a second, of the base on a window that it reads and is scored on.
+    ///
+    /// # Errors
+    /// What running it says.
+    pub fn pace(&self) -> Result<f64> {
+        let rows = [self.base_row()];
+        let first = self.texts.first().context("there is no text")?;
+        let windows = first.windows.iter().take(1).cloned().collect();
+        let window = CutText { name: first.name.clone(), windows, spare: Vec::new() };
+        let work = self.reads(&rows, self.prompt, self.continuation - 1)?.work[0];
+        let began = Instant::now();
+        self.text(&rows, &window, &ProgressBar::hidden())?;
+        Ok(work as f64 / began.elapsed().as_secs_f64())
     }
 
     /// Bytes that the readers need at once, weights included.
@@ -432,9 +449,8 @@ impl Session<'_> {
                 if row.role == Role::Base {
                     base = Distributions::of(all());
                 }
-                let positions = all().zip(later).enumerate();
-                let figures: Vec<Apart> = positions.map(|(at, (logits, next))| base.apart(at, logits, *next)).collect();
-                out[i].push(OfWindow::of(&figures));
+                let positions: Vec<(&[f32], u32)> = all().zip(later.iter().copied()).collect();
+                out[i].push(OfWindow::of(&self.apart(&base, &positions)));
                 if row.role == Role::Base && Self::wants_truth(rows) {
                     truth = run.cache_dump();
                 }
@@ -443,6 +459,16 @@ impl Session<'_> {
             }
         }
         Ok(out)
+    }
+
+    /// How far logits at some positions are from the base's, each with the token that follows.
+    fn apart(&self, base: &Distributions, positions: &[(&[f32], u32)]) -> Vec<Apart> {
+        let found: Vec<OnceLock<Apart>> = positions.iter().map(|_| OnceLock::new()).collect();
+        self.engine.pool().for_each(positions.len(), |at, _| {
+            let (logits, next) = positions[at];
+            found[at].get_or_init(|| base.apart(at, logits, next));
+        });
+        found.into_iter().filter_map(OnceLock::into_inner).collect()
     }
 
     /// What each reader answers to each item.

@@ -237,8 +237,8 @@ fn a_control_of_the_same_cost_that_is_better_is_named() {
     };
     let (text_alone, worst) = (beside([0.02, 0.05], [6, 32]), beside([0.11, 0.2], [6, 75]));
     assert_eq!(text_alone.verdict, Verdict::Loses);
-    let words = " Truncation, equal operations (last 106) is better on manual.txt (KL 0.020 against 0.060), novel.txt (KL 0.050 \
-                 against 0.150).";
+    let words = " Controls of its cost are better: on manual.txt, truncation, equal operations (last 106): KL 0.020 against 0.060; \
+                 on novel.txt, truncation, equal operations (last 106): KL 0.050 against 0.150.";
     assert!(text_alone.words.ends_with(words), "{}", text_alone.words);
     assert_eq!(worst.verdict, Verdict::Worse);
     let words =
@@ -248,6 +248,16 @@ fn a_control_of_the_same_cost_that_is_better_is_named() {
     file.controls[4].results = results([0.0, 0.0], [6, 32]);
     assert!(judge(&file)[0].rivals.iter().all(|r| !r.control.contains("mean")));
     assert!(judge(&file)[1].rivals.iter().all(|r| r.control.contains("last 62")));
+    // The verdict on a useless one says nothing of controls, so they are named for its worst task, too.
+    let other = file.controls.iter_mut().find(|c| c.words().contains("last 62")).unwrap();
+    other.results = results([0.1, 0.2], [6, 75]);
+    let useless = judge(&file).remove(1);
+    assert_eq!(useless.verdict, Verdict::Useless);
+    assert!(
+        useless.words.contains("better: on needle, truncation, equal operations (last 62): 0.75 against 0.27 exact"),
+        "{}",
+        useless.words
+    );
 }
 
 #[test]

@@ -170,7 +170,8 @@ pub fn judge(file: &Fidelity) -> Vec<Judgement> {
 fn judged(file: &Fidelity, system: &System) -> Judgement {
     let rivals = rivals(file, system);
     let done = |verdict, worst: Option<Placed>, tasks, words: String| {
-        let words = format!("{words}{}", beaten(&rivals, worst.as_ref()));
+        let said = worst.as_ref().filter(|_| verdict == Verdict::Worse).map(|w| w.task.as_str());
+        let words = format!("{words}{}", beaten(&rivals, said));
         Judgement { system: system.name.clone(), verdict, worst, tasks, rivals: rivals.clone(), words }
     };
     let nothing = |reason: String| done(Verdict::None, None, Vec::new(), format!("No verdict: {reason}."));
@@ -219,7 +220,8 @@ fn judged(file: &Fidelity, system: &System) -> Judgement {
         let words = format!("Useless: on {task}, its worst task, it is no better than {floor_is} ({figures}).");
         return done(Verdict::Useless, Some(worst.clone()), tasks.clone(), words);
     }
-    if let Some(rival) = rivals.iter().find(|r| r.on_task && r.place == *task) {
+    let there = rivals.iter().filter(|r| r.on_task && r.place == *task);
+    if let Some(rival) = there.max_by(|a, b| a.better_by.value.total_cmp(&b.better_by.value)) {
         let words = format!(
             "Worse: on {task}, its worst task, {} is better, {} against {} ({figures}).",
             rival.control,
@@ -308,28 +310,22 @@ fn rivals(file: &Fidelity, system: &System) -> Vec<Rival> {
     found
 }
 
-/// Where a control is better, one sentence for each control, but for what the verdict has said.
-fn beaten(rivals: &[Rival], worst: Option<&Placed>) -> String {
-    let mut out = String::new();
-    let mut named: Vec<&str> = Vec::new();
-    for rival in rivals {
-        if named.contains(&rival.control.as_str()) {
-            continue;
-        }
-        named.push(&rival.control);
-        let places: Vec<String> = rivals
-            .iter()
-            .filter(|r| r.control == rival.control && !(r.on_task && worst.is_some_and(|w| w.task == r.place)))
-            .map(|r| match r.on_task {
-                true => format!("{} ({:.2} against {:.2} exact)", r.place, r.of_control, r.system),
-                false => format!("{} (KL {:.3} against {:.3})", r.place, r.of_control, r.system),
-            })
-            .collect();
-        if !places.is_empty() {
-            let control =
-                rival.control.replacen(|c: char| c.is_ascii_lowercase(), &rival.control[..1].to_uppercase(), 1);
-            out.push_str(&format!(" {control} is better on {}.", places.join(", ")));
+/// Where controls are better, and the best of them there, but on the task that the verdict has said it of.
+fn beaten(rivals: &[Rival], said: Option<&str>) -> String {
+    let mut best: Vec<&Rival> = Vec::new();
+    for rival in rivals.iter().filter(|r| !(r.on_task && said == Some(&r.place))) {
+        match best.iter_mut().find(|b| b.on_task == rival.on_task && b.place == rival.place) {
+            Some(other) if rival.better_by.value > other.better_by.value => *other = rival,
+            Some(_) => {}
+            None => best.push(rival),
         }
     }
-    out
+    if best.is_empty() {
+        return String::new();
+    }
+    let places = best.iter().map(|Rival { place, control, of_control, system, on_task, .. }| match on_task {
+        true => format!("on {place}, {control}: {of_control:.2} against {system:.2} exact"),
+        false => format!("on {place}, {control}: KL {of_control:.3} against {system:.3}"),
+    });
+    format!(" Controls of its cost are better: {}.", places.collect::<Vec<_>>().join("; "))
 }
