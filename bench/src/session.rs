@@ -107,7 +107,7 @@ fn command(args: impl Iterator<Item = String>, sampler: Sampler) -> Vec<String> 
 }
 
 /// `DIR/FILE` and `--option=DIR/FILE` without the folder; anything else as it is.
-fn file_name(arg: &str) -> String {
+pub(crate) fn file_name(arg: &str) -> String {
     let at = arg.find('=').filter(|_| arg.starts_with('-')).map_or(0, |at| at + 1);
     let (option, value) = arg.split_at(at);
     match Path::new(value).file_name() {

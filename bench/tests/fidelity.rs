@@ -242,6 +242,7 @@ fn look_ups_are_drawn_for_any_tokenizer() {
     assert_eq!(kinds, [(TaskKind::Copy, 3), (TaskKind::KeyValue, 3), (TaskKind::Needle, 3)]);
     assert!(file.tasks.iter().all(|t| (0.01..=0.25).contains(&t.chance)), "{:?}", file.tasks);
     assert_eq!(file.tasks[2].prompt_tokens, 256.0);
+    assert!(file.command.iter().all(|arg| !arg.contains('/')), "folders are nobody's business: {:?}", file.command);
     // A network that knows nothing solves none of them, so that nothing follows.
     assert_eq!(judge(&file)[0].verdict, Verdict::None);
     assert!(said.contains("No verdict"), "{said}");

@@ -193,7 +193,6 @@ fn callers_that_share_an_engine_get_what_they_would_get_alone() {
     projections::<bf16>(&mut ops);
     rowwise::<f32>(&mut ops);
     rowwise::<bf16>(&mut ops);
-    let callers = if small() { 2 } else { 4 };
     if small() {
         // What is shared is the same on every machine, and tried in full outside of emulators.
         let mut at = 0;
@@ -207,13 +206,13 @@ fn callers_that_share_an_engine_get_what_they_would_get_alone() {
         for (threads, backend, rounds) in
             [(2, Backend::Ours, 4), (3, Backend::Ours, 1), (1, Backend::Ours, 1)].into_iter().chain(gemm)
         {
-            let rounds = match isa {
+            let (rounds, callers) = match isa {
                 // Slow, and the same loops.
-                Isa::Portable if threads != 2 => continue,
-                Isa::Portable => 1,
+                Isa::Portable | Isa::AmxPlain if threads != 2 => continue,
+                Isa::Portable | Isa::AmxPlain => (1, 2),
                 _ if small() && threads != 2 => continue,
-                _ if small() => 1,
-                _ => rounds,
+                _ if small() => (1, 2),
+                _ => (rounds, 4),
             };
             let e = engine(isa, threads, backend);
             let alone: Vec<_> = ops.iter().map(|op| (op.call)(&e)).collect();

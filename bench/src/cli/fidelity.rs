@@ -25,6 +25,7 @@ use crate::{
     output::{self, Pending},
     rig::now,
     scenario::Named,
+    session::file_name,
     text::{self, Text},
 };
 
@@ -196,7 +197,7 @@ impl Fidelity {
         let file = file::Fidelity {
             schema: file::SCHEMA.into(),
             started_at: Some(started_at),
-            command: std::env::args_os().map(|a| printable(&a.to_string_lossy())).collect(),
+            command: std::env::args_os().map(|a| file_name(&printable(&a.to_string_lossy()))).collect(),
             ttft_version: Some(env!("CARGO_PKG_VERSION").into()),
             git: machine::git(),
             machine: machine_in_short(&engine),

@@ -325,6 +325,7 @@ impl Plot {
         }
         asides.sort_unstable_by_key(|((x, y), _)| (*y, *x));
         let meet = |a: &Range<i32>, b: &Range<i32>| a.start < b.end && b.start < a.end;
+        let (edge, bottom) = chart.backend_coord(&(self.x.range.0, self.y.range.0));
         let mut placed: Vec<(Range<i32>, i32, HPos, &String)> = Vec::new();
         for ((x, y), words) in asides {
             let width = (words.chars().count() as f64 * f64::from(LETTERS) * 0.45) as i32;
@@ -337,13 +338,12 @@ impl Plot {
                 };
                 points.iter().find(covered).is_none()
             };
-            let to_the_right = inside(&right) && (free(&right) || !free(&left));
+            let to_the_right = inside(&right) && (free(&right) || !free(&left) || left.0.start < edge);
             let (across, anchor) = if to_the_right { right } else { left };
             let y = placed.iter().filter(|p| meet(&p.0, &across)).map(|p| p.1 + LINE).fold(y, i32::max);
             placed.push((across, y, anchor, words));
         }
         // What was pushed below the axis moves up again, and what is above it with it.
-        let (_, bottom) = chart.backend_coord(&(self.x.range.0, self.y.range.0));
         for i in (0..placed.len()).rev() {
             let below = placed[i + 1..].iter().filter(|p| meet(&p.0, &placed[i].0)).map(|p| p.1 - LINE);
             placed[i].1 = below.fold(placed[i].1.min(bottom - LINE / 2), i32::min);

@@ -1,6 +1,6 @@
 //! The trade-off: speed against what became of the answer, as charts, tables, words, and lines of numbers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     RenderError, Run,
@@ -238,21 +238,27 @@ fn drawn(size: &Tradeoff, file: &Fidelity, prefix: &str) -> Result<Vec<Chart>, R
 }
 
 /// What a picture shows of a run with answers, and its heading: the smallest batch's charts of the tasks that give verdicts, and
-/// of the divergence on each text.
+/// of the divergence on each text. Of many systems it shows only what is on the front of one of these.
 ///
 /// # Errors
 /// As [`blocks`].
 pub(super) fn pictured(run: &Run) -> Result<(String, Vec<Chart>), RenderError> {
-    let joined = tradeoff::join(run.record, run.fidelity);
-    let size = joined.sizes.iter().min_by_key(|s| s.batch);
-    let (Some(size), Some(file)) = (size, run.fidelity.first()) else {
+    let mut joined = tradeoff::join(run.record, run.fidelity);
+    joined.sizes.sort_by_key(|s| s.batch);
+    let (Some(size), Some(file)) = (joined.sizes.first_mut(), run.fidelity.first()) else {
         return Err(RenderError::NotJoined(run.name.into(), refusals(&joined)));
     };
     let scales = Scale::all(file).into_iter().filter(Scale::is_main);
     let (tasks, texts): (Vec<_>, Vec<_>) = scales.partition(|s| s.figure == Figure::Exact);
-    let solved = tasks.iter().filter(|s| s.base().is_some_and(|base| base >= fidelity::SOLVES));
-    let drawn = solved.chain(texts.iter().filter(|s| s.figure == Figure::Kl));
-    let charts = drawn.enumerate().map(|(i, scale)| one(size, scale, &format!("c{i}"))).collect::<Result<_, _>>()?;
+    let solved = tasks.into_iter().filter(|s| s.base().is_some_and(|base| base >= fidelity::SOLVES));
+    let scales: Vec<Scale> = solved.chain(texts.into_iter().filter(|s| s.figure == Figure::Kl)).collect();
+    if size.marks.iter().filter(|m| matches!(m.role, Role::System(_))).count() > FEW {
+        let fronts: BTreeSet<usize> = scales.iter().flat_map(|s| s.front(&size.marks)).collect();
+        let mut at = 0..;
+        size.marks.retain(|mark| at.next().is_some_and(|i| fronts.contains(&i)) || mark.role == Role::Base);
+    }
+    let drawn = scales.iter().enumerate().map(|(i, scale)| one(size, scale, &format!("c{i}")));
+    let charts = drawn.collect::<Result<_, _>>()?;
     Ok((format!("{}: answers against speed, {} x {}", file.base.network.name, size.batch, size.prompt), charts))
 }
 
