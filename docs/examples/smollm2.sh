@@ -76,4 +76,4 @@ if [ ! -e ttft.jsonl ]; then
     "$ttft" bench --scenario smollm2.toml --out ttft.jsonl
 fi
 step the page
-"$ttft" report ttft.jsonl --fidelity k*.json --section tradeoff --html tradeoff.html --csv tradeoff.csv
+"$ttft" report ttft.jsonl --fidelity k*.json --section tradeoff --html tradeoff.html --csv tradeoff.csv --svg tradeoff.svg

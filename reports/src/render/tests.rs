@@ -58,6 +58,21 @@ fn the_picture_in_docs_is_up_to_date() {
     assert!(drawn.len() < 8000, "{}", drawn.len());
 }
 
+/// The picture of the worked example, likewise.
+#[test]
+fn the_picture_of_the_example_is_up_to_date() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let data = root.join("reports/data/amd-epyc-zen4-2c/smollm2");
+    let record = Record::read(&data.join("ttft.jsonl")).unwrap();
+    let answers = [12, 15, 16, 17, 18, 20, 24].map(|k| Fidelity::read(&data.join(format!("k{k}.json"))).unwrap());
+    let run = Run { name: "ttft", record: &record, fidelity: &answers };
+    let (drawn, path) = (picture::render(&[run], &[]).unwrap(), root.join("docs/example.svg"));
+    if std::env::var_os("UPDATE_PICTURE").is_some() {
+        std::fs::write(&path, &drawn).unwrap();
+    }
+    assert!(std::fs::read_to_string(&path).unwrap_or_default() == drawn, "docs/example.svg: run with UPDATE_PICTURE=1");
+}
+
 #[test]
 fn a_picture_is_well_formed_and_shows_the_base_first() {
     let (run, paper) = (samples::run(), paper::table5());
