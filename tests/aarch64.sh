@@ -40,7 +40,8 @@ declare -A PROGRAMS=(
         families networks variants pruning rivals sinks maps cli"
 )
 # Of a program, or of a program on one CPU, the tests whose names hold one of the words: what runs networks, and what looks at the
-# machine. Orders of layers are the same wherever products beside each other are, which conformance_gemm checks. The gate of benchmarks, whose own test takes minutes here, is passed by every cell of a run of `cli`.
+# machine. Orders of layers are the same wherever products beside each other are, which conformance_gemm checks. The gate of
+# benchmarks, whose own test takes minutes here, is passed by every cell of a run of `cli`.
 declare -A ONLY=(
     ["neoverse-n1 ttft_kernels"]="peak::"
     ["neoverse-n1 conformance_gemm"]="the_gemm_crate_agrees"

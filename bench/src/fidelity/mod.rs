@@ -468,7 +468,7 @@ impl Session<'_> {
             let (logits, next) = positions[at];
             found[at].get_or_init(|| base.apart(at, logits, next));
         });
-        found.into_iter().filter_map(OnceLock::into_inner).collect()
+        found.into_iter().map(|apart| apart.into_inner().expect("each position is visited")).collect()
     }
 
     /// What each reader answers to each item.

@@ -82,9 +82,9 @@ pub struct Chart {
     pub title: String,
     /// `<svg>` element.
     pub svg: String,
-    /// Its height over its width.
+    /// Its height in CSS pixels.
     #[serde(skip)]
-    pub shape: f64,
+    pub height: u32,
     /// How to read it.
     pub caption: String,
     /// Names and markers of the series.

@@ -121,8 +121,8 @@ fn plain(value: f64) -> String {
 }
 
 pub(super) fn chart(plot: Plot, caption: &str, legend: Vec<Entry>) -> Result<Chart, RenderError> {
-    let (svg, shape) = (plot.svg()?, plot.shape());
-    Ok(Chart { title: plot.title, svg, shape, caption: caption.into(), legend })
+    let (svg, height) = (plot.svg()?, plot.height);
+    Ok(Chart { title: plot.title, svg, height, caption: caption.into(), legend })
 }
 
 fn headline(prefix: &str, rows: &[Row], series: &Series) -> Result<Option<Chart>, RenderError> {

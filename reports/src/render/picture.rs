@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use super::{
     RenderError, Run,
     blocks::size,
-    plot::{Ink, SERIES, escape},
+    plot::{self, Ink, SERIES, escape},
     tradeoff,
 };
 use crate::{
@@ -26,7 +26,7 @@ pub(super) const MARGIN: f64 = 16.0;
 const ROW: f64 = 54.0;
 
 /// Colours in light and dark, by the class of what has them.
-const INKS: [(&str, &str, &str); 20] = [
+pub(super) const INKS: [(&str, &str, &str); 20] = [
     ("page", "#ffffff", "#14171c"),
     ("text", "#1a1c20", "#e6e9ee"),
     ("muted", "#5a6270", "#a2abb8"),
@@ -100,37 +100,29 @@ fn answers(out: &mut String, run: &Run, title: &str, top: f64) -> Result<f64, Re
     let (heading, charts) = tradeoff::pictured(run)?;
     line(out, MARGIN, top + 20.0, "text", " font-size=\"18\" font-weight=\"600\"", &format!("{title}{heading}"));
     let width = (WIDTH - 2.0 * MARGIN - GAP) / 2.0;
+    let scale = width / f64::from(plot::WIDTH);
     let mut at = top + 40.0;
-    let mut legend: Vec<(&str, &str)> = Vec::new();
+    let mut known: Vec<(&str, &str)> = Vec::new();
     for pair in charts.chunks(2) {
         let mut lowest = 0f64;
         for (i, chart) in pair.iter().enumerate() {
             let x = MARGIN + i as f64 * (width + GAP);
-            let height = width * chart.shape;
             line(out, x, at + 12.0, "text", " font-size=\"13\" font-weight=\"600\"", &chart.title);
-            let place = format!("<svg x=\"{x:.1}\" y=\"{:.1}\" width=\"{width:.1}\" height=\"{height:.1}\"", at + 16.0);
-            let inner = chart.svg.split_once(" id=").map_or("", |(_, rest)| rest);
-            let _ = writeln!(out, "{place} id={}", unthemed(inner));
-            lowest = lowest.max(height);
+            let place = format!("translate({x:.1} {:.1}) scale({scale:.4})", at + 16.0);
+            let _ = writeln!(out, "<g transform=\"{place}\">{}</g>", unthemed(&chart.svg));
+            lowest = lowest.max(scale * f64::from(chart.height));
             chart.legend.iter().map(|e| (e.name.as_str(), e.swatch.as_str())).for_each(|e| {
-                if !legend.contains(&e) {
-                    legend.push(e);
+                if !known.contains(&e) {
+                    known.push(e);
                 }
             });
         }
         at += lowest + 30.0;
     }
-    let mut x = MARGIN;
-    for (name, swatch) in legend {
-        let room = 34.0 + 6.9 * name.chars().count() as f64;
-        if x + room > WIDTH - MARGIN && x > MARGIN {
-            (x, at) = (MARGIN, at + 20.0);
-        }
-        let sample = swatch.replacen("<svg ", &format!("<svg x=\"{x:.1}\" y=\"{:.1}\" ", at + 1.0), 1);
-        let _ = writeln!(out, "{}", unthemed(&sample));
-        line(out, x + 19.0, at + 12.0, "muted", " font-size=\"13\"", name);
-        x += room;
-    }
+    let sample = |swatch: &str, x: f64, at: f64| {
+        unthemed(&swatch.replacen("<svg ", &format!("<svg x=\"{x:.1}\" y=\"{at:.1}\" "), 1))
+    };
+    let at = samples(out, &known, at, |(name, swatch), x, at| (sample(swatch, x, at), name));
     Ok(at + 20.0 + MARGIN)
 }
 
@@ -175,21 +167,30 @@ pub(super) fn line(out: &mut String, x: f64, y: f64, ink: &str, more: &str, word
 }
 
 /// Names of inks, with the width of their sample and words, from `at` on; where the last line begins.
-pub(super) fn legend(out: &mut String, entries: &[(&str, f64, &str)], mut at: f64) -> f64 {
+pub(super) fn legend(out: &mut String, entries: &[(&str, f64, &str)], at: f64) -> f64 {
+    samples(out, entries, at, |(name, width, words), x, at| {
+        let left = x + (13.0 - width) / 2.0;
+        (format!("<rect x=\"{left:.1}\" y=\"{at:.1}\" width=\"{width}\" height=\"13\" {}/>", fill(name)), words)
+    })
+}
+
+/// A line of entries that is broken where it is full, from `at` on: of each a sample, drawn at a place, and words. Where the last
+/// line begins.
+fn samples<'a, T: Copy>(
+    out: &mut String,
+    entries: &[T],
+    mut at: f64,
+    sample: impl Fn(T, f64, f64) -> (String, &'a str),
+) -> f64 {
     let mut x = MARGIN;
-    for (name, width, words) in entries {
+    for entry in entries {
         // Letters of this size are about this wide.
-        let room = 20.0 + 6.9 * words.chars().count() as f64;
+        let room = 20.0 + 6.9 * sample(*entry, x, at).1.chars().count() as f64;
         if x + room > WIDTH - MARGIN && x > MARGIN {
             (x, at) = (MARGIN, at + 20.0);
         }
-        let left = x + (13.0 - width) / 2.0;
-        let _ = writeln!(
-            out,
-            "<rect x=\"{left:.1}\" y=\"{:.1}\" width=\"{width}\" height=\"13\" {}/>",
-            at + 1.0,
-            fill(name)
-        );
+        let (drawn, words) = sample(*entry, x, at + 1.0);
+        let _ = writeln!(out, "{drawn}");
         line(out, x + 19.0, at + 12.0, "muted", " font-size=\"13\"", words);
         x += room + 14.0;
     }

@@ -26,7 +26,7 @@ use super::RenderError;
 pub const SERIES: usize = 8;
 const SHAPES: usize = 4;
 /// Width of every plot in CSS pixels; its letters stay readable when a phone shows it at 360 pixels.
-const WIDTH: u32 = 420;
+pub(super) const WIDTH: u32 = 420;
 /// Size of letters in doubled pixels; the library makes them a fifth smaller than it says.
 const LETTERS: u32 = 29;
 /// Least distance between the centres of words beside points, in doubled pixels.
@@ -238,11 +238,6 @@ impl Ranged for Scale {
 }
 
 impl Plot {
-    /// Its height over its width.
-    pub fn shape(&self) -> f64 {
-        f64::from(self.height) / f64::from(WIDTH)
-    }
-
     /// The plot as an `<svg>` element.
     ///
     /// # Errors

@@ -88,6 +88,17 @@ fn a_picture_is_well_formed_and_shows_the_base_first() {
     }
 }
 
+/// A page and a picture have the same colours.
+#[test]
+fn series_have_the_colours_of_the_style_sheet() {
+    let css = include_str!("report.css");
+    for (name, light, dark) in picture::INKS.iter().filter(|(name, ..)| name.starts_with('s') && name.len() == 2) {
+        for color in [light, dark] {
+            assert!(css.contains(&format!("--{name}: {color};")), "{name} {color}");
+        }
+    }
+}
+
 /// All `<svg>` elements of a page.
 fn svgs(page: &str) -> Vec<&str> {
     let ends = page.match_indices("</svg>").map(|(i, _)| i + 6);
