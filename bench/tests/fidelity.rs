@@ -202,6 +202,7 @@ fn true_caches_are_identical_and_random_maps_useless() {
         let truth = of(TrueCaches, system)[0];
         for text in &truth.results.texts {
             assert!(text.first.kl.mean < 1e-6 && text.continuation.top1.mean == 1.0, "{text:?}");
+            assert_eq!(text.greedy.as_ref().unwrap().mean, 1.0);
         }
         let nothing = of(NothingPredicted, system)[0];
         let cut = of(NoContext, system)[0];
@@ -349,6 +350,24 @@ fn alone(s: &Session<'_>, row: &Row, prompt: &[u32], given: &[u32]) -> Vec<Vec<f
     logits
 }
 
+/// What a reader writes greedily by itself.
+fn writes(s: &Session<'_>, row: &Row, prompt: &[u32]) -> Vec<u32> {
+    let n = prompt.len();
+    let base = Row { reader: Reader::System(System::Network(Arc::clone(&s.base))), ..row.clone() };
+    let mut run = base.plan(&s.base, s.precision, (n, n), &[], (1, 0), &[]).unwrap();
+    run.first_token(s.engine, prompt).unwrap();
+    let truth = run.cache_dump();
+    let ids = row.ids(&s.base, s.precision, prompt);
+    let mut run = row.plan(&s.base, s.precision, (n, ids.len()), &truth, (CONTINUATION, 0), &[]).unwrap();
+    run.first_token(s.engine, &ids).unwrap();
+    let mut written = vec![run.token_ids()[0]];
+    while written.len() < CONTINUATION {
+        run.next_token(s.engine).unwrap();
+        written.push(run.token_ids()[0]);
+    }
+    written
+}
+
 /// What readers share changes no bit of what they answer: of systems from the same layers and from others, of any input and any
 /// tokens of the base, and of an auxiliary.
 #[test]
@@ -416,7 +435,8 @@ fn what_readers_share_changes_nothing() {
         item.answer = Answer::Tokens(wanted);
     }
     s.tasks = vec![Asked { name: "task".into(), kind: TaskKind::Copy, items }];
-    let answered = s.measure(&rows).unwrap();
+    let pace = s.pace(&rows).unwrap();
+    let answered = s.measure(&rows, &pace).unwrap();
     for (row, answered) in rows.iter().zip(&answered) {
         let (mut first, mut rest) = (Vec::new(), Vec::new());
         for window in &s.texts[0].windows {
@@ -432,6 +452,11 @@ fn what_readers_share_changes_nothing() {
         let of_text = &answered.texts[0];
         assert_eq!(of_text.first.kl, Measure::of(first), "{}", row.name);
         assert_eq!(of_text.continuation.kl, Measure::of(rest), "{}", row.name);
+        let agrees = s.texts[0].windows.iter().map(|window| {
+            let [base, own] = [&rows[0], row].map(|row| writes(&s, row, &window[..prompt]));
+            base.iter().zip(&own).take_while(|(a, b)| a == b).count() as f64 / CONTINUATION as f64
+        });
+        assert_eq!(of_text.greedy, Some(Measure::of(agrees)), "{}", row.name);
         let exact = s.tasks[0].items.iter().map(|item| {
             let Answer::Tokens(wanted) = &item.answer else { unreachable!("all of them are tokens") };
             let logits = alone(&s, row, &item.prompt, &wanted[..2]);
@@ -440,8 +465,13 @@ fn what_readers_share_changes_nothing() {
         let found = answered.tasks[0].exact.as_ref().unwrap();
         assert_eq!(*found, Outcomes::of(exact), "{}", row.name);
     }
+    let greedy = answered.iter().flat_map(|a| &a.texts[0].greedy.as_ref().unwrap().values);
+    assert!(
+        greedy.clone().any(|v| *v == 0.0) && greedy.clone().any(|v| *v > 0.0 && *v < 1.0),
+        "they part at some token"
+    );
     // Without sharing, each of them would read all of the prompt.
-    let one_by_one: u64 = rows.iter().map(|row| s.operations(std::slice::from_ref(row)).unwrap()).sum();
-    let shared = s.operations(&rows).unwrap();
+    let work = |rows: &[Row]| s.work(rows, &pace).unwrap().operations;
+    let (one_by_one, shared): (u64, u64) = (rows.iter().map(|row| work(std::slice::from_ref(row))).sum(), work(&rows));
     assert!(shared < one_by_one * 4 / 5, "{shared} of {one_by_one}");
 }

@@ -51,7 +51,7 @@ fn answers(record: &Record) -> Fidelity {
         let about = |mean: f64| Measure::of((0..30).map(|i| mean * (0.9 + 0.01 * f64::from(i % 21))));
         let distance = || Distance { kl: about(kl), top1: about(1.0 / (1.2 + kl)), loss_gap: about(kl) };
         Results {
-            texts: vec![OnText { text: "a.txt".into(), first: distance(), continuation: distance() }],
+            texts: vec![OnText { text: "a.txt".into(), first: distance(), continuation: distance(), greedy: None }],
             tasks: vec![OnTask { task: "copying".into(), exact: Some(outcomes(right)), first_token: outcomes(right) }],
         }
     };

@@ -125,6 +125,8 @@ pub enum Figure {
     Top1,
     /// Cross-entropy minus the base's, in nats.
     LossGap,
+    /// Share of the base's greedy text that is written too, up to the first token that differs.
+    Greedy,
     /// Share of items with the right answer.
     Exact,
     /// Share of items with the base's first token.
@@ -138,6 +140,7 @@ impl Figure {
             Figure::Kl => "KL",
             Figure::Top1 => "top-1",
             Figure::LossGap => "loss gap",
+            Figure::Greedy => "greedy agreement",
             Figure::Exact => "exact",
             Figure::FirstToken => "first token",
         }
@@ -165,7 +168,8 @@ pub struct Scale<'a> {
 }
 
 impl<'a> Scale<'a> {
-    /// Every figure of a file, or of several that go together: those of continuations and the exact matches first, then those of first tokens and loss gaps.
+    /// Every figure of a file, or of several that go together: those of continuations and the exact matches first,
+    /// then those of first tokens, loss gaps and greedy text.
     pub fn all(file: &'a Fidelity) -> Vec<Scale<'a>> {
         let of_text = |figure, first| {
             file.texts.iter().enumerate().map(move |(at, t)| Scale {
@@ -186,12 +190,14 @@ impl<'a> Scale<'a> {
         let scored = of_task(Figure::Exact).filter(|s| file.tasks[s.at].base.is_some());
         let main = of_text(Figure::Kl, false).chain(of_text(Figure::Top1, false)).chain(scored);
         let more = of_text(Figure::Kl, true).chain(of_text(Figure::Top1, true)).chain(of_text(Figure::LossGap, false));
-        main.chain(more).chain(of_task(Figure::FirstToken)).collect()
+        let written = |s: &Scale| file.systems.iter().any(|system| system.results.texts[s.at].greedy.is_some());
+        let greedy = of_text(Figure::Greedy, false).filter(written);
+        main.chain(more).chain(greedy).chain(of_task(Figure::FirstToken)).collect()
     }
 
     /// Whether it belongs to the axes of a trade-off: continuations and exact matches.
     pub fn is_main(&self) -> bool {
-        !self.first && self.figure != Figure::LossGap
+        !self.first && !matches!(self.figure, Figure::LossGap | Figure::Greedy)
     }
 
     /// The share of a task's items that the base solves.
@@ -205,7 +211,7 @@ impl<'a> Scale<'a> {
         let Some(results) = mark.results() else {
             return match self.figure {
                 Figure::Kl | Figure::LossGap => exactly(0.0),
-                Figure::Top1 | Figure::FirstToken => exactly(1.0),
+                Figure::Top1 | Figure::Greedy | Figure::FirstToken => exactly(1.0),
                 Figure::Exact => Some(self.file.tasks[self.at].base.as_ref()?.estimate()),
             };
         };
@@ -217,6 +223,7 @@ impl<'a> Scale<'a> {
             Figure::Kl => distance(|d| d.kl.estimate()),
             Figure::Top1 => distance(|d| d.top1.estimate()),
             Figure::LossGap => distance(|d| d.loss_gap.estimate()),
+            Figure::Greedy => Some(results.texts.get(self.at)?.greedy.as_ref()?.estimate()),
             Figure::Exact => Some(results.tasks.get(self.at)?.exact.as_ref()?.estimate()),
             Figure::FirstToken => Some(results.tasks.get(self.at)?.first_token.estimate()),
         }

@@ -408,7 +408,12 @@ fn answers(n: usize) -> Fidelity {
     let distance = || Distance { kl: measure(0.1), top1: measure(0.3), loss_gap: measure(-0.1) };
     let outcomes = |right: usize| Outcomes::of((0..n).map(|i| i % 5 < right));
     let results = |right| Results {
-        texts: vec![OnText { text: "t".into(), first: distance(), continuation: distance() }],
+        texts: vec![OnText {
+            text: "t".into(),
+            first: distance(),
+            continuation: distance(),
+            greedy: Some(distance().top1),
+        }],
         tasks: vec![OnTask { task: "k".into(), exact: Some(outcomes(right)), first_token: outcomes(4) }],
     };
     use ControlKind::*;

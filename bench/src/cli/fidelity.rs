@@ -5,7 +5,7 @@ use clap::Args;
 use comfy_table::{Table, presets};
 use ttft_models::{Precision, System};
 use ttft_reports::{
-    fidelity::{self as file, ControlKind, Results, judge},
+    fidelity::{self as file, ControlKind, Measure, Results, judge},
     format::{bytes, flops, seconds},
     text::printable,
 };
@@ -164,21 +164,7 @@ impl Fidelity {
         };
         let shares = session.shares()?;
         let rows = session.rows(&shares)?;
-        let work = session.operations(&rows)?;
-        let pace = session.pace()?;
         let need = session.memory(&rows, weights)?;
-        console::note(format_args!(
-            "{} readers (full prefill, {} systems, {} controls) on {} windows of text and {} items: {} in about {}, with {} of \
-             memory",
-            rows.len(),
-            session.judged.len(),
-            rows.len() - 1 - session.judged.len(),
-            session.texts.iter().map(|t| t.windows.len()).sum::<usize>(),
-            session.tasks.iter().map(|t| t.items.len()).sum::<usize>(),
-            flops(work),
-            seconds(work as f64 / pace),
-            bytes(need),
-        ));
         if let Some(free) = machine::available_memory() {
             ensure!(
                 need <= free,
@@ -187,12 +173,26 @@ impl Fidelity {
                 bytes(free)
             );
         }
+        let pace = session.pace(&rows)?;
+        let work = session.work(&rows, &pace)?;
+        console::note(format_args!(
+            "{} readers (full prefill, {} systems, {} controls) on {} windows of text and {} items: {} in about {}, with {} of \
+             memory",
+            rows.len(),
+            session.judged.len(),
+            rows.len() - 1 - session.judged.len(),
+            session.texts.iter().map(|t| t.windows.len()).sum::<usize>(),
+            session.tasks.iter().map(|t| t.items.len()).sum::<usize>(),
+            flops(work.operations),
+            seconds(work.time.as_secs_f64()),
+            bytes(need),
+        ));
         if self.plan {
             return Ok(());
         }
         // All in turn, so that what slows the machine slows them alike.
         let times = session.times(&rows)?;
-        let answered = session.measure(&rows)?;
+        let answered = session.measure(&rows, &pace)?;
 
         let file = file::Fidelity {
             schema: file::SCHEMA.into(),
@@ -498,15 +498,17 @@ fn written(session: &Session<'_>, answered: &Answered) -> String {
 fn table(rows: &[Row], session: &Session<'_>, answered: &[Answered]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
-    let texts = session.texts.iter().map(|t| format!("KL, {}", t.name));
+    let texts = session.texts.iter().flat_map(|t| [format!("KL, {}", t.name), format!("greedy, {}", t.name)]);
     let tasks = session.tasks.iter().map(|t| t.name.clone());
     table.set_header(std::iter::once("reader".to_owned()).chain(texts).chain(tasks));
     for (row, answered) in rows.iter().zip(answered) {
         let mut cells = vec![row.name.clone()];
-        cells.extend(answered.texts.iter().map(|t| {
-            let kl = &t.continuation.kl;
-            let error = kl.standard_error.map_or_else(String::new, |e| format!(" ({e:.4})"));
-            format!("{:.4}{error}", kl.mean)
+        cells.extend(answered.texts.iter().flat_map(|t| {
+            let shown = |m: &Measure, digits| {
+                let error = m.standard_error.map_or_else(String::new, |e| format!(" ({e:.digits$})"));
+                format!("{:.digits$}{error}", m.mean)
+            };
+            [Some(shown(&t.continuation.kl, 4)), t.greedy.as_ref().map(|g| shown(g, 2))].into_iter().flatten()
         }));
         cells.extend(answered.tasks.iter().map(|t| match &t.exact {
             Some(exact) => format!("{:.2} ({:.2})", exact.share, exact.standard_error),

@@ -101,17 +101,46 @@ pub struct Answered {
     pub written: Vec<Vec<String>>,
 }
 
+/// How long things take here, as measured on a window.
+#[derive(Clone, Debug)]
+pub struct Pace {
+    /// Each reader with a window of text.
+    window: Vec<Duration>,
+    /// Seconds of an operation of the base, while it reads.
+    operation: f64,
+    /// Seconds of a token that the base writes.
+    token: f64,
+}
+
+impl Pace {
+    /// Of tokens that are read with so many operations, and of so many that are written.
+    fn item(&self, operations: u64, written: usize) -> Duration {
+        Duration::from_secs_f64(operations as f64 * self.operation + written as f64 * self.token)
+    }
+}
+
+/// What is ahead.
+#[derive(Clone, Copy, Debug)]
+pub struct Work {
+    /// Operations; what others have done before is not done again.
+    pub operations: u64,
+    /// Time that they take.
+    pub time: Duration,
+}
+
 /// One position after another of a window, and of the first one and the rest the means.
 #[derive(Clone, Copy, Debug, Default)]
 struct OfWindow {
     first: [f64; 3],
     rest: [f64; 3],
+    /// Share of the base's greedy text that is written too.
+    greedy: f64,
 }
 
 impl OfWindow {
-    fn of(positions: &[Apart]) -> OfWindow {
+    fn of(positions: &[Apart], greedy: f64) -> OfWindow {
         let figures = |a: &Apart| [a.kl, f64::from(u8::from(a.top1)), a.loss_gap];
-        let mut out = OfWindow { first: figures(&positions[0]), rest: [0.0; 3] };
+        let mut out = OfWindow { first: figures(&positions[0]), rest: [0.0; 3], greedy };
         let rest = &positions[1..];
         for a in rest {
             out.rest.iter_mut().zip(figures(a)).for_each(|(sum, x)| *sum += x / rest.len() as f64);
@@ -299,19 +328,24 @@ impl Session<'_> {
         Ok(times)
     }
 
-    /// Operations of a second, of the base on a window that it reads and is scored on.
+    /// How long things take, from one window that all read.
     ///
     /// # Errors
-    /// What running it says.
-    pub fn pace(&self) -> Result<f64> {
-        let rows = [self.base_row()];
+    /// What running them says.
+    pub fn pace(&self, rows: &[Row]) -> Result<Pace> {
         let first = self.texts.first().context("there is no text")?;
         let windows = first.windows.iter().take(1).cloned().collect();
         let window = CutText { name: first.name.clone(), windows, spare: Vec::new() };
-        let work = self.reads(&rows, self.prompt, self.continuation - 1)?.work[0];
-        let began = Instant::now();
-        self.text(&rows, &window, &ProgressBar::hidden())?;
-        Ok(work as f64 / began.elapsed().as_secs_f64())
+        let mut pace = Pace { window: vec![Duration::ZERO; rows.len()], operation: 0.0, token: 0.0 };
+        let base = self.reads(&rows[..1], self.prompt, self.continuation - 1)?.work[0];
+        self.text(rows, &window, |i, took, writing| {
+            pace.window[i] = took;
+            if i == 0 {
+                pace.operation = took.saturating_sub(writing).as_secs_f64() / base as f64;
+                pace.token = writing.as_secs_f64() / (self.continuation - 1) as f64;
+            }
+        })?;
+        Ok(pace)
     }
 
     /// Bytes that the readers need at once, weights included.
@@ -347,31 +381,46 @@ impl Session<'_> {
         Ok(sum(&mut [windows, lenders, others, distributions, truth, weights].into_iter()))
     }
 
-    /// Operations of everything that [`Session::measure`] does; what others have done before is not done again.
+    /// Everything that [`Session::measure`] does.
     ///
     /// # Errors
     /// What making a system says.
-    pub fn operations(&self, rows: &[Row]) -> Result<u64> {
-        let windows: u64 = self.texts.iter().map(|text| text.windows.len() as u64).sum();
-        let mut counts = HashMap::from([((self.prompt, self.continuation - 1), windows)]);
+    pub fn work(&self, rows: &[Row], pace: &Pace) -> Result<Work> {
+        let windows = self.texts.iter().map(|text| text.windows.len()).sum::<usize>();
+        // What follows is scored, and what the base has written.
+        let text: u64 = self.reads(rows, self.prompt, 2 * (self.continuation - 1))?.work.iter().sum();
+        let mut work = Work {
+            operations: text.saturating_mul(windows as u64),
+            time: pace.window.iter().sum::<Duration>() * u32::try_from(windows).unwrap_or(u32::MAX),
+        };
+        let mut counts: HashMap<_, u32> = HashMap::new();
         for task in &self.tasks {
             for item in &task.items {
-                *counts.entry((item.prompt.len(), self.most_of(task.kind, &item.answer))).or_default() += 1;
+                let sizes = (item.prompt.len(), self.most_of(task.kind, &item.answer), self.written(task.kind, item));
+                *counts.entry(sizes).or_default() += 1;
             }
         }
-        let mut sum = 0u64;
-        for ((n, later), count) in counts {
-            for work in self.reads(rows, n, later)?.work {
-                sum = sum.saturating_add(work.saturating_mul(count));
+        for ((n, later, written), count) in counts {
+            for operations in self.reads(rows, n, later)?.work {
+                work.operations = work.operations.saturating_add(operations.saturating_mul(u64::from(count)));
+                work.time += pace.item(operations, if operations > 0 { written } else { 0 }) * count;
             }
         }
-        Ok(sum)
+        Ok(work)
     }
 
     /// Most tokens of any answer; 0 if nothing is asked.
     pub fn longest_answer(&self) -> usize {
         let items = self.tasks.iter().flat_map(|task| task.items.iter().map(|item| (task.kind, &item.answer)));
         items.map(|(kind, answer)| self.most_of(kind, answer)).max().unwrap_or(0)
+    }
+
+    /// Most tokens that a reader writes in answer to an item, one after another.
+    fn written(&self, kind: TaskKind, item: &Item) -> usize {
+        match item.answer {
+            Answer::Tokens(_) => 0,
+            _ => self.most_of(kind, &item.answer),
+        }
     }
 
     fn most_of(&self, kind: TaskKind, answer: &Answer) -> usize {
@@ -385,20 +434,23 @@ impl Session<'_> {
     ///
     /// # Errors
     /// What running them says.
-    pub fn measure(&self, rows: &[Row]) -> Result<Vec<Answered>> {
+    pub fn measure(&self, rows: &[Row], pace: &Pace) -> Result<Vec<Answered>> {
         ensure!(rows.first().is_some_and(|row| row.role == Role::Base), "the base reads first");
-        let bar = progress(self.operations(rows)?)?;
+        let bar = progress(self.work(rows, pace)?.time)?;
         let mut out = vec![Answered::default(); rows.len()];
         for text in &self.texts {
             bar.set_message(text.name.clone());
-            let figures = self.text(rows, text, &bar).with_context(|| text.name.clone())?;
+            let figures = self
+                .text(rows, text, |i, _, _| bar.inc(pace.window[i].as_micros() as u64))
+                .with_context(|| text.name.clone())?;
             for (out, figures) in out.iter_mut().zip(figures) {
                 out.texts.push(on_text(&text.name, &figures));
             }
         }
         for task in &self.tasks {
             bar.set_message(task.name.clone());
-            let answers = self.task(rows, task, &bar).with_context(|| task.name.clone())?;
+            let tick = |took: Duration| bar.inc(took.as_micros() as u64);
+            let answers = self.task(rows, task, pace, tick).with_context(|| task.name.clone())?;
             let judged = task.kind != TaskKind::Code;
             for (out, own) in out.iter_mut().zip(&answers) {
                 out.tasks.push(OnTask {
@@ -418,21 +470,28 @@ impl Session<'_> {
         rows.iter().any(|row| matches!(row.reader, Reader::True(_)))
     }
 
-    /// The figures of each reader on each window.
-    fn text(&self, rows: &[Row], text: &CutText<'_>, bar: &ProgressBar) -> Result<Vec<Vec<OfWindow>>> {
+    /// The figures of each reader on each window. `tick` hears which has read one, how long that took, and how much of it went into
+    /// writing.
+    fn text(
+        &self,
+        rows: &[Row],
+        text: &CutText<'_>,
+        mut tick: impl FnMut(usize, Duration, Duration),
+    ) -> Result<Vec<Vec<OfWindow>>> {
         let reads = self.reads(rows, self.prompt, self.continuation - 1)?;
         let mut runs: Runs = rows.iter().map(|_| None).collect();
         let mut out: Vec<Vec<OfWindow>> = vec![Vec::new(); rows.len()];
         for window in &text.windows {
             let (prompt, later) = window.split_at(self.prompt);
             let given = &later[..self.continuation - 1];
-            let (mut base, mut truth) = (Distributions::default(), Vec::new());
+            let (mut base, mut truth, mut greedy) = (Distributions::default(), Vec::new(), Vec::new());
             for (i, row) in rows.iter().enumerate() {
                 if let Course::As(earlier) = reads.courses[i] {
                     let figures = *out[earlier].last().expect("an earlier reader has read the window");
                     out[i].push(figures);
                     continue;
                 }
+                let began = Instant::now();
                 let ids = row.ids(&self.base, self.precision, prompt);
                 // The entries of true caches are part of a run.
                 let mut run = match runs[i].take().filter(|_| !matches!(row.reader, Reader::True(_))) {
@@ -450,12 +509,22 @@ impl Session<'_> {
                     base = Distributions::of(all());
                 }
                 let positions: Vec<(&[f32], u32)> = all().zip(later.iter().copied()).collect();
-                out[i].push(OfWindow::of(&self.apart(&base, &positions)));
-                if row.role == Role::Base && Self::wants_truth(rows) {
-                    truth = run.cache_dump();
-                }
+                let apart = self.apart(&base, &positions);
+                let mut writing = Duration::ZERO;
+                let agrees = if row.role == Role::Base {
+                    if Self::wants_truth(rows) {
+                        truth = run.cache_dump();
+                    }
+                    let began = Instant::now();
+                    greedy = self.greedy(&mut *run)?;
+                    writing = began.elapsed();
+                    greedy.len()
+                } else {
+                    self.agrees(&mut *run, &greedy)?
+                };
+                out[i].push(OfWindow::of(&apart, agrees as f64 / greedy.len() as f64));
                 runs[i] = Some(run);
-                bar.inc(reads.work[i]);
+                tick(i, began.elapsed(), writing);
             }
         }
         Ok(out)
@@ -471,8 +540,34 @@ impl Session<'_> {
         found.into_iter().map(|apart| apart.into_inner().expect("each position is visited")).collect()
     }
 
-    /// What each reader answers to each item.
-    fn task(&self, rows: &[Row], task: &Asked, bar: &ProgressBar) -> Result<Vec<Vec<OfItem>>> {
+    /// What a run writes greedily: as many tokens as are compared, or up to one that ends an answer.
+    fn greedy(&self, run: &mut dyn Inference) -> Result<Vec<u32>> {
+        let mut ids = vec![run.token_ids()[0]];
+        while ids.len() < self.continuation && !self.ends.contains(&ids[ids.len() - 1]) {
+            run.next_token(self.engine)?;
+            ids.push(run.token_ids()[0]);
+        }
+        Ok(ids)
+    }
+
+    /// How many of these tokens a run that has chosen its first would write, up to the first that differs. That is told without
+    /// writing: as long as all before are the same, the next is the likeliest behind them.
+    fn agrees(&self, run: &mut dyn Inference, ids: &[u32]) -> Result<usize> {
+        let first = run.logits().row(0);
+        // Another network may not have all tokens of the base.
+        let known = ids.iter().take_while(|id| (**id as usize) < first.len()).count();
+        if known == 0 || likeliest(first) != ids[0] {
+            return Ok(0);
+        }
+        if known == 1 {
+            return Ok(1);
+        }
+        let scored = run.score(self.engine, &ids[..known - 1])?;
+        Ok(1 + (1..known).take_while(|t| likeliest(scored.row(t - 1)) == ids[*t]).count())
+    }
+
+    /// What each reader answers to each item; `tick` hears how long each was expected to take.
+    fn task(&self, rows: &[Row], task: &Asked, pace: &Pace, tick: impl Fn(Duration)) -> Result<Vec<Vec<OfItem>>> {
         let mut out: Vec<Vec<OfItem>> = vec![Vec::new(); rows.len()];
         let mut known: HashMap<(usize, usize), Rc<Reads>> = HashMap::new();
         for item in &task.items {
@@ -507,27 +602,19 @@ impl Session<'_> {
                 if !to.is_empty() {
                     lenders[i] = Some(run);
                 }
-                bar.inc(reads.work[i]);
+                tick(pace.item(reads.work[i], self.written(task.kind, item)));
             }
         }
         Ok(out)
     }
 
-    /// What a reader that has chosen its first token answers to an item, greedily. Whether it would write the tokens that are
-    /// wanted is told without writing them: as long as all before are right, the next is the likeliest behind them.
+    /// What a reader that has chosen its first token answers to an item, greedily.
     fn answer(&self, run: &mut dyn Inference, kind: TaskKind, item: &Item) -> Result<OfItem> {
-        let most = self.most_of(kind, &item.answer);
         let mut out = OfItem { first: likeliest(run.logits().row(0)), ..OfItem::default() };
         match &item.answer {
-            Answer::Tokens(wanted) => {
-                out.exact = out.first == wanted[0];
-                if out.exact && most > 1 {
-                    let scored = run.score(self.engine, &wanted[..most - 1])?;
-                    out.exact = (1..most).all(|t| likeliest(scored.row(t - 1)) == wanted[t]);
-                }
-            }
+            Answer::Tokens(wanted) => out.exact = self.agrees(run, wanted)? == wanted.len(),
             answer => {
-                out.written = self.write(run, kind, &item.prompt, most)?;
+                out.written = self.write(run, kind, &item.prompt, self.most_of(kind, answer))?;
                 out.exact = matches!(answer, Answer::OneOf(answers) if is_one_of(&out.written, answers));
             }
         }
@@ -562,11 +649,12 @@ fn on_text(name: &str, figures: &[OfWindow]) -> OnText {
         let [kl, top1, loss_gap] = [0, 1, 2].map(|i| Measure::of(figures.iter().map(|w| of(w)[i])));
         Distance { kl, top1, loss_gap }
     };
-    OnText { text: name.into(), first: distance(|w| w.first), continuation: distance(|w| w.rest) }
+    let greedy = Some(Measure::of(figures.iter().map(|w| w.greedy)));
+    OnText { text: name.into(), first: distance(|w| w.first), continuation: distance(|w| w.rest), greedy }
 }
 
-fn progress(operations: u64) -> Result<ProgressBar> {
-    let bar = ProgressBar::new(operations);
+fn progress(time: Duration) -> Result<ProgressBar> {
+    let bar = ProgressBar::new(time.as_micros() as u64);
     let style = "{msg} [{bar:30}] {percent}% (left: {eta})";
     bar.set_style(ProgressStyle::with_template(style)?.progress_chars("=> "));
     bar.enable_steady_tick(Duration::from_secs(1));

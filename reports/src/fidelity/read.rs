@@ -259,6 +259,9 @@ fn check_results(file: &Fidelity, results: &Results, at: impl Fn() -> String) ->
                 check_measure(measure, text.windows, (low, high), field)?;
             }
         }
+        if let Some(greedy) = &on.greedy {
+            check_measure(greedy, text.windows, (0.0, 1.0), || format!("{}.texts[{i}].greedy", at()))?;
+        }
     }
     for (i, (on, task)) in tasks.iter().zip(&file.tasks).enumerate() {
         let field = |name: &str| format!("{}.tasks[{i}].{name}", at());

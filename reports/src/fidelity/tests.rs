@@ -85,6 +85,14 @@ fn a_fault_is_named_by_its_field() {
             "loss_gap.values[0]`: invalid type: null",
         ),
         (
+            refusal(|f| f.systems[0].results.texts[0].greedy = Some(Measure::of([0.5]))),
+            "texts[0].greedy.values`: expected 40 entries, one for each window",
+        ),
+        (
+            refusal(|f| f.controls[0].results.texts[1].greedy.as_mut().unwrap().values[0] = 1.2),
+            "texts[1].greedy.values[0]`: expected 0 to 1, found 1.2",
+        ),
+        (
             refusal(|f| f.controls[2].results.tasks[0].exact = None),
             "controls[2].results.tasks[0].exact`: expected outcomes",
         ),

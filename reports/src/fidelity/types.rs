@@ -273,7 +273,7 @@ pub struct Results {
     pub tasks: Vec<OnTask>,
 }
 
-/// What is left of the base's distribution on one text, teacher-forced.
+/// What is left of the base's answers on one text.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[cfg_attr(test, derive(JsonSchema))]
@@ -282,8 +282,12 @@ pub struct OnText {
     pub text: String,
     /// Of the first token after the prompt.
     pub first: Distance,
-    /// Of the tokens after that, their mean in each window.
+    /// Of the tokens after that, which are given (teacher forcing), their mean in each window.
     pub continuation: Distance,
+    /// Share of the tokens that the base writes greedily after the prompt which are written too, up to the first that is not: 0 to
+    /// 1. Files of earlier versions have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub greedy: Option<Measure>,
 }
 
 /// How far a next-token distribution is from the base's.

@@ -321,8 +321,8 @@ fn the_csv_of_a_trade_off_has_a_line_for_each_mark_and_figure() {
     let csv = csv::render(&[run], &[]).unwrap();
     let (header, lines) = csv.split_once('\n').unwrap();
     assert!(header.starts_with(super::format("csv").unwrap().begins), "a newer report takes its place");
-    // Two texts by KL, top-1 of both positions and loss gap; two tasks by exact matches and first tokens.
-    assert_eq!(lines.lines().count(), 11 * (2 * 5 + 2 * 2));
+    // Two texts by KL, top-1 of both positions, loss gap and greedy text; two tasks by exact matches and first tokens.
+    assert_eq!(lines.lines().count(), 11 * (2 * 6 + 2 * 2));
     let of = |words: &str| lines.lines().filter(|l| l.contains(words)).collect::<Vec<_>>();
     assert!(
         of("full prefill")

@@ -152,12 +152,12 @@ fn figure(scale: &Scale, value: &Estimate) -> String {
         // Those of true caches are a few thousandths.
         Figure::Kl | Figure::LossGap if v.abs() < 0.01 && v != 0.0 => format!("{v:.4}"),
         Figure::Kl | Figure::LossGap => format!("{v:.3}"),
-        Figure::Top1 | Figure::Exact | Figure::FirstToken => format!("{v:.2}"),
+        Figure::Top1 | Figure::Greedy | Figure::Exact | Figure::FirstToken => format!("{v:.2}"),
     };
     let interval = value.interval.map(|i| {
         // Divergences are not negative, whatever the normal distribution says.
         let low = if scale.figure == Figure::LossGap { i.low } else { i.low.max(0.0) };
-        let high = if matches!(scale.figure, Figure::Top1) { i.high.min(1.0) } else { i.high };
+        let high = if matches!(scale.figure, Figure::Top1 | Figure::Greedy) { i.high.min(1.0) } else { i.high };
         format!("[{}, {}]", show(low), show(high))
     });
     with_interval(show(value.value), interval)
@@ -199,7 +199,7 @@ fn listed(size: &Tradeoff, file: &Fidelity, judgements: &[Judgement]) -> Table {
     Table { title, head, rows, words: vec![0, 3, n - 2, n - 1], marked: Vec::new() }
 }
 
-/// First tokens, and loss gaps.
+/// First tokens, loss gaps and greedy text.
 fn more(size: &Tradeoff, file: &Fidelity) -> Table {
     let scales: Vec<Scale> = Scale::all(file).into_iter().filter(|s| !s.is_main()).collect();
     let head = ["mark".to_string()].into_iter().chain(scales.iter().map(title)).collect();
@@ -208,7 +208,13 @@ fn more(size: &Tradeoff, file: &Fidelity) -> Table {
         [mark.name.clone()].into_iter().chain(values).collect()
     };
     let rows = size.marks.iter().filter(|m| m.role != Role::Base).map(row).collect();
-    Table { title: "First tokens after the prompt, and loss".into(), head, rows, words: vec![0], marked: Vec::new() }
+    Table {
+        title: "First tokens after the prompt, loss, and greedy text".into(),
+        head,
+        rows,
+        words: vec![0],
+        marked: Vec::new(),
+    }
 }
 
 /// Colour and shape of a mark, and what the legend calls it.
