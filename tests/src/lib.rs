@@ -26,14 +26,19 @@ pub fn cases(n: u32) -> u32 {
 }
 
 /// The ISA levels to test on this machine: all that it has, without those of plain Rust if [`small`] (they are the same code on
-/// every CPU). Says so once, past what the test harness captures, and names those left out, so that nothing skipped looks passed.
+/// every CPU), or of these the ones that `TTFT_TEST_ISA` names (comma-separated). Says so once, past what the test harness captures, and names those left out, so that nothing skipped looks passed.
 ///
 /// # Panics
 /// If a level is left out that the operating system says the CPU has, or that `TTFT_REQUIRE_ISA` names (one or several,
 /// comma-separated).
 pub fn isas() -> Vec<Isa> {
     let plain = [Isa::Portable, Isa::AmxPlain];
-    let have: Vec<_> = Isa::detected().into_iter().filter(|i| !small() || !plain.contains(i)).collect();
+    let only = std::env::var("TTFT_TEST_ISA").ok().filter(|names| !names.is_empty()).map(|names| {
+        let parse = |name| Isa::parse(name).unwrap_or_else(|e| panic!("TTFT_TEST_ISA: {e}"));
+        names.split(',').map(parse).collect::<Vec<_>>()
+    });
+    let wanted = |i: &Isa| only.as_ref().map_or(!small() || !plain.contains(i), |only| only.contains(i));
+    let have: Vec<_> = Isa::detected().into_iter().filter(wanted).collect();
     let missing: Vec<_> = Isa::ALL.into_iter().filter(|i| !have.contains(i)).collect();
     static SAID: Once = Once::new();
     SAID.call_once(|| {
@@ -43,11 +48,12 @@ pub fn isas() -> Vec<Isa> {
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     for isa in told(&cpu) {
         // The system may refuse tiles that the CPU has; `TTFT_REQUIRE_ISA` insists on them.
-        if isa == Isa::Amx && !have.contains(&isa) {
+        if isa == Isa::Amx && !have.contains(&isa) || only.is_some() {
             continue;
         }
         assert!(have.contains(&isa), "this CPU has {isa}, says /proc/cpuinfo, but it is not exercised");
     }
+    assert!(!have.is_empty(), "this CPU has none of the levels that TTFT_TEST_ISA names");
     if let Ok(want) = std::env::var("TTFT_REQUIRE_ISA") {
         for name in want.split(',').filter(|n| !n.is_empty()) {
             let isa = Isa::parse(name).unwrap_or_else(|e| panic!("TTFT_REQUIRE_ISA: {e}"));
