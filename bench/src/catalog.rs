@@ -126,7 +126,7 @@ impl Catalog {
             if a.aux.is_none() && a.predictor.is_none() {
                 ensure!(
                     a.name.is_none(),
-                    "name: a network alone is called as its folder: give an auxiliary network or a predictor too"
+                    "name: a network alone is named after its folder: leave the name out, or give an auxiliary network or a predictor too"
                 );
                 ensure!(
                     a.base_tokens.is_none() && a.sink_tokens.is_none() && a.keep_sinks.is_none(),
@@ -175,7 +175,7 @@ impl Catalog {
         let aux = asked.aux.as_ref().map(|aux| self.add(aux).context("aux")).transpose()?;
         pruning.check(self.network(&base)?.layers.len(), aux.is_some()).context("prune")?;
         let Some(aux) = aux else {
-            ensure!(asked.name.is_none(), "name: what is pruned is called as its network: leave the name out");
+            ensure!(asked.name.is_none(), "name: a pruned network is named after the network: leave the name out");
             return Ok(format!("{base}-{pruning}"));
         };
         vocabulary::check(&self.vocabulary(&base)?, &self.vocabulary(&aux)?)?;

@@ -69,7 +69,7 @@ pub struct RunKnobs {
     /// The auxiliary network of --base, likewise
     #[arg(long, env = "TTFT_AUX", value_name = "DIR|NAME", requires = "base")]
     pub aux: Option<String>,
-    /// Folder of the pair's predictor, or without --aux of one of shared layers of --base (default: one of the pair's shape
+    /// Folder of the pair's predictor; without --aux, it is a predictor for shared layers of --base (default: one of the pair's shape
     /// with random values, which predicts nothing)
     #[arg(long, env = "TTFT_PREDICTOR", value_name = "DIR", requires = "base")]
     pub predictor: Option<PathBuf>,

@@ -200,8 +200,8 @@ impl fmt::Display for Plan {
         if self.groups.iter().any(|g| g.samples_s.contains(&None)) {
             writeln!(
                 f,
-                "  a system without a time is not measured at that size: there the pipelined order does not pay, and without it the \
-                 system is another of these"
+                "  a system without a time is not measured at that size: the pipelined order does not pay there, and without that order \
+                 it would be the same run as another system of this table"
             )?;
         }
         let total: f64 = self.groups.iter().map(|g| g.seconds).sum();
@@ -245,7 +245,9 @@ pub fn distinct(session: &Session, arms: &[Arm], batch: usize, prompt: usize) ->
         let in_turn = session.rig.falls_back(arm, batch, prompt)?;
         let plain = Order::strip(&arm.system).0;
         match arms.iter().find(|other| in_turn && other.kind == arm.kind && other.system == plain) {
-            Some(other) => same.push((arm.clone(), format!("is what {} is: {}", other.system, rig::in_turn()))),
+            Some(other) => {
+                same.push((arm.clone(), format!("would be the same run as {}: {}", other.system, rig::in_turn())))
+            }
             None => apart.push(arm.clone()),
         }
     }

@@ -299,7 +299,7 @@ impl Rig {
 /// What is said of a system that falls back.
 pub(crate) fn in_turn() -> String {
     format!(
-        "the base runs in turn after the auxiliary, because the pipelined order pays only where the auxiliary reads no more than {} \
+        "the base runs after the auxiliary, because the pipelined order pays only where the auxiliary reads no more than {} \
          tokens of all prompts together",
         pipeline::MOST_ROWS
     )

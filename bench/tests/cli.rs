@@ -717,7 +717,7 @@ fn the_pipelined_order_is_measured_where_it_differs() {
     assert_eq!(both.skipped.iter().map(|s| s.id.as_str()).collect::<Vec<_>>(), [id(80)]);
     let reason = &both.skipped[0].reason;
     assert!(reason.contains(&format!("is what {name} is")) && reason.contains("no more than 64 tokens"), "{reason}");
-    let note = format!("{name}-pipelined at 1 x 80: the base runs in turn after the auxiliary");
+    let note = format!("{name}-pipelined at 1 x 80: the base runs after the auxiliary");
     assert!(both.run.notes.iter().any(|n| n.starts_with(&note)), "{:?}", both.run.notes);
     assert!(said.contains("the pipelined order does not pay") && said.contains(reason.as_str()), "{said}");
     let verdict = succeed(ttft().arg("validate").arg(&out));

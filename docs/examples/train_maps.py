@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Distils the maps of a predictor further in PyTorch, and writes a predictor that ttft takes.
 
-    ttft fit --base BASE --shared-layers 17 --input hidden --text docs/*.txt --tokens 100000 --out ridge
-    python3 docs/examples/train_maps.py --base BASE --predictor ridge --text docs/*.txt --minutes 20 --out trained
+    ttft fit --base BASE --shared-layers 17 --input hidden --text my-text.txt --tokens 100000 --out ridge
+    python3 docs/examples/train_maps.py --base BASE --predictor ridge --text my-text.txt --minutes 20 --out trained
     ttft generate --base BASE --predictor trained --sink-tokens 1 "Once upon a time"
 
 BASE is a folder of the Hub (Llama, Qwen2 or Qwen3) with its tokenizer.json; the predictor is one for shared layers. The loss is

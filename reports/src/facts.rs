@@ -59,13 +59,13 @@ pub fn units(record: &Record) -> Vec<String> {
         let name =
             |p: &Peak| format!("{} ({} GFLOP/s)", p.isa.as_deref().unwrap_or(p.dtype.name()), format::figure(p.gflops));
         said.push(format!(
-            "the kernels use {} and leave {} unused, of which shares of the peak are",
+            "the kernels use {}, but shares of the peak are of the faster unit {}, which they do not use",
             name(used),
             name(peak)
         ));
     }
     if let Some(unit) = &limits.out_of_reach {
-        said.push(format!("the peak is that of the units that the program can reach, which {unit} is not among"));
+        said.push(format!("the program cannot reach {unit}, so the peak is that of the other units"));
     }
     said
 }
@@ -177,7 +177,7 @@ mod tests {
         assert_eq!(
             said,
             [
-                "the kernels use vdpbf16ps (460 GFLOP/s) and leave AMX (4600 GFLOP/s) unused, of which shares of the peak are"
+                "the kernels use vdpbf16ps (460 GFLOP/s), but shares of the peak are of the faster unit AMX (4600 GFLOP/s), which they do not use"
             ]
         );
         assert_eq!(record.run.limits.peak_gflops(Dtype::Bf16), Some(4600.0));
@@ -209,10 +209,7 @@ mod tests {
         let mut record = samples::run();
         record.run.limits.out_of_reach = Some("the matrix unit".into());
         let said = units(&record);
-        assert_eq!(
-            said,
-            ["the peak is that of the units that the program can reach, which the matrix unit is not among"]
-        );
+        assert_eq!(said, ["the program cannot reach the matrix unit, so the peak is that of the other units"]);
         assert!(crate::terminal::render(&record, None).contains(&format!("peak     {}", said[0])));
     }
 }

@@ -95,7 +95,7 @@ pub struct System {
     pub efficiency: Option<Figure>,
     /// Where the time went beyond the FLOPs at the base's rate: cause and seconds, largest first.
     pub losses: Vec<LossAnswer>,
-    /// If memory bounds both arms; null otherwise.
+    /// If memory bounds both it and its base; null otherwise.
     pub memory_bound: Option<MemoryAnswer>,
     /// Reasons not to trust the cell, in words.
     pub doubts: Vec<String>,

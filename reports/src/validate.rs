@@ -14,7 +14,7 @@
 //! Cells of the pipelined order, in which reading passes behind arithmetic, are left out.
 //! Terms without which the phases fit about as well are named: the run cannot tell them apart ([`Model::vague`]).
 //!
-//! **Memory.** Where arithmetic is cheap, reading the weights takes longer than multiplying by them, in both arms
+//! **Memory.** Where arithmetic is cheap, reading the weights takes longer than multiplying by them, for a KV prediction and its base
 //! ([`MemoryBound`]): KV prediction then reads two networks where full prefill reads one, and fewer FLOPs cannot help.
 
 pub mod word;
@@ -62,7 +62,7 @@ pub struct Claim<'a> {
     pub losses: Vec<Loss>,
     /// What the additive model makes of the miss.
     pub explained: Option<Explained>,
-    /// If memory bounds both arms of a KV prediction.
+    /// If memory bounds both a KV prediction and its base.
     pub memory: Option<MemoryBound>,
 }
 
@@ -82,7 +82,7 @@ impl Claim<'_> {
     pub fn words(&self) -> String {
         let coarse = self.resolution.filter(|r| matches!(self.verdict, Verdict::Holds) && *r > word::BAND);
         let coarse = coarse.map(|r| format!(" within {}", format::percent(r))).unwrap_or_default();
-        let memory = if self.memory.is_some() { "; memory bounds both arms" } else { "" };
+        let memory = if self.memory.is_some() { "; memory bounds both it and its base" } else { "" };
         format!("{}{}{coarse}{memory}", if self.indicative { "indicative: " } else { "" }, self.verdict)
     }
 }
@@ -562,7 +562,7 @@ fn explain(model: &Model, base: &Cell, row: &Row) -> Option<Explained> {
     Some(Explained { miss, bytes, regions: model.s_per_region.map(|_| regions), residual })
 }
 
-/// Where both arms are bound by memory, by the limits that were measured beside the system.
+/// Where a KV prediction and its base are bound by memory, by the limits that were measured beside the system.
 fn memory_bound(record: &Record, base: &Cell, cell: &Cell) -> Option<MemoryBound> {
     let limits = summary::limits_of(&record.run.limits, cell);
     let bound = |cell| {
@@ -611,7 +611,8 @@ fn phase_bounds(cell: &Cell, times: f64, limits: &Limits) -> Option<Vec<(f64, f6
         // The step of the base is one of its own token, which attends to the whole prompt; the head is for the last token alone.
         // What runs behind an auxiliary is taken for a part of it: its token is one of many.
         let own = phase.name == "base_step";
-        let by_token = (cost.flops.projections + cost.flops.prediction) as f64 * if own { 1.0 } else { times };
+        let by_token = cost.flops.projections as f64 + cost.flops.prediction as f64;
+        let by_token = by_token * if own { 1.0 } else { times };
         let attention = cost.flops.attention as f64 * if own { times } else { times * times };
         let flops = by_token + attention + cost.flops.head as f64;
         let bytes = cost.weight_bytes as f64 + cost.cache_bytes as f64 * times;
@@ -959,7 +960,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_that_bounds_both_arms_is_named_with_the_length_that_pays() {
+    fn memory_that_bounds_both_is_named_with_the_length_that_pays() {
         let id = "ttft/OE1.1B-KVP-C-450M/kvp/b1/p64";
         let record = samples::run();
         assert_eq!(claim_of(&validate(&record), id).memory, None, "arithmetic bounds the base");
@@ -969,7 +970,7 @@ mod tests {
         let validation = validate(&record);
         let claim = claim_of(&validation, id);
         let memory = claim.memory.unwrap();
-        assert!(claim.words().ends_with("; memory bounds both arms"), "{}", claim.words());
+        assert!(claim.words().ends_with("; memory bounds both it and its base"), "{}", claim.words());
         assert!(memory.bytes > memory.base_bytes);
         // The base computes 0.406 ms a token, the auxiliary 0.161 ms, beside which KV prediction reads its base in 51.5 ms.
         let pays = memory.pays_from.unwrap();
@@ -1048,6 +1049,17 @@ mod tests {
             let losses = &claim_of(&validation, "ttft/OE450M/aux/b1/p64").losses;
             assert!(!losses.is_empty() && losses.iter().all(|l| l.cause != Cause::UnknownPhase), "{name}");
         }
+    }
+
+    #[test]
+    fn no_count_of_operations_is_too_large_to_be_judged() {
+        let mut record = samples::run();
+        let phases = record.cells.iter_mut().flat_map(|cell| &mut cell.phases);
+        for cost in phases.filter_map(|phase| phase.cost.as_mut()) {
+            (cost.flops.projections, cost.flops.prediction) = (u64::MAX, u64::MAX);
+            (cost.weight_bytes, cost.cache_bytes) = (u64::MAX, u64::MAX);
+        }
+        assert!(!validate(&record).claims.is_empty());
     }
 
     /// The sample machine, on which the base's layers but for two pass behind the auxiliary in the longer of both times.

@@ -11,7 +11,8 @@ use crate::{calibrate, console, knobs::RunKnobs, output, session::Asked, weights
 /// The command repeats one run, occasion after occasion. From the records it works out how far rounds, processes and
 /// occasions lie apart, how often a comparison of equals raises a false alarm, and the smallest difference that a comparison
 /// finds. `ttft compare` needs this to judge single records. Let it run for an hour or more; if it is interrupted, start it
-/// again with the same folder, and it continues.
+/// again with the same folder, and it continues. `--out`, `--budget` and `--energy` have no effect here: the records go to
+/// `--folder`, `--minutes` is the time, and no energy is measured.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:\n  ttft calibrate --minutes 60 --folder calibration\n  \
                         ttft calibrate --minutes 0 --folder calibration   only analyses what is there\n  \

@@ -54,7 +54,7 @@ pub struct Compare {
     /// is of the same machine)
     #[arg(long, value_name = "FILE")]
     calibration: Vec<PathBuf>,
-    /// Two programs that are measured in turn
+    /// Two programs that are measured in turn; with --settings, one is enough (default: this program)
     #[arg(long, value_names = ["OLD", "NEW"], num_args = 1..=2)]
     binaries: Vec<PathBuf>,
     /// Flags of `ttft bench` for the old side and for the new side
@@ -63,7 +63,7 @@ pub struct Compare {
     /// Preset or scenario file that both sides measure
     #[arg(long, visible_alias = "preset", value_name = "NAME|FILE", default_value = "calibrate")]
     scenario: String,
-    /// Number of pairs of processes; an odd number is raised by one
+    /// Number of pairs of processes, at least 4; an odd number is raised by one
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(4..=10_000))]
     pairs: u32,
     /// Number of rounds in each process
@@ -72,7 +72,7 @@ pub struct Compare {
     /// Slowdown in percent that is tolerated
     #[arg(long, value_name = "PERCENT", default_value = "5", value_parser = knobs::percent)]
     fail_slower: f64,
-    /// Seed of the order of the processes
+    /// Seed of the order of the processes and of their memory layouts
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
     /// Folder in which both sides find their weights (default: ttft-weights in the target folder)

@@ -49,7 +49,7 @@ const SAVE_EACH: Duration = Duration::from_secs(60);
 #[derive(Args, Debug)]
 #[command(group = clap::ArgGroup::new("source").required(true))]
 #[command(
-    after_help = "Example:\n  ttft fit --base smollm2 --shared-layers 20 --input hidden --text docs/*.txt --tokens 100000 \
+    after_help = "Example:\n  ttft fit --base smollm2 --shared-layers 20 --input hidden --text my-text.txt --tokens 100000 \
                         --out maps\n  ttft generate --base smollm2 --predictor maps --sink-tokens 1 \"Once upon a time\""
 )]
 pub struct Fit {
@@ -59,7 +59,7 @@ pub struct Fit {
     /// Folder of the auxiliary network that reads the prompt
     #[arg(long, value_name = "DIR", group = "source")]
     aux: Option<PathBuf>,
-    /// The base's own first layers read the prompt: so many
+    /// Number of the base's own first layers that read the prompt, in place of an auxiliary
     #[arg(long, value_name = "K", group = "source")]
     shared_layers: Option<usize>,
     /// What maps read of a source layer: kv (keys and values) or hidden (the hidden state behind it)

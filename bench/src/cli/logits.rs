@@ -54,7 +54,7 @@ pub struct Logits {
     /// First tokens of each prompt that the base of a KV prediction reads itself [default: 0]
     #[arg(long, value_name = "S", value_parser = clap::value_parser!(u32).range(0..=1 << 24))]
     sink_tokens: Option<u32>,
-    /// The base's layers run behind the auxiliary's, with the same results
+    /// The base's layers run beside the auxiliary's instead of after them, with the same results
     #[arg(long, requires = "aux", conflicts_with = "prune")]
     pipelined: bool,
     /// Keep the keys and values of the first tokens, which depend on these alone, as of an earlier call: the time to the first token is

@@ -60,8 +60,9 @@ pub struct Report {
     /// A trace of `ttft logits --trace` in place of records: --svg draws its phases, and one step of it thread by thread
     #[arg(long, value_name = "FILE", requires = "svg", conflicts_with_all = ["runs", "fidelity", "html", "md", "csv", "section"])]
     trace: Option<PathBuf>,
-    /// A file of `ttft fidelity` with the answers of the same systems, or several files of one base on the same texts and
-    /// tasks: the report shows speed against them, and the CSV holds that; without a file to write, it is printed
+    /// Files of `ttft fidelity` with the answers of the same systems. Several files must have one base, the same texts and the same
+    /// tasks. The report shows the answers beside the speedups, and the CSV holds these figures. Without a file to write, the
+    /// report is printed
     #[arg(long, value_name = "FILE", num_args = 1..)]
     fidelity: Vec<PathBuf>,
     /// Write one self-contained page with charts
@@ -70,10 +71,11 @@ pub struct Report {
     /// Write the same words and tables as Markdown
     #[arg(long, value_name = "FILE")]
     md: Option<PathBuf>,
-    /// Write one picture, light and dark: TTFT of the base and of KV prediction at one size, by phase
+    /// Write one picture, light and dark: TTFT of the base and of KV prediction at one size, by phase; with --fidelity, the answers
+    /// over the speedups; with --trace, what ran when
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
-    /// Write one line of numbers for each cell
+    /// Write one line of numbers for each cell, or with --fidelity for each mark and figure
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
     /// Write only these parts of the page and of the Markdown, separated by commas

@@ -27,10 +27,10 @@ pub struct Synth {
     /// Seed of the values
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
-    /// Maps of shared layers: random values, or none, so that each layer projects the hidden state itself
+    /// Maps of shared layers: random values, or `own` for no maps, so that each layer projects the hidden state itself
     #[arg(long, value_name = "INIT", default_value = "random")]
     init: Init,
-    /// With the path of a config.json and --init own: layers that read the prompt. Writes the predictor alone
+    /// With the path of a config.json: write the predictor for this many shared layers, and no network
     #[arg(long, value_name = "K")]
     shared_layers: Option<usize>,
 }

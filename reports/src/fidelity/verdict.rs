@@ -180,7 +180,7 @@ fn judged(file: &Fidelity, system: &System) -> Judgement {
         return nothing("the mean cache was not measured beside it".into());
     };
     let Some(truth) = control(ControlKind::TrueCaches) else {
-        return nothing("true caches were not sent its way, so the noise floor is unknown".into());
+        return nothing("true caches were not measured beside it, so the noise floor is unknown".into());
     };
     let (mut tasks, mut reasons) = (Vec::new(), Vec::new());
     for (i, task) in file.tasks.iter().enumerate() {

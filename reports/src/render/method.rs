@@ -15,8 +15,8 @@ pub(crate) fn blocks() -> Vec<Block> {
          divided by the batch."
             .to_string(),
         "Cold starts have ids that end in /cold. Their clock runs from opening the folders of the weights, none of whose pages are \
-         in memory, to the first token id. Right after every one, the same work runs again with the weights in memory; what it \
-         takes less is the time of opening and reading. Cold and warm cells are never compared with each other."
+         in memory, to the first token id. Right after every one, the same work runs again with the weights in memory; the \
+         difference between the two times is the time of opening and reading. Cold and warm cells are never compared with each other."
             .to_string(),
         "Times vary on three levels: between the rounds of a process, between the processes of an occasion, and between the \
          occasions of a machine, which lie minutes, hours or reboots apart. The rounds of one process show nothing of the other \

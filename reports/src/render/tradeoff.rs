@@ -57,7 +57,7 @@ pub(crate) fn blocks(run: &Run, prefix: &str, with_charts: bool) -> Result<Vec<B
     blocks.push(text(
         "A time and an answer are joined if base, auxiliary and predictor are the same by their hashes, and k, m, s, precision \
          and prompt length are equal. Controls that the record does not time have the time of the fidelity run, as a ratio to \
-         full prefill there. A mean cache, true caches and nothing predicted go the way of their system and take its time. The \
+         full prefill there. The controls mean cache, true caches and nothing predicted have the time of the system that they stand beside. The \
          front is what no other mark is better than in both speed and answer; the mean cache and the true caches, which \
          nobody could use, are on no front. Intervals are 95%: of speedups as everywhere in this report, of means over \
          windows Student's t, of shares of items Wilson's.",
@@ -349,7 +349,7 @@ fn one(size: &Tradeoff, scale: &Scale, id: &str) -> Result<Chart, RenderError> {
         marks,
     };
     let caption = format!(
-        "{} Better is {better}; on the line are the marks that nothing usable is better than. Crosses are intervals.{}",
+        "{} Better is {better}; the line joins the marks that no usable mark beats in both. Crosses are intervals.{}",
         match scale.figure {
             Figure::Exact => "Exact matches, greedily.",
             Figure::Kl => "Divergence from full prefill over the continuation.",

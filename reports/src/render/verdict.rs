@@ -47,8 +47,9 @@ fn claims(validation: &Validation) -> Vec<Block> {
     blocks.push(text(
         "b x p: sequences x prompt tokens of each. Ratio: TTFT red. over FLOPs red. TTFT red.: time of the base over time of \
          the system. FLOPs red.: exact operations of the base over those of the system (with *: by the paper's \
-         approximation). Roofline red.: the same of the time in which every phase takes the longer of its FLOPs at the \
-         measured peak and its bytes at the measured bandwidth; where it is smaller, memory limits what can be had. Where \
+         approximation). Roofline red.: the same ratio of the times that the roofline gives, in which every phase takes the \
+         longer of two times: its FLOPs at the measured peak, or its bytes at the measured bandwidth. Where it is smaller than \
+         FLOPs red., memory limits what can be saved. Where \
          the time went: time beyond what the FLOPs would take at the base's own rate, as a share of the system's TTFT, \
          largest first; a negative share is time gained. (!) marks rows that are not to be trusted.",
     ));
@@ -58,7 +59,11 @@ fn claims(validation: &Validation) -> Vec<Block> {
     if !pipelined.rows.is_empty() {
         push_table(&mut blocks, pipelined);
         blocks.push(text(
-            "In the pipelined order the auxiliary and the base's layers behind it are one phase, whose bound is the longer of the              arithmetic and the traffic of both; what the base does when the auxiliary has ended, the tail, comes on top. Faster: time              in turn over time pipelined, as measured and of the two bounds. Share of its bound: the bound over the time. At other              sizes the order is in turn, and the run's notes say so.",
+            "In the pipelined order, the auxiliary and the base's layers that run beside it are one phase. Its bound is the longer of two \
+             times: that of the arithmetic of both, and that of the memory traffic of both. The bound of the work that the base does after \
+             the auxiliary has ended is added to it. Faster: the time with the networks one after the other divided by the pipelined time, \
+             as measured and by the two bounds. Share of its bound: the bound divided by the time. At other sizes the networks run one \
+             after the other, and the run's notes say so.",
         ));
     }
     if let Some(model) = &validation.model {
@@ -79,7 +84,7 @@ fn claims(validation: &Validation) -> Vec<Block> {
     let items: Vec<String> =
         validation.break_even.iter().map(|b| format!("{}, batch {}: {b}", b.system, b.batch)).collect();
     if !items.is_empty() {
-        blocks.push(text("Where KV prediction stops paying (TTFT no shorter than the base's):"));
+        blocks.push(text("From which prompt length on KV prediction pays (TTFT shorter than the base's):"));
         blocks.push(Block::List { items });
     }
     blocks
@@ -169,13 +174,13 @@ pub(crate) fn headline(validation: &Validation) -> (String, String) {
     (answer, reason.join(" "))
 }
 
-/// Where memory bounds both arms, and from which prompt length on KV prediction pays: as measured, or else by the limits.
+/// Where memory bounds a KV prediction and its base, and from which prompt length on KV prediction pays: as measured, or else by the limits.
 fn memory_text(claims: &[&Claim], validation: &Validation) -> Option<String> {
     let bound: Vec<(&Claim, &validate::MemoryBound)> =
         claims.iter().filter_map(|c| Some((*c, c.memory.as_ref()?))).collect();
     let (first, memory) = bound.first()?;
     let mut text = format!(
-        "Memory bounds both arms in {} of {} cells: at {} full prefill reads {} and KV prediction {}, which takes longer than their \
+        "Memory bounds both KV prediction and full prefill in {} of {} cells: at {} full prefill reads {} and KV prediction {}, which takes longer than their \
          arithmetic at the measured peak, so that fewer FLOPs save nothing there.",
         bound.len(),
         claims.len(),
