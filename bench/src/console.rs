@@ -4,6 +4,7 @@
 //! dropped, what is left to do is done. Standard output that cannot be written otherwise is one.
 
 use std::{
+    cell::Cell,
     fmt::Display,
     io::{self, ErrorKind, IsTerminal, Write},
     ops::ControlFlow,
@@ -19,6 +20,19 @@ use crate::cleanup;
 
 /// Whether standard output holds a file of results: then answers are remarks.
 static RESERVED: AtomicBool = AtomicBool::new(false);
+
+thread_local! {
+    /// Whether a panic of this thread is an error that somebody catches.
+    static CAUGHT: Cell<bool> = const { Cell::new(false) };
+}
+
+/// What `work` gives; none if it panics, about which nothing is printed: for libraries that panic on bad input.
+pub fn caught<T>(work: impl FnOnce() -> T) -> Option<T> {
+    let before = CAUGHT.replace(true);
+    let done = panic::catch_unwind(panic::AssertUnwindSafe(work));
+    CAUGHT.set(before);
+    done.ok()
+}
 
 /// Text as a terminal may have it: nothing in it but line ends and tabs steers.
 fn clean(text: &str) -> String {
@@ -113,6 +127,9 @@ pub fn refused(error: &clap::Error) -> ExitCode {
 pub fn init() {
     let before = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
+        if CAUGHT.get() {
+            return;
+        }
         let Some(code) = info.payload_as_str().and_then(unprintable) else { return before(info) };
         cleanup::all();
         process::exit(code);

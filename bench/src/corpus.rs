@@ -45,7 +45,7 @@ impl Corpus {
     pub fn load(tokenizer: &Text, files: &[PathBuf], vocab: usize, of: &Path) -> Result<Corpus> {
         let mut corpus = Corpus { start: tokenizer.ids("", false)?, ids: Vec::new(), files: Vec::new() };
         for path in files {
-            let content = text::read_text(path)?;
+            let (bytes, content) = text::read_bytes(path)?;
             ensure!(!content.trim().is_empty(), "{}: it holds no text: leave it out", path.display());
             let before = corpus.ids.len();
             for piece in pieces(&content) {
@@ -54,8 +54,8 @@ impl Corpus {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             corpus.files.push(TextFile {
                 file: printable(&name),
-                bytes: std::fs::metadata(path).with_context(|| path.display().to_string())?.len(),
-                sha256: identity::file_sha256(path)?,
+                bytes: bytes.len() as u64,
+                sha256: identity::sha256(&bytes),
                 tokens: corpus.ids.len() - before,
             });
         }
@@ -126,7 +126,8 @@ impl Corpus {
     }
 }
 
-/// A text cut after line ends that something else than space follows, where no tokenizer joins what is on both sides.
+/// A text cut after line ends that something else than space follows, where no tokenizer joins what is on both sides; or where there
+/// is none for long, before a space between words.
 fn pieces(text: &str) -> impl Iterator<Item = &str> {
     let mut rest = text;
     std::iter::from_fn(move || {
@@ -135,7 +136,12 @@ fn pieces(text: &str) -> impl Iterator<Item = &str> {
         }
         let bytes = rest.as_bytes();
         let ends = |at: usize| bytes[at - 1] == b'\n' && !bytes[at].is_ascii_whitespace() && rest.is_char_boundary(at);
-        let cut = (PIECE..bytes.len()).find(|at| ends(*at)).unwrap_or(bytes.len());
+        let word =
+            |at: usize| bytes[at] == b' ' && [at - 1, at + 1].iter().all(|at| bytes[*at].is_ascii_alphanumeric());
+        let far = bytes.len().min(4 * PIECE);
+        let line = (PIECE..far).find(|at| ends(*at));
+        let after = || (far..bytes.len() - 1).find(|at| ends(*at) || word(*at));
+        let cut = line.or_else(after).unwrap_or(bytes.len());
         let (piece, after) = rest.split_at(cut);
         rest = after;
         Some(piece)
@@ -190,6 +196,12 @@ mod tests {
                 assert!(pair[0].len() < PIECE + 100);
             }
         }
+        // Without line ends, before the space between two words.
+        let text = "no end of line ".repeat(PIECE);
+        let all: Vec<&str> = pieces(&text).collect();
+        assert_eq!(all.concat(), text);
+        assert!(all.len() > 3 && all[1..].iter().all(|piece| piece.starts_with(' ')));
+        assert!(all.iter().all(|piece| piece.len() < 4 * PIECE + 100));
         assert_eq!(pieces("").count(), 0);
     }
 }

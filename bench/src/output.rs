@@ -3,7 +3,7 @@
 use std::{
     env,
     fs::{self, File, Metadata},
-    io::{self, BufWriter, ErrorKind, Seek, Write},
+    io::{self, BufWriter, ErrorKind, Read, Seek, Write},
     path::{Path, PathBuf},
 };
 
@@ -200,6 +200,62 @@ fn copy(temp: NamedTempFile, mut there: File) -> io::Result<()> {
     there.set_len(0)?;
     io::copy(&mut from, &mut there)?;
     flushed(&there)
+}
+
+fn is_file(path: &Path) -> bool {
+    path.metadata().is_ok_and(|m| m.is_file())
+}
+
+/// Whether two paths lead to one file, by whatever names; a device or a pipe takes anything.
+pub fn same(a: &Path, b: &Path) -> bool {
+    match (a.metadata(), b.metadata()) {
+        (Ok(x), Ok(y)) if x.is_file() && y.is_file() => {
+            #[cfg(unix)]
+            {
+                use std::os::unix::fs::MetadataExt;
+                (x.dev(), x.ino()) == (y.dev(), y.ino())
+            }
+            #[cfg(not(unix))]
+            matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
+        }
+        (Err(_), Err(_)) => std::path::absolute(a).ok() == std::path::absolute(b).ok(),
+        _ => false,
+    }
+}
+
+/// Keeps what is read from being written.
+///
+/// # Errors
+/// `out` is one of the files of `read`, or a file in one of its folders.
+pub fn spare<'a>(out: &Path, read: impl IntoIterator<Item = &'a Path>) -> Result<()> {
+    for path in read {
+        let inside = fs::read_dir(path).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
+        if inside.chain([path.to_owned()]).any(|read| same(&read, out)) {
+            bail!("{} is read, so it is not written: give another file for the output", out.display());
+        }
+    }
+    Ok(())
+}
+
+/// Keeps a file of somebody's own from being written over.
+///
+/// # Errors
+/// There is a file that neither is empty nor begins as `what` does.
+pub fn replaces(out: &Path, what: &str, begins: &str) -> Result<()> {
+    // A folder or a device says what it is when it is written to; and opening a pipe would wait for its other end.
+    if !is_file(out) {
+        return Ok(());
+    }
+    let Ok(file) = File::open(out) else { return Ok(()) };
+    let mut start = Vec::new();
+    let read = file.take(begins.len() as u64).read_to_end(&mut start);
+    if read.is_ok() && (start.is_empty() || start == begins.as_bytes()) {
+        return Ok(());
+    }
+    bail!(
+        "{} exists and is no {what} of ttft, so it is not overwritten: write elsewhere, or move it away",
+        out.display()
+    )
 }
 
 /// A path as it can be pasted into a shell: absolute, and quoted where a shell would take it apart.

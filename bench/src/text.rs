@@ -13,11 +13,17 @@ use tokenizers::Tokenizer;
 use ttft_models::json;
 use ttft_reports::text::{stand_in, without_mark};
 
+use crate::console;
+
 /// Longest text file that is read: prompts, templates, tokenizers.
 pub const MAX_BYTES: u64 = 64 << 20;
 
 /// Instructions that a template may take: some hundred times what those of the Hub take for one message.
 const FUEL: u64 = 10_000_000;
+
+/// Bytes of the longest chat template, some ten times the longest of the Hub, and the stack that one of them may need.
+const TEMPLATE: usize = 256 << 10;
+const STACK: usize = 512 << 20;
 
 /// Ids before a stream of new ones that its text is decoded with: whether a space is spelled depends on what stands before.
 const CONTEXT: usize = 16;
@@ -34,6 +40,7 @@ impl Text {
     /// # Errors
     /// It is not there: text is no matter of this folder.
     pub fn file(dir: &Path) -> Result<PathBuf> {
+        ensure!(dir.is_dir(), "{}: there is no such folder", dir.display());
         let path = dir.join("tokenizer.json");
         if !path.exists() {
             let other = ["tokenizer.model", "vocab.json"].into_iter().find(|name| dir.join(name).exists());
@@ -54,8 +61,8 @@ impl Text {
     pub fn load(dir: &Path) -> Result<Text> {
         let path = Text::file(dir)?;
         let content = read_text(&path)?;
-        let mut tokenizer: Tokenizer =
-            content.parse().map_err(|e| anyhow!("{}: not the tokenizer expected: {e}", path.display()))?;
+        let mut tokenizer: Tokenizer = guarded(&path, || content.parse())?
+            .map_err(|e| anyhow!("{}: not the tokenizer expected: {e}", path.display()))?;
         // Lengths that somebody had in mind when the file was saved.
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|e| anyhow!("{}: {e}", path.display()))?;
@@ -73,7 +80,7 @@ impl Text {
     /// # Errors
     /// The tokenizer refuses it.
     pub fn ids(&self, text: &str, complete: bool) -> Result<Vec<u32>> {
-        let encoded = self.tokenizer.encode_fast(text, !complete);
+        let encoded = guarded(&self.path, || self.tokenizer.encode_fast(text, !complete))?;
         let encoded = encoded.map_err(|e| anyhow!("{}: cannot tokenize the text: {e}", self.path.display()))?;
         Ok(encoded.get_ids().to_vec())
     }
@@ -83,7 +90,8 @@ impl Text {
     /// # Errors
     /// The tokenizer refuses them.
     pub fn text(&self, ids: &[u32]) -> Result<String> {
-        self.tokenizer.decode(ids, true).map_err(|e| anyhow!("{}: cannot decode: {e}", self.path.display()))
+        let decoded = guarded(&self.path, || self.tokenizer.decode(ids, true))?;
+        decoded.map_err(|e| anyhow!("{}: cannot decode: {e}", self.path.display()))
     }
 
     /// What makes text of ids that come one by one after those of a prompt. A character that is spread over several ids
@@ -93,8 +101,10 @@ impl Text {
     /// The tokenizer refuses the prompt's ids.
     pub fn stream(&self, prompt: &[u32]) -> Result<impl FnMut(u32) -> Result<Option<String>> + use<'_>> {
         let mut stream = self.tokenizer.decode_stream(true);
-        let mut step =
-            move |id| stream.step(id).map_err(|e| anyhow!("{}: cannot decode token {id}: {e}", self.path.display()));
+        let mut step = move |id| {
+            guarded(&self.path, || stream.step(id))?
+                .map_err(|e| anyhow!("{}: cannot decode token {id}: {e}", self.path.display()))
+        };
         for id in &prompt[prompt.len().saturating_sub(CONTEXT)..] {
             step(*id)?;
         }
@@ -122,9 +132,33 @@ impl Text {
             (config, template.to_owned())
         };
         let messages = [Message { role: "user", content: prompt }];
-        render(&template, &messages, &settings)
-            .map_err(|e| anyhow!("{}: the chat template fails: {e:#}", path.display()))
+        ensure!(
+            template.len() <= TEMPLATE,
+            "{}: a chat template of {} bytes, where at most {TEMPLATE} are read",
+            path.display(),
+            template.len()
+        );
+        // An expression may be nested as deeply as the template is long.
+        let rendered = std::thread::scope(|s| {
+            let deep = std::thread::Builder::new().stack_size(STACK);
+            let work = || render(&template, &messages, &settings);
+            Ok(deep.spawn_scoped(s, work).context("no thread for the chat template")?.join().ok())
+        });
+        let rendered: Option<Result<String, TemplateError>> = rendered.map_err(|e: anyhow::Error| e)?;
+        rendered
+            .with_context(|| format!("{}: the chat template cannot be rendered", path.display()))?
+            .map_err(|e| anyhow!("{}: the chat template fails: {e}", path.display()))
     }
+}
+
+/// What the tokenizer's library does with a file, which it may panic about.
+fn guarded<T>(path: &Path, work: impl FnOnce() -> T) -> Result<T> {
+    console::caught(work).with_context(|| {
+        format!(
+            "{}: the tokenizer's library fails on this file: take the one of the model's repository",
+            path.display()
+        )
+    })
 }
 
 /// The template in `tokenizer_config.json`, or of several the one called default.
@@ -251,8 +285,16 @@ pub fn ends(dir: &Path) -> Result<Vec<u32>> {
 /// # Errors
 /// It cannot be read, is too long, or is no UTF-8.
 pub fn read_text(path: &Path) -> Result<String> {
+    Ok(read_bytes(path)?.1)
+}
+
+/// As [`read_text`], with the bytes that it was read from, which a pipe gives once.
+///
+/// # Errors
+/// As [`read_text`].
+pub fn read_bytes(path: &Path) -> Result<(Vec<u8>, String)> {
     let file = std::fs::File::open(path).with_context(|| format!("{}: cannot read it", path.display()))?;
-    read_all(file).with_context(|| path.display().to_string())
+    bytes_of(file).with_context(|| path.display().to_string())
 }
 
 /// As [`read_text`], of whatever can be read.
@@ -260,6 +302,10 @@ pub fn read_text(path: &Path) -> Result<String> {
 /// # Errors
 /// As [`read_text`].
 pub fn read_all(from: impl std::io::Read) -> Result<String> {
+    Ok(bytes_of(from)?.1)
+}
+
+fn bytes_of(from: impl std::io::Read) -> Result<(Vec<u8>, String)> {
     use std::io::Read;
     let mut bytes = Vec::new();
     from.take(MAX_BYTES + 1).read_to_end(&mut bytes).context("cannot read it")?;
@@ -268,8 +314,8 @@ pub fn read_all(from: impl std::io::Read) -> Result<String> {
         bail!(what);
     }
     let text = std::str::from_utf8(without_mark(&bytes));
-    let text = text.map_err(|e| anyhow!("not UTF-8 text: byte {} is wrong", e.valid_up_to()))?;
-    Ok(text.to_owned())
+    let text = text.map_err(|e| anyhow!("not UTF-8 text: byte {} is wrong", e.valid_up_to()))?.to_owned();
+    Ok((bytes, text))
 }
 
 #[cfg(test)]
@@ -348,6 +394,33 @@ mod tests {
         write("config.json", r#"{"eos_token_id": "</s>"}"#);
         let error = ends(dir.path()).unwrap_err().to_string();
         assert!(error.contains("config.json") && error.contains("</s>"), "{error}");
+    }
+
+    #[test]
+    fn what_the_library_panics_about_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("tokenizer.json");
+        let tokenizer = |more: &str| {
+            format!("{{\"model\": {{\"type\": \"WordLevel\", \"vocab\": {{\"a\": 0}}, \"unk_token\": \"a\"}}{more}}}")
+        };
+        std::fs::write(&file, tokenizer("")).unwrap();
+        assert_eq!(Text::load(dir.path()).unwrap().ids("a", false).unwrap(), [0]);
+        // A text is one sequence, and this asks for a second.
+        let second = r#", "post_processor": {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "B", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}], "special_tokens": {}}"#;
+        std::fs::write(&file, tokenizer(second)).unwrap();
+        let error = Text::load(dir.path()).and_then(|text| text.ids("a", false)).unwrap_err().to_string();
+        assert!(error.contains("tokenizer.json: the tokenizer's library fails"), "{error}");
+    }
+
+    #[test]
+    fn long_expressions_of_a_template_overflow_no_stack() {
+        let dir = tempfile::tempdir().unwrap();
+        let template = |text: &str| std::fs::write(dir.path().join("chat_template.jinja"), text).unwrap();
+        template(&format!("{{{{ 1{} }}}}", "+1".repeat(60_000)));
+        assert_eq!(Text::chat(dir.path(), "x").unwrap(), "60001");
+        template(&" ".repeat(TEMPLATE + 1));
+        assert!(Text::chat(dir.path(), "x").unwrap_err().to_string().contains("at most 262144 are read"));
     }
 
     #[test]

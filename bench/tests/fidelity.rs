@@ -304,6 +304,87 @@ fn what_cannot_be_compared_is_refused() {
     assert!(!out.exists());
 }
 
+/// Nothing that is read is written, nor a file of somebody's own, by whatever name; nor is an answer written twice to one place.
+#[test]
+fn files_of_others_stay_as_they_are() {
+    let place = Place::new();
+    let maps = place.predictor("maps", identity, serde_json::json!({}));
+    let out = place.path("fidelity.json");
+    let own = place.path("notes.txt");
+    fs::write(&own, "mine").unwrap();
+    for read in [place.base.join("model.safetensors"), place.base.join("tokenizer.json"), maps.join("config.json")] {
+        let before = fs::read(&read).unwrap();
+        fail(&mut place.command(&[&maps], &read), &["is read, so it is not written"]);
+        assert_eq!(fs::read(&read).unwrap(), before);
+    }
+    fail(&mut place.command(&[&maps], &own), &["notes.txt exists and is no fidelity file of ttft"]);
+    assert_eq!(fs::read_to_string(&own).unwrap(), "mine");
+    #[cfg(unix)]
+    {
+        let other = place.path("other-name");
+        fs::hard_link(maps.join("predictor.safetensors"), &other).unwrap();
+        fail(&mut place.command(&[&maps], &other), &["is read, so it is not written"]);
+    }
+
+    // Completions.
+    let (said, code) = (place.path("said"), place.path("code.jsonl"));
+    fs::write(&code, "{\"task_id\": \"a\", \"prompt\": \"def f(x):\\n\"}\n").unwrap();
+    let asked = |out: &Path, predictor: &Path| {
+        let mut c = place.sized(&[predictor], out, ["2", "48", "0"]);
+        c.arg("--tasks").arg(&code).args(["--answer-tokens", "2"]).arg("--completions").arg(&said);
+        c
+    };
+    succeed(asked(&out, &maps).arg("--plan"));
+    assert!(!said.exists(), "a plan leaves nothing");
+    fs::create_dir(&said).unwrap();
+    fail(&mut asked(&said.join("base.jsonl"), &maps), &["base.jsonl is read, so it is not written"]);
+    fs::write(said.join("base.jsonl"), "mine").unwrap();
+    fail(&mut asked(&out, &maps), &["base.jsonl exists and is no file of completions"]);
+    fs::remove_file(said.join("base.jsonl")).unwrap();
+    // A newer file takes the place of an older one.
+    for _ in 0..2 {
+        succeed(&mut asked(&out, &maps));
+    }
+    assert_eq!(fs::read_dir(&said).unwrap().count(), 2, "of the base and of the system");
+    fs::create_dir(place.path("more")).unwrap();
+    let base = place.predictor("more/base", identity, serde_json::json!({}));
+    let renamed = Place { base: place.path("network"), ..place };
+    fs::rename(renamed.path("base"), &renamed.base).unwrap();
+    let mut c = renamed.sized(&[&maps, &base], &out, ["2", "48", "0"]);
+    c.arg("--tasks").arg(&code).args(["--answer-tokens", "2"]).arg("--completions").arg(&said);
+    fail(&mut c, &["a system is called base"]);
+}
+
+/// A text that comes through a pipe is known by its bytes, as a file is.
+#[cfg(unix)]
+#[test]
+fn text_from_a_pipe_is_that_of_its_file() {
+    use sha2::Digest;
+    let place = Place::new();
+    let text = fs::read(here().join("docs/guide.md")).unwrap();
+    let digest = sha2::Sha256::digest(&text).iter().map(|b| format!("{b:02x}")).collect::<String>();
+    let fitted = serde_json::json!({"fit": {"texts": [{"name": "guide.md", "sha256": digest}]}});
+    let fitted = place.predictor("fitted", identity, fitted);
+    let (from, mut to) = std::io::pipe().unwrap();
+    let feeder = std::thread::spawn(move || std::io::Write::write_all(&mut to, &text));
+    let mut c = ttft();
+    c.arg("fidelity").arg("--base").arg(&place.base).arg("--aux").arg(&place.base).arg("--predictor").arg(&fitted);
+    c.args(["--text", "/dev/stdin", "--text2"]).arg(here().join("kernels/src/engine.rs"));
+    c.args(["--windows", "2", "--prompt-tokens", "48", "--lookups", "0", "--threads", "1"]);
+    fail(c.arg("--out").arg(place.path("x.json")).stdin(from), &["was fitted on this very text"]);
+    feeder.join().unwrap().unwrap();
+}
+
+#[test]
+fn a_predictor_that_gives_no_numbers_is_named() {
+    let place = Place::new();
+    let nan = place.predictor("broken", |i, j| if i + j == 3 { f32::NAN } else { 0.0 }, serde_json::json!({}));
+    let exact = place.predictor("exact", identity, serde_json::json!({}));
+    let out = place.path("fidelity.json");
+    fail(&mut place.command(&[&exact, &nan], &out), &["broken: what it gives behind window 1 is no numbers"]);
+    assert!(!out.exists());
+}
+
 /// `--chat` puts the template around the prompts of tasks, as in `ttft generate`.
 #[test]
 fn tasks_may_be_what_a_user_says() {
@@ -401,7 +482,7 @@ fn what_readers_share_changes_nothing() {
         for (last, first) in [(1, 0), (1, 1), (6, 1)] {
             let pair = pair.clone().reading(OwnTokens { last, first, kept: false });
             let (name, system) = (format!("{i}-{last}-{first}"), System::KvPrediction(pair));
-            judged.push(Judged { name, kind: Kind::Kvp, system, prediction: None, predictor: None });
+            judged.push(Judged { name, kind: Kind::Kvp, system, prediction: None, aux: None, predictor: None });
         }
     }
     let engine = Engine::new(&Options { threads: Some(1), ..Options::default() }).unwrap();

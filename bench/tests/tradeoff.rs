@@ -94,6 +94,7 @@ fn answers(record: &Record) -> Fidelity {
             name: "judged".into(),
             kind: Kind::Kvp,
             prediction: Some(named.prediction.clone()),
+            aux: None,
             operations_share: 0.3,
             ttft_ns: Vec::new(),
             results: results(0.1, 20),

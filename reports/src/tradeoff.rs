@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use crate::{
     fidelity::{Control, ControlKind, Distance, Fidelity, Results, System},
-    schema::{Cell, Identity, Kind, Prediction, Record},
+    schema::{Cell, Extent, Identity, Kind, Prediction, Record},
     stats::{self, Estimate},
     summary::{self, Row},
 };
@@ -307,7 +307,11 @@ fn one<'a>(record: &'a Record, rows: &[Row<'a>], file: &'a Fidelity, several: bo
         if !found {
             refused.push(match nearest {
                 Some((row, differs)) => format!("{}: not {}: {}", system.name, row.cell.id, differs.join("; ")),
-                None => format!("{}: the record times no system of its kind ({})", system.name, system.kind.name()),
+                None => {
+                    let cold = rows.iter().any(|r| r.cell.kind == system.kind && r.cell.cold.is_some());
+                    let warm = if cold { " but from cold starts, and answers are set beside warm times" } else { "" };
+                    format!("{}: the record times no system of its kind ({}){warm}", system.name, system.kind.name())
+                }
             });
         }
     }
@@ -439,7 +443,8 @@ pub fn differences(record: &Record, cell: &Cell, file: &Fidelity, system: &Syste
     let named = record.run.predictions.iter().flatten().find(|n| n.system == cell.system);
     match (named.map(|n| &n.prediction), &system.prediction) {
         (None, None) => {
-            note((cell.system != system.name).then(|| format!("system: {} there, {} here", cell.system, system.name)))
+            note((cell.system != system.name).then(|| format!("system: {} there, {} here", cell.system, system.name)));
+            note(unlike("auxiliary", cell.aux.as_deref().and_then(|aux| network(record, aux)), system.aux.as_ref()));
         }
         (None, Some(_)) => note(Some("the record does not say what its prediction is".into())),
         (Some(_), None) => note(Some("a prediction there, and none here".into())),
@@ -450,6 +455,11 @@ pub fn differences(record: &Record, cell: &Cell, file: &Fidelity, system: &Syste
         let there = cell.precision.map_or("unknown", |p| p.name());
         format!("precision: {there} there, {} here", precision.name())
     }));
+    note(
+        cell.extent
+            .is_some_and(|e| e != Extent::FirstToken)
+            .then(|| "the record's times are of all positions, not of the first token alone".into()),
+    );
     let prompt = file.settings.prompt;
     note((cell.prompt != prompt).then(|| format!("prompt length: {} there, {prompt} here", cell.prompt)));
     out
@@ -600,14 +610,31 @@ mod tests {
                 "precision: f32 there, bf16 here",
                 refusal(&|r| r.cells.iter_mut().for_each(|c| c.precision = Some(Dtype::F32))),
             ),
+            (
+                "times are of all positions, not of the first token alone",
+                refusal(&|r| r.cells.iter_mut().for_each(|c| c.extent = Some(Extent::FullNetwork))),
+            ),
             ("does not say what its prediction is", refusal(&|r| r.run.predictions = Some(Vec::new()))),
             ("does not say which weights it ran", refusal(&|r| r.run.networks = None)),
             ("the record times no system of its kind (kvp)", refusal(&|r| r.cells.truncate(2))),
         ] {
             assert!(found.starts_with("OE1.1B-KVP-C-") && found.contains(words), "{words}: {found}");
         }
+        // A system that predicts nothing is known by its name, and by the network that chooses its tokens.
+        let mut chosen = files::file();
+        chosen.systems.truncate(1);
+        let (system, mut record) = (&mut chosen.systems[0], record());
+        let aux = system.prediction.take().unwrap().aux;
+        (system.kind, system.aux) = (Kind::SpecPrefill, aux);
+        record.run.predictions = Some(Vec::new());
+        record.cells.iter_mut().filter(|c| c.system == system.name).for_each(|c| c.kind = Kind::SpecPrefill);
+        assert!(join(&record, slice::from_ref(&chosen)).refused.is_empty());
+        let networks = record.run.networks.as_mut().unwrap();
+        networks.iter_mut().filter(|n| n.name == "OE450M").for_each(|n| n.weights_sha256 = Some(other.clone()));
+        let refused = join(&record, slice::from_ref(&chosen)).refused;
+        assert!(refused[0].contains("auxiliary: weights ffffffffffff there"), "{refused:?}");
         // Another name is no other thing.
-        let mut renamed = record();
+        let mut renamed = self::record();
         for named in renamed.run.networks.iter_mut().flatten().filter(|n| n.name != "OE1.1B") {
             named.name.push_str("-copy");
         }

@@ -461,6 +461,7 @@ fn answers(n: usize) -> Fidelity {
             name: SYSTEM.into(),
             kind: Kind::Kvp,
             prediction: Some(prediction()),
+            aux: None,
             operations_share: 0.4,
             ttft_ns: vec![500, 510],
             results: results(3),

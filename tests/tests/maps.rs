@@ -522,8 +522,9 @@ fn states_of_another_fit_and_broken_ones_are_refused() {
     }
     // Letters of the header, as many as before.
     for (from, to, word) in [
-        ("\"form\":\"1\"", "\"form\":\"9\"", "another version"),
+        ("\"form\":\"2\"", "\"form\":\"9\"", "another version"),
         ("\"windows\":\"6\"", "\"windows\":\"x\"", "number of windows is none: the file is broken"),
+        ("\"windows\":\"6\"", "\"windows\":\"7\"", "not those that were written: the file is broken"),
         ("\"windows\"", "\"widows\" ", "it does not say windows"),
     ] {
         let at = good.windows(from.len()).position(|w| w == from.as_bytes()).unwrap();
@@ -531,6 +532,9 @@ fn states_of_another_fit_and_broken_ones_are_refused() {
         changed[at..at + to.len()].copy_from_slice(to.as_bytes());
         refused(&case, &changed, &of, word);
     }
+    let mut changed = good.clone();
+    *changed.last_mut().unwrap() ^= 1;
+    refused(&case, &changed, &of, "not those that were written: the file is broken");
 }
 
 /// A folder is one that KV predictions load; what they predict from it is what its maps say; a layer without a map is exact.

@@ -57,6 +57,7 @@ impl Calibrate {
             None => self.measure()?,
         };
         if let Some(path) = &self.md {
+            output::replaces(path, "calibration report", "# How much this machine's figures vary")?;
             let text = ttft_reports::render::calibration(&calibration)?;
             output::Pending::claim(path)?.write(|out| Ok(out.write_all(text.as_bytes())?))?;
         }

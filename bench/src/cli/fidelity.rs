@@ -109,14 +109,16 @@ pub struct Fidelity {
 impl Fidelity {
     pub fn run(self) -> Result<()> {
         let started_at = now();
-        for read in self.text.iter().chain(&self.text2).chain(&self.tasks) {
-            let same = matches!((read.canonicalize(), self.out.canonicalize()), (Ok(a), Ok(b)) if a == b);
-            ensure!(!same, "{} is read, so it is not written: give another file for the output", self.out.display());
-        }
+        let named = [&self.base, &self.aux, &self.scenario].into_iter().flatten().map(Path::new);
+        let files = [&self.text, &self.text2, &self.tasks, &self.predictor].into_iter().flatten().map(PathBuf::as_path);
+        let inputs: Vec<&Path> = named.chain(files).collect();
+        output::spare(&self.out, inputs.iter().copied())?;
+        output::replaces(&self.out, "fidelity file", "{\n\"schema\": \"ttft-fidelity/")?;
         let out = Pending::claim(&self.out)?;
         let engine = self.engine.engine()?;
         let systems = self.systems()?;
-        let Systems { base, dir, identity, judged } = systems;
+        let Systems { base, dir, identity, judged, precision } = systems;
+        output::spare(&self.out, judged.iter().filter_map(|j| j.predictor.as_deref()).chain([&*dir]))?;
         let tokenizer = Text::load(&dir)?;
         let (prompt, continuation) = (self.prompt_tokens as usize, self.continuation as usize);
         let (vocab, trained) = (base.config().vocab, base.config().max_context);
@@ -138,10 +140,10 @@ impl Fidelity {
         let begin = begins_with(&tokenizer)?;
         let texts = self.cut(&corpora, &begin, prompt, continuation)?;
         let (tasks, about_tasks) = self.tasks_of(&tokenizer, &dir, &begin, &corpora[0], trained)?;
-        let completions = self.completions(&judged.iter().map(|j| &*j.name).collect::<Vec<_>>(), &tasks)?;
+        let completions = self.completions(&judged.iter().map(|j| &*j.name).collect::<Vec<_>>(), &tasks, &inputs)?;
 
         let weights = base.mapped_bytes() + judged.iter().map(|j| weights_beside(&j.system)).sum::<u64>();
-        let precision = self.dtype.unwrap_or(Precision::natural(base.weight_dtype()));
+        let precision = self.dtype.or(precision).unwrap_or(Precision::natural(base.weight_dtype()));
         base.warm();
         for j in &judged {
             if let System::KvPrediction(s) = &j.system {
@@ -245,11 +247,12 @@ impl Fidelity {
         };
         let file = filled(file, &session, &rows, &answered, &times);
         let text = file.to_text(&self.out).context("what was measured makes no fidelity file")?;
-        out.write(|w| Ok(w.write_all(text.as_bytes())?))?;
         for (pending, row) in completions {
             let lines = written(&session, &answered[row]);
             pending.write(|w| Ok(w.write_all(lines.as_bytes())?))?;
         }
+        // The last, as who finds it takes the rest for done.
+        out.write(|w| Ok(w.write_all(text.as_bytes())?))?;
         console::print(table(&rows, &session, &answered))?;
         for judgement in judge(&file) {
             console::print(format_args!("{}: {}", judgement.system, judgement.words))?;
@@ -373,7 +376,7 @@ impl Fidelity {
     }
 
     /// Files for completions, each with the row that writes it: of the base, and of each system.
-    fn completions(&self, systems: &[&str], tasks: &[Asked]) -> Result<Vec<(Pending, usize)>> {
+    fn completions(&self, systems: &[&str], tasks: &[Asked], inputs: &[&Path]) -> Result<Vec<(Pending, usize)>> {
         let code = tasks.iter().any(|t| t.items.iter().any(|i| matches!(i.answer, Answer::Written(_))));
         let Some(dir) = &self.completions else {
             if code {
@@ -382,9 +385,23 @@ impl Fidelity {
             return Ok(Vec::new());
         };
         ensure!(code, "--completions: no file of --tasks has code to complete (task_id and prompt)");
+        ensure!(
+            !systems.contains(&"base"),
+            "--completions: a system is called base, as the file of full prefill is: give its folder or its pair another name"
+        );
+        if self.plan {
+            return Ok(Vec::new());
+        }
         std::fs::create_dir_all(dir).with_context(|| format!("{}: cannot make the folder", dir.display()))?;
         let names = std::iter::once("base").chain(systems.iter().copied()).enumerate();
-        names.map(|(row, name)| Ok((Pending::claim(&dir.join(format!("{name}.jsonl")))?, row))).collect()
+        names
+            .map(|(row, name)| {
+                let file = dir.join(format!("{name}.jsonl"));
+                output::spare(&file, inputs.iter().copied().chain([&*self.out]))?;
+                output::replaces(&file, "file of completions", "{\"completion\":")?;
+                Ok((Pending::claim(&file)?, row))
+            })
+            .collect()
     }
 }
 
@@ -458,6 +475,7 @@ fn filled(
                     name: judged.name.clone(),
                     kind: judged.kind,
                     prediction: judged.prediction.clone(),
+                    aux: judged.aux.clone(),
                     operations_share,
                     ttft_ns: times[at].clone(),
                     results,

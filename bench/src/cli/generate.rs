@@ -108,6 +108,7 @@ impl Generate {
         let first = inference.first_token(&engine, &ids)?.total;
         let mut ended = "as many as --tokens allows";
         loop {
+            prompt::check_logits(inference.logits())?;
             let id = inference.token_ids()[0];
             if ends.contains(&id) {
                 ended = "the network ended";

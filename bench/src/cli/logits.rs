@@ -13,7 +13,6 @@ use serde_json::Value;
 use ttft_models::{
     Extent, NamedTensor, Precision, Pruning, RunSpec, cost::CostSystem, kv_prediction::layout::Order, memory, plan,
 };
-
 use ttft_reports::{
     format::bytes,
     text::{stand_in, without_mark},
@@ -24,7 +23,14 @@ use super::{
     system::{self, Choice},
 };
 use crate::{
-    catalog::Asked, console, knobs::EngineKnobs, machine, output::Pending, scenario::Named, text::Text, trace::Trace,
+    catalog::Asked,
+    console,
+    knobs::EngineKnobs,
+    machine,
+    output::{self, Pending},
+    scenario::Named,
+    text::Text,
+    trace::Trace,
 };
 
 /// Longest tokens file that is read.
@@ -110,16 +116,9 @@ impl Logits {
     pub fn run(self) -> Result<()> {
         let (base_path, aux_path) = (Path::new(&self.base), self.aux.as_ref().map(Path::new));
         let inputs = [self.tokens.as_deref(), self.prompt.file(), Some(base_path), aux_path, self.predictor.as_deref()];
-        for input in inputs.into_iter().flatten() {
-            for out in [Some(&self.out), self.trace.as_ref()].into_iter().flatten() {
-                let same = |a: &Path| matches!((a.canonicalize(), out.canonicalize()), (Ok(a), Ok(b)) if a == b);
-                let inside = ["model.safetensors", "predictor.safetensors", "config.json"].map(|name| input.join(name));
-                ensure!(
-                    !inside.iter().map(PathBuf::as_path).chain([input]).any(same) || !out.is_file(),
-                    "{} is read, so it is not written: give another file for the output",
-                    out.display()
-                );
-            }
+        output::spare(&self.out, inputs.into_iter().flatten())?;
+        if let Some(trace) = &self.trace {
+            output::spare(trace, inputs.into_iter().flatten().chain([&*self.out]))?;
         }
         let out = Pending::claim(&self.out)?;
         let trace_out = self.trace.as_deref().map(Pending::claim).transpose()?;
@@ -216,6 +215,7 @@ impl Logits {
                 trace.call(&format!("token {}", t + 1), (began, took), &*inference, &engine.pool().take_log());
             }
             let logits = inference.logits();
+            prompt::check_logits(logits)?;
             for b in 0..batch {
                 greedy_ids[b * generate + t] = inference.token_ids()[b].into();
                 greedy_logits[(b * generate + t) * vocab..][..vocab].copy_from_slice(logits.row(b));

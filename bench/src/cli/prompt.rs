@@ -6,6 +6,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
+use ttft_kernels::Mat;
 use ttft_models::System;
 
 use crate::{
@@ -82,5 +83,17 @@ pub fn check_ids(ids: &[u32], length: usize, system: &System, from: &Path) -> Re
             );
         }
     }
+    Ok(())
+}
+
+/// Refuses logits that are no numbers.
+///
+/// # Errors
+/// There is a NaN among them.
+pub fn check_logits(logits: Mat<'_, f32>) -> Result<()> {
+    ensure!(
+        (0..logits.rows()).all(|row| !logits.row(row).iter().any(|x| x.is_nan())),
+        "the logits are no numbers: the weights or the predictor hold NaN or infinities, or values that overflow"
+    );
     Ok(())
 }

@@ -2,8 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    fs::File,
-    io::Read,
     path::{Path, PathBuf},
 };
 
@@ -122,35 +120,10 @@ pub(super) fn print_json(value: &serde_json::Value) -> Result<()> {
     console::print(serde_json::to_string_pretty(value)?)
 }
 
-fn is_file(path: &Path) -> bool {
-    path.metadata().is_ok_and(|m| m.is_file())
-}
-
-/// Whether two paths lead to one file; a device or a pipe takes anything.
-fn same(a: &Path, b: &Path) -> bool {
-    match (a.canonicalize(), b.canonicalize()) {
-        (Ok(a), Ok(b)) => a == b && is_file(&a),
-        (Err(_), Err(_)) => std::path::absolute(a).ok() == std::path::absolute(b).ok(),
-        _ => false,
-    }
-}
-
-/// Whether a report may take the place of what is there: nothing, an empty file, or a report.
-fn replaceable(path: &Path, begins: &str) -> bool {
-    // A folder or a device says what it is when it is written to; and opening a pipe would wait for its other end.
-    if !is_file(path) {
-        return true;
-    }
-    let Ok(file) = File::open(path) else { return true };
-    let mut start = Vec::new();
-    let read = file.take(begins.len() as u64).read_to_end(&mut start);
-    read.is_ok() && (start.is_empty() || start == begins.as_bytes())
-}
-
 /// Draws a trace.
 fn picture(trace: &Path, file: &Path) -> Result<()> {
     refuse_to_overwrite("svg", file)?;
-    ensure!(!same(trace, file), "{} is read for this picture and is not overwritten", file.display());
+    ensure!(!output::same(trace, file), "{} is read for this picture and is not overwritten", file.display());
     let drawn = render::timeline(&Trace::read(trace)?);
     Pending::claim(file)?.write(|out| Ok(out.write_all(drawn.as_bytes())?))?;
     console::print(format_args!("wrote {}", output::shown(file)))
@@ -159,11 +132,7 @@ fn picture(trace: &Path, file: &Path) -> Result<()> {
 /// The format of this name, in which a report may be written to `file`.
 fn refuse_to_overwrite(name: &str, file: &Path) -> Result<&'static render::Format> {
     let format = render::format(name).with_context(|| format!("no report format {name}"))?;
-    ensure!(
-        replaceable(file, format.begins),
-        "{} exists and is no {name} report of ttft, so it is not overwritten: write elsewhere, or move it away",
-        file.display()
-    );
+    output::replaces(file, &format!("{name} report"), format.begins)?;
     Ok(format)
 }
 
@@ -195,12 +164,12 @@ impl Report {
             wanted.into_iter().filter_map(|(format, file)| Some((format, file?))).collect();
         for (i, (_, file)) in files.iter().enumerate() {
             ensure!(
-                !files[..i].iter().any(|(_, other)| same(other, file)),
+                !files[..i].iter().any(|(_, other)| output::same(other, file)),
                 "{} is named twice: give each format a file of its own",
                 file.display()
             );
             ensure!(
-                !self.runs.iter().chain(&self.fidelity).any(|run| same(run, file)),
+                !self.runs.iter().chain(&self.fidelity).any(|run| output::same(run, file)),
                 "{} is read for this report and is not overwritten: write the report elsewhere",
                 file.display()
             );

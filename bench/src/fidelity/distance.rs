@@ -57,7 +57,9 @@ impl Distributions {
         for ((log, p), x) in logs.iter().zip(p).zip(logits) {
             kl += f64::from(*p) * (f64::from(*log) - (f64::from(*x) - total));
         }
-        let kl = (kl / kept - kept.ln()).max(0.0);
+        let kl = kl / kept - kept.ln();
+        // Rounding takes it below 0; what is no number stays none.
+        let kl = if kl < 0.0 { 0.0 } else { kl };
         let next = next as usize;
         // A token that only one of the two tables has cannot be compared.
         let loss_gap = match (logs.get(next), logits.get(next)) {

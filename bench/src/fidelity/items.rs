@@ -62,7 +62,7 @@ impl FileTask {
     /// # Errors
     /// What is wrong, and in which line.
     pub fn read(file: &Path, tokenizer: &Text, chat: Option<&Path>) -> Result<FileTask> {
-        let content = text::read_text(file)?;
+        let (bytes, content) = text::read_bytes(file)?;
         let mut records = Vec::new();
         for (i, line) in content.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
             let at = || format!("{}, line {}", file.display(), i + 1);
@@ -80,7 +80,7 @@ impl FileTask {
             items.push(Item { prompt: ids, answer });
         }
         let name = file.file_name().map_or_else(String::new, |n| printable(&n.to_string_lossy()));
-        Ok(FileTask { name, sha256: identity::sha256(&content), kind, items })
+        Ok(FileTask { name, sha256: identity::sha256(&bytes), kind, items })
     }
 }
 

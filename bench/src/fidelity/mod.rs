@@ -510,6 +510,13 @@ impl Session<'_> {
                 }
                 let positions: Vec<(&[f32], u32)> = all().zip(later.iter().copied()).collect();
                 let apart = self.apart(&base, &positions);
+                ensure!(
+                    apart.iter().all(|a| a.kl.is_finite() && a.loss_gap.is_finite()),
+                    "{}: what it gives behind window {} is no numbers: the weights or the predictor that it runs hold NaN or \
+                     infinities",
+                    row.name,
+                    out[i].len() + 1
+                );
                 let mut writing = Duration::ZERO;
                 let agrees = if row.role == Role::Base {
                     if Self::wants_truth(rows) {

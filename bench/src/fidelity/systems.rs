@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use anyhow::{Context, Result, bail, ensure};
 use ttft_kernels::DType;
-use ttft_models::{Network, System};
+use ttft_models::{Network, Precision, System};
 use ttft_reports::schema::{Identity, Kind, Prediction};
 
 use crate::{
@@ -25,6 +25,8 @@ pub struct Judged {
     pub system: System,
     /// What it predicts, if it does.
     pub prediction: Option<Prediction>,
+    /// Another network than the base that chooses tokens, if one does.
+    pub aux: Option<Identity>,
     /// The folder of its predictor, if it has one.
     pub predictor: Option<PathBuf>,
 }
@@ -49,6 +51,8 @@ pub struct Systems {
     pub identity: Identity,
     /// The systems.
     pub judged: Vec<Judged>,
+    /// The type of activations and caches that the scenario says.
+    pub precision: Option<Precision>,
 }
 
 impl Systems {
@@ -70,7 +74,9 @@ impl Systems {
     pub fn of_scenario(name: &str, weights: Option<PathBuf>) -> Result<Systems> {
         let s = Scenario::load(name)?;
         let arms = s.arms()?;
-        Systems::load(s.catalog.clone(), arms, Weights::new(weights, s.dtype, s.seed, Size::Real)?)
+        let precision = s.precision;
+        let systems = Systems::load(s.catalog.clone(), arms, Weights::new(weights, s.dtype, s.seed, Size::Real)?)?;
+        Ok(Systems { precision, ..systems })
     }
 
     fn load(catalog: Catalog, mut arms: Vec<Arm>, weights: Weights) -> Result<Systems> {
@@ -123,9 +129,11 @@ impl Systems {
             let dir = predictor.as_ref().map(|(dir, ..)| dir.clone());
             let system = arm.assemble(of_arm, predictor).with_context(|| arm.system.clone())?;
             let prediction = predictions.iter().find(|p| p.system == arm.system).map(|p| p.prediction.clone());
-            judged.push(Judged { name: arm.system.clone(), kind: arm.kind, system, prediction, predictor: dir });
+            let chooses = arm.aux.as_ref().filter(|_| prediction.is_none());
+            let aux = chooses.and_then(|aux| identities.iter().find(|i| i.name == *aux)).cloned();
+            judged.push(Judged { name: arm.system.clone(), kind: arm.kind, system, prediction, aux, predictor: dir });
         }
         let identity = identities.into_iter().find(|i| i.name == base_name).context("a base has an identity")?;
-        Ok(Systems { base, dir, identity, judged })
+        Ok(Systems { base, dir, identity, judged, precision: None })
     }
 }

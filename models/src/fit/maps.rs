@@ -89,7 +89,11 @@ impl Maps {
             serialize_to_file(tensors, None, &path).map_err(|e| Error::io(&path, "write")(std::io::Error::other(e)))?;
             let file = std::fs::File::options().write(true).open(&path);
             file.and_then(|f| flushed(&f)).map_err(Error::io(&path, "write"))?;
-            write_json(&temp.join("config.json"), config)
+            let config_path = temp.join("config.json");
+            write_json(&config_path, config)?;
+            // The library that writes tensors lets nobody else read them.
+            let rights = std::fs::metadata(&config_path).and_then(|m| std::fs::set_permissions(&path, m.permissions()));
+            rights.map_err(Error::io(&path, "set the permissions of"))
         })?;
         Ok(())
     }

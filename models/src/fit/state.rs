@@ -4,6 +4,7 @@ use std::{borrow::Cow, collections::HashMap, fs, path::Path};
 
 use safetensors::{Dtype, SafeTensors, View, serialize_to_file};
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 
 use super::sums::Sums;
 use crate::{
@@ -16,7 +17,8 @@ const OF: &str = "ttft_fit";
 const WINDOWS: &str = "windows";
 const FORM: &str = "form";
 /// Raised whenever what the numbers mean changes.
-const VERSION: &str = "1";
+const VERSION: &str = "2";
+const SHA256: &str = "sha256";
 
 /// Numbers as they lie in memory, which is how the format has them.
 struct Numbers<'a> {
@@ -46,7 +48,11 @@ impl View for Numbers<'_> {
 /// Writes the sums beside `path` and gives them its name.
 pub(super) fn save(path: &Path, of: &Value, windows: usize, sums: &mut Sums) -> Result<()> {
     let (shifts, numbers) = sums.parts();
-    let about = [(OF, of.to_string()), (WINDOWS, windows.to_string()), (FORM, VERSION.into())];
+    let mut hash = Sha256::new_with_prefix(windows.to_le_bytes());
+    shifts.iter().for_each(|(_, x)| hash.update(bytemuck::cast_slice::<f32, u8>(x)));
+    numbers.iter().for_each(|(_, x)| hash.update(bytemuck::cast_slice::<f64, u8>(x)));
+    let hash = hex(hash);
+    let about = [(OF, of.to_string()), (WINDOWS, windows.to_string()), (FORM, VERSION.into()), (SHA256, hash)];
     let about: HashMap<String, String> = about.map(|(name, value)| (name.to_owned(), value)).into();
     let shifts = shifts.iter().map(|(name, x)| (name, Dtype::F32, x.len(), bytemuck::cast_slice(x)));
     let numbers = numbers.iter().map(|(name, x)| (name, Dtype::F64, x.len(), bytemuck::cast_slice(x)));
@@ -72,7 +78,7 @@ pub(super) fn restore(path: &Path, file: &[u8], of: &Value, sums: &mut Sums) -> 
     if let Some(what) = unlike(&saved, of, "") {
         return Err(refuse(format!("it belongs to a fit with another {what}")));
     }
-    let windows = text(WINDOWS)?.parse().map_err(|_| broken("its number of windows is none"))?;
+    let windows: u32 = text(WINDOWS)?.parse().map_err(|_| broken("its number of windows is none"))?;
     let tensors = SafeTensors::deserialize(file).map_err(|e| broken(&e.to_string()))?;
     let get = |name: &str, dtype: Dtype, n: usize| {
         let t = tensors.tensor(name).map_err(|_| broken(&format!("no tensor '{name}'")))?;
@@ -82,15 +88,25 @@ pub(super) fn restore(path: &Path, file: &[u8], of: &Value, sums: &mut Sums) -> 
         Ok(t.data())
     };
     let (shifts, numbers) = sums.parts();
+    let mut hash = Sha256::new_with_prefix((windows as usize).to_le_bytes());
     for (name, to) in shifts {
         let saved = get(&name, Dtype::F32, to.len())?;
+        hash.update(saved);
         bytemuck::cast_slice_mut(to).copy_from_slice(saved);
     }
     for (name, to) in numbers {
         let saved = get(&name, Dtype::F64, to.len())?;
+        hash.update(saved);
         bytemuck::cast_slice_mut(to).copy_from_slice(saved);
     }
+    if *text(SHA256)? != hex(hash) {
+        return Err(broken("its sums are not those that were written"));
+    }
     Ok(windows)
+}
+
+fn hex(hash: Sha256) -> String {
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Where two descriptions differ first.

@@ -102,6 +102,7 @@ pub fn file() -> Fidelity {
         name: name.into(),
         kind: Kind::Kvp,
         prediction: Some(prediction(size)),
+        aux: None,
         operations_share: share,
         ttft_ns: Vec::new(),
         results,

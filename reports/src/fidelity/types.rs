@@ -173,6 +173,9 @@ pub struct System {
     pub kind: Kind,
     /// The prediction; null of another kind than `kvp`.
     pub prediction: Option<Prediction>,
+    /// The network that chooses which tokens the base reads, where another than the base does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub aux: Option<Identity>,
     /// Floating-point operations to the first token over those of full prefill, at the prompt length of the settings.
     pub operations_share: f64,
     /// Its TTFT in every repetition, in turn with the base; empty if it was not measured.

@@ -21,6 +21,7 @@ use plotters::{
 };
 
 use super::RenderError;
+use crate::text::steers;
 
 /// Colours of series that the style sheet defines.
 pub const SERIES: usize = 8;
@@ -265,7 +266,7 @@ impl Plot {
             self.height,
             escape(&self.title),
             escape(&self.description),
-            themed(inner)
+            themed(inner).replace(|c| steers(c) && c != '\n', "\u{fffd}")
         );
         Ok(svg)
     }
@@ -438,6 +439,7 @@ pub fn escape(text: &str) -> String {
             '&' => out.push_str("&amp;"),
             '"' => out.push_str("&quot;"),
             '\'' => out.push_str("&#39;"),
+            steering if steers(steering) && c != '\n' => out.push(char::REPLACEMENT_CHARACTER),
             other => out.push(other),
         }
     }

@@ -451,9 +451,11 @@ fn hostile_names_stay_text() {
     cell.scenario_hash = scenario_hash(cell.kind, name, &cell.base, cell.aux.as_deref(), 64, 59);
     record.run.notes.push("](javascript:alert(1)) \\ <img src=x>".into());
     record.run.command = vec!["--x={{ doc }}{% raw %}".into()];
+    record.run.notes.push("a name that turns\u{202e} the text".into());
     let sides = [(name, &record)];
     let page = render("html", &sides);
     assert!(!page.contains("<script") && !page.contains("<img"));
+    assert!(!page.contains('\u{202e}') && page.contains("turns\u{fffd} the text"));
     svgs(&page).into_iter().for_each(|svg| assert!(roxmltree::Document::parse(svg).is_ok()));
     let markdown = render("md", &sides);
     assert!(!markdown.contains("<script") && !markdown.contains("<img") && markdown.contains("\\|\\`x\\`"));
