@@ -18,7 +18,7 @@ built=$(realpath -m "${CARGO_TARGET_DIR:-target}")/amx
 mkdir -p "$built"
 "${CC:-cc}" -O3 -Wall -Wextra -Werror -shared -fPIC -o "$built/emulate.so" tests/amx/emulate.c
 export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="env LD_PRELOAD=$built/emulate.so"
-export TTFT_TEST_ISA=amx TTFT_REQUIRE_ISA=amx
+export TTFT_TEST_ISA=amx TTFT_REQUIRE_ISA=amx TTFT_TEST_SMALL=1
 run() { cargo test --locked --workspace "$@"; }
 if [ $# != 0 ]; then
     run "$@"

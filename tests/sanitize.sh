@@ -8,4 +8,6 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address" CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/sanitize"
 # Every access is looked at, however much of the rest is optimised: what compiles sooner is ready sooner.
 export CARGO_PROFILE_DEV_OPT_LEVEL=1 CARGO_PROFILE_DEV_DEBUG=line-tables-only
+# All levels but the tiles in plain Rust, which would take as long as the others together.
+export TTFT_TEST_ISA=portable,avx2,avx512,avx512bf16,amx
 cargo test --target x86_64-unknown-linux-gnu --locked -p ttft-tests --no-default-features --test shared_engine -- --nocapture

@@ -25,13 +25,13 @@ pub struct EngineKnobs {
     #[arg(long, env = "TTFT_ISA", value_name = "NAME", value_parser = Isa::parse)]
     pub isa: Option<Isa>,
     /// Number of threads (default: one for each physical performance core)
-    #[arg(long, env = "TTFT_THREADS", value_name = "N")]
+    #[arg(long, env = "TTFT_THREADS", value_name = "N", value_parser = threads)]
     pub threads: Option<usize>,
     /// Library that computes the matrix products: `ttft`, or the `gemm` crate
     #[arg(long, env = "TTFT_BACKEND", value_name = "NAME", default_value = "ttft", value_parser = Backend::from_name)]
     pub backend: Backend,
     /// Bind each thread to a CPU of its own: cores of the fastest class first, then their siblings, then slower cores (Linux)
-    #[arg(long, env = "TTFT_PIN", value_parser = clap::builder::FalseyValueParser::new())]
+    #[arg(long, env = "TTFT_PIN", value_parser = clap::builder::BoolishValueParser::new())]
     pub pin: bool,
     /// GEMM or few-row kernel, by name, that is used for every shape that it can serve
     #[arg(long, env = "TTFT_KERNEL", value_name = "NAME")]
@@ -255,6 +255,11 @@ impl RunKnobs {
         let variable = |a: &clap::Arg| Some((a.get_env()?.to_str()?.to_owned(), a.get_help()?.to_string()));
         command.get_arguments().filter_map(variable).collect()
     }
+}
+
+/// A number of threads that an engine may have.
+fn threads(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|n| (1..=1024).contains(n)).ok_or_else(|| "give 1 to 1024".into())
 }
 
 /// `on` or `off`.

@@ -141,12 +141,11 @@ impl Text {
         // An expression may be nested as deeply as the template is long.
         let rendered = std::thread::scope(|s| {
             let deep = std::thread::Builder::new().stack_size(STACK);
-            let work = || render(&template, &messages, &settings);
-            Ok(deep.spawn_scoped(s, work).context("no thread for the chat template")?.join().ok())
+            Ok::<_, std::io::Error>(deep.spawn_scoped(s, || render(&template, &messages, &settings))?.join())
         });
-        let rendered: Option<Result<String, TemplateError>> = rendered.map_err(|e: anyhow::Error| e)?;
         rendered
-            .with_context(|| format!("{}: the chat template cannot be rendered", path.display()))?
+            .context("no thread for the chat template")?
+            .map_err(|_| anyhow!("{}: the chat template cannot be rendered", path.display()))?
             .map_err(|e| anyhow!("{}: the chat template fails: {e}", path.display()))
     }
 }

@@ -69,7 +69,7 @@ pub struct Fidelity {
     /// Windows of each text
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     windows: u32,
-    /// Tokens of each window's prompt; look-ups are no longer than that either, and no longer than 256
+    /// Tokens of each window's prompt; look-ups are about as long, but not much longer than 256
     #[arg(long, value_name = "P", default_value_t = 256, value_parser = clap::value_parser!(u32).range(2..=1 << 20))]
     prompt_tokens: u32,
     /// Tokens that are compared after each prompt, the first included

@@ -211,6 +211,9 @@ fn check(file: &Fidelity) -> Checked {
         if let Some(prediction) = &system.prediction {
             check_prediction(prediction, || at("prediction"))?;
         }
+        if let Some(aux) = &system.aux {
+            check_identity(aux, || at("aux"))?;
+        }
         check_positive(system.operations_share, || at("operations_share"))?;
         check_times(&system.ttft_ns, || at("ttft_ns"))?;
         check_results(file, &system.results, || at("results"))?;

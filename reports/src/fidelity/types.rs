@@ -173,7 +173,7 @@ pub struct System {
     pub kind: Kind,
     /// The prediction; null of another kind than `kvp`.
     pub prediction: Option<Prediction>,
-    /// The network that chooses which tokens the base reads, where another than the base does.
+    /// The network that chooses which tokens the base reads, where another than the base does; a prediction names its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub aux: Option<Identity>,
     /// Floating-point operations to the first token over those of full prefill, at the prompt length of the settings.
