@@ -448,7 +448,7 @@ fn a_forced_isa_fails_with_the_list() {
         fail(ttft().arg("machine").env("TTFT_ISA", name), &words);
     }
     fail(logits(&fixture, &tokens, false, &out).args(["--backend", "blas"]), &["blas", "ttft, gemm"]);
-    fail(logits(&fixture, &tokens, false, &out).args(["--threads", "0"]), &["0 threads"]);
+    fail(logits(&fixture, &tokens, false, &out).args(["--threads", "0"]), &["--threads", "1 to 1024"]);
     fail(logits(&fixture, &tokens, false, &out).args(["--kernel", "nope"]), &["nope"]);
 }
 
