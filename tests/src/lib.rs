@@ -34,8 +34,11 @@ pub fn cases(n: u32) -> u32 {
 pub fn isas() -> Vec<Isa> {
     let plain = [Isa::Portable, Isa::AmxPlain];
     let only = std::env::var("TTFT_TEST_ISA").ok().filter(|names| !names.is_empty()).map(|names| {
-        let parse = |name| Isa::parse(name).unwrap_or_else(|e| panic!("TTFT_TEST_ISA: {e}"));
-        names.split(',').map(parse).collect::<Vec<_>>()
+        let of = |name| Isa::ALL.into_iter().find(|i| i.name() == name);
+        names
+            .split(',')
+            .map(|name| of(name).unwrap_or_else(|| panic!("TTFT_TEST_ISA: no level {name}")))
+            .collect::<Vec<_>>()
     });
     let wanted = |i: &Isa| only.as_ref().map_or(!small() || !plain.contains(i), |only| only.contains(i));
     let have: Vec<_> = Isa::detected().into_iter().filter(wanted).collect();

@@ -208,13 +208,9 @@ fn more(size: &Tradeoff, file: &Fidelity) -> Table {
         [mark.name.clone()].into_iter().chain(values).collect()
     };
     let rows = size.marks.iter().filter(|m| m.role != Role::Base).map(row).collect();
-    Table {
-        title: "First tokens after the prompt, loss, and greedy text".into(),
-        head,
-        rows,
-        words: vec![0],
-        marked: Vec::new(),
-    }
+    let greedy = scales.iter().any(|s| s.figure == Figure::Greedy);
+    let written = if greedy { "loss, and greedy text" } else { "and loss" };
+    Table { title: format!("First tokens after the prompt, {written}"), head, rows, words: vec![0], marked: Vec::new() }
 }
 
 /// Colour and shape of a mark, and what the legend calls it.
