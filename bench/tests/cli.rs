@@ -639,7 +639,16 @@ fn a_calibration_goes_on_in_its_folder() {
     let before = records();
     succeed(&mut calibrate("0", "1"));
     assert_eq!(records(), before, "nothing is measured");
-    assert!(ttft_reports::calibration::Calibration::read(&folder.join("calibration.json")).is_ok());
+    let file = folder.join("calibration.json");
+    assert!(ttft_reports::calibration::Calibration::read(&file).is_ok());
+    // A newer document takes the place of an older one, and of nothing else.
+    let document = |md: &Path| {
+        let mut c = ttft();
+        c.arg("calibrate").arg("--show").arg(&file).arg("--md").arg(md);
+        c
+    };
+    (0..2).for_each(|_| drop(succeed(&mut document(&dir.path().join("CALIBRATION.md")))));
+    fail(&mut document(&file), &["is no calibration report of ttft"]);
 }
 
 /// A scenario of tiny groups.

@@ -2,8 +2,8 @@
  * tile instruction says when it traps.
  *
  * Written from Intel's Software Developer's Manual: tiles of up to 16 rows of up to 64 bytes, BF16 products with denormals as zeros
- * and sums rounded to nearest, and products of signed bytes. Instructions with operands that the unit refuses end the program, and so does a tile instruction without
- * a configuration. At exit a line on standard error says how many of each kind there were. */
+ * and sums rounded to nearest, and products of signed bytes. Instructions with operands that the unit refuses end the program, and
+ * so does a tile instruction without a configuration. At exit a line on standard error says how many of each kind there were. */
 #define _GNU_SOURCE
 #include <immintrin.h>
 #include <signal.h>

@@ -2,7 +2,7 @@ use std::{path::PathBuf, time::Duration};
 
 use anyhow::Result;
 use clap::Args;
-use ttft_reports::{calibration::Calibration, terminal};
+use ttft_reports::{calibration::Calibration, render, terminal};
 
 use crate::{calibrate, console, knobs::RunKnobs, output, session::Asked, weights::Size};
 
@@ -52,13 +52,15 @@ fn minutes(text: &str) -> Result<f64, String> {
 
 impl Calibrate {
     pub fn run(self) -> Result<()> {
+        if let Some(path) = &self.md {
+            output::replaces(path, "calibration report", &format!("# {}", render::CALIBRATION))?;
+        }
         let (calibration, file) = match &self.show {
             Some(file) => (Calibration::read(file)?, file.clone()),
             None => self.measure()?,
         };
         if let Some(path) = &self.md {
-            output::replaces(path, "calibration report", "# How much this machine's figures vary")?;
-            let text = ttft_reports::render::calibration(&calibration)?;
+            let text = render::calibration(&calibration)?;
             output::Pending::claim(path)?.write(|out| Ok(out.write_all(text.as_bytes())?))?;
         }
         console::print(terminal::calibration(&calibration).trim_end())?;

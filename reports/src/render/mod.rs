@@ -86,12 +86,14 @@ pub fn timeline(trace: &Trace) -> String {
     timeline::render(trace)
 }
 
+/// Title of a [`calibration`], with which it begins.
+pub const CALIBRATION: &str = "How much this machine's figures vary";
+
 /// A machine's calibration as Markdown, for the documents.
 ///
 /// # Errors
 /// The template engine refused.
 pub fn calibration(calibration: &Calibration) -> Result<String, RenderError> {
-    let title = "How much this machine's figures vary";
     let section = Section {
         id: "calibration".into(),
         title: "Levels, decisions and what they find".into(),
@@ -99,7 +101,7 @@ pub fn calibration(calibration: &Calibration) -> Result<String, RenderError> {
         run: String::new(),
         blocks: calibration::blocks(calibration),
     };
-    markdown::write(&Document { title: title.into(), subtitle: String::new(), sections: vec![section] })
+    markdown::write(&Document { title: CALIBRATION.into(), subtitle: String::new(), sections: vec![section] })
 }
 
 /// Why a report could not be made.

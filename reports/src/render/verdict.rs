@@ -174,14 +174,15 @@ pub(crate) fn headline(validation: &Validation) -> (String, String) {
     (answer, reason.join(" "))
 }
 
-/// Where memory bounds a KV prediction and its base, and from which prompt length on KV prediction pays: as measured, or else by the limits.
+/// Where memory bounds a KV prediction and its base, and from which prompt length on KV prediction pays: as measured, or else by the
+/// limits.
 fn memory_text(claims: &[&Claim], validation: &Validation) -> Option<String> {
     let bound: Vec<(&Claim, &validate::MemoryBound)> =
         claims.iter().filter_map(|c| Some((*c, c.memory.as_ref()?))).collect();
     let (first, memory) = bound.first()?;
     let mut text = format!(
-        "Memory bounds both KV prediction and full prefill in {} of {} cells: at {} full prefill reads {} and KV prediction {}, which takes longer than their \
-         arithmetic at the measured peak, so that fewer FLOPs save nothing there.",
+        "Memory bounds both KV prediction and full prefill in {} of {} cells: at {} full prefill reads {} and KV prediction {}, \
+         which takes longer than their arithmetic at the measured peak, so that fewer FLOPs save nothing there.",
         bound.len(),
         claims.len(),
         size(first.row.cell),
