@@ -262,26 +262,33 @@ pub(crate) unsafe fn pack_x<V: Vector, L: Load<V>, const MV: usize>(
     unsafe {
         let v = V::held();
         for i in 0..MV {
-            let mut at = 0;
-            while at < k {
-                let mut block = [v.splat_f32s(0.0); 16];
-                for (l, b) in block.iter_mut().enumerate().take(lanes) {
-                    let m = i * lanes + l;
-                    if m < rows {
-                        let p = src.add(m * stride).cast::<L::T>().add(at);
-                        *b = if at + per_vec <= k { L::load(v, p) } else { L::load_part(v, p, k - at) };
-                    }
-                }
-                v.transpose(&mut block);
+            let here = rows.saturating_sub(i * lanes).min(lanes);
+            let row = |l: usize| src.add((i * lanes + l) * stride).cast::<L::T>();
+            let to = |step: usize| dst.wrapping_add((step * MV + i) * lanes);
+            for at in (0..k).step_by(per_vec) {
                 let first = at / L::PER_LANE;
                 // The lines of the next block.
                 for s in (0..lanes).step_by(16 / lanes) {
-                    v.prefetch_write(dst.wrapping_add(((first + lanes + s) * MV + i) * lanes).cast());
+                    v.prefetch_write(to(first + lanes + s).cast());
                 }
+                // A whole block stays in registers.
+                if here == lanes && at + per_vec <= k {
+                    let mut block = std::array::from_fn(|l| L::load(v, row(l % lanes).add(at)));
+                    v.transpose(&mut block);
+                    for (s, b) in block.iter().enumerate().take(lanes) {
+                        store::<V>(to(first + s), *b);
+                    }
+                    continue;
+                }
+                let mut block = [v.splat_f32s(0.0); 16];
+                for (l, b) in block.iter_mut().enumerate().take(here) {
+                    let p = row(l).add(at);
+                    *b = if at + per_vec <= k { L::load(v, p) } else { L::load_part(v, p, k - at) };
+                }
+                v.transpose(&mut block);
                 for (s, b) in block.iter().enumerate().take(lanes.min(steps - first)) {
-                    store::<V>(dst.add(((first + s) * MV + i) * lanes), *b);
+                    store::<V>(to(first + s), *b);
                 }
-                at += per_vec;
             }
         }
     }
