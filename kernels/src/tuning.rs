@@ -48,18 +48,17 @@ pub(crate) const PACK_DEPTH: usize = 512;
 pub(crate) struct Tiles {
     /// Time of a row of x by kernels of so many rows in a panel.
     pub costs: &'static [(usize, f64)],
-    /// For [`GROUP_ROWS`], [`ALONE_FEATURES`].
+    /// Rows of x of a group, at most: more take another group, or another pass over W.
     pub group_rows: usize,
+    /// For [`ALONE_FEATURES`].
     pub alone_features: usize,
-    /// Rows of x of one pass over W, of each thread.
-    pub pass_rows: usize,
 }
 
 /// Of AMX. Written in advance of kernels and machine: W in place, x in blocks of 256 rows, took 35% less time by 64x16 than by 32x32 at
 /// M = 64, 17 to 34% less at 128 to 1024; what multiplies five times as fast must read W a fifth as often, and feels the packing of x
 /// five times as much. At K = 2048, 320 rows of x are 1.25 MB.
 pub(crate) const TILES: Tiles =
-    Tiles { costs: &[(16, 1.6), (32, 1.25), (64, 1.0)], group_rows: 256, alone_features: 1280, pass_rows: 320 };
+    Tiles { costs: &[(16, 1.6), (32, 1.25), (64, 1.0)], group_rows: 320, alone_features: 1280 };
 
 /// Bytes of W that one few-row task streams: long enough for the hardware's prefetchers, short enough to balance.
 pub(crate) const DOT_TASK_BYTES: usize = 512 * 1024;
@@ -99,8 +98,10 @@ impl Tuning {
 
     /// Groups of rows of x, of `m`: see [`GROUP_ROWS`].
     pub fn row_groups(&self, m: usize, threads: usize) -> usize {
-        let least = self.tiles.map_or(GROUP_ROWS, |t| t.group_rows);
-        (m / (16 * threads).max(least)).clamp(1, threads)
+        let Some(tiles) = self.tiles else { return (m / (16 * threads).max(GROUP_ROWS)).clamp(1, threads) };
+        let least = m.div_ceil(tiles.group_rows).clamp(1, threads);
+        // Groups of as many threads each end together.
+        (least..2 * least).find(|groups| threads.is_multiple_of(*groups)).unwrap_or(least)
     }
 
     /// Whether each of the threads that share rows of x packs all of them for itself: see [`ALONE_FEATURES`].
@@ -203,6 +204,10 @@ pub(crate) const ATTENTION_PANELS: usize = 16;
 /// Bytes of keys and values of one task of streaming attention, where heads have fewer: at 15 KB, claiming tasks and moving lines
 /// of the output between cores takes longer than the work.
 pub(crate) const STREAM_TASK_BYTES: usize = 128 << 10;
+
+/// Bytes of the parts of streaming attention from which threads put them together: fewer are read faster than a region takes.
+/// Estimated: at 50 ns for a line that another core wrote, 64 KB take 50 us, and a region on 16 threads takes 4.
+pub(crate) const MERGED_BYTES: usize = 64 << 10;
 
 /// Up to this many rows of one KV head, attention streams its cache in place.
 pub const ATTENTION_STREAM_ROWS: usize = 8;

@@ -282,7 +282,8 @@ struct Plan {
 }
 
 impl Plan {
-    /// For `m` rows of x by `n` of `halves` matrices, of `depth` elements. Blocks of a kernel with a `queue` span a group of chunks.
+    /// For `m` rows of x by `n` of `halves` matrices, of `depth` elements. Blocks of a kernel with a `queue`, or of a tile unit, span a
+    /// group of chunks; others, which nothing fetches chunk by chunk, all of them.
     fn new(
         k: &'static GemmKernel,
         (m, n, depth): (usize, usize, usize),
@@ -297,10 +298,10 @@ impl Plan {
         let (tile_bytes, chunk_bytes) = ((k.tile_bytes)(longest), k.panel_bytes(longest).next_multiple_of(64));
         let panel_bytes = chunks * chunk_bytes;
         let panels = m.div_ceil(k.mr);
-        let in_passes = |t: tuning::Tiles| m.div_ceil(t.pass_rows * tuning.row_groups(m, threads));
+        let in_passes = |t: tuning::Tiles| (panels * k.mr).div_ceil(t.group_rows * threads);
         let passes = (panels * panel_bytes).div_ceil(tuning::PACKED_X_BYTES).max(tuning.tiles.map_or(1, in_passes));
         let passes = passes.min(panels);
-        let row_groups = tuning.row_groups(m / passes, threads).min(panels / passes);
+        let row_groups = tuning.row_groups(m.div_ceil(passes), threads).min(panels / passes);
         let most_panels = panels.div_ceil(passes).div_ceil(row_groups);
         let copies = threads.div_ceil(row_groups);
         let fit = copies == 1 || threads * most_panels * panel_bytes <= tuning::PACKED_X_BYTES;
@@ -308,7 +309,7 @@ impl Plan {
 
         // Blocks of W: up to `most` tiles of each half, by a group of chunks of K.
         let tiles = n.div_ceil(k.nr);
-        let group = if queue { tuning::BLOCK_CHUNKS.min(chunks) } else { chunks };
+        let group = if queue || k.columns { tuning::BLOCK_CHUNKS.min(chunks) } else { chunks };
         let block_bytes = match tuning.tiles {
             // Panels of several chunks pass by; those of one stay.
             Some(_) => {
@@ -837,7 +838,7 @@ mod tests {
         (ends * plan.threads) as f64 / work as f64
     }
 
-    /// Products of OpenELM-1.1B, by every kernel of every level of this architecture for the rows that it is chosen for, on up to 16
+    /// Products of OpenELM-1.1B, by every kernel of every level of this architecture for the rows that it is chosen for, on up to 64
     /// threads: no thread waits for 5% of the time, but where there are too few tiles to go round.
     #[test]
     fn threads_of_every_plan_end_together() {
@@ -846,7 +847,7 @@ mod tests {
         for level in levels::isas() {
             for (n, k) in crate::driver::balance::shapes() {
                 for m in [16, 32, 48, 64, 96, 128, 256, 300, 512, 1024] {
-                    for threads in [1, 2, 4, 8, 16] {
+                    for threads in [1, 2, 4, 8, 16, 24, 32, 64] {
                         let cost = |kernel: &&GemmKernel| {
                             let groups = level.tuning.row_groups(m, threads);
                             unevenness(kernel, n, groups, threads)
@@ -870,5 +871,22 @@ mod tests {
             }
         }
         assert!(worst <= 1.0, "{worst:.3} times what whole tiles allow");
+    }
+
+    /// More rows would not stay in a thread's second-level cache beside blocks of W.
+    #[test]
+    fn a_tile_unit_meets_no_more_rows_of_x_at_a_time_than_its_groups_may_have() {
+        for level in levels::isas() {
+            let Some(tiles) = level.tuning.tiles else { continue };
+            for kernel in level.gemm {
+                for (m, threads) in
+                    (1..3000).step_by(7).flat_map(|m| [1, 2, 3, 4, 7, 8, 16, 24, 32, 64].map(|t| (m, t)))
+                {
+                    let plan = Plan::new(kernel, (m, 2048, 2048), 1, false, threads, Caches::default());
+                    let rows = plan.most_panels() * kernel.mr;
+                    assert!(rows <= tiles.group_rows, "{}: {m} rows, {threads} threads: {rows} at a time", kernel.name);
+                }
+            }
+        }
     }
 }
