@@ -171,8 +171,9 @@ impl Vector for V3 {
     }
     #[inline(always)]
     fn prefetch_write(self, p: *const u8) {
+        // The intrinsic would become `prefetcht0`, as no list of features names this instruction.
         // SAFETY: as in `prefetch`: harmless at any address; a CPU without this one takes it for no operation.
-        unsafe { _mm_prefetch::<_MM_HINT_ET0>(p.cast()) }
+        unsafe { std::arch::asm!("prefetchw [{}]", in(reg) p, options(nostack, preserves_flags, readonly)) }
     }
     #[inline(always)]
     fn call<K: Kernel>(self, k: K) -> K::Output {
