@@ -28,8 +28,8 @@ const SPIN: Duration = Duration::from_micros(100);
 /// Spins between looks at the clock. One takes 5 to 50 ns, by CPU.
 const LOOK: usize = 128;
 
-/// Waits for another thread, which unparks this one.
-fn wait(done: impl Fn() -> bool) {
+/// Waits for another thread, which unparks this one if it finds it among the `parked`.
+fn wait(parked: &AtomicUsize, done: impl Fn() -> bool) {
     let (mut spins, mut since) = (0, None);
     while !done() {
         spins += 1;
@@ -39,20 +39,35 @@ fn wait(done: impl Fn() -> bool) {
             // The thread that is waited for may have been woken on this core.
             thread::yield_now();
         } else {
-            spins -= 1; // The next turn looks and parks again.
-            thread::park();
+            // Either this thread sees the change below, or the one that makes it, which looks at `parked` afterwards, sees this one.
+            parked.fetch_add(1, SeqCst);
+            while !done() {
+                thread::park();
+            }
+            parked.fetch_sub(1, SeqCst);
         }
     }
 }
+
+/// What many threads look at, in cache lines of its own (of a pair of them, which are fetched together), so that they are not slowed
+/// down by what stands beside.
+#[derive(Default)]
+#[repr(align(128))]
+struct Alone<T>(T);
 
 type Job = *const (dyn Fn(usize) + Sync);
 
 struct Shared {
     /// Counts regions; a change is the signal to start.
-    epoch: AtomicUsize,
+    epoch: Alone<AtomicUsize>,
     /// Workers that have not finished the current region.
-    pending: AtomicUsize,
-    /// The region's body. Written only while `pending == 0`, before `epoch` changes.
+    pending: Alone<AtomicUsize>,
+    /// The last region that all workers have left.
+    done: Alone<AtomicUsize>,
+    /// Workers that wait asleep, and the caller, if it does.
+    parked: AtomicUsize,
+    caller_parked: AtomicUsize,
+    /// The region's body. Written only while no worker is in a region, before `epoch` changes.
     job: UnsafeCell<Job>,
     caller: UnsafeCell<Option<Thread>>,
     quit: AtomicBool,
@@ -60,11 +75,11 @@ struct Shared {
 }
 
 // SAFETY: `job` and `caller` are written by the one caller that holds `Pool::turn`, only while no worker is in a
-// region (`pending == 0`), and read by workers only after they have seen the new `epoch` (Release/Acquire). The job is
-// `Sync`, so calling it from many threads is sound.
+// region (`done` has reached `epoch`), and read by workers only after they have seen the new `epoch` and before the last of them sets
+// `done` (Release/Acquire). The job is `Sync`, so calling it from many threads is sound.
 unsafe impl Sync for Shared {}
 // SAFETY: nothing in it belongs to a thread: the raw job pointer is only used between the two synchronisation points of a
-// region, `epoch` and `pending`, and what it points to is `Sync`.
+// region, `epoch` and `done`, and what it points to is `Sync`.
 unsafe impl Send for Shared {}
 
 thread_local! {
@@ -122,17 +137,20 @@ impl Pool {
         Pool::inside(0, threads)
     }
 
-    /// A pool for the threads of this one's regions.
-    pub(crate) fn part(&self, threads: usize) -> Pool {
-        Pool::inside(self.id, threads)
+    /// A pool of the calling thread alone, which may be one of this pool's inside a region.
+    pub(crate) fn single(&self) -> Pool {
+        Pool::inside(self.id, 1)
     }
 
     fn inside(parent: usize, threads: usize) -> Pool {
         prefer_fast_cores();
         let pool = POOLS.fetch_add(1, Relaxed);
         let shared = Arc::new(Shared {
-            epoch: AtomicUsize::new(0),
-            pending: AtomicUsize::new(0),
+            epoch: Alone::default(),
+            pending: Alone::default(),
+            done: Alone::default(),
+            parked: AtomicUsize::new(0),
+            caller_parked: AtomicUsize::new(0),
             job: UnsafeCell::new(&|_| {}),
             caller: UnsafeCell::new(None),
             quit: AtomicBool::new(false),
@@ -154,7 +172,7 @@ impl Pool {
     /// Parallel regions since the pool was built: starts of its workers. Work that is run on the calling thread alone is
     /// none. Wraps around.
     pub fn regions(&self) -> usize {
-        self.shared.epoch.load(Relaxed)
+        self.shared.epoch.0.load(Relaxed)
     }
 
     /// Has what each thread does logged, or no longer. Costs a lock for each part of a region.
@@ -224,19 +242,19 @@ impl Turn<'_> {
         }
         let job: &(dyn Fn(usize) + Sync) = &body;
         let s = &*self.pool.shared;
-        // SAFETY: we hold the turn and `pending` is 0, so no worker reads these now. The lifetime of `job` is erased, but this
-        // function does not return (nor unwind) before every worker has left the region.
+        // SAFETY: we hold the turn, and all workers have left the region before, so none reads these now. The lifetime of `job` is
+        // erased, but this function does not return (nor unwind) before every worker has left the region.
         unsafe {
             *s.job.get() = std::mem::transmute::<&(dyn Fn(usize) + Sync), Job>(job);
             *s.caller.get() = Some(thread::current());
         }
-        s.pending.store(workers.len(), Relaxed);
-        s.epoch.fetch_add(1, SeqCst);
-        for w in workers {
-            w.thread().unpark();
+        s.pending.0.store(workers.len(), Relaxed);
+        let region = s.epoch.0.fetch_add(1, SeqCst).wrapping_add(1);
+        if s.parked.load(SeqCst) > 0 {
+            workers.iter().for_each(|w| w.thread().unpark());
         }
         let own = catch_unwind(AssertUnwindSafe(|| body(0)));
-        wait(|| s.pending.load(Acquire) == 0);
+        wait(&s.caller_parked, || s.done.0.load(SeqCst) == region);
         let theirs = s.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(p) = own.err().or(theirs) {
             resume_unwind(p);
@@ -311,7 +329,7 @@ impl Drop for Turn<'_> {
 impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.quit.store(true, Release);
-        self.shared.epoch.fetch_add(1, SeqCst);
+        self.shared.epoch.0.fetch_add(1, SeqCst);
         for w in self.workers.drain(..) {
             w.thread().unpark();
             // A worker catches what its jobs panic with; nothing is left to report here.
@@ -325,22 +343,27 @@ fn worker(s: &Shared, id: usize, pool: usize) {
     WITHIN.set(pool);
     let mut seen = 0;
     loop {
-        wait(|| s.epoch.load(Acquire) != seen);
+        wait(&s.parked, || s.epoch.0.load(SeqCst) != seen);
         // The next one starts only when this thread has left this one.
-        seen = s.epoch.load(Acquire);
+        seen = s.epoch.0.load(Acquire);
         if s.quit.load(Acquire) {
             return;
         }
         // SAFETY: the new epoch was seen with Acquire, so the writes before it are visible; the caller waits for us
-        // (`pending`) before it returns, so the job is alive, and writes neither cell until then.
-        let (job, caller) = unsafe { (&**s.job.get(), (*s.caller.get()).clone()) };
+        // (`done`) before it returns, so the job is alive, and writes the cell only afterwards.
+        let job = unsafe { &**s.job.get() };
         if let Err(p) = catch_unwind(AssertUnwindSafe(|| job(id))) {
             *s.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(p);
         }
-        if s.pending.fetch_sub(1, AcqRel) == 1
-            && let Some(c) = caller
-        {
-            c.unpark();
+        if s.pending.0.fetch_sub(1, AcqRel) == 1 {
+            // SAFETY: as for the job. Once `done` is set, the caller may write its cell again, and it may be gone.
+            let caller = unsafe { (*s.caller.get()).clone() };
+            s.done.0.store(seen, SeqCst);
+            if s.caller_parked.load(SeqCst) > 0
+                && let Some(caller) = caller
+            {
+                caller.unpark();
+            }
         }
     }
 }
@@ -422,7 +445,7 @@ mod tests {
             }
             let other = Pool::new(1);
             assert!(catch_unwind(AssertUnwindSafe(|| pool.run(|_| other.run(|_| ())))).is_err());
-            let parts: Vec<Pool> = (0..threads).map(|_| pool.part(2)).collect();
+            let parts: Vec<Pool> = (0..threads).map(|_| Pool::inside(pool.id, 2)).collect();
             let n = AtomicUsize::new(0);
             pool.run(|t| {
                 parts[t].run(|_| {

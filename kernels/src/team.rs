@@ -71,24 +71,19 @@ impl Team {
         }
     }
 
-    /// Teams of these sizes, in all as many threads as this one has, that may work side by side inside a region of it: each is called
-    /// by one of its threads.
-    pub fn split(&self, sizes: impl IntoIterator<Item = usize>) -> Vec<Team> {
-        let part = |size| Team {
+    /// A team of one for each thread, for tasks that are whole products: they may work side by side inside a region of this one. Their
+    /// working memory is made on first use and kept.
+    pub fn singles(&self) -> &[Team] {
+        let single = |_| Team {
             level: self.level,
             kernels: self.kernels,
             caches: self.caches,
             used: Used::default(),
-            scratch: Scratch::new(size),
-            pool: self.pool.part(size),
+            scratch: Scratch::new(1),
+            pool: self.pool.single(),
             singles: OnceLock::new(),
         };
-        sizes.into_iter().map(part).collect()
-    }
-
-    /// A team of one for each thread, for tasks that are whole products. Their working memory is made on first use and kept.
-    pub fn singles(&self) -> &[Team] {
-        self.singles.get_or_init(|| self.split((0..self.threads()).map(|_| 1)))
+        self.singles.get_or_init(|| (0..self.threads()).map(single).collect())
     }
 
     pub fn isa(&self) -> Isa {
@@ -161,7 +156,7 @@ mod tests {
     use crate::{level::Around, levels};
 
     #[test]
-    fn parts_work_side_by_side_and_each_thread_enters_and_leaves() {
+    fn singles_work_side_by_side_and_each_thread_enters_and_leaves() {
         static ENTERED: AtomicUsize = AtomicUsize::new(0);
         static INSIDE: AtomicUsize = AtomicUsize::new(0);
         fn enter() {
@@ -174,15 +169,15 @@ mod tests {
         static LEVEL: Level = Level { around: Some(Around { enter, leave }), ..levels::portable::LEVEL };
         let kernels = Kernels { backend: Backend::Ours, gemm: None, dot: None };
         let team = Team::new(&LEVEL, kernels, Pool::new(3));
-        let parts = team.split([1, 2]);
+        let singles = team.singles();
         let done = AtomicUsize::new(0);
-        team.take("test").for_each(2, |part, _| {
-            parts[part].take("test").run(|thread| {
-                assert!(thread < parts[part].threads() && INSIDE.load(SeqCst) >= 2);
+        team.take("test").run(|thread| {
+            singles[thread].take("test").run(|inner| {
+                assert!(inner == 0 && singles[thread].threads() == 1 && INSIDE.load(SeqCst) >= 2);
                 done.fetch_add(1, SeqCst);
             });
         });
-        // Three threads of the team, and those of its parts.
+        // Three threads of the team, and each of them as its team of one.
         assert_eq!((done.into_inner(), ENTERED.swap(0, SeqCst), INSIDE.load(SeqCst)), (3, 6, 0));
         // One task alone, and one that panics.
         team.take("test").for_each(1, |_, _| assert_eq!(INSIDE.load(SeqCst), 1));
