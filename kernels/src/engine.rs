@@ -379,13 +379,13 @@ impl Engine {
         expect(OP, "batch of the cache", from.batch(), to.batch())?;
         expect(OP, "heads of the cache", from.heads(), to.heads())?;
         expect(OP, "head_dim of the cache", from.head_dim(), to.head_dim())?;
-        expect(OP, "slots modulo batch", 0, slots.len() % from.batch().max(1))?;
         let n = slots.len() / from.batch().max(1);
+        expect(OP, "slots", from.batch() * n, slots.len())?;
         at_least(OP, "capacity of the cache", n, to.capacity())?;
         if let Some(slot) = slots.iter().max().map(|s| *s as usize).filter(|s| *s >= from.capacity()) {
             return expect(OP, "capacity of the source", slot + 1, from.capacity());
         }
-        driver::selection::gather(&self.0, from, slots, to);
+        driver::selection::gather(&self.0, from, slots, n, to);
         Ok(())
     }
 

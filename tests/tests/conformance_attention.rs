@@ -483,11 +483,14 @@ fn gathered_positions_stand_side_by_side() {
                 }
                 assert!(to.head(b, h).row(n).iter().all(|x| *x == bf16::ZERO), "beyond what was gathered");
             }
-            for (slots, what) in [(vec![0; 3 * n + 9], "capacity"), (vec![100; 3], "source"), (vec![0; 4], "modulo")] {
+            for (slots, what) in [(vec![0; 3 * n + 9], "capacity"), (vec![100; 3], "source"), (vec![0; 4], "slots")] {
                 let error = e.gather(&from, &slots, &mut to).unwrap_err().to_string();
                 assert!(error.contains(what), "{error}");
             }
         }
+        let (none, mut to) = (HeadCache::<bf16>::new(0, 2, 3, 4), HeadCache::<bf16>::new(0, 2, 3, 4));
+        e.gather(&none, &[], &mut to).unwrap();
+        assert!(e.gather(&none, &[0], &mut to).unwrap_err().to_string().contains("slots"), "of no sequence");
     }
 }
 

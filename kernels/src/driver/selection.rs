@@ -153,9 +153,9 @@ pub fn pooled(e: &Team, x: &[f32], len: usize, width: usize, join: Join, out: &m
     });
 }
 
-pub fn gather<A: Element>(e: &Team, from: &HeadCache<A>, slots: &[u32], to: &mut HeadCache<A>) {
+/// `slots` has `n` of each sequence.
+pub fn gather<A: Element>(e: &Team, from: &HeadCache<A>, slots: &[u32], n: usize, to: &mut HeadCache<A>) {
     let (heads, d, capacity) = (from.heads(), from.head_dim(), to.capacity());
-    let n = slots.len() / from.batch();
     let sequences = from.batch() * heads;
     let to = SharedMut::new(to.data_mut());
     rowwise::each_range(e, sequences, n * d, 1, |range| {

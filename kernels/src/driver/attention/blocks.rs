@@ -16,7 +16,7 @@ use crate::{
 /// Rows of a panel, at most.
 const MAX_MR: usize = 64;
 
-/// The GEMM kernel of the strongest level that takes these types, with the least padded work; `None` if heads are longer
+/// The GEMM kernel of the strongest level that takes these types, that takes least time; `None` if heads are longer
 /// than one call of it can multiply.
 pub fn choose<A: Element>(e: &Team, c: &Asked<'_, A>) -> Option<&'static GemmKernel> {
     let able = levels::gemm_kernels(e.isa()).filter(|k| k.takes(A::DTYPE, A::DTYPE.into()));
@@ -26,7 +26,8 @@ pub fn choose<A: Element>(e: &Team, c: &Asked<'_, A>) -> Option<&'static GemmKer
     let cost = |k: &GemmKernel| {
         let features = c.d.next_multiple_of(k.nr) + c.d;
         let panels = c.shape.batch * c.k.heads() * c.rows().div_ceil(k.mr);
-        c.rows().next_multiple_of(k.mr) as f64 * features as f64 * unevenness(panels, e.threads())
+        let rows = levels::of(k.isa).tuning.tile_cost(k, c.rows(), false, 1);
+        rows * features as f64 * unevenness(panels, e.threads())
     };
     let isa = able.clone().next()?.isa;
     able.filter(|k| k.isa == isa && c.d <= k.kc && k.mr <= MAX_MR).min_by(|a, b| cost(a).total_cmp(&cost(b)))
@@ -47,6 +48,11 @@ fn per_task(sequences: usize, panels: usize, threads: usize) -> usize {
 fn task(t: usize, sequences: usize, panels: usize, per_task: usize) -> (usize, Range<usize>) {
     let task = panels.div_ceil(per_task) - 1 - t / sequences;
     (t % sequences, task * per_task..panels.min((task + 1) * per_task))
+}
+
+/// Bytes of a panel of queries of `d` features, to where the next one begins.
+fn q_bytes(k: &GemmKernel, d: usize) -> usize {
+    k.panel_bytes(d).next_multiple_of(64)
 }
 
 /// Byte offsets of the parts of a thread's buffer, each on a cache line.
@@ -102,7 +108,7 @@ pub fn blocks<A: Element>(e: &Team, k: &'static GemmKernel, c: &Asked<'_, A>) {
         let mut l = Layout(0);
         let at = [
             l.take(k.mr * c.d * size_of::<A>()),
-            l.take(per_task * k.panel_bytes(c.d)),
+            l.take(per_task * q_bytes(k, c.d)),
             l.take(k.panel_bytes(c.d)),
             l.take(c.d * kb * k.mul.size()),
             l.take(k_tiles * k_tile_bytes),
@@ -148,7 +154,7 @@ impl<A: Element> Block<'_, '_, A> {
         // Nothing is packed ahead, so the type that a micro-kernel would pack does not matter.
         let micro = k.weights(k.mul.dtype().into()).micro;
         let mut ahead = Ahead::nothing();
-        let (q_bytes, o_len) = (k.panel_bytes(c.d), self.d_pad * mr);
+        let (q_bytes, o_len) = (q_bytes(k, c.d), self.d_pad * mr);
         let row_range = |p: usize| p * mr..c.rows().min((p + 1) * mr);
         for p in first..last {
             // SAFETY: `rows` holds `mr` rows of `d` elements, and the p-th panel's place is inside `q`.
@@ -176,8 +182,7 @@ impl<A: Element> Block<'_, '_, A> {
                 let i = p - first;
                 let steps = c.d.div_ceil(k.ku);
                 // SAFETY: panels and tiles were packed above; S has room for whole tiles of keys, O for whole tiles of
-                // features; all parts are 64-byte aligned (whole tiles of `nr * mr` floats, mr a multiple of 4, may
-                // start between lines, which the kernels' unaligned accesses allow).
+                // features; all parts are 64-byte aligned, whole tiles of `nr * mr` floats among them.
                 unsafe {
                     let q = w.q.add(i * q_bytes).cast_const();
                     for t in 0..see.div_ceil(k.nr) {

@@ -113,7 +113,11 @@ pub(super) fn streams<A: Element>(e: &Team, c: &Asked<'_, A>) {
         (t * some..units.min((t + 1) * some)).for_each(|u| unit(u, thread));
     });
     if splits > 1 {
-        merge(c, parts, splits, part);
+        let (rows, parts) = (sequences * c.rows(), &*parts);
+        // SAFETY: the region that wrote the parts is over; each row is merged once.
+        let row = |i: usize| unsafe { merge(c, parts, splits, (i / c.rows(), i % c.rows())) };
+        // Lines that other cores wrote come slowly, so that many are worth a region.
+        if len * 4 < tuning::MERGED_BYTES { (0..rows).for_each(row) } else { team.for_each(rows, |i, _| row(i)) }
     }
 }
 
@@ -141,23 +145,25 @@ impl<A: Element> Kernel for Normalise<'_, A> {
     }
 }
 
-/// Puts the parts `[sequence][split][row][max, sum, o..]` together.
-fn merge<A: Element>(c: &Asked<'_, A>, parts: &[f32], splits: usize, part: usize) {
-    let rows = c.rows();
-    for (s, parts) in parts.chunks_exact(splits * rows * part).enumerate() {
-        for r in 0..rows {
-            let each = || parts.chunks_exact(part).skip(r).step_by(rows);
-            let max = each().fold(f32::NEG_INFINITY, |m, p| if p[0] > m { p[0] } else { m });
-            // The weight of a part; one that saw no key has none.
-            let weight = |p: &[f32]| if p[1] == 0.0 { 0.0 } else { (p[0] - max).exp2() };
-            let sum: f32 = each().map(|p| weight(p) * p[1]).sum();
-            // SAFETY: the region is over; nothing else writes the output.
-            let out = unsafe { c.outputs(s / c.k.heads(), s % c.k.heads(), r, 1) };
-            for (i, y) in out.iter_mut().enumerate() {
-                *y = A::from_f32(each().map(|p| weight(p) * p[2 + i]).sum::<f32>() / sum);
-            }
-        }
+/// Puts the parts `[sequence][split][row][max, sum, o..]` of row `r` of sequence `s` together.
+///
+/// # Safety
+/// No other thread touches this row of the output.
+unsafe fn merge<A: Element>(c: &Asked<'_, A>, parts: &[f32], splits: usize, (s, r): (usize, usize)) {
+    let (rows, part) = (c.rows(), c.d + 2);
+    let of_row = &parts[s * splits * rows * part..][..splits * rows * part];
+    let each = || of_row.chunks_exact(part).skip(r).step_by(rows);
+    let max = each().fold(f32::NEG_INFINITY, |m, p| if p[0] > m { p[0] } else { m });
+    let (mut sum, mut o) = (0.0, vec![0f32; c.d]);
+    // A part that saw no key has no weight.
+    for p in each().filter(|p| p[1] != 0.0) {
+        let weight = (p[0] - max).exp2();
+        sum += weight * p[1];
+        o.iter_mut().zip(&p[2..]).for_each(|(o, p)| *o += weight * p);
     }
+    // SAFETY: the caller's promise.
+    let out = unsafe { c.outputs(s / c.k.heads(), s % c.k.heads(), r, 1) };
+    out.iter_mut().zip(o).for_each(|(y, o)| *y = A::from_f32(o / sum));
 }
 
 /// Where vectors of f32 keep each of so many features of a query or an output: as [`simd::load_pair`] loads those of keys and
