@@ -7,6 +7,7 @@
 
 use crate::{
     isa::Isa,
+    simd::Vector,
     view::{DType, Format},
 };
 
@@ -187,6 +188,28 @@ impl Fetch {
         let per_turn = each.div_ceil(64);
         Fetch { at, per_turn, step: each.div_ceil(per_turn.max(1)) }
     }
+
+    /// As many `bytes` as a block of W has that a few-row kernel computes, in `turns` turns: the `rest` of W, or what is read `next`. If
+    /// that is null, nothing is to be fetched, and the block itself is, which is there already: a prefetch of no page at all costs a walk
+    /// of the tables.
+    pub fn after_block(
+        block: *const u8,
+        rest: Option<*const u8>,
+        next: *const u8,
+        bytes: usize,
+        turns: usize,
+    ) -> Fetch {
+        Fetch::new(if next.is_null() { block } else { rest.unwrap_or(next) }, bytes, turns)
+    }
+
+    /// Fetches those of one turn into the second-level cache.
+    #[inline(always)]
+    pub fn turn<V: Vector>(&mut self, v: V) {
+        for _ in 0..self.per_turn {
+            v.prefetch_l2(self.at);
+            self.at = self.at.wrapping_add(self.step);
+        }
+    }
 }
 
 /// Rows of weights to be fetched in the order in which a tile unit reads them: a line of each row, then the next line of each.
@@ -235,7 +258,7 @@ pub(crate) struct Ahead {
     pub own: Lines,
     /// What another product will read, for the second-level cache. A kernel may leave it alone.
     pub beside: Fetch,
-    /// For the others: an address to prefetch from, one line each K step, never read; it moves on by `step` bytes.
+    /// For the others: an address to prefetch from in each step of K, never read; it moves on by `step` bytes.
     #[cfg_attr(not(target_arch = "aarch64"), allow(dead_code))]
     pub prefetch: *const u8,
     /// Bytes between prefetches.

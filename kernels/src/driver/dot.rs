@@ -2,14 +2,11 @@
 
 use std::ops::Range;
 
-use super::{
-    output::{Factors, Target, widen_row},
-    rowwise::SiluMulRow,
-};
+use super::output::{Factors, Target, widen_row};
 use crate::{
     contract::DotKernel,
     isa::Isa,
-    levels::{self, dispatch},
+    levels,
     operands::Output,
     team::Team,
     tuning,
@@ -123,26 +120,9 @@ impl<'a> Few<'a> {
             call(self.kernel, self.x, self.w[1], range, b, next);
         }
         for (i, a) in a.chunks_exact(n).enumerate() {
-            let at = i * self.stride + n0;
-            // SAFETY: columns `n0..n0 + n` of y are this thread's, by the caller's promise; `slice` checks that they are inside.
-            unsafe {
-                match self.target {
-                    Target::Store(y, None) => y.slice(at, n).copy_from_slice(a),
-                    Target::Store(y, Some(bias)) => {
-                        for ((y, a), b) in y.slice(at, n).iter_mut().zip(a).zip(&bias[n0..]) {
-                            *y = a + b;
-                        }
-                    }
-                    Target::Add(y) => y.slice(at, n).iter_mut().zip(a).for_each(|(y, a)| *y += a),
-                    Target::SwiGluF32(y) => {
-                        dispatch(self.isa, SiluMulRow { a, b: &b[i * n..][..n], y: y.slice(at, n) })
-                    }
-                    Target::SwiGluBf16(y) => {
-                        let y: &mut [half::bf16] = bytemuck::cast_slice_mut(y.slice(at, n));
-                        dispatch(self.isa, SiluMulRow { a, b: &b[i * n..][..n], y });
-                    }
-                }
-            }
+            let b = if self.halves == 1 { &[] } else { &b[i * n..][..n] };
+            // SAFETY: columns `n0..n0 + n` of y are this thread's, by the caller's promise.
+            unsafe { self.target.put(self.isa, i * self.stride, n0, a, b) };
         }
     }
 }

@@ -1,11 +1,7 @@
 //! Other libraries as backends: f32, weights of other formats widened slab by slab.
 
-use super::{
-    output::{Factors, Target, widen},
-    rowwise::SiluMulRow,
-};
+use super::output::{Factors, Target, widen};
 use crate::{
-    levels::dispatch,
     operands::Output,
     team::Team,
     view::{Element, Mat, MatMut, Weight},
@@ -62,24 +58,9 @@ pub fn linear<'a, A: Element>(e: &Team, l: &Library, x: Mat<'_, A>, w: Weight<'a
         }
         let (a, b) = y.split_at(m * n);
         for (i, a) in a.chunks_exact(n).enumerate() {
-            let at = i * stride + n0;
-            // SAFETY: each task is given out once, and tasks own disjoint columns `n0..n0 + n` of y; `slice` checks that they are
-            // inside.
-            unsafe {
-                match target {
-                    Target::Store(y, bias) => {
-                        for (j, (y, a)) in y.slice(at, n).iter_mut().zip(a).enumerate() {
-                            *y = a + bias.map_or(0.0, |b| b[n0 + j]);
-                        }
-                    }
-                    Target::Add(y) => y.slice(at, n).iter_mut().zip(a).for_each(|(y, a)| *y += a),
-                    Target::SwiGluF32(y) => dispatch(e.isa(), SiluMulRow { a, b: &b[i * n..][..n], y: y.slice(at, n) }),
-                    Target::SwiGluBf16(y) => {
-                        let y: &mut [half::bf16] = bytemuck::cast_slice_mut(y.slice(at, n));
-                        dispatch(e.isa(), SiluMulRow { a, b: &b[i * n..][..n], y });
-                    }
-                }
-            }
+            let b = if factors.halves() == 1 { &[] } else { &b[i * n..][..n] };
+            // SAFETY: each task is given out once, and tasks own disjoint columns `n0..n0 + n` of y.
+            unsafe { target.put(e.isa(), i * stride, n0, a, b) };
         }
     };
     let tasks = n_all.div_ceil(l.slab);

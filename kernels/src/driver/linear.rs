@@ -53,8 +53,10 @@ pub fn linear<A: Element>(e: &Team, p: Product<'_, A>) {
 /// Two products, in one region if the first is one of many rows and the second one of few.
 pub fn beside<A: Element>(e: &Team, many: Product<'_, A>, few: Product<'_, A>) {
     match (Who::of(e, &many), Who::of(e, &few)) {
-        // A tile unit fetches by columns, and has no turns to fetch anything else in.
-        (Who::Tiles(k), Who::FewRows) if !k.columns => gemm::blocked(e, k, many, Some(few)),
+        // Kernels that pack the next block between their multiply-adds fetch something else there, too.
+        (Who::Tiles(k), Who::FewRows) if k.weights(many.w.format()).drain.is_some() => {
+            gemm::blocked(e, k, many, Some(few));
+        }
         _ => {
             linear(e, many);
             linear(e, few);

@@ -2,8 +2,11 @@
 
 use half::{bf16, slice::HalfFloatSliceExt};
 
+use super::rowwise::SiluMulRow;
 use crate::{
     contract::Lines,
+    isa::Isa,
+    levels::dispatch,
     operands::Output,
     shared::SharedMut,
     view::{DType, Element, Mat, Weight},
@@ -78,6 +81,32 @@ impl Target<'_> {
             Target::SwiGluBf16(y) => (y.block(stride, at, of).cast(), 2),
         };
         Lines::new(y, rows * size, cols, stride * size, looks)
+    }
+
+    /// Puts sums `a` of features `n0..n0 + a.len()`, and for SwiGLU those of the second matrix, `b`, into the row of y that begins at
+    /// element `row`.
+    ///
+    /// # Safety
+    /// No other thread touches these elements of y.
+    pub unsafe fn put(&self, isa: Isa, row: usize, n0: usize, a: &[f32], b: &[f32]) {
+        let (at, n) = (row + n0, a.len());
+        // SAFETY: the caller's promise; `slice` checks that they are inside.
+        unsafe {
+            match *self {
+                Target::Store(y, None) => y.slice(at, n).copy_from_slice(a),
+                Target::Store(y, Some(bias)) => {
+                    for ((y, a), b) in y.slice(at, n).iter_mut().zip(a).zip(&bias[n0..]) {
+                        *y = a + b;
+                    }
+                }
+                Target::Add(y) => y.slice(at, n).iter_mut().zip(a).for_each(|(y, a)| *y += a),
+                Target::SwiGluF32(y) => dispatch(isa, SiluMulRow { a, b, y: y.slice(at, n) }),
+                Target::SwiGluBf16(y) => {
+                    let y: &mut [bf16] = bytemuck::cast_slice_mut(y.slice(at, n));
+                    dispatch(isa, SiluMulRow { a, b, y });
+                }
+            }
+        }
     }
 }
 

@@ -1,5 +1,5 @@
-//! One file for each level of instructions: detection, the level it builds on, kernels, numbers, peak loops, and what its threads
-//! do around a region. Dispatch, conformance tests and benchmarks iterate them.
+//! One file for each level of instructions: detection, the level it builds on, kernels, numbers, and what its threads do around a
+//! region. Dispatch, conformance tests and benchmarks iterate them.
 
 use crate::{
     contract::{DotKernel, GemmKernel, StreamKernel},

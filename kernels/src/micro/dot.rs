@@ -1,7 +1,7 @@
 //! Few rows of x against W as it lies, vectors along K in both.
 
 use super::vector::{Load, Mac, store};
-use crate::simd::Vector;
+use crate::{contract::Fetch, simd::Vector};
 
 /// Rows of x in a tile of [`dot`].
 const DOT_XR: usize = 4;
@@ -59,16 +59,9 @@ pub(crate) unsafe fn dot<V: Vector, M: Mac<V>, X: Load<V>, W: Load<V>, const WR:
         let vecs = k.div_ceil(V::LANES * X::PER_LANE);
         for j in (0..n).step_by(block) {
             let (nb, w) = (block.min(n - j), w.add(j * w_stride));
-            // Where nothing is to be fetched, what is there already: a prefetch of no page at all costs a walk of the tables.
-            let following = if next.is_null() {
-                w.cast()
-            } else if j + nb < n {
-                w.add(nb * w_stride).cast()
-            } else {
-                next
-            };
             let turns = rows.div_ceil(DOT_XR) * nb.div_ceil(WR) * vecs;
-            let mut ahead = Lines::new(following, nb * row_bytes, turns);
+            let rest = (j + nb < n).then_some(w.wrapping_add(nb * w_stride).cast());
+            let mut ahead = Fetch::after_block(w.cast(), rest, next, nb * row_bytes, turns);
             let chunk = DOT_CHUNK / size_of::<X::T>();
             for at in (0..k).step_by(chunk) {
                 let len = chunk.min(k - at);
@@ -163,30 +156,6 @@ unsafe fn dot_rows<V: Vector, M: Mac<V>, X: Load<V>, W: Load<V>, const R: usize>
     }
 }
 
-/// Prefetches a stretch of memory evenly over a number of turns.
-pub(crate) struct Lines {
-    at: *const u8,
-    /// Prefetches in each turn, and bytes between them.
-    per_turn: usize,
-    step: usize,
-}
-
-impl Lines {
-    pub fn new(at: *const u8, bytes: usize, turns: usize) -> Lines {
-        let each = bytes.div_ceil(turns);
-        let per_turn = each.div_ceil(64);
-        Lines { at, per_turn, step: each.div_ceil(per_turn) }
-    }
-
-    #[inline(always)]
-    pub fn turn<V: Vector>(&mut self, v: V) {
-        for _ in 0..self.per_turn {
-            v.prefetch_l2(self.at);
-            self.at = self.at.wrapping_add(self.step);
-        }
-    }
-}
-
 /// `out[m][j] (+)= x[m] . w[j]` for XR rows of x and `n` rows of W.
 ///
 /// # Safety
@@ -202,7 +171,7 @@ unsafe fn dot_tiles<V: Vector, M: Mac<V>, X: Load<V>, W: Load<V>, const WR: usiz
     w_stride: usize,
     n: usize,
     to: (*mut f32, usize, bool),
-    ahead: &mut Lines,
+    ahead: &mut Fetch,
 ) {
     // SAFETY: the caller's promise; full tiles, then single rows.
     unsafe {
@@ -233,7 +202,7 @@ unsafe fn dot_tile<V: Vector, M: Mac<V>, X: Load<V>, W: Load<V>, const WR: usize
     w: *const W::T,
     w_stride: usize,
     (out, out_stride, add): (*mut f32, usize, bool),
-    ahead: &mut Lines,
+    ahead: &mut Fetch,
 ) {
     let per_vec = V::LANES * X::PER_LANE;
     // SAFETY: elements `< k` of each row are read, by the caller's promise; the tail by `load_part`.

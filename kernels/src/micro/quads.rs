@@ -5,10 +5,10 @@
 //! add at the end are four neighbouring lanes, nine operations for sixteen of the sums that `super::dot` takes 45 for.
 
 use super::{
-    dot::{DOT_BLOCK, Lines},
+    dot::DOT_BLOCK,
     vector::{Mac, load, store},
 };
-use crate::{simd::Vector, tuning};
+use crate::{contract::Fetch, simd::Vector, tuning};
 
 /// `contract::Dot` for x in groups of `LANES / 4` rows, by tiles of up to `MOST <= 4` of them (fewer by
 /// `tuning::quads_at_once`) and `WR` rows of W.
@@ -40,15 +40,9 @@ pub(crate) unsafe fn dot<V: Vector, M: Mac<V>, T: Copy, const MOST: usize, const
         let block = (DOT_BLOCK / row_bytes / WR).max(1) * WR;
         for j in (0..n).step_by(block) {
             let (nb, w) = (block.min(n - j), w.add(j * w_stride));
-            let following = if next.is_null() {
-                w.cast()
-            } else if j + nb < n {
-                w.add(nb * w_stride).cast()
-            } else {
-                next
-            };
             let turns = all.div_ceil(most) * nb.div_ceil(WR) * (row_bytes / 16).max(1);
-            let mut ahead = Lines::new(following, nb * row_bytes, turns);
+            let rest = (j + nb < n).then_some(w.wrapping_add(nb * w_stride).cast());
+            let mut ahead = Fetch::after_block(w.cast(), rest, next, nb * row_bytes, turns);
             for g in (0..all).step_by(most) {
                 let (x, rows) = (x.add(g * x_stride), rows - g * group);
                 for r in (0..nb).step_by(WR) {
@@ -80,7 +74,7 @@ unsafe fn tile<V: Vector, M: Mac<V>, T: Copy, const G: usize, const WR: usize>(
     rows: usize,
     (w, w_stride, n): (*const T, usize, usize),
     (out, out_stride): (*mut f32, usize),
-    ahead: &mut Lines,
+    ahead: &mut Fetch,
 ) {
     // SAFETY: elements `< k` of rows `< n` of W are read, the last ones as a copy; groups of x end in zeros; elements of rows
     // `< rows` and columns `< n` are written.
