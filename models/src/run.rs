@@ -420,9 +420,10 @@ impl<A: Element> State<A> {
                 lane.net.embed(e, ids, b, rows, &mut lane.act)?;
                 match tokens {
                     Tokens::Kept => lane.act.place(&self.kept),
-                    Tokens::Last if net == Net::Base && !self.renumbered => lane.act.shift(self.dropped),
-                    Tokens::Given => lane.act.shift(self.dropped),
-                    Tokens::Prompt | Tokens::Renumbered | Tokens::Last => {}
+                    Tokens::Last | Tokens::Given if net == Net::Base && !self.renumbered => {
+                        lane.act.shift(self.dropped)
+                    }
+                    Tokens::Prompt | Tokens::Renumbered | Tokens::Last | Tokens::Given => {}
                 }
                 if net == Net::Base
                     && matches!(tokens, Tokens::Last)

@@ -77,7 +77,12 @@ fn given_tokens_are_scored_as_if_they_had_been_chosen() {
     for (name, pair) in pairs() {
         let pruned = |p: &str| System::Pruned(Pruned::new(Arc::clone(&pair.base), p.parse().unwrap()));
         systems.push((name, System::Network(Arc::clone(&pair.base))));
-        systems.extend(["RP-0.50", "SP-0.50"].map(|p| (name, pruned(p))));
+        systems.extend(["RP-0.50", "SP-0.50", "GemFilter-1-5"].map(|p| (name, pruned(p))));
+        if pair.aux.is_some() {
+            let pruning = "SpecPrefill-0.50-a2-c2-p3".parse().unwrap();
+            let pruned = Pruned { aux: pair.aux.clone(), ..Pruned::new(Arc::clone(&pair.base), pruning) };
+            systems.push((name, System::Pruned(pruned)));
+        }
         for own in [(1, 0), (3, 1), (6, 5)] {
             let pair = with(&pair, own);
             systems.push((name, System::KvPrediction(pair.clone())));
