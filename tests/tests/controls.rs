@@ -148,6 +148,35 @@ fn true_entries_are_full_prefill() {
     }
 }
 
+/// First tokens whose entries a system keeps are read by its controls themselves, whichever was asked for first.
+#[test]
+fn controls_of_kept_first_tokens_read_them() {
+    let e = &engines()[0];
+    for (name, pair) in pairs() {
+        let base = System::Network(Arc::clone(&pair.base));
+        let ids = ids(&base, PROMPT);
+        let layers = pair.base.config().layers.len();
+        let mut full = plan(&base, &spec(1, PROMPT)).unwrap();
+        full.first_token(e, &ids).unwrap();
+        let mut predicts = plan(&System::KvPrediction(with(&pair, (3, 2))), &spec(1, PROMPT)).unwrap();
+        predicts.record(true);
+        predicts.first_token(e, &ids).unwrap();
+        let mut mean = Mean::default();
+        mean.add(&predicts.cache_dump(), layers, 2).unwrap();
+        let exact = Entries::of_base(&full.cache_dump(), layers, PROMPT - 3).unwrap();
+        let entries = [mean.entries(), exact].map(|entries| Control::Entries(Arc::new(entries)));
+        for control in entries.into_iter().chain([Control::Nothing]) {
+            let own = OwnTokens { last: 3, first: 2, kept: true };
+            let expected = greedy(&System::KvPrediction(with(&pair, (3, 2)).control(control.clone())), e, 1, &ids);
+            for kept in
+                [pair.clone().reading(own).control(control.clone()), pair.clone().control(control.clone()).reading(own)]
+            {
+                assert!(greedy(&System::KvPrediction(kept), e, 1, &ids) == expected, "{name}: {:?}", control.filling());
+            }
+        }
+    }
+}
+
 /// Without sinks and with nothing predicted from an auxiliary, the base sees its own last tokens alone: as positions are
 /// relative, that is a prompt of these.
 #[test]
