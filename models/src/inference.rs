@@ -98,7 +98,8 @@ pub trait Inference: Any + Send {
 
     /// The caches as they stand, in f32, keys without RoPE, `[batch, kv_heads, len, head_dim]`: `base_cache.{i}.k|v` of a
     /// network; `kvp_cache.{i}.k|v`, `aux_cache.{j}.k|v`, `predicted.{i}.v|k_normed` (and `predicted.{i}.k` if
-    /// recorded) of KV prediction. Where tokens are dropped, `base_cache` holds those that the last call attended to, and
-    /// `kept` (or `kept.{i}`, where layers differ) their positions, `[batch, len]`.
+    /// recorded) of KV prediction; where nothing is predicted in a control, `kvp_cache` holds what the base read
+    /// itself. Where tokens are dropped, `base_cache` holds those that the last call attended to, and `kept` (or `kept.{i}`, where
+    /// layers differ) their positions, `[batch, len]`.
     fn cache_dump(&self) -> Vec<NamedTensor>;
 }

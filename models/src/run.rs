@@ -33,7 +33,7 @@ use crate::{
         select::{Rule, Scores},
     },
     schedule::{
-        self, KvShape, LayerStep, Map, Net, Op, Schedule, Slot, Step, Stream, Tokens, Uses, given, next, shapes,
+        self, Gap, KvShape, LayerStep, Map, Net, Op, Schedule, Slot, Step, Stream, Tokens, Uses, given, next, shapes,
     },
     sizes::zeroed,
     spec::{Phase, Precision, RunSpec},
@@ -730,8 +730,10 @@ impl<A: Element> Inference for Run<A> {
             return caches.into_iter().flat_map(|(i, c)| lazy.dump(i, c, s.len, rope)).collect();
         }
         let name = if s.predictor.is_some() { "kvp_cache" } else { "base_cache" };
+        let gap = Gap::of(&self.shapes, &s.spec);
         let dump = |&(i, c): &(usize, &LayerCache<A>)| {
-            c.dump(&format!("{name}.{i}"), s.len, |b, entry| (entry, s.position(b, entry)), rope)
+            let at = |b, entry| (entry, s.position(b, gap.place(i, entry)));
+            c.dump(&format!("{name}.{i}"), s.len.saturating_sub(gap.in_layer(i)), at, rope)
         };
         let mut out: Vec<NamedTensor> = caches.iter().flat_map(dump).collect();
         if !s.kept.is_empty() {

@@ -584,17 +584,29 @@ pub fn given(s: &CostSystem, spec: &RunSpec, count: usize, out: &mut Vec<Step>) 
 
 /// What the caches of some layers lack, because nothing was predicted for them.
 #[derive(Clone, Copy)]
-struct Gap {
+pub(crate) struct Gap {
     /// The first of these layers.
     from: usize,
+    /// Entries of each sequence that stand before it: of the first tokens.
+    before: usize,
     /// Entries of each sequence.
     entries: usize,
 }
 
 impl Gap {
-    const NONE: Gap = Gap { from: 0, entries: 0 };
+    const NONE: Gap = Gap { from: 0, before: 0, entries: 0 };
 
-    fn of(s: &CostSystem, spec: &RunSpec) -> Gap {
+    /// How many entries a layer lacks.
+    pub fn in_layer(self, layer: usize) -> usize {
+        if layer < self.from { 0 } else { self.entries }
+    }
+
+    /// Which entry it would be in a layer that lacks none.
+    pub fn place(self, layer: usize, entry: usize) -> usize {
+        if entry < self.before { entry } else { entry + self.in_layer(layer) }
+    }
+
+    pub fn of(s: &CostSystem, spec: &RunSpec) -> Gap {
         s.prediction.as_ref().map_or(Gap::NONE, |p| Gap::of_prediction(p, spec.prompt))
     }
 
@@ -603,7 +615,8 @@ impl Gap {
         if p.filling != Some(Filling::Nothing) || own >= prompt {
             return Gap::NONE;
         }
-        Gap { from: p.layout.shared.unwrap_or(0) + usize::from(p.first_is_exact()), entries: prompt - own }
+        let from = p.layout.shared.unwrap_or(0) + usize::from(p.first_is_exact());
+        Gap { from, before: p.own.first, entries: prompt - own }
     }
 }
 

@@ -201,6 +201,45 @@ fn dropped_positions_are_a_shorter_prompt() {
     }
 }
 
+/// The lowest layer for which nothing was predicted has the entries of full prefill, of the tokens that the base reads itself alone:
+/// what it reads of them is still exact. Those below have all entries.
+#[test]
+fn a_cache_with_dropped_positions_is_dumped_as_it_is() {
+    let e = &engines()[0];
+    let batch = 2;
+    for (name, pair) in pairs() {
+        let base = System::Network(Arc::clone(&pair.base));
+        let ids = ids(&base, batch * PROMPT);
+        let mut full = plan(&base, &spec(batch, PROMPT)).unwrap();
+        full.first_token(e, &ids).unwrap();
+        let full = full.cache_dump();
+        for (last, first) in [(1, 0), (3, 2)] {
+            let system = System::KvPrediction(with(&pair, (last, first)).control(Control::Nothing));
+            let mut run = plan(&system, &spec(batch, PROMPT)).unwrap();
+            run.first_token(e, &ids).unwrap();
+            let dump = run.cache_dump();
+            let dump: Vec<_> = dump.iter().filter(|t| t.name.starts_with("kvp_cache")).collect();
+            let own: Vec<usize> = (0..first).chain(PROMPT - last..PROMPT).collect();
+            let narrow = dump.iter().position(|t| t.shape[2] < PROMPT).expect("some layer lacks entries");
+            for (i, found) in dump.iter().enumerate() {
+                let what = format!("{name} m={last} s={first}: {}", found.name);
+                let part = found.name.strip_prefix("kvp_cache").unwrap();
+                let exact = full.iter().find(|t| t.name == format!("base_cache{part}")).unwrap();
+                let positions = if i < narrow { (0..PROMPT).collect() } else { own.clone() };
+                assert_eq!(found.shape[2], positions.len(), "{what}");
+                // Keys and values.
+                if i < narrow + 2 {
+                    let d = exact.shape[3];
+                    let heads = exact.data.chunks_exact(PROMPT * d);
+                    let expected: Vec<f32> =
+                        heads.flat_map(|head| positions.iter().flat_map(|p| &head[p * d..][..d])).copied().collect();
+                    assert_close(&what, &expected, &found.data);
+                }
+            }
+        }
+    }
+}
+
 /// What is dropped of a layer is not seen, and nothing else: a change of the entries that a control leaves out changes
 /// nothing, though it changes the prediction.
 #[test]
