@@ -43,8 +43,8 @@ use crate::{
 /// Allocates everything that a run needs.
 ///
 /// # Errors
-/// [`Error::Spec`]: a batch, prompt or count of tokens of 0 or beyond any machine. [`Error::Memory`]: the allocation
-/// fails. Those of [`Pruning::check`].
+/// [`Error::Spec`]: a batch, prompt or count of tokens of 0 or beyond any machine, or a base that reads no last token itself.
+/// [`Error::Memory`]: the allocation fails. Those of [`Pruning::check`].
 pub fn plan(system: &System, spec: &RunSpec) -> Result<Box<dyn Inference>> {
     plan_scoring(system, spec, 0)
 }
@@ -67,6 +67,10 @@ pub fn plan_lending(system: &System, spec: &RunSpec, scored: usize, to: &[&CostS
     spec.check()?;
     if let System::Pruned(p) = system {
         p.pruning.check(p.base.config().layers.len(), p.aux.is_some())?;
+    }
+    if matches!(system, System::KvPrediction(p) if p.own.last == 0) {
+        let what = "last tokens that the base reads itself";
+        return Err(Error::Spec { what, expected: "1 or more".into(), found: 0 });
     }
     let lazy = matches!(system, System::Pruned(s) if matches!(s.pruning, Pruning::Lazy { .. }));
     let most = if lazy { 0 } else { spec.generate - 1 };

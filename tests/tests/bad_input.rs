@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use ttft_kernels::{Backend, Isa};
 use ttft_models::{
-    DType, Error, Extent, KvPrediction, Network, Precision, Predictor, Prompts, RunSpec, System, memory, plan, synth,
-    weights::Tensors, zoo,
+    DType, Error, Extent, KvPrediction, Network, Precision, Predictor, Prompts, RunSpec, System,
+    kv_prediction::layout::OwnTokens, memory, plan, synth, weights::Tensors, zoo,
 };
 use ttft_tests::{
     engine,
@@ -504,6 +504,10 @@ fn absurd_runs_are_refused() {
                 assert!(planned.total() >= planned.weights.max(planned.allocated()), "{s:?}: {planned:?}");
             }
         }
+    }
+    for first in [0, 1] {
+        let none = load("A").reading(OwnTokens { last: 0, first, kept: false });
+        says(&message(plan(&System::KvPrediction(none), &spec(1, 3, 1)).map(drop)), &["last tokens", "1 or more", "0"]);
     }
 }
 
