@@ -365,6 +365,20 @@ fn predictors_that_do_not_fit() {
         h["other"] = t;
     });
     says(&message(Predictor::load(c.dir.path(), &a.base, a.aux.as_deref())), &["value_transforms.1.bias", "missing"]);
+    // Maps of two types: the last one in half as many bytes as its shape takes in F32.
+    let c = Copy::of("predictor");
+    c.edit_header("predictor.safetensors", |h| {
+        let t = &mut h["value_transforms.4.weight"];
+        assert_eq!(t["dtype"], "F32");
+        let [from, to] = [0, 1].map(|i| t["data_offsets"][i].as_u64().unwrap());
+        // What is left over belongs to nobody's map.
+        let middle = (from + to) / 2;
+        let shape: Vec<u64> = t["shape"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect();
+        (t["dtype"], t["data_offsets"]) = (json!("BF16"), json!([from, middle]));
+        h["other"] = json!({"dtype": "BF16", "shape": shape, "data_offsets": [middle, to]});
+    });
+    let mixed = message(Predictor::load(c.dir.path(), &a.base, a.aux.as_deref()));
+    says(&mixed, &["predictor.safetensors", "value_transforms.4.weight", "f32", "bf16"]);
     // A predictor of other networks.
     says(&message(Predictor::load(&fixture("B").join("predictor"), &a.base, a.aux.as_deref())), &["5", "6"]);
     says(&message(Predictor::load(Path::new("nowhere"), &a.base, a.aux.as_deref())), &["nowhere", "read"]);
