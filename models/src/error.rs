@@ -225,6 +225,11 @@ pub enum Error {
     /// A token was asked for before the first one.
     #[error("next_token before first_token: there is no cache yet")]
     NotStarted,
+    /// Given tokens were to be scored before the first token was chosen, or after a later one.
+    #[error(
+        "given tokens are scored right behind the prompt: call first_token before score, and no next_token in between"
+    )]
+    NotBehindPrompt,
     /// A run was to begin from what another has kept.
     #[error("a run cannot begin from what another has kept: {reason}")]
     Loan {

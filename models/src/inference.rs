@@ -76,7 +76,7 @@ pub trait Inference: Any + Send {
     /// as were planned. The run stays where [`Inference::first_token`] left it, so that others can be scored after it.
     ///
     /// # Errors
-    /// [`crate::Error::NotStarted`] unless the first token was the last to be chosen; [`crate::Error::TokenCount`],
+    /// [`crate::Error::NotBehindPrompt`] unless the first token was the last to be chosen; [`crate::Error::TokenCount`],
     /// [`crate::Error::TokenId`]; [`crate::Error::Spec`]: more than were planned.
     fn score(&mut self, engine: &Engine, ids: &[u32]) -> Result<Mat<'_, f32>>;
 

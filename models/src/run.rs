@@ -684,7 +684,7 @@ impl<A: Element> Inference for Run<A> {
     fn score(&mut self, e: &Engine, ids: &[u32]) -> Result<Mat<'_, f32>> {
         let (spec, vocab) = (self.state.spec, self.shapes.base.vocab);
         if self.state.len == 0 || self.state.len != spec.prompt - self.state.dropped {
-            return Err(Error::NotStarted);
+            return Err(Error::NotBehindPrompt);
         }
         let most = self.state.scored.len() / (spec.batch * vocab);
         let n = prompts::check_batch(ids, spec.batch, vocab)?;

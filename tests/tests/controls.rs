@@ -114,7 +114,8 @@ fn given_tokens_are_scored_as_if_they_had_been_chosen() {
                 run.next_token(e).unwrap();
                 let next: Vec<f32> = (0..batch).flat_map(|b| run.logits().row(b).to_vec()).collect();
                 assert_close(&format!("{name} {}: goes on", describe(e)), &logits[1], &next);
-                assert!(run.score(e, &ids[..batch]).is_err(), "only right behind the prompt");
+                let late = run.score(e, &ids[..batch]).unwrap_err().to_string();
+                assert!(late.contains("right behind the prompt"), "{late}");
             }
         }
     }
@@ -289,7 +290,7 @@ fn what_cannot_be_scored_is_refused() {
     assert!(refused(&base, GENERATE).contains("at most 5"));
     assert!(refused(&lazy, 1).contains("LazyLLM"));
     let mut run = plan_scoring(&base, &spec(1, 5), 2).unwrap();
-    assert!(run.score(e, &[1]).unwrap_err().to_string().contains("first"));
+    assert!(run.score(e, &[1]).unwrap_err().to_string().contains("first_token before score"));
     run.first_token(e, &[1, 2, 3, 4, 5]).unwrap();
     for (ids, word) in [(&[1, 2, 3][..], "at most the 2"), (&[9999], "9999"), (&[], "empty")] {
         let error = run.score(e, ids).unwrap_err().to_string();
