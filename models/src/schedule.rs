@@ -693,7 +693,9 @@ fn auxiliary(aux: &NetworkConfig, p: &kv_prediction::Shape, n: usize, extent: Ex
         let hidden = if read(layer, Input::Hidden) { n } else { 0 };
         let ends = layer + 1 == layers && !whole && hidden == 0;
         let (entries, goes_on) = if ends { (Entries::None, 0) } else { (Entries::Passing, n) };
-        let source = Keeps { kv: if from_kv { n } else { 0 }, hidden, own: 0 };
+        // The whole network leaves the keys and values of every layer, as the paper's does.
+        let kv = if read(layer, Input::KeysAndValues) || whole && from_kv { n } else { 0 };
+        let source = Keeps { kv, hidden, own: 0 };
         let op = LayerStep { net, layer, rows, revives: 0, entries, source, out: Out::Rows(goes_on) };
         out.push(Step { phase, op: Op::Layer(op) });
     }
@@ -959,6 +961,29 @@ mod tests {
                 "base_step: Base head on 1",
             ]
         );
+    }
+
+    /// Copies of keys and values take memory and traffic: none are made that no map reads, but where the whole network runs.
+    #[test]
+    fn of_the_auxiliary_what_maps_read_is_kept() {
+        let mut s = CostSystem::named("OE1.1B-KVP-C-270M", DType::BF16).unwrap();
+        s.base.layers.truncate(3);
+        s.prediction.as_mut().unwrap().layout = Layout::auxiliary(&[2, 0, 2]);
+        let aux = s.aux().unwrap().layers.len();
+        for (extent, kept) in [(Extent::FirstToken, vec![0, 2]), (Extent::FullNetwork, (0..aux).collect())] {
+            let (spec, schedule) = (spec(9, extent), Schedule::new(&s, &spec(9, extent)));
+            let layers: Vec<usize> = schedule.sources.iter().map(|slot| slot.shape.layer).collect();
+            assert_eq!(layers, kept, "{extent:?}");
+            // Memory and traffic follow: with layer 1 read as well, they are those of one copy more.
+            let mut all = s.clone();
+            all.prediction.as_mut().unwrap().layout = Layout::auxiliary(&[2, 0, 1]);
+            let copy = (2 * 2 * 8 * s.aux().unwrap().kv_dim(1) * 4) as u64;
+            let copies = if kept.contains(&1) { 0 } else { copy };
+            let caches = |s: &CostSystem| crate::memory_of(s, &spec).caches;
+            assert_eq!(caches(&all) - caches(&s), copies, "{extent:?}");
+            let traffic = |s: &CostSystem| s.first_token(&spec)[0].cache_bytes;
+            assert!((traffic(&all) > traffic(&s)) == (copies > 0), "{extent:?}");
+        }
     }
 
     fn steps(name: &str, n: usize, extent: Extent) -> Vec<String> {
