@@ -246,8 +246,11 @@ pub enum Error {
         /// What was given.
         found: u64,
     },
-    /// The memory that a run needs cannot be had.
-    #[error("cannot allocate {bytes} bytes for caches and activations; use a smaller batch or prompt")]
+    /// The memory that a run or a fit needs cannot be had.
+    #[error(
+        "cannot allocate {bytes} bytes: free some memory; a run takes less with a smaller batch or prompt, a fit with \
+         shorter windows or fewer maps"
+    )]
     Memory {
         /// Bytes asked for.
         bytes: u64,
