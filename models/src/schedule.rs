@@ -13,7 +13,7 @@ use crate::{
     kv_prediction::{
         self,
         control::Filling,
-        layout::{Input, Layout, Order, Origin},
+        layout::{Input, Order, Origin},
     },
     pipeline,
     pruning::{Pruning, SpecPrefill},
@@ -505,12 +505,7 @@ fn kept_sinks(prompt: &[Step]) -> Option<usize> {
 /// Base layers whose entries are predicted, but for one that makes its own of all tokens.
 fn predicted_layers(s: &CostSystem) -> impl Iterator<Item = usize> + '_ {
     let layout = s.prediction.iter().map(|p| &p.layout);
-    layout.flat_map(|l| l.predicted().filter(move |(i, _)| Some(*i) != exact(l)).map(|(i, _)| i))
-}
-
-/// The layer above shared ones, if it projects what they leave: its entries are those of full prefill.
-fn exact(l: &Layout) -> Option<usize> {
-    l.shared.filter(|&k| l.layers[k] == Some(Origin { layer: k - 1, input: Input::Own }))
+    layout.flat_map(|l| l.predicted().filter(move |(i, _)| Some(*i) != l.exact()).map(|(i, _)| i))
 }
 
 /// The base on the first tokens alone, as far as their keys and values.
@@ -615,7 +610,7 @@ impl Gap {
         if p.filling != Some(Filling::Nothing) || own >= prompt {
             return Gap::NONE;
         }
-        let from = p.layout.shared.unwrap_or(0) + usize::from(p.first_is_exact());
+        let from = p.layout.shared.unwrap_or(0) + usize::from(p.layout.exact().is_some());
         Gap { from, before: p.own.first, entries: prompt - own }
     }
 }
@@ -785,7 +780,7 @@ fn fill(filling: Filling, of: impl Iterator<Item = (usize, Origin)>, rows: usize
 /// k-1 left, its keys and values are those of full prefill, of all rows, and made in its own step.
 fn shared(base: &NetworkConfig, k: usize, p: &kv_prediction::Shape, own: Rows, extent: Extent, out: &mut Vec<Step>) {
     let (net, phase, all, n) = (Net::Base, Phase::SharedLayers, Rows::all(own.of), own.past());
-    let exact = p.first_is_exact();
+    let exact = p.layout.exact().is_some();
     let predicted = || p.layout.predicted().filter(|(i, _)| !(exact && *i == k));
     out.push(Step { phase, op: Op::Embed { net, rows: all, tokens: Tokens::Prompt } });
     let mut narrow = false;
@@ -918,7 +913,7 @@ mod tests {
     use ttft_kernels::DType;
 
     use super::*;
-    use crate::{spec::Precision, zoo};
+    use crate::{kv_prediction::layout::Layout, spec::Precision, zoo};
 
     fn spec(prompt: usize, extent: Extent) -> RunSpec {
         RunSpec { batch: 2, prompt, generate: 3, precision: Precision::F32, extent }

@@ -9,7 +9,7 @@ pub mod predictor;
 use std::{path::Path, sync::Arc};
 
 use control::{Control, Filling};
-use layout::{Input, Layout, Order, Origin, OwnTokens};
+use layout::{Layout, Order, OwnTokens};
 use predictor::Predictor;
 
 use crate::{
@@ -50,15 +50,6 @@ pub struct Shape {
     pub order: Order,
     /// What stands where predictions would be, if this is a control.
     pub filling: Option<Filling>,
-}
-
-impl Shape {
-    /// Whether the first layer above shared ones projects what the layer below it left: then its keys and values are those of
-    /// full prefill.
-    pub fn first_is_exact(&self) -> bool {
-        let exact = |k: usize| self.layout.layers[k] == Some(Origin { layer: k - 1, input: Input::Own });
-        self.layout.shared.is_some_and(exact)
-    }
 }
 
 /// For each of `base` layers the one of `aux` that it is predicted from, by the rule of the paper's pairs: in order, each
