@@ -333,15 +333,11 @@ pub struct Schedule {
 impl Schedule {
     /// Of a system and a run.
     pub fn new(s: &CostSystem, spec: &RunSpec) -> Schedule {
-        Schedule::scoring(s, spec, 0)
+        Schedule::keeping(s, spec, 0, |_| ())
     }
 
-    /// The same, with up to `scored` tokens that are given to follow each prompt.
-    pub fn scoring(s: &CostSystem, spec: &RunSpec, scored: usize) -> Schedule {
-        Schedule::keeping(s, spec, scored, |_| ())
-    }
-
-    /// The same, but for what layers of the prompt keep, which `keep` may make more.
+    /// The same, with up to `scored` tokens that are given to follow each prompt, and but for what layers of the prompt keep, which
+    /// `keep` may make more.
     pub(crate) fn keeping(s: &CostSystem, spec: &RunSpec, scored: usize, keep: impl FnOnce(&mut [Step])) -> Schedule {
         let (mut prompt, behind) = first_token(s, spec);
         keep(&mut prompt);
