@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 
-/// What loading, planning or running a model can refuse. Every message names the file and tensor at fault, what was
-/// expected and what was found.
+/// What loading, planning, running or fitting a model can refuse. Messages about files name the file, and the tensor or key at
+/// fault; messages about requests say what was expected and what was found, or what to do.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

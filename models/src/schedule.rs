@@ -107,11 +107,11 @@ pub struct LayerStep {
 pub struct Map {
     /// The base layer.
     pub layer: usize,
-    /// The network that they are mapped from,
+    /// The network that they are mapped from.
     pub net: Net,
-    /// the layer,
+    /// The layer of that network.
     pub source: usize,
-    /// and what is read of it.
+    /// What is read of that layer.
     pub input: Input,
 }
 

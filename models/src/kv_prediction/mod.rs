@@ -29,9 +29,9 @@ pub struct KvPrediction {
     pub aux: Option<Arc<Network>>,
     /// From the one's cache to the other's.
     pub predictor: Arc<Predictor>,
-    /// What the base reads itself,
+    /// What the base reads itself.
     pub own: OwnTokens,
-    /// and when.
+    /// When the base's layers run.
     pub order: Order,
     /// What stands where predictions would be, if this is a control.
     pub control: Option<Control>,
@@ -44,9 +44,9 @@ pub struct Shape {
     pub aux: Option<NetworkConfig>,
     /// What is predicted from where.
     pub layout: Layout,
-    /// What the base reads itself,
+    /// What the base reads itself.
     pub own: OwnTokens,
-    /// and when.
+    /// When the base's layers run.
     pub order: Order,
     /// What stands where predictions would be, if this is a control.
     pub filling: Option<Filling>,

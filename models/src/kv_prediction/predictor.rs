@@ -193,9 +193,9 @@ impl Predictor {
 pub struct Prediction<'a, A, X> {
     /// Of the base.
     pub layer: usize,
-    /// What its keys are mapped from, `[batch * len, features]`,
+    /// What its keys are mapped from, `[batch * len, features]`.
     pub k: &'a [X],
-    /// and its values.
+    /// What its values are mapped from, in the same shape.
     pub v: &'a [X],
     /// Receives the prediction.
     pub cache: &'a mut LayerCache<A>,
