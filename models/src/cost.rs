@@ -13,7 +13,7 @@ use crate::{
     loan,
     pruning::Pruning,
     schedule::{Entries, Net, Op, Out, Schedule, Step, next, shapes},
-    sizes::sum,
+    sizes::{product, sum},
     spec::{Phase, RunSpec},
 };
 
@@ -71,11 +71,6 @@ pub struct PhaseCost {
 /// The type of the factors in a matrix product, whatever kernels make of them.
 pub fn compute_dtype(activations: DType, weights: DType) -> DType {
     if (activations, weights) == (DType::BF16, DType::BF16) { DType::BF16 } else { DType::F32 }
-}
-
-/// The product, or the largest number.
-fn product<const N: usize>(factors: [u64; N]) -> u64 {
-    factors.into_iter().fold(1, u64::saturating_mul)
 }
 
 impl CostSystem {

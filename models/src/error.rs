@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 
-/// What loading, planning or running a model can refuse. Every message names the file and tensor at fault, what was
-/// expected and what was found.
+/// What loading, planning, running or fitting a model can refuse. Messages about files name the file, and the tensor or key at
+/// fault; messages about requests say what was expected and what was found, or what to do.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -225,6 +225,11 @@ pub enum Error {
     /// A token was asked for before the first one.
     #[error("next_token before first_token: there is no cache yet")]
     NotStarted,
+    /// Given tokens were to be scored before the first token was chosen, or after a later one.
+    #[error(
+        "given tokens are scored right behind the prompt: call first_token before score, and no next_token in between"
+    )]
+    NotBehindPrompt,
     /// A run was to begin from what another has kept.
     #[error("a run cannot begin from what another has kept: {reason}")]
     Loan {
@@ -241,8 +246,11 @@ pub enum Error {
         /// What was given.
         found: u64,
     },
-    /// The memory that a run needs cannot be had.
-    #[error("cannot allocate {bytes} bytes for caches and activations; use a smaller batch or prompt")]
+    /// The memory that a run or a fit needs cannot be had.
+    #[error(
+        "cannot allocate {bytes} bytes: free some memory; a run takes less with a smaller batch or prompt, a fit with \
+         shorter windows or fewer maps"
+    )]
     Memory {
         /// Bytes asked for.
         bytes: u64,

@@ -76,7 +76,7 @@ pub trait Inference: Any + Send {
     /// as were planned. The run stays where [`Inference::first_token`] left it, so that others can be scored after it.
     ///
     /// # Errors
-    /// [`crate::Error::NotStarted`] unless the first token was the last to be chosen; [`crate::Error::TokenCount`],
+    /// [`crate::Error::NotBehindPrompt`] unless the first token was the last to be chosen; [`crate::Error::TokenCount`],
     /// [`crate::Error::TokenId`]; [`crate::Error::Spec`]: more than were planned.
     fn score(&mut self, engine: &Engine, ids: &[u32]) -> Result<Mat<'_, f32>>;
 
@@ -98,7 +98,8 @@ pub trait Inference: Any + Send {
 
     /// The caches as they stand, in f32, keys without RoPE, `[batch, kv_heads, len, head_dim]`: `base_cache.{i}.k|v` of a
     /// network; `kvp_cache.{i}.k|v`, `aux_cache.{j}.k|v`, `predicted.{i}.v|k_normed` (and `predicted.{i}.k` if
-    /// recorded) of KV prediction. Where tokens are dropped, `base_cache` holds those that the last call attended to, and
-    /// `kept` (or `kept.{i}`, where layers differ) their positions, `[batch, len]`.
+    /// recorded) of KV prediction; where nothing is predicted in a control, `kvp_cache` holds what the base read
+    /// itself. Where tokens are dropped, `base_cache` holds those that the last call attended to, and `kept` (or `kept.{i}`, where
+    /// layers differ) their positions, `[batch, len]`.
     fn cache_dump(&self) -> Vec<NamedTensor>;
 }

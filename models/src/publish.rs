@@ -331,7 +331,10 @@ fn remove_if_there(path: &Path) -> Result<()> {
 fn replaceable(dir: &Path, replaces: Replaces) -> Result<()> {
     let occupied = || Error::Occupied { path: dir.to_owned() };
     let list = |d: &Path| -> Result<Vec<PathBuf>> {
-        let entries = fs::read_dir(d).map_err(|_| occupied())?;
+        let entries = fs::read_dir(d).map_err(|e| match e.kind() {
+            ErrorKind::NotADirectory => occupied(),
+            _ => Error::io(d, "list")(e),
+        })?;
         entries.map(|e| Ok(e.map_err(Error::io(d, "list"))?.path())).collect()
     };
     let ours = |p: &PathBuf| p.file_name().is_some_and(|n| OURS.iter().any(|o| n == *o)) && !p.is_symlink();
@@ -476,6 +479,17 @@ mod tests {
         fs::write(dir.join("synth.json"), "{ }").unwrap();
         fs::write(dir.join("notes.txt"), "mine").unwrap();
         assert!(matches!(folder(&dir, 0, Synthetic, check, fill), Err(Error::Occupied { .. })));
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_listed_says_why() {
+        let dir = tempfile::tempdir().unwrap().path().join("gone");
+        for replaces in [Replaces::Nothing, Synthetic] {
+            let e = replaceable(&dir, replaces).unwrap_err();
+            let named =
+                matches!(&e, Error::Io { path, source, .. } if *path == dir && source.kind() == ErrorKind::NotFound);
+            assert!(named, "{e}");
+        }
     }
 
     #[test]

@@ -33,7 +33,7 @@ use crate::{
         select::{Rule, Scores},
     },
     schedule::{
-        self, KvShape, LayerStep, Map, Net, Op, Schedule, Slot, Step, Stream, Tokens, Uses, given, next, shapes,
+        self, Gap, KvShape, LayerStep, Map, Net, Op, Schedule, Slot, Step, Stream, Tokens, Uses, given, next, shapes,
     },
     sizes::zeroed,
     spec::{Phase, Precision, RunSpec},
@@ -43,8 +43,8 @@ use crate::{
 /// Allocates everything that a run needs.
 ///
 /// # Errors
-/// [`Error::Spec`]: a batch, prompt or count of tokens of 0 or beyond any machine. [`Error::Memory`]: the allocation
-/// fails. Those of [`Pruning::check`].
+/// [`Error::Spec`]: a batch, prompt or count of tokens of 0 or beyond any machine, or a base that reads no last token itself.
+/// [`Error::Memory`]: the allocation fails. Those of [`Pruning::check`].
 pub fn plan(system: &System, spec: &RunSpec) -> Result<Box<dyn Inference>> {
     plan_scoring(system, spec, 0)
 }
@@ -67,6 +67,10 @@ pub fn plan_lending(system: &System, spec: &RunSpec, scored: usize, to: &[&CostS
     spec.check()?;
     if let System::Pruned(p) = system {
         p.pruning.check(p.base.config().layers.len(), p.aux.is_some())?;
+    }
+    if matches!(system, System::KvPrediction(p) if p.own.last == 0) {
+        let what = "last tokens that the base reads itself";
+        return Err(Error::Spec { what, expected: "1 or more".into(), found: 0 });
     }
     let lazy = matches!(system, System::Pruned(s) if matches!(s.pruning, Pruning::Lazy { .. }));
     let most = if lazy { 0 } else { spec.generate - 1 };
@@ -420,9 +424,10 @@ impl<A: Element> State<A> {
                 lane.net.embed(e, ids, b, rows, &mut lane.act)?;
                 match tokens {
                     Tokens::Kept => lane.act.place(&self.kept),
-                    Tokens::Last if net == Net::Base && !self.renumbered => lane.act.shift(self.dropped),
-                    Tokens::Given => lane.act.shift(self.dropped),
-                    Tokens::Prompt | Tokens::Renumbered | Tokens::Last => {}
+                    Tokens::Last | Tokens::Given if net == Net::Base && !self.renumbered => {
+                        lane.act.shift(self.dropped)
+                    }
+                    Tokens::Prompt | Tokens::Renumbered | Tokens::Last | Tokens::Given => {}
                 }
                 if net == Net::Base
                     && matches!(tokens, Tokens::Last)
@@ -679,7 +684,7 @@ impl<A: Element> Inference for Run<A> {
     fn score(&mut self, e: &Engine, ids: &[u32]) -> Result<Mat<'_, f32>> {
         let (spec, vocab) = (self.state.spec, self.shapes.base.vocab);
         if self.state.len == 0 || self.state.len != spec.prompt - self.state.dropped {
-            return Err(Error::NotStarted);
+            return Err(Error::NotBehindPrompt);
         }
         let most = self.state.scored.len() / (spec.batch * vocab);
         let n = prompts::check_batch(ids, spec.batch, vocab)?;
@@ -729,8 +734,10 @@ impl<A: Element> Inference for Run<A> {
             return caches.into_iter().flat_map(|(i, c)| lazy.dump(i, c, s.len, rope)).collect();
         }
         let name = if s.predictor.is_some() { "kvp_cache" } else { "base_cache" };
+        let gap = Gap::of(&self.shapes, &s.spec);
         let dump = |&(i, c): &(usize, &LayerCache<A>)| {
-            c.dump(&format!("{name}.{i}"), s.len, |b, entry| (entry, s.position(b, entry)), rope)
+            let at = |b, entry| (entry, s.position(b, gap.place(i, entry)));
+            c.dump(&format!("{name}.{i}"), s.len.saturating_sub(gap.in_layer(i)), at, rope)
         };
         let mut out: Vec<NamedTensor> = caches.iter().flat_map(dump).collect();
         if !s.kept.is_empty() {

@@ -5,8 +5,13 @@ use ttft_kernels::{Buffer, Element};
 use crate::error::{Error, Result};
 
 /// The product, or the largest number.
+pub(crate) fn product(factors: impl IntoIterator<Item = u64>) -> u64 {
+    factors.into_iter().fold(1, u64::saturating_mul)
+}
+
+/// The same, of sizes.
 pub(crate) fn mul(factors: &[usize]) -> u64 {
-    factors.iter().fold(1, |a, b| a.saturating_mul(*b as u64))
+    product(factors.iter().map(|n| *n as u64))
 }
 
 /// The sum, or the largest number.

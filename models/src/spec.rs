@@ -108,7 +108,7 @@ pub enum Phase {
     LookAhead,
     /// The base's first layers on the whole prompt, in place of an auxiliary.
     SharedLayers,
-    /// From what one of the two leaves to the base's cache.
+    /// The maps from what the auxiliary or the shared layers leave to the base's cache.
     Prediction,
     /// The base on the last token, or on a few.
     BaseStep,

@@ -7,7 +7,10 @@ use ttft_kernels::DType;
 use crate::{
     config::{NetworkConfig, TensorSpec},
     error::Result,
-    kv_prediction::{self, KvPrediction, layout::Order},
+    kv_prediction::{
+        self, KvPrediction,
+        layout::{Order, OwnTokens},
+    },
     network::Network,
     pipeline,
     pruning::{Pruned, Pruning},
@@ -75,7 +78,9 @@ impl CostSystem {
             System::KvPrediction(s) => {
                 let (aux, layout) = (s.aux.as_ref().map(config), s.predictor.layout().clone());
                 let filling = s.control.as_ref().map(|c| c.filling());
-                let prediction = kv_prediction::Shape { aux, layout, own: s.own, order: s.order, filling };
+                // Entries of first tokens are kept in the place of predicted ones, of which a control has none.
+                let own = OwnTokens { kept: s.own.kept && filling.is_none(), ..s.own };
+                let prediction = kv_prediction::Shape { aux, layout, own, order: s.order, filling };
                 let maps = s.predictor.weight_dtype().unwrap_or(alone.weights);
                 CostSystem { prediction: Some(prediction), maps, ..alone }
             }

@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use ttft_kernels::{Backend, Isa};
 use ttft_models::{
-    DType, Error, Extent, KvPrediction, Network, Precision, Predictor, Prompts, RunSpec, System, memory, plan, synth,
-    weights::Tensors, zoo,
+    DType, Error, Extent, KvPrediction, Network, Precision, Predictor, Prompts, RunSpec, System,
+    kv_prediction::layout::OwnTokens, memory, plan, synth, weights::Tensors, zoo,
 };
 use ttft_tests::{
     engine,
@@ -365,6 +365,20 @@ fn predictors_that_do_not_fit() {
         h["other"] = t;
     });
     says(&message(Predictor::load(c.dir.path(), &a.base, a.aux.as_deref())), &["value_transforms.1.bias", "missing"]);
+    // Maps of two types: the last one in half as many bytes as its shape takes in F32.
+    let c = Copy::of("predictor");
+    c.edit_header("predictor.safetensors", |h| {
+        let t = &mut h["value_transforms.4.weight"];
+        assert_eq!(t["dtype"], "F32");
+        let [from, to] = [0, 1].map(|i| t["data_offsets"][i].as_u64().unwrap());
+        // What is left over belongs to nobody's map.
+        let middle = (from + to) / 2;
+        let shape: Vec<u64> = t["shape"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect();
+        (t["dtype"], t["data_offsets"]) = (json!("BF16"), json!([from, middle]));
+        h["other"] = json!({"dtype": "BF16", "shape": shape, "data_offsets": [middle, to]});
+    });
+    let mixed = message(Predictor::load(c.dir.path(), &a.base, a.aux.as_deref()));
+    says(&mixed, &["predictor.safetensors", "value_transforms.4.weight", "f32", "bf16"]);
     // A predictor of other networks.
     says(&message(Predictor::load(&fixture("B").join("predictor"), &a.base, a.aux.as_deref())), &["5", "6"]);
     says(&message(Predictor::load(Path::new("nowhere"), &a.base, a.aux.as_deref())), &["nowhere", "read"]);
@@ -504,6 +518,10 @@ fn absurd_runs_are_refused() {
                 assert!(planned.total() >= planned.weights.max(planned.allocated()), "{s:?}: {planned:?}");
             }
         }
+    }
+    for first in [0, 1] {
+        let none = load("A").reading(OwnTokens { last: 0, first, kept: false });
+        says(&message(plan(&System::KvPrediction(none), &spec(1, 3, 1)).map(drop)), &["last tokens", "1 or more", "0"]);
     }
 }
 

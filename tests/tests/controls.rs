@@ -77,7 +77,12 @@ fn given_tokens_are_scored_as_if_they_had_been_chosen() {
     for (name, pair) in pairs() {
         let pruned = |p: &str| System::Pruned(Pruned::new(Arc::clone(&pair.base), p.parse().unwrap()));
         systems.push((name, System::Network(Arc::clone(&pair.base))));
-        systems.extend(["RP-0.50", "SP-0.50"].map(|p| (name, pruned(p))));
+        systems.extend(["RP-0.50", "SP-0.50", "GemFilter-1-5"].map(|p| (name, pruned(p))));
+        if pair.aux.is_some() {
+            let pruning = "SpecPrefill-0.50-a2-c2-p3".parse().unwrap();
+            let pruned = Pruned { aux: pair.aux.clone(), ..Pruned::new(Arc::clone(&pair.base), pruning) };
+            systems.push((name, System::Pruned(pruned)));
+        }
         for own in [(1, 0), (3, 1), (6, 5)] {
             let pair = with(&pair, own);
             systems.push((name, System::KvPrediction(pair.clone())));
@@ -109,7 +114,8 @@ fn given_tokens_are_scored_as_if_they_had_been_chosen() {
                 run.next_token(e).unwrap();
                 let next: Vec<f32> = (0..batch).flat_map(|b| run.logits().row(b).to_vec()).collect();
                 assert_close(&format!("{name} {}: goes on", describe(e)), &logits[1], &next);
-                assert!(run.score(e, &ids[..batch]).is_err(), "only right behind the prompt");
+                let late = run.score(e, &ids[..batch]).unwrap_err().to_string();
+                assert!(late.contains("right behind the prompt"), "{late}");
             }
         }
     }
@@ -143,6 +149,35 @@ fn true_entries_are_full_prefill() {
     }
 }
 
+/// First tokens whose entries a system keeps are read by its controls themselves, whichever was asked for first.
+#[test]
+fn controls_of_kept_first_tokens_read_them() {
+    let e = &engines()[0];
+    for (name, pair) in pairs() {
+        let base = System::Network(Arc::clone(&pair.base));
+        let ids = ids(&base, PROMPT);
+        let layers = pair.base.config().layers.len();
+        let mut full = plan(&base, &spec(1, PROMPT)).unwrap();
+        full.first_token(e, &ids).unwrap();
+        let mut predicts = plan(&System::KvPrediction(with(&pair, (3, 2))), &spec(1, PROMPT)).unwrap();
+        predicts.record(true);
+        predicts.first_token(e, &ids).unwrap();
+        let mut mean = Mean::default();
+        mean.add(&predicts.cache_dump(), layers, 2).unwrap();
+        let exact = Entries::of_base(&full.cache_dump(), layers, PROMPT - 3).unwrap();
+        let entries = [mean.entries(), exact].map(|entries| Control::Entries(Arc::new(entries)));
+        for control in entries.into_iter().chain([Control::Nothing]) {
+            let own = OwnTokens { last: 3, first: 2, kept: true };
+            let expected = greedy(&System::KvPrediction(with(&pair, (3, 2)).control(control.clone())), e, 1, &ids);
+            for kept in
+                [pair.clone().reading(own).control(control.clone()), pair.clone().control(control.clone()).reading(own)]
+            {
+                assert!(greedy(&System::KvPrediction(kept), e, 1, &ids) == expected, "{name}: {:?}", control.filling());
+            }
+        }
+    }
+}
+
 /// Without sinks and with nothing predicted from an auxiliary, the base sees its own last tokens alone: as positions are
 /// relative, that is a prompt of these.
 #[test]
@@ -163,6 +198,45 @@ fn dropped_positions_are_a_shorter_prompt() {
             let of = |own| first_logits(&System::KvPrediction(with(&pair, own).control(Control::Nothing)), e, &ids);
             assert_ne!(of((4, 1)), of((4, 0)));
             assert_eq!(of((4, 7)), first_logits(&base, e, &ids));
+        }
+    }
+}
+
+/// The lowest layer for which nothing was predicted has the entries of full prefill, of the tokens that the base reads itself alone:
+/// what it reads of them is still exact. Those below have all entries.
+#[test]
+fn a_cache_with_dropped_positions_is_dumped_as_it_is() {
+    let e = &engines()[0];
+    let batch = 2;
+    for (name, pair) in pairs() {
+        let base = System::Network(Arc::clone(&pair.base));
+        let ids = ids(&base, batch * PROMPT);
+        let mut full = plan(&base, &spec(batch, PROMPT)).unwrap();
+        full.first_token(e, &ids).unwrap();
+        let full = full.cache_dump();
+        for (last, first) in [(1, 0), (3, 2)] {
+            let system = System::KvPrediction(with(&pair, (last, first)).control(Control::Nothing));
+            let mut run = plan(&system, &spec(batch, PROMPT)).unwrap();
+            run.first_token(e, &ids).unwrap();
+            let dump = run.cache_dump();
+            let dump: Vec<_> = dump.iter().filter(|t| t.name.starts_with("kvp_cache")).collect();
+            let own: Vec<usize> = (0..first).chain(PROMPT - last..PROMPT).collect();
+            let narrow = dump.iter().position(|t| t.shape[2] < PROMPT).expect("some layer lacks entries");
+            for (i, found) in dump.iter().enumerate() {
+                let what = format!("{name} m={last} s={first}: {}", found.name);
+                let part = found.name.strip_prefix("kvp_cache").unwrap();
+                let exact = full.iter().find(|t| t.name == format!("base_cache{part}")).unwrap();
+                let positions = if i < narrow { (0..PROMPT).collect() } else { own.clone() };
+                assert_eq!(found.shape[2], positions.len(), "{what}");
+                // Keys and values.
+                if i < narrow + 2 {
+                    let d = exact.shape[3];
+                    let heads = exact.data.chunks_exact(PROMPT * d);
+                    let expected: Vec<f32> =
+                        heads.flat_map(|head| positions.iter().flat_map(|p| &head[p * d..][..d])).copied().collect();
+                    assert_close(&what, &expected, &found.data);
+                }
+            }
         }
     }
 }
@@ -216,7 +290,7 @@ fn what_cannot_be_scored_is_refused() {
     assert!(refused(&base, GENERATE).contains("at most 5"));
     assert!(refused(&lazy, 1).contains("LazyLLM"));
     let mut run = plan_scoring(&base, &spec(1, 5), 2).unwrap();
-    assert!(run.score(e, &[1]).unwrap_err().to_string().contains("first"));
+    assert!(run.score(e, &[1]).unwrap_err().to_string().contains("first_token before score"));
     run.first_token(e, &[1, 2, 3, 4, 5]).unwrap();
     for (ids, word) in [(&[1, 2, 3][..], "at most the 2"), (&[9999], "9999"), (&[], "empty")] {
         let error = run.score(e, ids).unwrap_err().to_string();

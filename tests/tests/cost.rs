@@ -380,8 +380,8 @@ fn a_small_prediction_by_hand() {
         Flops { projections: 2 * 3 * 336 + 2 * 3 * 64, attention: 4 * 6 * 8, head: 0, prediction: 0 }
     );
     assert_eq!(aux.weight_bytes, 4 * (356 + 64 + 8 + 3 * 8));
-    // Layer 0: 8 features for 3 positions written, read, copied; layer 1: copied.
-    assert_eq!(aux.cache_bytes, 4 * (8 * 3 * 3 + 8 * 3));
+    // Layer 0: 8 features for 3 positions written and read, but not copied, as no map reads them; layer 1: copied.
+    assert_eq!(aux.cache_bytes, 4 * (8 * 3 * 2 + 8 * 3));
     // Per base layer, keys and values: [4, 4] and a bias of 4.
     assert_eq!(prediction.flops.total(), 2 * (2 * 2 * 3 * 16));
     assert_eq!(prediction.weight_bytes, 4 * 2 * 2 * 20);

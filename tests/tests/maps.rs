@@ -648,6 +648,8 @@ fn what_cannot_be_fitted_is_refused() {
     let own = Layout::shared(layers, layers - 1, Input::Hidden);
     assert!(new(Spec { layout: own, ..case.spec.clone() }).contains("layers to fit"));
     assert!(new(Spec { window: 1, ..case.spec.clone() }).contains("tokens of a window"));
+    let endless = new(Spec { window: 1 << 50, ..case.spec.clone() });
+    assert!(endless.contains("cannot allocate") && endless.contains("a fit with shorter windows"), "{endless}");
     let g = Case::new("G", Some(1), Input::Hidden, Target::HeadRms);
     let error = Fit::new(g.base, None, g.spec).unwrap_err().to_string();
     assert!(error.contains("norms of keys"), "{error}");

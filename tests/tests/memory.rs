@@ -1,6 +1,16 @@
 //! The memory plan against an allocator that counts.
 
-use std::{alloc::System as SystemAllocator, path::Path, sync::Arc};
+// An allocator is unsafe to implement; this one hands everything to another.
+#![allow(unsafe_code)]
+
+use std::{
+    alloc::{GlobalAlloc, Layout as Block, System as SystemAllocator},
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+};
 
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use ttft_kernels::{Backend, Isa};
@@ -8,7 +18,7 @@ use ttft_models::{
     DType, Extent, KvPrediction, Network, Precision, Pruned, RunSpec, System,
     cost::CostSystem,
     fit,
-    kv_prediction::layout::{Input, Layout, Order, OwnTokens},
+    kv_prediction::layout::{Input, Layout, Order, Origin, OwnTokens},
     memory, memory_of, memory_of_scoring, plan_scoring, synth,
 };
 use ttft_tests::{
@@ -16,8 +26,60 @@ use ttft_tests::{
     models::{fixture, load, systems},
 };
 
-#[global_allocator]
 static COUNTING: &StatsAlloc<SystemAllocator> = &INSTRUMENTED_SYSTEM;
+
+/// Counts, and knows the most that was held at once.
+struct Peak {
+    most: AtomicUsize,
+}
+
+#[global_allocator]
+static PEAK: Peak = Peak { most: AtomicUsize::new(0) };
+
+impl Peak {
+    /// Bytes that are held.
+    fn held() -> usize {
+        let stats = COUNTING.stats();
+        stats.bytes_allocated - stats.bytes_deallocated
+    }
+
+    /// Runs `f`; the most bytes that it held at once.
+    fn of<T>(&self, f: impl FnOnce() -> T) -> (u64, T) {
+        let before = Peak::held();
+        self.most.store(before, SeqCst);
+        let out = f();
+        ((self.most.load(SeqCst) - before) as u64, out)
+    }
+}
+
+// SAFETY: blocks are those of another allocator.
+unsafe impl GlobalAlloc for Peak {
+    unsafe fn alloc(&self, block: Block) -> *mut u8 {
+        // SAFETY: the caller's.
+        let at = unsafe { COUNTING.alloc(block) };
+        self.most.fetch_max(Peak::held(), SeqCst);
+        at
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, block: Block) {
+        // SAFETY: the caller's.
+        unsafe { COUNTING.dealloc(at, block) }
+    }
+
+    unsafe fn alloc_zeroed(&self, block: Block) -> *mut u8 {
+        // SAFETY: the caller's.
+        let at = unsafe { COUNTING.alloc_zeroed(block) };
+        self.most.fetch_max(Peak::held(), SeqCst);
+        at
+    }
+
+    unsafe fn realloc(&self, at: *mut u8, block: Block, size: usize) -> *mut u8 {
+        // SAFETY: the caller's.
+        let at = unsafe { COUNTING.realloc(at, block, size) };
+        self.most.fetch_max(Peak::held(), SeqCst);
+        at
+    }
+}
 
 /// One test, as the counters belong to the process.
 #[test]
@@ -123,5 +185,36 @@ fn plans_are_what_is_allocated_and_weights_stay_mapped() {
         let held = (change.bytes_allocated - change.bytes_deallocated) as u64;
         assert!(held <= said.memory && held > said.memory / 2, "{held} of {said:?}");
         assert!(said.sums < held, "{said:?}");
+    }
+
+    // What it has for a moment is counted too, and beside it what is held meanwhile: while it reads, solves and scores.
+    let layers = models.base.config().layers.len();
+    let from = |layer| Some(Origin { layer, input: Input::KeysAndValues });
+    let own = |shared: usize| Layout {
+        shared: Some(shared),
+        layers: (0..layers).map(|i| if i < shared { None } else { from(i % shared) }).collect(),
+    };
+    for (layout, target) in [
+        (Layout::shared(layers, 2, Input::Hidden), fit::Target::Raw),
+        (Layout::shared(layers, 2, Input::Hidden), fit::Target::HeadRms),
+        (own(2), fit::Target::HeadRms),
+        (own(layers - 1), fit::Target::Raw),
+        (own(1), fit::Target::Raw),
+    ] {
+        for (window, precision) in [(16, Precision::F32), (longest, Precision::Bf16)] {
+            let spec = fit::Spec { layout: layout.clone(), target, window, precision };
+            let (said, what) = (spec.needs(models.base.config(), None), format!("{spec:?}"));
+            let ids: Vec<u32> = (0..spec.windows() * window).map(|i| (i * i * 7 + i) as u32 % 90).collect();
+            let whole = || {
+                let mut fit = fit::Fit::new(Arc::clone(&models.base), None, spec.clone()).unwrap();
+                fit.add(&e, &ids).unwrap();
+                let maps = fit.solve(1.0, DType::F32).unwrap();
+                fit.score(&e, &maps, &mut fit::Explained::default(), &ids).unwrap();
+            };
+            // Buffers of the engine and of the library that solves outlive a fit: from the second one on they are there.
+            whole();
+            let (peak, ()) = PEAK.of(whole);
+            assert!(peak <= said.memory && peak > said.memory / 2, "{peak} of {said:?}: {what}");
+        }
     }
 }

@@ -139,24 +139,26 @@ impl Spec {
     /// What a fit takes, from shapes alone.
     pub fn needs(&self, base: &NetworkConfig, aux: Option<&NetworkConfig>) -> Needs {
         let source = self.layout.source(base, aux);
-        let shapes = shapes(&self.layout, base, source);
-        let pairs = |(features, outputs): &(Vec<Feature>, Vec<Output>)| {
-            let widths: Vec<usize> = features.iter().map(|f| f.width(source)).collect();
-            let grams = widths.iter().map(|f| mul(&[*f, *f + 1]));
-            let crosses = outputs.iter().map(|o| mul(&[o.width, widths[o.feature] + 1]));
-            (sum(grams.chain(crosses.clone())), sum(crosses))
-        };
-        let ((sums, maps), (features, outputs)) = (pairs(&shapes), &shapes);
-        let rows = (self.windows() * self.window) as u64;
-        let widest = outputs.iter().map(|o| o.width).max().unwrap_or(0) as u64;
-        let most = self.features(base, aux) as u64;
-        let columns = rows.saturating_mul(sum(features.iter().map(|f| f.width(source) as u64)).saturating_add(widest));
+        let (features, outputs) = shapes(&self.layout, base, source);
+        let widths: Vec<usize> = features.iter().map(|f| f.width(source)).collect();
+        let maps = sum(outputs.iter().map(|o| mul(&[o.width, widths[o.feature] + 1])));
+        let grams = sum(widths.iter().map(|f| mul(&[*f, *f + 1])));
+        let sums = sum([grams, maps]).saturating_mul(8);
+        let (rows, most) = (self.windows() * self.window, self.features(base, aux));
+        let widest = outputs.iter().map(|o| o.width).max().unwrap_or(0);
+        let [reader, layer] = reader::bytes(self, base, aux);
+        // What is subtracted from features and outputs.
+        let shifts = sum(widths.iter().copied().chain(outputs.iter().map(|o| o.width)).map(|n| mul(&[4, n])));
+        let held = sum([sums, shifts, reader, sums::block_bytes(&widths, widest, self.windows() * self.rows())]);
+        // Keys divided by head, and the places of a block's rows.
+        let adding = sum([layer, mul(&[4, rows, widest]), mul(&[8, rows])]);
         // A Gram matrix, its factor and one layer's sides of the equations; the maps themselves.
-        let solving = sum([most * most * 16, most * widest * 16, maps.saturating_mul(4)]);
-        let product = most * most.max(widest);
-        let reading = sum([columns.saturating_add(product).saturating_mul(4), reader::bytes(self, base, aux)]);
-        let sums = sums.saturating_mul(8);
-        Needs { memory: sum([sums, solving.max(reading)]), sums, maps }
+        let stored = maps.saturating_mul(4);
+        let solving = sum([mul(&[16, most, most]), mul(&[16, most, widest]), stored]);
+        // The maps, all features in F32, what a layer should give and what is predicted.
+        let features = sum(widths.iter().map(|f| mul(&[4, rows, *f])));
+        let scoring = sum([stored, layer, features, mul(&[8, rows, widest])]);
+        Needs { memory: sum([held, adding.max(solving).max(scoring)]), sums, maps }
     }
 }
 

@@ -182,8 +182,8 @@ impl Reader {
     }
 }
 
-/// Bytes that reading allocates.
-pub(super) fn bytes(spec: &Spec, base: &NetworkConfig, aux: Option<&NetworkConfig>) -> u64 {
+/// Bytes that a [`Reader`] holds, and those that reading takes besides for a moment.
+pub(super) fn bytes(spec: &Spec, base: &NetworkConfig, aux: Option<&NetworkConfig>) -> [u64; 2] {
     let aux = aux.filter(|_| spec.layout.shared.is_none());
     let rows = spec.windows() * spec.window;
     let of = |c: &NetworkConfig| {
@@ -192,8 +192,10 @@ pub(super) fn bytes(spec: &Spec, base: &NetworkConfig, aux: Option<&NetworkConfi
             Precision::Bf16 => (Activations::<bf16>::bytes(c, rows), 2),
         };
         let widest = (0..c.layers.len()).map(|i| c.kv_dim(i)).max().unwrap_or(0);
-        // A cache and a raw copy of its keys and values; the residual stream; RoPE.
-        sum([act, mul(&[4, rows, widest, size]), mul(&[4, rows, c.dim]), mul(&[4, spec.window, c.head_dim])])
+        // The residual stream and RoPE are held; a cache and a raw copy of its keys and values are a layer's.
+        let held = sum([act, mul(&[4, rows, c.dim]), mul(&[4, spec.window, c.head_dim])]);
+        [held, mul(&[4, rows, widest, size])]
     };
-    sum([of(base), aux.map_or(0, of)])
+    let ([base, base_layer], [aux, aux_layer]) = (of(base), aux.map_or([0; 2], of));
+    [sum([base, aux]), base_layer.max(aux_layer)]
 }

@@ -7,7 +7,7 @@ use ttft_kernels::{Buffer, Element, Mat, MatMut, Output, Weight};
 use crate::{
     engine::Engine,
     error::Result,
-    sizes::{buffer, mul, zeroed},
+    sizes::{buffer, mul, sum, zeroed},
 };
 
 /// Features that are transposed together: those of a cache line.
@@ -154,6 +154,13 @@ impl Sums {
         self.output.fill(e, y, window, self.block, &mut cross.y, first)?;
         accumulate(e, &self.output, &self.features[cross.feature], &mut self.products, &mut cross.products)
     }
+}
+
+/// Bytes of a block of so many tokens, whose features have these widths and whose widest output has `output` numbers.
+pub(super) fn block_bytes(widths: &[usize], output: usize, rows: usize) -> u64 {
+    let most = widths.iter().copied().max().unwrap_or(0);
+    let columns = widths.iter().chain([&output]).map(|width| mul(&[4 * WHOLE, *width, rows.div_ceil(WHOLE)]));
+    sum(columns.chain([mul(&[4, most, most.max(output)])]))
 }
 
 /// A block transposed: each of `width` numbers at all its tokens, `[width, length]`, less its shift.

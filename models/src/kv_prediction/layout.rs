@@ -75,6 +75,11 @@ impl Layout {
         self.layers.iter().enumerate().filter_map(|(i, origin)| Some((i, (*origin)?)))
     }
 
+    /// The first layer above shared ones, if it projects what the layer below it left: its keys and values are those of full prefill.
+    pub fn exact(&self) -> Option<usize> {
+        self.shared.filter(|&k| self.layers[k] == Some(Origin { layer: k - 1, input: Input::Own }))
+    }
+
     /// Every tensor of a predictor.
     pub fn tensors(&self, base: &NetworkConfig, source: &NetworkConfig) -> Vec<TensorSpec> {
         let mut t = Vec::new();

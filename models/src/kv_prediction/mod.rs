@@ -9,7 +9,7 @@ pub mod predictor;
 use std::{path::Path, sync::Arc};
 
 use control::{Control, Filling};
-use layout::{Input, Layout, Order, Origin, OwnTokens};
+use layout::{Layout, Order, OwnTokens};
 use predictor::Predictor;
 
 use crate::{
@@ -29,9 +29,9 @@ pub struct KvPrediction {
     pub aux: Option<Arc<Network>>,
     /// From the one's cache to the other's.
     pub predictor: Arc<Predictor>,
-    /// What the base reads itself,
+    /// What the base reads itself.
     pub own: OwnTokens,
-    /// and when.
+    /// When the base's layers run.
     pub order: Order,
     /// What stands where predictions would be, if this is a control.
     pub control: Option<Control>,
@@ -44,21 +44,12 @@ pub struct Shape {
     pub aux: Option<NetworkConfig>,
     /// What is predicted from where.
     pub layout: Layout,
-    /// What the base reads itself,
+    /// What the base reads itself.
     pub own: OwnTokens,
-    /// and when.
+    /// When the base's layers run.
     pub order: Order,
     /// What stands where predictions would be, if this is a control.
     pub filling: Option<Filling>,
-}
-
-impl Shape {
-    /// Whether the first layer above shared ones projects what the layer below it left: then its keys and values are those of
-    /// full prefill.
-    pub fn first_is_exact(&self) -> bool {
-        let exact = |k: usize| self.layout.layers[k] == Some(Origin { layer: k - 1, input: Input::Own });
-        self.layout.shared.is_some_and(exact)
-    }
 }
 
 /// For each of `base` layers the one of `aux` that it is predicted from, by the rule of the paper's pairs: in order, each

@@ -58,8 +58,8 @@ impl Predictor {
         Predictor::from_tensors(&Tensors::file(&dir.join("predictor.safetensors"))?, "", base, aux, layout)
     }
 
-    /// A predictor out of named tensors: `{prefix}{key|value}_transforms.{i}.{weight|bias}`. With shared layers, a layer that
-    /// has none of them projects the source's hidden state itself.
+    /// A predictor out of named tensors: `{prefix}{key|value}_transforms.{i}.{weight|bias}`, with weights of one type, as what
+    /// maps cost is counted by it. With shared layers, a layer that has none of them projects the source's hidden state itself.
     ///
     /// # Errors
     /// [`Error::Pair`], [`Error::MissingTensor`], [`Error::Dtype`], [`Error::Shape`], [`Error::Misaligned`].
@@ -83,7 +83,7 @@ impl Predictor {
             let any = |kind| ["weight", "bias"].iter().any(|part| t.has(&format!("{}.{part}", name(kind, i))));
             any("key") || any("value")
         };
-        let mut layers = Vec::with_capacity(layout.layers.len());
+        let (mut layers, mut dtype) = (Vec::with_capacity(layout.layers.len()), None);
         for (i, origin) in layout.layers.iter_mut().enumerate() {
             let Some(origin) = origin else {
                 if has(i) {
@@ -99,12 +99,15 @@ impl Predictor {
                 continue;
             }
             let (n, k) = (base.kv_dim(i), origin.input.width(source, origin.layer));
-            let linear = |kind: &str| -> Result<Linear> {
+            let mut linear = |kind: &str| -> Result<Linear> {
                 let name = name(kind, i);
-                Ok(Linear {
-                    weight: t.matrix(&format!("{name}.weight"), n, k)?,
-                    bias: t.vector(&format!("{name}.bias"), n)?,
-                })
+                let weight = t.matrix(&format!("{name}.weight"), n, k)?;
+                let first = *dtype.get_or_insert(weight.dtype());
+                if weight.dtype() != first {
+                    let expected = format!("dtype {first}, that of the maps before it");
+                    return refuse(t.origin(), format!("{name}.weight"), expected, weight.dtype());
+                }
+                Ok(Linear { weight, bias: t.vector(&format!("{name}.bias"), n)? })
             };
             layers.push(Some(LayerMap { k: linear("key")?, v: linear("value")? }));
         }
@@ -125,7 +128,7 @@ impl Predictor {
         self.matrices().map(|m| m.bytes().len() as u64).sum()
     }
 
-    /// Storage type of the matrices, if there are any.
+    /// Storage type of all matrices, if there are any.
     pub fn weight_dtype(&self) -> Option<DType> {
         self.matrices().next().map(Matrix::dtype)
     }
@@ -190,9 +193,9 @@ impl Predictor {
 pub struct Prediction<'a, A, X> {
     /// Of the base.
     pub layer: usize,
-    /// What its keys are mapped from, `[batch * len, features]`,
+    /// What its keys are mapped from, `[batch * len, features]`.
     pub k: &'a [X],
-    /// and its values.
+    /// What its values are mapped from, in the same shape.
     pub v: &'a [X],
     /// Receives the prediction.
     pub cache: &'a mut LayerCache<A>,

@@ -367,9 +367,4 @@ impl Pruned {
     pub fn new(base: Arc<Network>, pruning: Pruning) -> Pruned {
         Pruned { base, aux: None, pruning, ranking: Ranking::Attention }
     }
-
-    /// Its networks.
-    pub fn networks(&self) -> impl Iterator<Item = &Arc<Network>> {
-        [&self.base].into_iter().chain(&self.aux)
-    }
 }
