@@ -370,7 +370,7 @@ fn size<'a>(
             Mark { name, role: Role::Control(control), cell: None, ttft: None, speedup: None, clock: Clock::Unknown };
         let same_work =
             matches!(control.kind, ControlKind::MeanCache | ControlKind::TrueCaches | ControlKind::NothingPredicted);
-        // A mean cache does the work of its system, which the record timed in more rounds.
+        // A mean cache shows what the maps of its system are worth at their own time, however fast their means are.
         let timed = batch == 1 && here && control.kind != ControlKind::MeanCache;
         let speedup = if timed { ratio(&file.base.ttft_ns, &control.ttft_ns) } else { None };
         if let Some(row) = alone(record, rows, control, beside.map(|b| b.0), systems[0].1.cell) {
