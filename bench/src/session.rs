@@ -17,6 +17,7 @@ use ttft_reports::schema::{
 };
 use ttft_reports::{
     format::{bytes, seconds},
+    levels::FEWEST_PROCESSES,
     summary,
     text::printable,
 };
@@ -62,8 +63,6 @@ pub struct Session {
     measured: HashMap<String, Measured>,
     /// Cells that an earlier part of this run could not measure.
     skipped: BTreeSet<String>,
-    /// The scenario as it was asked for.
-    scenario_arg: String,
 }
 
 /// An arm that need not be measured, and why.
@@ -267,7 +266,6 @@ impl Session {
             failed: Vec::new(),
             measured: record.cells.iter().map(|c| (c.id.clone(), Measured::of(c))).collect(),
             skipped: record.skipped.iter().map(|s| s.id.clone()).collect(),
-            scenario_arg: knobs.scenario_name().to_owned(),
         }
     }
 
@@ -560,6 +558,11 @@ impl Session {
         self.skip(Skipped { id: id.into(), reason: format!("failed: {error:#}"), ..Default::default() })
     }
 
+    /// The cells that failed so far.
+    pub fn failed(&self) -> &[String] {
+        &self.failed
+    }
+
     /// Whether the budget holds `estimate` seconds more; if not, the reason.
     pub fn over_budget(&self, estimate: f64) -> Option<String> {
         let left = self.budget_left().max(0.0);
@@ -586,17 +589,14 @@ impl Session {
             console::print(format_args!(
                 "record: {path}\nwhat it says: {ttft} validate {path}\na page of it: {ttft} report {path} --html report.html"
             ))?;
-            let scenario = match PRESETS.iter().any(|(name, _)| *name == self.scenario_arg) {
-                true => self.scenario_arg,
-                false => output::shown(Path::new(&self.scenario_arg)),
-            };
-            let decides = format!("{ttft} bench --scenario {scenario}");
+            let decides = format!("{ttft} bench {}", self.knobs.typed());
             match ttft_reports::terminal::answer(&record, &decides) {
                 Some(answer) => {
                     console::print(format_args!("\nWere the operations saved time saved?\n{}", answer.trim_end()))?
                 }
-                None if record.cells.iter().all(|c| c.processes.is_none()) => console::print(format_args!(
-                    "These samples are of one process, so they are indicative. The following command decides: {decides}"
+                None if record.cells.iter().all(|c| summary::processes(c) <= 1) => console::print(format_args!(
+                    "These samples are of fewer than {FEWEST_PROCESSES} processes, so they are indicative. The following \
+                     command decides: {decides}"
                 ))?,
                 None => {}
             }

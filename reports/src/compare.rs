@@ -536,11 +536,10 @@ fn commands(sides: &[Side], lines: &[Line]) -> Vec<String> {
             continue;
         }
         let (a, b) = (&first.records[0].run, &side.records[0].run);
-        let scenario = a.settings.scenario.as_deref().or(b.settings.scenario.as_deref()).unwrap_or("NAME");
         commands.push(if same_machine(&a.machine, &b.machine) {
             format!(
-                "{} and {}: ttft compare --binaries OLD NEW --scenario {scenario} judges two builds by pairs of processes; \
-                 or ttft calibrate measures this machine's occasions once, and comparisons then use it; or two records a \
+                "{} and {}: ttft compare --binaries OLD NEW judges two builds by pairs of processes, of what --scenario and \
+                 --settings say; or ttft calibrate measures this machine's occasions once, and comparisons then use it; or two records a \
                  side and more, taken in turn: ttft compare A1 A2 A3 --with B1 B2 B3",
                 first.name, side.name
             )
