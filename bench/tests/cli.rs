@@ -636,6 +636,16 @@ fn a_calibration_goes_on_in_its_folder() {
     let text = succeed(&mut calibrate("0.1", "1"));
     assert!(first >= 1 && records() > first && text.contains("calibration.json"), "{text}");
     fail(&mut calibrate("0.1", "2"), &["are of another run", "threads"]);
+    // A budget has no effect: every occasion has all its processes.
+    let whole = dir.path().join("whole");
+    let mut c = ttft();
+    c.args(["calibrate", "--tiny", "--processes", "5", "--rounds", "5", "--threads", "1", "--minutes", "0.001"]);
+    c.args(["--budget", "0.001", "--scenario"]).arg(&scenario).arg("--weights").arg(&weights).arg("--folder");
+    let out = c.arg(&whole).output().expect("the command starts");
+    assert!(stderr(&out).contains("at least 3 occasions"), "{}", stderr(&out));
+    for cell in record(&whole.join("occasion-0001.jsonl")).cells {
+        assert_eq!(cell.processes, Some(vec![0, 1, 2, 3, 4]), "{}", cell.id);
+    }
     let before = records();
     succeed(&mut calibrate("0", "1"));
     assert_eq!(records(), before, "nothing is measured");
@@ -649,6 +659,40 @@ fn a_calibration_goes_on_in_its_folder() {
     };
     (0..2).for_each(|_| drop(succeed(&mut document(&dir.path().join("CALIBRATION.md")))));
     fail(&mut document(&file), &["is no calibration report of ttft"]);
+}
+
+/// A process that measures and is killed, as for its memory, fails the cells of its group and no others; a calibration ends there.
+#[cfg(unix)]
+#[test]
+fn a_killed_process_fails_its_group_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    if std::env::var_os("TTFT_TEST_RUNNER").is_some() {
+        eprintln!("skipped: the emulator stands where the script would");
+        return;
+    }
+    let dir = TempDir::new().unwrap();
+    let (scenario, weights, runner) = (small(dir.path()), dir.path().join("w"), dir.path().join("runner"));
+    let script = "#!/bin/sh\n[ \"$2\" = worker ] || exec \"$@\"\njob=$(cat)\ncase $job in\n*'\"prompt\":4,'*) kill -9 $$;;\nesac\n\
+                  printf '%s\\n' \"$job\" | exec \"$@\"\n";
+    fs::write(&runner, script).unwrap();
+    fs::set_permissions(&runner, fs::Permissions::from_mode(0o755)).unwrap();
+    let out = dir.path().join("r.jsonl");
+    let run = |c: &mut Command| {
+        c.args(["--tiny", "--threads", "1", "--processes", "3", "--rounds", "3"]).env("TTFT_TEST_RUNNER", &runner);
+        c.arg("--scenario").arg(&scenario).arg("--weights").arg(&weights).output().expect("the command starts")
+    };
+    let bench = run(ttft().args(["bench", "--out"]).arg(&out));
+    let (table, said) = (String::from_utf8_lossy(&bench.stdout), stderr(&bench));
+    assert!(bench.status.code() == Some(1) && said.contains("2 of the cells failed"), "{table}{said}");
+    assert!(table.contains("1 x 5"), "{table}{said}");
+    let record = record(&out);
+    assert!(record.cells.len() == 2 && record.cells.iter().all(|c| c.prompt == 5), "{:?}", record.cells);
+    assert!(record.skipped.len() == 2 && record.skipped.iter().all(|s| s.reason.contains("ended early (signal: 9")));
+    let folder = dir.path().join("c");
+    let calibrate = run(ttft().args(["calibrate", "--folder"]).arg(&folder));
+    let said = stderr(&calibrate);
+    assert!(calibrate.status.code() == Some(1) && said.contains("cells failed: ttft/OE270M/"), "{said}");
+    assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
 }
 
 /// A scenario of tiny groups.
