@@ -141,6 +141,10 @@ fn usage_is_2_and_errors_are_1() {
     for args in [&["bench", "--nonsense"][..], &["nonsense"], &[], &["zoo", "--batch", "0"]] {
         assert_eq!(ends(ttft().args(args)).0, 2, "{args:?}");
     }
+    let record = Path::new(env!("CARGO_MANIFEST_DIR")).join("../reports/data/amd-epyc-zen4-2c/quick.jsonl");
+    assert_eq!(ends(ttft().arg("report").arg(record)).0, 2);
+    assert_eq!(ends(ttft().args(["compare", "--binaries", "one"])).0, 2);
+    assert_eq!(ends(ttft().args(["bench", "--plan"]).env("TTFT_SCENARIO", "nosuch")).0, 2);
     assert_eq!(ends(ttft().args(["validate", "none.jsonl"])).0, 1);
     assert_eq!(ends(ttft().arg("--version")).0, 0);
 }

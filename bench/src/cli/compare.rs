@@ -18,7 +18,9 @@ use ttft_reports::{
 use super::report::{print_json, read};
 use crate::{
     ab::{self, Contender, Trial},
-    calibrate, console, knobs, output, processes,
+    calibrate,
+    console::{self, Misuse},
+    knobs, output, processes,
 };
 
 /// Say which of two is faster: two sets of records, or two programs that are measured in turn
@@ -148,7 +150,10 @@ impl Compare {
         };
         ensure!(
             self.binaries.len() == 2 || self.settings.len() == 2,
-            "there is nothing to compare: give --binaries two programs, or --settings the flags of each side"
+            Misuse(
+                "there is nothing to compare: give --binaries two programs, or --settings the flags of each side"
+                    .into()
+            )
         );
         let name = |program: &Path, settings: &str, side: &str| match (self.binaries.len(), settings) {
             (2, "") => format!("{side} ({})", program.display()),
