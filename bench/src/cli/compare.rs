@@ -18,7 +18,7 @@ use ttft_reports::{
 use super::report::{print_json, read};
 use crate::{
     ab::{self, Contender, Trial},
-    calibrate,
+    calibrate, cleanup,
     console::{self, Misuse},
     knobs, output, processes,
 };
@@ -94,7 +94,7 @@ impl Compare {
     /// # Errors
     /// Records that cannot be read or have nothing in common; programs that cannot be measured.
     pub fn run(self) -> Result<ExitCode> {
-        if self.runs.is_empty() {
+        if self.measures() {
             return self.programs();
         }
         let sides = if self.with.is_empty() {
@@ -126,6 +126,11 @@ impl Compare {
             console::print(terminal::comparison(&comparison, None).trim_end())?
         }
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// Whether programs are run in turn, and not records compared.
+    pub fn measures(&self) -> bool {
+        self.runs.is_empty()
     }
 
     /// The calibrations that are named, or the one that `ttft calibrate` leaves.
@@ -170,6 +175,7 @@ impl Compare {
         let trial =
             Trial { scenario: self.scenario.clone(), rounds: self.rounds, pairs: self.pairs, seed: self.seed, weights };
         let scratch = tempfile::tempdir().context("no place for the records")?;
+        let _listed = cleanup::list_folder(scratch.path().to_owned());
         let folder = match &self.keep {
             Some(keep) => {
                 std::fs::create_dir(keep).with_context(|| format!("{}: cannot make the folder", keep.display()))?;
