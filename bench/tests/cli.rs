@@ -1281,7 +1281,19 @@ fn records_are_judged_compared_and_reported() {
     let same = succeed(ttft().arg("compare").arg(&record).arg(&record));
     assert!(same.contains("OE450M"), "{same}");
     fail(ttft().arg("compare").arg(&record).arg("paper"), &["error"]);
+    fail(ttft().args(["compare", "--group"]).args([&record, &record]), &["all 2 records are of one machine", "--with"]);
     fail(ttft().arg("report").arg(&record), &["--html"]);
+    // An installed program finds what an earlier calibration left in the user's cache: if that is damaged, it says so and goes on.
+    let installed = dir.path().join("ttft");
+    fs::copy(env!("CARGO_BIN_EXE_ttft"), &installed).unwrap();
+    fs::create_dir_all(dir.path().join("ttft-cache/ttft/ttft-calibration")).unwrap();
+    fs::write(dir.path().join("ttft-cache/ttft/ttft-calibration/calibration.json"), "{\"schema\": ").unwrap();
+    let mut words = program::words();
+    *words.last_mut().unwrap() = installed.to_string_lossy().into_owned();
+    let mut compare = program::program(&words);
+    let compare = compare.arg("compare").args([&record, &record]).env("XDG_CACHE_HOME", dir.path().join("ttft-cache"));
+    let out = compare.output().unwrap();
+    assert!(out.status.success() && stderr(&out).contains("calibration is not used"), "{}", stderr(&out));
     fail(ttft().args(["compare", "paper", "none.jsonl"]), &["none.jsonl", "a record", "`paper`"]);
     fail(ttft().arg("validate").arg(fixture("A").join("meta.json")), &["error"]);
 }

@@ -104,7 +104,14 @@ impl Compare {
         };
         let all = read(&sides.concat())?;
         let sides: Vec<(String, Vec<usize>)> = if self.group {
-            group(&all)
+            let groups = group(&all);
+            ensure!(
+                groups.len() != 1 || all.len() == 1,
+                "all {} records are of one machine, revision and settings, so --group makes one side of them: name the other \
+                 side with --with in place of it, or leave it out, and each record is a side",
+                all.len()
+            );
+            groups
         } else {
             let mut next = 0..;
             let mut side = |paths: &Vec<PathBuf>| -> Vec<usize> { next.by_ref().take(paths.len()).collect() };
@@ -119,7 +126,7 @@ impl Compare {
             .iter()
             .map(|(name, of)| Side { name, records: of.iter().map(|&i| &all[i].1).collect::<Vec<&Record>>() })
             .collect();
-        let comparison = compare(&sides, &self.calibrations()?)?;
+        let comparison = compare(&sides, &self.calibrations(&all)?)?;
         if self.json {
             print_json(&json::comparison(&comparison))?
         } else {
@@ -133,13 +140,26 @@ impl Compare {
         self.runs.is_empty()
     }
 
-    /// The calibrations that are named, or the one that `ttft calibrate` leaves.
-    fn calibrations(&self) -> Result<Vec<Calibration>> {
+    /// The calibrations that are named, or the one that `ttft calibrate` leaves, if it is of a machine of these records.
+    fn calibrations(&self, all: &[(String, Record)]) -> Result<Vec<Calibration>> {
         if !self.calibration.is_empty() {
             return Ok(self.calibration.iter().map(|path| Calibration::read(path)).collect::<Result<_, _>>()?);
         }
         let own = output::calibration_dir().ok().map(|dir| dir.join(calibrate::FILE)).filter(|path| path.exists());
-        Ok(own.iter().map(|path| Calibration::read(path)).collect::<Result<_, _>>()?)
+        let Some(path) = own else { return Ok(Vec::new()) };
+        // Nobody asked for this one: it may be of another machine, and is no reason to compare nothing.
+        match Calibration::read(&path) {
+            Ok(own) => {
+                Ok(vec![own].into_iter().filter(|own| all.iter().any(|(_, r)| own.fits(&r.run.machine))).collect())
+            }
+            Err(e) => {
+                console::note(format_args!(
+                    "this machine's calibration is not used: {e}: ttft calibrate --minutes 0 makes it anew from its records, or \
+                     remove the file"
+                ));
+                Ok(Vec::new())
+            }
+        }
     }
 
     fn programs(&self) -> Result<ExitCode> {
