@@ -266,7 +266,7 @@ impl RunKnobs {
 }
 
 /// A number of threads that an engine may have.
-fn threads(text: &str) -> Result<usize, String> {
+pub(crate) fn threads(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|n| (1..=1024).contains(n)).ok_or_else(|| "give 1 to 1024".into())
 }
 

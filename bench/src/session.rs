@@ -142,9 +142,14 @@ const SAME: &[&str] = &[
 pub(crate) fn differences(before: &RunHeader, now: &RunHeader) -> Result<Vec<String>> {
     let (before, now) = (serde_json::to_value(before)?, serde_json::to_value(now)?);
     let text = |v: Option<&serde_json::Value>| v.map_or("nothing".into(), ToString::to_string);
+    let long = |v: Option<&serde_json::Value>| v.is_some_and(|v| v.get(0).is_some_and(serde_json::Value::is_object));
     let pairs = SAME.iter().map(|place| (place, before.pointer(place), now.pointer(place)));
     let unequal = pairs.filter(|(_, b, n)| b != n);
-    let words = unequal.map(|(place, b, n)| format!("{}: {} then, {} now", &place[1..], text(b), text(n)));
+    let words = unequal.map(|(place, b, n)| match &place[1..] {
+        // Hashes of everything that runs tell nobody more.
+        name if long(b) || long(n) => format!("{name}: not the same"),
+        name => format!("{name}: {} then, {} now", text(b), text(n)),
+    });
     let total = |v: &serde_json::Value| v.pointer("/machine/memory_total_bytes").and_then(serde_json::Value::as_u64);
     let (then, now) = (total(&before), total(&now));
     let other =
@@ -239,9 +244,11 @@ impl Session {
         let differences = differences(&record.run, &header)?;
         ensure!(
             differences.is_empty(),
-            "{}: this is another run, so it is not resumed ({}): give the settings it was started with, or start a new run",
+            "{}: this is another run, so it is not resumed ({}): give the settings it was started with, or start a new run. It was \
+             started with: {}",
             path.display(),
-            differences.join("; ")
+            differences.join("; "),
+            record.run.command.join(" ")
         );
         console::note(format_args!("resuming {}: {} cells are there", path.display(), record.cells.len()));
         header.limits = record.run.limits.clone();

@@ -567,6 +567,17 @@ fn processes_and_rounds_are_as_asked() {
             }
         }
     }
+    // What a later of these runs would meet is found before the first.
+    let each = |numbers: &str, out: &str| {
+        let mut c = ttft();
+        c.args(["bench", "--tiny", "--processes=1", "--each-threads", numbers, "--scenario"]).arg(&scenario);
+        c.arg("--weights").arg(&weights).arg("--out").arg(dir.path().join(out));
+        c
+    };
+    fail(&mut each("4,1", "each.jsonl"), &["each-1-threads.jsonl exists"]);
+    fail(&mut each("1,1", "other.jsonl"), &["1 stands there twice"]);
+    fail(&mut each("1,0", "other.jsonl"), &["give 1 to 1024"]);
+    assert!(!dir.path().join("each-4-threads.jsonl").exists() && !dir.path().join("other-1-threads.jsonl").exists());
     // The command that does the work of one process is for ttft itself.
     fail(
         ttft().arg("worker").arg("--scenario").arg(&scenario).stdin(std::process::Stdio::null()),
@@ -1066,6 +1077,13 @@ fn bench_resumes_and_repeats_what_was_disturbed() {
     fs::write(&out, format!("{kept}{}", &lines[4][..20])).unwrap();
     let torn = fs::read(&out).unwrap();
     fail(bench().args(["--rounds", "4", "--resume"]).arg(&out), &["run.jsonl", "rounds: 3 then, 4 now"]);
+    let other = bench().args(["--base", "OE450M", "--resume"]).arg(&out).output().expect("the command starts");
+    let said = stderr(&other);
+    assert!(
+        !other.status.success() && said.contains("networks: not the same") && !said.contains("config_sha256"),
+        "{said}"
+    );
+    assert!(said.contains("It was started with: ttft bench --tiny --threads 1 --scenario small.toml"), "{said}");
     succeed(bench().args(["--plan", "--resume"]).arg(&out));
     assert!(fs::read(&out).unwrap() == torn, "neither a refusal nor a plan changes the record");
     fail(ttft().args(["bench", "--threads", "1", "--resume"]).arg(&out), &["scenario_sha256", "Tiny"]);
