@@ -47,7 +47,7 @@ pub fn take(knobs: &RunKnobs, asked: Asked, size: Size, folder: &Path, time: Dur
     let start = Instant::now();
     let mut session = Session::start(&knobs, Sampler::Rounds, asked, size)?;
     for earlier in records(folder)?.iter().take(1) {
-        let differences = differences(&earlier.run, session.header())?;
+        let differences = differences(earlier, session.header(), knobs.engine.pin)?;
         if !differences.is_empty() {
             // What was begun here is not of this folder.
             fs::remove_file(session.record_path())?;

@@ -138,9 +138,10 @@ const SAME: &[&str] = &[
     "/notes",
 ];
 
-/// Where two runs are not the same run, in words.
-pub(crate) fn differences(before: &RunHeader, now: &RunHeader) -> Result<Vec<String>> {
-    let (before, now) = (serde_json::to_value(before)?, serde_json::to_value(now)?);
+/// Where the run of a record and another, whose threads are bound to CPUs if `pin`, are not the same run, in words.
+pub(crate) fn differences(record: &Record, now: &RunHeader, pin: bool) -> Result<Vec<String>> {
+    let bound = record.pinned().filter(|bound| *bound != pin).map(|bound| format!("pin: {bound} then, {pin} now"));
+    let (before, now) = (serde_json::to_value(&record.run)?, serde_json::to_value(now)?);
     let text = |v: Option<&serde_json::Value>| v.map_or("nothing".into(), ToString::to_string);
     let long = |v: Option<&serde_json::Value>| v.is_some_and(|v| v.get(0).is_some_and(serde_json::Value::is_object));
     let pairs = SAME.iter().map(|place| (place, before.pointer(place), now.pointer(place)));
@@ -154,7 +155,7 @@ pub(crate) fn differences(before: &RunHeader, now: &RunHeader) -> Result<Vec<Str
     let (then, now) = (total(&before), total(&now));
     let other =
         (!memory::about_equal(then, now)).then(|| format!("machine/memory_total_bytes: {then:?} then, {now:?} now"));
-    Ok(words.chain(other).collect())
+    Ok(words.chain(other).chain(bound).collect())
 }
 
 /// What stands in a record of tiny networks.
@@ -241,7 +242,7 @@ impl Session {
         let mut rig = Rig::new(&knobs, size)?;
         rig.scenario.rounds = asked.rounds.unwrap_or(rig.scenario.rounds);
         let mut header = header(&rig, &knobs, Sampler::Rounds, asked)?;
-        let differences = differences(&record.run, &header)?;
+        let differences = differences(&record, &header, knobs.engine.pin)?;
         ensure!(
             differences.is_empty(),
             "{}: this is another run, so it is not resumed ({}): give the settings it was started with, or start a new run. It was \

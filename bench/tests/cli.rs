@@ -1077,6 +1077,9 @@ fn bench_resumes_and_repeats_what_was_disturbed() {
     fs::write(&out, format!("{kept}{}", &lines[4][..20])).unwrap();
     let torn = fs::read(&out).unwrap();
     fail(bench().args(["--rounds", "4", "--resume"]).arg(&out), &["run.jsonl", "rounds: 3 then, 4 now"]);
+    if cfg!(target_os = "linux") {
+        fail(bench().args(["--pin", "--resume"]).arg(&out), &["pin: false then, true now"]);
+    }
     let other = bench().args(["--base", "OE450M", "--resume"]).arg(&out).output().expect("the command starts");
     let said = stderr(&other);
     assert!(

@@ -303,7 +303,19 @@ pub fn group(runs: &[(String, Record)]) -> Vec<(String, Vec<usize>)> {
                 s.start.unwrap_or_default(),
             )
         };
-        same_machine(&a.run.machine, &b.run.machine) && a.run.git == b.run.git && settings(a) == settings(b)
+        let unequal = |(a, b): (Option<bool>, Option<bool>)| a.zip(b).is_some_and(|(a, b)| a != b);
+        // A kernel that was asked for shows in the cells alone.
+        let kernels = |cell: &Cell| {
+            let twin = b.cells.iter().find(|c| c.id == cell.id);
+            twin.is_some_and(|twin| {
+                !cell.kernels.is_empty() && !twin.kernels.is_empty() && cell.kernels != twin.kernels
+            })
+        };
+        same_machine(&a.run.machine, &b.run.machine)
+            && a.run.git == b.run.git
+            && settings(a) == settings(b)
+            && !unequal((a.pinned(), b.pinned()))
+            && !a.cells.iter().any(kernels)
     };
     let mut groups: Vec<Vec<usize>> = Vec::new();
     for (i, (_, record)) in runs.iter().enumerate() {
@@ -606,7 +618,7 @@ mod tests {
     use super::*;
     use crate::{
         paper, samples,
-        schema::{Extent, Kind},
+        schema::{Extent, Kind, Placement},
     };
 
     /// A cell of the paper's size without samples.
@@ -699,6 +711,16 @@ mod tests {
         assert_eq!(groups.iter().map(|g| g.1.clone()).collect::<Vec<_>>(), [vec![0, 2, 3], vec![1]]);
         assert_eq!(groups[0].0, "a and 2 more at 7c62dcb0");
         assert_eq!(groups[1].0, "b at 7c62dcb0 (modified)");
+        let before = runs.clone();
+        let pin = |(_, record): &mut (String, Record), pinned: bool| {
+            record.cells[0].placement = Some(Placement { pinned, ..Placement::default() });
+        };
+        (pin(&mut runs[0], false), pin(&mut runs[2], true));
+        assert_eq!(group(&runs).len(), 3, "bound to CPUs");
+        runs = before.clone();
+        runs[2].1.cells[0].kernels = vec!["another".into()];
+        assert_eq!(group(&runs).len(), 3, "of another kernel");
+        runs = before;
         runs[2].1.run.settings.threads = Some(1);
         assert_eq!(group(&runs).len(), 3);
     }
