@@ -21,6 +21,10 @@ pub mod word;
 
 use std::fmt;
 
+#[cfg(test)]
+use schemars::JsonSchema;
+use serde::Serialize;
+
 use crate::{
     format,
     schema::{Cell, Cost, Kind, Limits, Named, PhaseRecord, Prediction, Record},
@@ -67,13 +71,14 @@ pub struct Claim<'a> {
 }
 
 /// Both arms take longer to read their bytes at the measured bandwidth than to do their FLOPs at the measured peak.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 pub struct MemoryBound {
     /// Bytes that the base reads.
     pub base_bytes: u64,
     /// Bytes that the system reads.
     pub bytes: u64,
-    /// Prompt tokens from which on the system is the faster one by these limits; `None` if it never is.
+    /// Prompt tokens from which on the system is the faster one by these limits; null if it never is.
     pub pays_from: Option<f64>,
 }
 
