@@ -715,7 +715,8 @@ mod tests {
         let pin = |(_, record): &mut (String, Record), pinned: bool| {
             record.cells[0].placement = Some(Placement { pinned, ..Placement::default() });
         };
-        (pin(&mut runs[0], false), pin(&mut runs[2], true));
+        pin(&mut runs[0], false);
+        pin(&mut runs[2], true);
         assert_eq!(group(&runs).len(), 3, "bound to CPUs");
         runs = before.clone();
         runs[2].1.cells[0].kernels = vec!["another".into()];
