@@ -17,7 +17,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use regex::Regex;
 use ttft_reports::{format::seconds, pairs::Pair, schema::Record};
 
-use crate::{console, layout::Layout, processes, scenario};
+use crate::{cleanup, console, layout::Layout, processes, scenario};
 
 /// Flags without which a program cannot be measured.
 const NEEDED: [&str; 4] = ["--scenario", "--rounds", "--budget", "--out"];
@@ -95,7 +95,10 @@ impl Contender {
         }
         command.args(&self.settings).stdin(Stdio::null()).stdout(Stdio::null());
         command.stderr(File::create(&log).with_context(|| format!("{}: cannot write it", log.display()))?);
-        let status = layout.vary(&mut command).status().with_context(|| format!("cannot start {}", self.name))?;
+        let mut child = layout.vary(&mut command).spawn().with_context(|| format!("cannot start {}", self.name))?;
+        let listed = cleanup::list_process(child.id());
+        let status = child.wait().with_context(|| format!("cannot wait for {}", self.name))?;
+        drop(listed);
         let said = || fs::read_to_string(&log).unwrap_or_default();
         ensure!(status.success(), "{} ended early ({status}) and said:\n{}", self.name, said().trim());
         let record = Record::read(out).with_context(|| format!("cannot read what {} recorded", self.name))?;

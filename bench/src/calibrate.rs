@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use ttft_reports::{
     calibration::Calibration,
@@ -21,6 +21,7 @@ use crate::{
     console,
     design::Design,
     knobs::RunKnobs,
+    output::Pending,
     planner,
     rig::Group,
     rounds,
@@ -34,7 +35,7 @@ pub const FILE: &str = "calibration.json";
 /// Takes occasions for so long, in `folder`, after those that are there already.
 ///
 /// # Errors
-/// Records of another run in the folder; what measuring and writing say.
+/// Records of another run in the folder; a cell that failed; what measuring and writing say.
 pub fn take(knobs: &RunKnobs, asked: Asked, size: Size, folder: &Path, time: Duration) -> Result<()> {
     fs::create_dir_all(folder).with_context(|| format!("{}: cannot make the folder", folder.display()))?;
     let mut number = next_number(folder)?;
@@ -42,10 +43,11 @@ pub fn take(knobs: &RunKnobs, asked: Asked, size: Size, folder: &Path, time: Dur
     knobs.out = Some(occasion(folder, number));
     // It is no part of what varies here, and takes longer than an occasion's samples.
     knobs.energy = Some(false);
+    knobs.budget = Some(time.as_secs_f64());
     let start = Instant::now();
     let mut session = Session::start(&knobs, Sampler::Rounds, asked, size)?;
     for earlier in records(folder)?.iter().take(1) {
-        let differences = differences(&earlier.run, session.header())?;
+        let differences = differences(earlier, session.header(), knobs.engine.pin)?;
         if !differences.is_empty() {
             // What was begun here is not of this folder.
             fs::remove_file(session.record_path())?;
@@ -72,9 +74,16 @@ pub fn take(knobs: &RunKnobs, asked: Asked, size: Size, folder: &Path, time: Dur
     session.rig.make(&arms)?;
     let bar = ProgressBar::new(time.as_secs());
     bar.set_style(ProgressStyle::with_template("{msg} [{bar:30}] {percent}% (left: {eta})")?.progress_chars("=> "));
+    // Every occasion is of the same design: the last one is measured to its end.
+    session.grant(f64::INFINITY);
     loop {
         for group in &groups {
             rounds::measure(&mut session, group, design)?;
+        }
+        if !session.failed().is_empty() {
+            // Another would lack the same cells.
+            fs::remove_file(session.record_path())?;
+            bail!("occasion {number} is not kept, because cells failed: {}", session.failed().join(", "));
         }
         bar.set_position(start.elapsed().as_secs().min(time.as_secs()));
         bar.set_message(format!("occasion {number}"));
@@ -159,6 +168,6 @@ pub fn analyse(folder: &Path) -> Result<Calibration> {
     let records = records(folder)?;
     let calibration = Calibration::of(&records).with_context(|| folder.display().to_string())?;
     let path = folder.join(FILE);
-    fs::write(&path, calibration.write()).with_context(|| format!("{}: cannot write it", path.display()))?;
+    Pending::claim(&path)?.write(|out| Ok(out.write_all(calibration.write().as_bytes())?))?;
     Ok(calibration)
 }

@@ -1,4 +1,5 @@
-//! What must not stay behind: temporary files are listed here while they exist, and removed when a signal ends the program.
+//! What must not stay behind: temporary files and folders, and processes that write there, are listed here while they exist, and
+//! removed or ended when a signal ends the program.
 
 use std::{
     collections::BTreeMap,
@@ -10,8 +11,15 @@ use std::{
     },
 };
 
-/// Temporary files by the number of their listing.
-static LISTED: Mutex<BTreeMap<u64, PathBuf>> = Mutex::new(BTreeMap::new());
+/// What would stay behind.
+enum Left {
+    File(PathBuf),
+    Folder(PathBuf),
+    Process(u32),
+}
+
+/// All of it by the number of its listing.
+static LISTED: Mutex<BTreeMap<u64, Left>> = Mutex::new(BTreeMap::new());
 
 /// Whether the program ends by itself soon after it has been asked to, and whether it has been asked.
 static WAITS: AtomicBool = AtomicBool::new(false);
@@ -28,15 +36,29 @@ pub fn asked() -> bool {
     ASKED.load(Relaxed)
 }
 
-/// A listed file. Whoever drops this has renamed or removed the file.
+/// Something listed. Whoever drops this has renamed or removed the file or folder, or waited for the process.
 #[derive(Debug)]
 pub struct Listed(u64);
 
 /// Lists a temporary file.
 pub fn list(path: PathBuf) -> Listed {
+    add(Left::File(path))
+}
+
+/// Lists a temporary folder.
+pub fn list_folder(path: PathBuf) -> Listed {
+    add(Left::Folder(path))
+}
+
+/// Lists a process that this one started, by its id.
+pub fn list_process(id: u32) -> Listed {
+    add(Left::Process(id))
+}
+
+fn add(left: Left) -> Listed {
     let mut listed = LISTED.lock().unwrap_or_else(PoisonError::into_inner);
     let number = listed.last_key_value().map_or(0, |(n, _)| n + 1);
-    listed.insert(number, path);
+    listed.insert(number, left);
     Listed(number)
 }
 
@@ -48,18 +70,32 @@ impl Drop for Listed {
 
 /// Removes everything listed, and what the models' writers have begun: for a program that is about to end.
 pub fn all() {
-    for path in LISTED.lock().unwrap_or_else(PoisonError::into_inner).values() {
+    // What came later may still write into what was there before.
+    for left in LISTED.lock().unwrap_or_else(PoisonError::into_inner).values().rev() {
         // It may have been renamed a moment ago.
-        let _ = fs::remove_file(path);
+        let _ = match left {
+            Left::File(path) => fs::remove_file(path),
+            Left::Folder(path) => fs::remove_dir_all(path),
+            Left::Process(id) => {
+                signals::end(*id);
+                Ok(())
+            }
+        };
     }
     ttft_models::synth::abandon();
 }
 
 #[cfg(unix)]
 mod signals {
-    use std::sync::{Mutex, PoisonError, atomic::Ordering::Relaxed};
+    use std::{
+        sync::{Mutex, PoisonError, atomic::Ordering::Relaxed},
+        time::Duration,
+    };
 
-    use nix::sys::signal::{SigSet, Signal, raise};
+    use nix::{
+        sys::signal::{SigSet, Signal, kill, raise},
+        unistd::Pid,
+    };
 
     use super::{ASKED, WAITS};
 
@@ -115,6 +151,18 @@ mod signals {
         }
     }
 
+    /// Asks a process to end, and gives it two seconds to clean up; another thread waits for it.
+    pub fn end(process: u32) {
+        let Ok(id) = i32::try_from(process).map(Pid::from_raw) else { return };
+        let _ = kill(id, Signal::SIGTERM);
+        for _ in 0..200 {
+            if kill(id, None).is_err() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     /// Ends this program by the signal that asked it to, so that whoever started it knows why.
     pub fn end_as_asked() -> ! {
         super::all();
@@ -134,6 +182,9 @@ mod signals {
 
     /// Temporary files of an interrupted program stay on this system.
     pub fn watch() {}
+
+    /// Nothing asks a process to end here.
+    pub fn end(_process: u32) {}
 
     /// Ends this program.
     pub fn end_as_asked() -> ! {

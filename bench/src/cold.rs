@@ -80,7 +80,7 @@ impl Start {
 
 /// Which caches a cold start finds empty, in words.
 pub(crate) fn cache() -> String {
-    match machine::virtualised() {
+    match machine::virtual_machine() {
         Some(true) => "the guest's cache is cold, the host's unknown",
         Some(false) => "the system's cache is cold, the disk's own unknown",
         None => "the system's cache is cold; if it is a virtual machine, the host's is unknown",

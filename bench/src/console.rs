@@ -5,7 +5,7 @@
 
 use std::{
     cell::Cell,
-    fmt::Display,
+    fmt::{self, Display},
     io::{self, ErrorKind, IsTerminal, Write},
     ops::ControlFlow,
     panic, process,
@@ -79,13 +79,25 @@ pub fn note(text: impl Display) {
     let _ = io::stderr().lock().write_all(clean(&format!("{text}\n")).as_bytes());
 }
 
-/// Ends a program: with the code of its answer, or with 1 and the error in words.
+/// What is wrong with a command line that could be read.
+#[derive(Debug)]
+pub struct Misuse(pub String);
+
+impl Display for Misuse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Misuse {}
+
+/// Ends a program: with the code of its answer, or with the error in words and 1, or 2 if its command line was wrong.
 pub fn end(done: Result<ExitCode>) -> ExitCode {
     match done {
         Ok(code) => code,
         Err(e) => {
             note(format_args!("error: {}", words(&e)));
-            ExitCode::FAILURE
+            if e.is::<Misuse>() { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
 }

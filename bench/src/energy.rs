@@ -137,7 +137,7 @@ impl Count<'_> {
 /// Why there is no package in a tree.
 fn none(root: &Path) -> String {
     let no = format!("no package tells its energy in {}", root.display());
-    match machine::virtualised() {
+    match machine::virtual_machine() {
         Some(true) => format!("{no}: hosts do not show it to virtual machines; measure on the host or another machine"),
         _ => {
             format!("{no}: load the kernel's module intel_rapl_msr, which also serves AMD; a container does not see it")

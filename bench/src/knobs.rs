@@ -180,6 +180,14 @@ impl RunKnobs {
         flags
     }
 
+    /// The same flags as one types them; a default backend goes without saying.
+    pub fn typed(&self) -> String {
+        let all = RunKnobs { scenario: Some(self.scenario_name().to_owned()), ..self.clone() }.flags();
+        let said = all.chunks(2).filter(|pair| *pair != ["--backend", "ttft"]);
+        let words: Vec<String> = said.flatten().map(|word| output::quoted(&word.to_string_lossy())).collect();
+        words.join(" ")
+    }
+
     /// The knobs as the environment sets them. Relative paths are meant from where the user called cargo.
     ///
     /// # Errors
@@ -258,7 +266,7 @@ impl RunKnobs {
 }
 
 /// A number of threads that an engine may have.
-fn threads(text: &str) -> Result<usize, String> {
+pub(crate) fn threads(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|n| (1..=1024).contains(n)).ok_or_else(|| "give 1 to 1024".into())
 }
 
@@ -318,6 +326,18 @@ mod tests {
         for flag in [["--base-tokens", "15"], ["--sink-tokens", "1"]] {
             assert!(flags.windows(2).any(|f| f == flag), "{flag:?}: {flags:?}");
         }
+    }
+
+    #[test]
+    fn a_command_for_the_same_names_all_that_was_asked_for() {
+        let mut knobs = RunKnobs::from_env().unwrap();
+        assert_eq!(knobs.typed(), "--scenario quick");
+        (knobs.scenario, knobs.base) = (Some("my scenarios/s.toml".into()), Some("OE1.1B".into()));
+        (knobs.aux, knobs.start) = (Some("OE270M".into()), Some(Start::Cold));
+        (knobs.engine.threads, knobs.engine.pin) = (Some(2), true);
+        let typed = "--base OE1.1B --aux OE270M --start cold --threads 2 --pin";
+        let quoted = knobs.typed().replace('"', "'");
+        assert_eq!(quoted, format!("--scenario 'my scenarios/s.toml' {typed}"));
     }
 
     #[test]

@@ -83,11 +83,37 @@ fn core_classes() -> Option<Vec<CoreClass>> {
 }
 
 /// Whether this is a virtual machine.
-pub(crate) fn virtualised() -> Option<bool> {
-    // x86 only: the kernel lists the CPUID bit that hypervisors set.
-    let info = read("/proc/cpuinfo")?;
-    let flags = info.lines().find_map(|l| l.strip_prefix("flags")?.trim_start().strip_prefix(':'))?;
-    Some(flags.split_whitespace().any(|f| f == "hypervisor"))
+pub(crate) fn virtual_machine() -> Option<bool> {
+    virtualised(|path| read(Path::new("/").join(path)))
+}
+
+/// Whether a hypervisor runs the system whose files `read` gives, by their paths below its root.
+pub(crate) fn virtualised(read: impl Fn(&str) -> Option<String>) -> Option<bool> {
+    // x86 has a bit for it, which the kernel lists. Elsewhere the firmware names the maker of the machine.
+    let info = read("proc/cpuinfo").unwrap_or_default();
+    let flags = info.lines().find_map(|l| l.strip_prefix("flags")?.trim_start().strip_prefix(':'));
+    if let Some(flags) = flags {
+        return Some(flags.split_whitespace().any(|f| f == "hypervisor"));
+    }
+    if read("sys/hypervisor/type").is_some() || read("proc/device-tree/hypervisor/compatible").is_some() {
+        return Some(true);
+    }
+    let [vendor, product] = ["sys_vendor", "product_name"].map(|f| read(&format!("sys/class/dmi/id/{f}")));
+    let words = format!("{} {}", vendor?, product?).to_lowercase();
+    let virtual_ones = [
+        "qemu",
+        "kvm",
+        "vmware",
+        "virtualbox",
+        "virtual machine",
+        "xen",
+        "google compute engine",
+        "parallels",
+        "apple virtualization",
+    ];
+    // Amazon's machines without a hypervisor carry it in their name.
+    let amazon = words.contains("amazon ec2") && !words.contains(".metal");
+    Some(amazon || virtual_ones.iter().any(|v| words.contains(v)))
 }
 
 fn system() -> Option<System> {
@@ -122,7 +148,7 @@ pub fn fingerprint() -> Machine {
         governor: read(format!("{CPUS}/cpu0/cpufreq/scaling_governor")).or_else(power),
         frequency_mhz: cpu.and_then(|c| known(c.frequency())).map(|mhz| mhz as f64),
         load_1m: load(),
-        virtualised: virtualised(),
+        virtualised: virtual_machine(),
         numa_nodes: placement::nodes().and_then(|nodes| nodes.len().try_into().ok()),
     }
 }

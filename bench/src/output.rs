@@ -261,10 +261,14 @@ pub fn replaces(out: &Path, what: &str, begins: &str) -> Result<()> {
 /// A path as it can be pasted into a shell: absolute, and quoted where a shell would take it apart.
 pub fn shown(path: &Path) -> String {
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    let text = path.to_string_lossy();
+    quoted(&path.to_string_lossy())
+}
+
+/// A word as a shell takes it.
+pub fn quoted(text: &str) -> String {
     let plain = |c: char| c.is_alphanumeric() || "/._-+:,@%=\\~".contains(c);
     if text.chars().all(plain) && (cfg!(windows) || !text.contains(['\\', '~'])) {
-        text.into_owned()
+        text.to_owned()
     } else if cfg!(windows) {
         format!("\"{text}\"")
     } else {

@@ -1,6 +1,6 @@
 //! The sampler without criterion: every group in several processes, each of which takes rounds of all systems of the group.
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use ttft_reports::{
@@ -194,7 +194,11 @@ fn in_processes(session: &mut Session, group: &Group, design: Design, bar: &Prog
             break;
         }
         let turn = process.wrapping_mul(design.rounds);
-        let outcomes = one_process(session, group, design.rounds, turn, bar)?;
+        let outcomes = match one_process(session, group, design.rounds, turn, bar) {
+            Ok(outcomes) => outcomes,
+            // It may have been killed for the memory that this group takes: the others can still be measured.
+            Err(e) => return Ok(group.arms.iter().map(|_| Err(anyhow!("{e:#}"))).collect()),
+        };
         for (all, outcome) in cells.iter_mut().zip(outcomes) {
             match (all.as_mut(), outcome) {
                 (Ok(cells), Ok(cell)) => cells.push(cell),

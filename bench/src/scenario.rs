@@ -25,6 +25,7 @@ use ttft_reports::{
 
 use crate::{
     catalog::{Asked, Catalog, TokenPruned},
+    console::Misuse,
     identity, output,
 };
 
@@ -295,7 +296,8 @@ pub fn text(name: &str) -> Result<String> {
     }
     if !Path::new(name).exists() {
         let presets: Vec<_> = PRESETS.iter().map(|(n, _)| *n).collect();
-        bail!("no preset and no file is called '{name}'; the presets are: {}", presets.join(", "));
+        let presets = presets.join(", ");
+        bail!(Misuse(format!("no preset and no file is called '{name}'; the presets are: {presets}")));
     }
     let cannot = || format!("{name}: cannot read the scenario");
     let mut text = Vec::new();

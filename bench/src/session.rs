@@ -17,6 +17,7 @@ use ttft_reports::schema::{
 };
 use ttft_reports::{
     format::{bytes, seconds},
+    levels::FEWEST_PROCESSES,
     summary,
     text::printable,
 };
@@ -62,8 +63,6 @@ pub struct Session {
     measured: HashMap<String, Measured>,
     /// Cells that an earlier part of this run could not measure.
     skipped: BTreeSet<String>,
-    /// The scenario as it was asked for.
-    scenario_arg: String,
 }
 
 /// An arm that need not be measured, and why.
@@ -139,18 +138,24 @@ const SAME: &[&str] = &[
     "/notes",
 ];
 
-/// Where two runs are not the same run, in words.
-pub(crate) fn differences(before: &RunHeader, now: &RunHeader) -> Result<Vec<String>> {
-    let (before, now) = (serde_json::to_value(before)?, serde_json::to_value(now)?);
+/// Where the run of a record and another, whose threads are bound to CPUs if `pin`, are not the same run, in words.
+pub(crate) fn differences(record: &Record, now: &RunHeader, pin: bool) -> Result<Vec<String>> {
+    let bound = record.pinned().filter(|bound| *bound != pin).map(|bound| format!("pin: {bound} then, {pin} now"));
+    let (before, now) = (serde_json::to_value(&record.run)?, serde_json::to_value(now)?);
     let text = |v: Option<&serde_json::Value>| v.map_or("nothing".into(), ToString::to_string);
+    let long = |v: Option<&serde_json::Value>| v.is_some_and(|v| v.get(0).is_some_and(serde_json::Value::is_object));
     let pairs = SAME.iter().map(|place| (place, before.pointer(place), now.pointer(place)));
     let unequal = pairs.filter(|(_, b, n)| b != n);
-    let words = unequal.map(|(place, b, n)| format!("{}: {} then, {} now", &place[1..], text(b), text(n)));
+    let words = unequal.map(|(place, b, n)| match &place[1..] {
+        // Hashes of everything that runs tell nobody more.
+        name if long(b) || long(n) => format!("{name}: not the same"),
+        name => format!("{name}: {} then, {} now", text(b), text(n)),
+    });
     let total = |v: &serde_json::Value| v.pointer("/machine/memory_total_bytes").and_then(serde_json::Value::as_u64);
     let (then, now) = (total(&before), total(&now));
     let other =
         (!memory::about_equal(then, now)).then(|| format!("machine/memory_total_bytes: {then:?} then, {now:?} now"));
-    Ok(words.chain(other).collect())
+    Ok(words.chain(other).chain(bound).collect())
 }
 
 /// What stands in a record of tiny networks.
@@ -237,12 +242,14 @@ impl Session {
         let mut rig = Rig::new(&knobs, size)?;
         rig.scenario.rounds = asked.rounds.unwrap_or(rig.scenario.rounds);
         let mut header = header(&rig, &knobs, Sampler::Rounds, asked)?;
-        let differences = differences(&record.run, &header)?;
+        let differences = differences(&record, &header, knobs.engine.pin)?;
         ensure!(
             differences.is_empty(),
-            "{}: this is another run, so it is not resumed ({}): give the settings it was started with, or start a new run",
+            "{}: this is another run, so it is not resumed ({}): give the settings it was started with, or start a new run. It was \
+             started with: {}",
             path.display(),
-            differences.join("; ")
+            differences.join("; "),
+            record.run.command.join(" ")
         );
         console::note(format_args!("resuming {}: {} cells are there", path.display(), record.cells.len()));
         header.limits = record.run.limits.clone();
@@ -267,7 +274,6 @@ impl Session {
             failed: Vec::new(),
             measured: record.cells.iter().map(|c| (c.id.clone(), Measured::of(c))).collect(),
             skipped: record.skipped.iter().map(|s| s.id.clone()).collect(),
-            scenario_arg: knobs.scenario_name().to_owned(),
         }
     }
 
@@ -560,6 +566,11 @@ impl Session {
         self.skip(Skipped { id: id.into(), reason: format!("failed: {error:#}"), ..Default::default() })
     }
 
+    /// The cells that failed so far.
+    pub fn failed(&self) -> &[String] {
+        &self.failed
+    }
+
     /// Whether the budget holds `estimate` seconds more; if not, the reason.
     pub fn over_budget(&self, estimate: f64) -> Option<String> {
         let left = self.budget_left().max(0.0);
@@ -586,17 +597,14 @@ impl Session {
             console::print(format_args!(
                 "record: {path}\nwhat it says: {ttft} validate {path}\na page of it: {ttft} report {path} --html report.html"
             ))?;
-            let scenario = match PRESETS.iter().any(|(name, _)| *name == self.scenario_arg) {
-                true => self.scenario_arg,
-                false => output::shown(Path::new(&self.scenario_arg)),
-            };
-            let decides = format!("{ttft} bench --scenario {scenario}");
+            let decides = format!("{ttft} bench {}", self.knobs.typed());
             match ttft_reports::terminal::answer(&record, &decides) {
                 Some(answer) => {
                     console::print(format_args!("\nWere the operations saved time saved?\n{}", answer.trim_end()))?
                 }
-                None if record.cells.iter().all(|c| c.processes.is_none()) => console::print(format_args!(
-                    "These samples are of one process, so they are indicative. The following command decides: {decides}"
+                None if record.cells.iter().all(|c| summary::processes(c) <= 1) => console::print(format_args!(
+                    "These samples are of fewer than {FEWEST_PROCESSES} processes, so they are indicative. The following \
+                     command decides: {decides}"
                 ))?,
                 None => {}
             }

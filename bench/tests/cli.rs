@@ -567,6 +567,17 @@ fn processes_and_rounds_are_as_asked() {
             }
         }
     }
+    // What a later of these runs would meet is found before the first.
+    let each = |numbers: &str, out: &str| {
+        let mut c = ttft();
+        c.args(["bench", "--tiny", "--processes=1", "--each-threads", numbers, "--scenario"]).arg(&scenario);
+        c.arg("--weights").arg(&weights).arg("--out").arg(dir.path().join(out));
+        c
+    };
+    fail(&mut each("4,1", "each.jsonl"), &["each-1-threads.jsonl exists"]);
+    fail(&mut each("1,1", "other.jsonl"), &["1 stands there twice"]);
+    fail(&mut each("1,0", "other.jsonl"), &["give 1 to 1024"]);
+    assert!(!dir.path().join("each-4-threads.jsonl").exists() && !dir.path().join("other-1-threads.jsonl").exists());
     // The command that does the work of one process is for ttft itself.
     fail(
         ttft().arg("worker").arg("--scenario").arg(&scenario).stdin(std::process::Stdio::null()),
@@ -636,6 +647,16 @@ fn a_calibration_goes_on_in_its_folder() {
     let text = succeed(&mut calibrate("0.1", "1"));
     assert!(first >= 1 && records() > first && text.contains("calibration.json"), "{text}");
     fail(&mut calibrate("0.1", "2"), &["are of another run", "threads"]);
+    // A budget has no effect: every occasion has all its processes.
+    let whole = dir.path().join("whole");
+    let mut c = ttft();
+    c.args(["calibrate", "--tiny", "--processes", "5", "--rounds", "5", "--threads", "1", "--minutes", "0.001"]);
+    c.args(["--budget", "0.001", "--scenario"]).arg(&scenario).arg("--weights").arg(&weights).arg("--folder");
+    let out = c.arg(&whole).output().expect("the command starts");
+    assert!(stderr(&out).contains("at least 3 occasions"), "{}", stderr(&out));
+    for cell in record(&whole.join("occasion-0001.jsonl")).cells {
+        assert_eq!(cell.processes, Some(vec![0, 1, 2, 3, 4]), "{}", cell.id);
+    }
     let before = records();
     succeed(&mut calibrate("0", "1"));
     assert_eq!(records(), before, "nothing is measured");
@@ -649,6 +670,40 @@ fn a_calibration_goes_on_in_its_folder() {
     };
     (0..2).for_each(|_| drop(succeed(&mut document(&dir.path().join("CALIBRATION.md")))));
     fail(&mut document(&file), &["is no calibration report of ttft"]);
+}
+
+/// A process that measures and is killed, as for its memory, fails the cells of its group and no others; a calibration ends there.
+#[cfg(unix)]
+#[test]
+fn a_killed_process_fails_its_group_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    if std::env::var_os("TTFT_TEST_RUNNER").is_some() {
+        eprintln!("skipped: the emulator stands where the script would");
+        return;
+    }
+    let dir = TempDir::new().unwrap();
+    let (scenario, weights, runner) = (small(dir.path()), dir.path().join("w"), dir.path().join("runner"));
+    let script = "#!/bin/sh\n[ \"$2\" = worker ] || exec \"$@\"\njob=$(cat)\ncase $job in\n*'\"prompt\":4,'*) kill -9 $$;;\nesac\n\
+                  printf '%s\\n' \"$job\" | exec \"$@\"\n";
+    fs::write(&runner, script).unwrap();
+    fs::set_permissions(&runner, fs::Permissions::from_mode(0o755)).unwrap();
+    let out = dir.path().join("r.jsonl");
+    let run = |c: &mut Command| {
+        c.args(["--tiny", "--threads", "1", "--processes", "3", "--rounds", "3"]).env("TTFT_TEST_RUNNER", &runner);
+        c.arg("--scenario").arg(&scenario).arg("--weights").arg(&weights).output().expect("the command starts")
+    };
+    let bench = run(ttft().args(["bench", "--out"]).arg(&out));
+    let (table, said) = (String::from_utf8_lossy(&bench.stdout), stderr(&bench));
+    assert!(bench.status.code() == Some(1) && said.contains("2 of the cells failed"), "{table}{said}");
+    assert!(table.contains("1 x 5"), "{table}{said}");
+    let record = record(&out);
+    assert!(record.cells.len() == 2 && record.cells.iter().all(|c| c.prompt == 5), "{:?}", record.cells);
+    assert!(record.skipped.len() == 2 && record.skipped.iter().all(|s| s.reason.contains("ended early (signal: 9")));
+    let folder = dir.path().join("c");
+    let calibrate = run(ttft().args(["calibrate", "--folder"]).arg(&folder));
+    let said = stderr(&calibrate);
+    assert!(calibrate.status.code() == Some(1) && said.contains("cells failed: ttft/OE270M/"), "{said}");
+    assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
 }
 
 /// A scenario of tiny groups.
@@ -1022,6 +1077,16 @@ fn bench_resumes_and_repeats_what_was_disturbed() {
     fs::write(&out, format!("{kept}{}", &lines[4][..20])).unwrap();
     let torn = fs::read(&out).unwrap();
     fail(bench().args(["--rounds", "4", "--resume"]).arg(&out), &["run.jsonl", "rounds: 3 then, 4 now"]);
+    if cfg!(target_os = "linux") {
+        fail(bench().args(["--pin", "--resume"]).arg(&out), &["pin: false then, true now"]);
+    }
+    let other = bench().args(["--base", "OE450M", "--resume"]).arg(&out).output().expect("the command starts");
+    let said = stderr(&other);
+    assert!(
+        !other.status.success() && said.contains("networks: not the same") && !said.contains("config_sha256"),
+        "{said}"
+    );
+    assert!(said.contains("It was started with: ttft bench --tiny --threads 1 --scenario small.toml"), "{said}");
     succeed(bench().args(["--plan", "--resume"]).arg(&out));
     assert!(fs::read(&out).unwrap() == torn, "neither a refusal nor a plan changes the record");
     fail(ttft().args(["bench", "--threads", "1", "--resume"]).arg(&out), &["scenario_sha256", "Tiny"]);
@@ -1237,7 +1302,19 @@ fn records_are_judged_compared_and_reported() {
     let same = succeed(ttft().arg("compare").arg(&record).arg(&record));
     assert!(same.contains("OE450M"), "{same}");
     fail(ttft().arg("compare").arg(&record).arg("paper"), &["error"]);
+    fail(ttft().args(["compare", "--group"]).args([&record, &record]), &["all 2 records are of one machine", "--with"]);
     fail(ttft().arg("report").arg(&record), &["--html"]);
+    // An installed program finds what an earlier calibration left in the user's cache: if that is damaged, it says so and goes on.
+    let installed = dir.path().join("ttft");
+    fs::copy(env!("CARGO_BIN_EXE_ttft"), &installed).unwrap();
+    fs::create_dir_all(dir.path().join("ttft-cache/ttft/ttft-calibration")).unwrap();
+    fs::write(dir.path().join("ttft-cache/ttft/ttft-calibration/calibration.json"), "{\"schema\": ").unwrap();
+    let mut words = program::words();
+    *words.last_mut().unwrap() = installed.to_string_lossy().into_owned();
+    let mut compare = program::program(&words);
+    let compare = compare.arg("compare").args([&record, &record]).env("XDG_CACHE_HOME", dir.path().join("ttft-cache"));
+    let out = compare.output().unwrap();
+    assert!(out.status.success() && stderr(&out).contains("calibration is not used"), "{}", stderr(&out));
     fail(ttft().args(["compare", "paper", "none.jsonl"]), &["none.jsonl", "a record", "`paper`"]);
     fail(ttft().arg("validate").arg(fixture("A").join("meta.json")), &["error"]);
 }

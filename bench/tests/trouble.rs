@@ -141,6 +141,10 @@ fn usage_is_2_and_errors_are_1() {
     for args in [&["bench", "--nonsense"][..], &["nonsense"], &[], &["zoo", "--batch", "0"]] {
         assert_eq!(ends(ttft().args(args)).0, 2, "{args:?}");
     }
+    let record = Path::new(env!("CARGO_MANIFEST_DIR")).join("../reports/data/amd-epyc-zen4-2c/quick.jsonl");
+    assert_eq!(ends(ttft().arg("report").arg(record)).0, 2);
+    assert_eq!(ends(ttft().args(["compare", "--binaries", "one"])).0, 2);
+    assert_eq!(ends(ttft().args(["bench", "--plan"]).env("TTFT_SCENARIO", "nosuch")).0, 2);
     assert_eq!(ends(ttft().args(["validate", "none.jsonl"])).0, 1);
     assert_eq!(ends(ttft().arg("--version")).0, 0);
 }
@@ -246,6 +250,40 @@ fn a_signal_leaves_nothing_behind() {
         assert!(!status.success());
         assert!(left().is_empty(), "{signal}: {status}: {:?}", left());
     }
+}
+
+/// Pairs of processes leave neither their folder nor a process.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_signal_ends_what_pairs_have_begun() {
+    if ignored(15) {
+        eprintln!("skipped: whoever started this test has programs ignore SIGTERM");
+        return;
+    }
+    let dir = TempDir::new().unwrap();
+    let temporary = dir.path().join("temporary");
+    fs::create_dir(&temporary).unwrap();
+    let flags = "--tiny --threads 1";
+    let mut compare = ttft();
+    compare.args(["compare", "--settings", flags, flags, "--pairs", "10000", "--rounds", "1000", "--scenario"]);
+    compare.arg(scenario(dir.path())).arg("--weights").arg(dir.path().join("w")).env("TMPDIR", &temporary);
+    let mut child = compare.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let place = temporary.as_os_str().as_bytes();
+    let running = || {
+        let processes = fs::read_dir("/proc").unwrap().flatten().filter(|p| p.path().join("cmdline").exists());
+        let lines = processes.filter_map(|p| fs::read(p.path().join("cmdline")).ok());
+        lines.filter(|line| line.windows(place.len()).any(|part| part == place)).count()
+    };
+    for _ in 0..3000 {
+        if running() > 0 || child.try_wait().unwrap().is_some() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(running() > 0, "a process that measures");
+    let sent = Command::new("sh").arg("-c").arg(format!("kill -TERM {}", child.id())).status().unwrap();
+    assert!(sent.success() && !child.wait().unwrap().success());
+    assert_eq!((fs::read_dir(&temporary).unwrap().count(), running()), (0, 0));
 }
 
 /// Whether this process ignores a signal, as a job of `nohup` or in the background of a script does; its children do too, and

@@ -15,7 +15,7 @@ use crate::{
     calibration::{Calibration, same_machine},
     decide::{self, Sample},
     format, levels,
-    schema::{Cell, Dtype, Limits, Record},
+    schema::{Cell, Dtype, Limits, Machine, Record},
     stats::{
         self, Estimate,
         student::{self, Mean},
@@ -40,11 +40,13 @@ pub struct Side<'a> {
 pub struct Comparison<'a> {
     /// The runs; the first is the reference.
     pub sides: Vec<Side<'a>>,
-    /// Workloads that the first run and at least one other measured, in the first run's order.
+    /// Workloads that the first side and at least one other measured, in the first side's order.
     pub lines: Vec<Line<'a>>,
     /// For each side but the first: means over all comparable workloads.
     pub means: Vec<Means>,
-    /// Chance that so many workloads without any difference raise an alarm somewhere at 5% each, if they were independent.
+    /// Workloads on all sides but the first together.
+    pub tests: usize,
+    /// Chance that so many of them without any difference raise an alarm somewhere at 5% each, if they were independent.
     pub family_rate: f64,
     /// Commands that would decide what is not decided.
     pub commands: Vec<String>,
@@ -55,7 +57,8 @@ pub struct Comparison<'a> {
 /// One workload on all sides.
 #[derive(Clone, Debug)]
 pub struct Line<'a> {
-    /// Each side's figures, of its first record that has them; `None` if it has none that are comparable.
+    /// Each side's figures, of its first record that has them, with the doubts of all that have; `None` if it has none that are
+    /// comparable.
     pub rows: Vec<Option<Row<'a>>>,
     /// Each side's TTFT in seconds, over all its records.
     pub seconds: Vec<Option<f64>>,
@@ -79,7 +82,7 @@ pub struct Versus {
     pub ratio: Estimate,
     /// Two-sided p-value of no difference; `None` if the part between occasions is unknown.
     pub p: Option<f64>,
-    /// The same adjusted by Holm's rule for all workloads of this side.
+    /// The same adjusted by Holm's rule for all workloads of all sides.
     pub p_holm: Option<f64>,
     /// What that comes to.
     pub verdict: Verdict,
@@ -177,29 +180,28 @@ pub fn compare<'a>(sides: &[Side<'a>], calibrations: &[Calibration]) -> Result<C
     let mut refused = vec![BTreeSet::new(); others.len()];
     let mut lines: Vec<Line> = Vec::new();
     let mut seen = BTreeSet::new();
-    for cell in first.records[0].cells.iter().filter(|c| summary::ttft(c).is_some()) {
-        if !seen.insert((
-            &cell.scenario_hash,
-            cell.precision,
-            cell.extent.map(|e| e.name()),
-            cell.threads,
-            &cell.backend,
-        )) {
-            continue; // A control measures the same again.
+    let of_record = |(i, record): (usize, &&'a Record)| record.cells.iter().map(move |cell| (i, cell));
+    let cells = first.records.iter().enumerate().flat_map(of_record);
+    for (i, cell) in cells.filter(|(_, c)| summary::ttft(c).is_some()) {
+        // A control measures the same again, and a later record what an earlier one has.
+        let key = (&cell.scenario_hash, cell.precision, cell.extent.map(|e| e.name()), cell.threads, &cell.backend);
+        let earlier = |record: &&Record| mate(cell, record, &mut BTreeSet::new()).is_some();
+        if !seen.insert(key) || first.records[..i].iter().any(earlier) {
+            continue;
         }
         let ours = gather(cell, first, &mut BTreeSet::new());
-        let mut rows = vec![Some(summary::row(first.records[0], cell))];
+        let mut rows = vec![row(&ours)];
         let mut seconds = vec![side_seconds(&ours)];
         let mut versus = Vec::new();
         for (side, refused) in others.iter().zip(&mut refused) {
             let theirs = gather(cell, side, refused);
-            if let Some((_, mate)) = theirs.first() {
-                warn(first, side, cell, mate, &mut warnings);
+            for ((_, ours), (_, theirs)) in ours.iter().flat_map(|a| theirs.iter().map(move |b| (a, b))) {
+                warn(first, side, ours, theirs, &mut warnings);
             }
             let apart = apart(&ours, &theirs);
             versus.push(against(&ours, &theirs, apart, calibrations));
             seconds.push(side_seconds(&theirs));
-            rows.push(theirs.first().map(|(record, mate)| summary::row(record, mate)));
+            rows.push(row(&theirs));
             if apart && ours.len().max(theirs.len()) > 1 {
                 warnings.insert(format!(
                     "all records of one of {} and {} were taken before all of the other: what the machine changed in \
@@ -212,9 +214,7 @@ pub fn compare<'a>(sides: &[Side<'a>], calibrations: &[Calibration]) -> Result<C
             lines.push(Line { rows, seconds, versus });
         }
     }
-    for i in 0..others.len() {
-        adjust(&mut lines, i);
-    }
+    adjust(&mut lines);
     let mut means = Vec::new();
     for (i, (side, refused)) in others.iter().zip(refused).enumerate() {
         let versus: Vec<&Versus> = lines.iter().filter_map(|l| l.versus[i].as_ref()).collect();
@@ -264,16 +264,26 @@ pub fn compare<'a>(sides: &[Side<'a>], calibrations: &[Calibration]) -> Result<C
                 rows.len()
             ));
         }
-        let limits = &side.records[0].run.limits;
-        if limits.peaks.is_empty() || limits.read_gb_per_s.is_none() {
+        let unknown = |limits: &Limits| limits.peaks.is_empty() || limits.read_gb_per_s.is_none();
+        if side.records.iter().any(|record| unknown(&record.run.limits)) {
             warnings
                 .insert(format!("{} does not record its peak and bandwidth: nothing is normalised by them", side.name));
         }
     }
-    let family_rate = 1.0 - stats::LEVEL.powi(lines.len() as i32);
+    for calibration in calibrations {
+        let machines: Vec<&Machine> = sides.iter().flat_map(|s| &s.records).map(|r| &r.run.machine).collect();
+        if !machines.iter().any(|machine| calibration.fits(machine)) {
+            let different = machines.into_iter().map(|machine| different(&calibration.machine, machine));
+            let different: BTreeSet<String> = different.collect();
+            let different = different.into_iter().collect::<Vec<_>>().join(", or ");
+            warnings.insert(format!("a calibration is not used, because it is of another machine: {different}"));
+        }
+    }
+    let tests = lines.iter().flat_map(|l| &l.versus).flatten().count();
+    let family_rate = 1.0 - stats::LEVEL.powi(tests as i32);
     let commands = commands(sides, &lines);
     let warnings = warnings.into_iter().collect();
-    Ok(Comparison { sides: sides.to_vec(), lines, means, family_rate, commands, warnings })
+    Ok(Comparison { sides: sides.to_vec(), lines, means, tests, family_rate, commands, warnings })
 }
 
 /// Records that can stand on one side together: by machine, revision (and whether it was modified) and settings that
@@ -293,7 +303,19 @@ pub fn group(runs: &[(String, Record)]) -> Vec<(String, Vec<usize>)> {
                 s.start.unwrap_or_default(),
             )
         };
-        same_machine(&a.run.machine, &b.run.machine) && a.run.git == b.run.git && settings(a) == settings(b)
+        let unequal = |(a, b): (Option<bool>, Option<bool>)| a.zip(b).is_some_and(|(a, b)| a != b);
+        // A kernel that was asked for shows in the cells alone.
+        let kernels = |cell: &Cell| {
+            let twin = b.cells.iter().find(|c| c.id == cell.id);
+            twin.is_some_and(|twin| {
+                !cell.kernels.is_empty() && !twin.kernels.is_empty() && cell.kernels != twin.kernels
+            })
+        };
+        same_machine(&a.run.machine, &b.run.machine)
+            && a.run.git == b.run.git
+            && settings(a) == settings(b)
+            && !unequal((a.pinned(), b.pinned()))
+            && !a.cells.iter().any(kernels)
     };
     let mut groups: Vec<Vec<usize>> = Vec::new();
     for (i, (_, record)) in runs.iter().enumerate() {
@@ -314,6 +336,26 @@ pub fn group(runs: &[(String, Record)]) -> Vec<(String, Vec<usize>)> {
     groups.into_iter().map(|group| (name(&group), group)).collect()
 }
 
+/// How a machine differs from that of a calibration, in words.
+fn different(calibrated: &Machine, machine: &Machine) -> String {
+    let unknown = || format::UNKNOWN.to_owned();
+    let of = |m: &Machine| {
+        let number = |n: Option<u32>| n.map_or_else(unknown, |n| n.to_string());
+        [
+            ("CPU", m.cpu_model.clone().unwrap_or_else(unknown)),
+            ("physical cores", number(m.physical_cores)),
+            ("logical cores", number(m.logical_cores)),
+            ("memory", m.memory_total_bytes.map_or_else(unknown, format::bytes)),
+        ]
+    };
+    let pairs = of(calibrated).into_iter().zip(of(machine));
+    let unequal: Vec<String> = pairs
+        .filter(|((_, there), (_, here))| there != here)
+        .map(|((what, there), (_, here))| format!("{what} {there} there, {here} here"))
+        .collect();
+    if unequal.is_empty() { "another instruction set or hypervisor".into() } else { unequal.join(", ") }
+}
+
 /// The systems and sizes of a run, in words.
 fn holds(side: &Side) -> String {
     const MOST: usize = 12;
@@ -321,12 +363,12 @@ fn holds(side: &Side) -> String {
         let more = if all.len() > MOST { format!(" and {} more", all.len() - MOST) } else { String::new() };
         all[..all.len().min(MOST)].join(", ") + &more
     };
-    let cells = &side.records[0].cells;
-    if cells.is_empty() {
+    let cells = || side.records.iter().flat_map(|r| &r.cells);
+    if cells().next().is_none() {
         return format!("{} has no cells", side.name);
     }
-    let systems: BTreeSet<&String> = cells.iter().map(|c| &c.system).collect();
-    let sizes: BTreeSet<(u32, u32)> = cells.iter().map(|c| (c.batch, c.prompt)).collect();
+    let systems: BTreeSet<&String> = cells().map(|c| &c.system).collect();
+    let sizes: BTreeSet<(u32, u32)> = cells().map(|c| (c.batch, c.prompt)).collect();
     let sizes = list(sizes.into_iter().map(|(batch, prompt)| format!("{batch} x {prompt}")).collect());
     format!("{} has {} at {sizes}", side.name, list(systems.into_iter().cloned().collect()))
 }
@@ -413,6 +455,16 @@ fn gather<'a>(cell: &Cell, side: &Side<'a>, refused: &mut BTreeSet<String>) -> C
     side.records.iter().filter_map(|record| Some((*record, mate(cell, record, refused)?))).collect()
 }
 
+/// The figures of a side's first record, with the doubts of all its records.
+fn row<'a>(cells: &Cells<'a>) -> Option<Row<'a>> {
+    let mut rows = cells.iter().map(|(record, cell)| summary::row(record, cell));
+    let first = rows.next()?;
+    Some(rows.fold(first, |mut all, row| {
+        all.doubts.extend(row.doubts);
+        all
+    }))
+}
+
 /// The geometric mean of a side's records.
 fn side_seconds(cells: &Cells) -> Option<f64> {
     let times: Vec<f64> = cells.iter().filter_map(|(_, c)| Some(summary::ttft(c)?.value)).collect();
@@ -486,8 +538,9 @@ fn against(ours: &Cells, theirs: &Cells, apart: bool, calibrations: &[Calibratio
         }
     };
     let normalised = |of: &dyn Fn(&Limits, &Cell) -> Option<f64>| {
-        let at = |record: &Record, cell: &Cell| of(summary::limits_of(&record.run.limits, cell), cell);
-        Some(ratio.value * at(first, a)? / at(other, b)?)
+        let one = |(record, cell): &(&Record, &Cell)| of(summary::limits_of(&record.run.limits, cell), cell);
+        let all = |cells: &Cells| stats::geometric_mean(&cells.iter().map(one).collect::<Option<Vec<f64>>>()?);
+        Some(ratio.value * all(ours)? / all(theirs)?)
     };
     let probes = || {
         let all: Option<Vec<f64>> = ours
@@ -509,10 +562,10 @@ fn against(ours: &Cells, theirs: &Cells, apart: bool, calibrations: &[Calibratio
     })
 }
 
-/// Holm's rule over all workloads of one side.
-fn adjust(lines: &mut [Line], side: usize) {
-    let mut tested: Vec<&mut Versus> =
-        lines.iter_mut().filter_map(|l| l.versus[side].as_mut()).filter(|v| v.p.is_some()).collect();
+/// Holm's rule over all workloads of all sides.
+fn adjust(lines: &mut [Line]) {
+    let all = lines.iter_mut().flat_map(|l| &mut l.versus).flatten();
+    let mut tested: Vec<&mut Versus> = all.filter(|v| v.p.is_some()).collect();
     let p: Vec<f64> = tested.iter().filter_map(|v| v.p).collect();
     for (versus, p) in tested.iter_mut().zip(student::holm(&p)) {
         versus.p_holm = Some(p);
@@ -536,11 +589,10 @@ fn commands(sides: &[Side], lines: &[Line]) -> Vec<String> {
             continue;
         }
         let (a, b) = (&first.records[0].run, &side.records[0].run);
-        let scenario = a.settings.scenario.as_deref().or(b.settings.scenario.as_deref()).unwrap_or("NAME");
         commands.push(if same_machine(&a.machine, &b.machine) {
             format!(
-                "{} and {}: ttft compare --binaries OLD NEW --scenario {scenario} judges two builds by pairs of processes; \
-                 or ttft calibrate measures this machine's occasions once, and comparisons then use it; or two records a \
+                "{} and {}: ttft compare --binaries OLD NEW judges two builds by pairs of processes, of what --scenario and \
+                 --settings say; or ttft calibrate measures this machine's occasions once, and comparisons then use it; or two records a \
                  side and more, taken in turn: ttft compare A1 A2 A3 --with B1 B2 B3",
                 first.name, side.name
             )
@@ -566,7 +618,7 @@ mod tests {
     use super::*;
     use crate::{
         paper, samples,
-        schema::{Extent, Kind},
+        schema::{Extent, Kind, Placement},
     };
 
     /// A cell of the paper's size without samples.
@@ -659,6 +711,17 @@ mod tests {
         assert_eq!(groups.iter().map(|g| g.1.clone()).collect::<Vec<_>>(), [vec![0, 2, 3], vec![1]]);
         assert_eq!(groups[0].0, "a and 2 more at 7c62dcb0");
         assert_eq!(groups[1].0, "b at 7c62dcb0 (modified)");
+        let before = runs.clone();
+        let pin = |(_, record): &mut (String, Record), pinned: bool| {
+            record.cells[0].placement = Some(Placement { pinned, ..Placement::default() });
+        };
+        pin(&mut runs[0], false);
+        pin(&mut runs[2], true);
+        assert_eq!(group(&runs).len(), 3, "bound to CPUs");
+        runs = before.clone();
+        runs[2].1.cells[0].kernels = vec!["another".into()];
+        assert_eq!(group(&runs).len(), 3, "of another kernel");
+        runs = before;
         runs[2].1.run.settings.threads = Some(1);
         assert_eq!(group(&runs).len(), 3);
     }
@@ -709,6 +772,66 @@ mod tests {
         let warnings = compare(&sides(&a, &b)).unwrap().warnings;
         assert!(warnings.iter().any(|w| w.starts_with("here: 1 of 20 cells")), "{warnings:?}");
         assert!(warnings.iter().any(|w| w.starts_with("there: 4 of 20 cells")), "{warnings:?}");
+    }
+
+    #[test]
+    fn every_record_of_a_side_counts() {
+        let (mut lacking, whole, mut doubted) = (samples::run(), samples::run(), samples::run());
+        lacking.cells.remove(1);
+        doubted.cells[2].gate = None;
+        doubted.cells[3].threads = Some(8);
+        doubted.run.limits.peaks.clear();
+        let sides = [
+            Side { name: "here", records: vec![&lacking, &whole] },
+            Side { name: "there", records: vec![&whole, &doubted] },
+        ];
+        let comparison = compare(&sides).unwrap();
+        assert_eq!(comparison.lines.len(), 20);
+        let last = comparison.lines.last().unwrap();
+        assert_eq!((&last.cell().id, last.versus[0].unwrap().records), (&whole.cells[1].id, [1, 2]));
+        let all = &comparison.warnings;
+        for words in [
+            "there: 2 of 20 cells are not to be trusted",
+            "there does not record its peak and bandwidth",
+            "here ran 2 threads, there ran 8",
+        ] {
+            assert!(all.iter().any(|w| w.starts_with(words)), "{words}: {all:?}");
+        }
+        assert_eq!(comparison.means[0].by_peak, None);
+    }
+
+    #[test]
+    fn a_calibration_of_another_machine_is_named() {
+        let occasions = samples::occasions(4, 5, 5, [0.02, 0.01, 0.02], 9);
+        let mut calibration = Calibration::of(&occasions).unwrap();
+        let warned = |calibration: &Calibration| {
+            let sides = sides(&occasions[0], &occasions[1]);
+            let warnings = super::compare(&sides, std::slice::from_ref(calibration)).unwrap().warnings;
+            warnings.into_iter().find(|w| w.starts_with("a calibration is not used"))
+        };
+        assert_eq!(warned(&calibration), None);
+        calibration.machine.cpu_model = Some("Another CPU".into());
+        calibration.machine.logical_cores = Some(64);
+        let words = warned(&calibration).unwrap();
+        assert!(
+            words.ends_with("CPU Another CPU there, Example CPU 9000 here, logical cores 64 there, 2 here"),
+            "{words}"
+        );
+    }
+
+    #[test]
+    fn words_are_adjusted_over_all_sides() {
+        let occasions = samples::occasions(24, 5, 5, [0.02, 0.01, 0.02], 9);
+        let calibrations = [Calibration::of(&occasions).unwrap()];
+        let side = |i: usize| Side { name: "x", records: vec![&occasions[i]] };
+        let (two, three) = ([side(0), side(1)], [side(0), side(1), side(2)]);
+        let [two, three] = [&two[..], &three[..]].map(|sides| super::compare(sides, &calibrations).unwrap());
+        assert_eq!((two.tests, three.tests), (two.lines.len(), 2 * two.lines.len()));
+        assert!(three.family_rate > two.family_rate);
+        let all = three.lines.iter().flat_map(|l| &l.versus).flatten();
+        let least = all.min_by(|a, b| a.p.unwrap().total_cmp(&b.p.unwrap())).unwrap();
+        let adjusted = (least.p.unwrap() * three.tests as f64).min(1.0);
+        assert!((least.p_holm.unwrap() - adjusted).abs() < 1e-12, "{least:?}");
     }
 
     #[test]

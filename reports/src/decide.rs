@@ -56,7 +56,7 @@ impl Sample {
     fn calibrated(&self) -> Option<(f64, f64)> {
         let s = self.spread?;
         let processes = self.processes.unwrap_or((s.processes.powi(2), s.freedom));
-        Some(sum(processes, (s.occasions.powi(2), s.freedom)))
+        Some(student::sum_of_variances(processes, (s.occasions.powi(2), s.freedom)))
     }
 
     /// Variance of the mean, and its degrees of freedom, if a record's value varies by `own`.
@@ -69,7 +69,7 @@ impl Sample {
         match (apart && self.values.len() > 1, self.spread) {
             (false, _) => Some(error),
             // The minutes of a side are one occasion of their own.
-            (true, Some(s)) => Some(sum(error, (s.occasions.powi(2), s.freedom))),
+            (true, Some(s)) => Some(student::sum_of_variances(error, (s.occasions.powi(2), s.freedom))),
             (true, None) => None,
         }
     }
@@ -82,13 +82,6 @@ pub struct Taken {
     pub same_machine: bool,
     /// All records of one side before all of the other.
     pub apart: bool,
-}
-
-/// The sum of two variances, its degrees of freedom by Satterthwaite.
-fn sum(a: (f64, f64), b: (f64, f64)) -> (f64, f64) {
-    let total = a.0 + b.0;
-    let parts = a.0 * a.0 / a.1 + b.0 * b.0 / b.1;
-    (total, if parts > 0.0 { total * total / parts } else { a.1 + b.1 })
 }
 
 /// The difference of two sides, `a` - `b`, with its error; `None` if the part between occasions is unknown on a side.
@@ -105,7 +98,7 @@ pub fn difference(a: &Sample, b: &Sample, taken: Taken) -> Option<Mean> {
     let (variance, freedom) = match pooled {
         // One estimate stands behind both, so its degrees of freedom are not added up.
         Some(pooled) if one.1 == pooled.1 && other.1 == pooled.1 => (one.0 + other.0, pooled.1),
-        _ => sum(one, other),
+        _ => student::sum_of_variances(one, other),
     };
     Some(Mean { value: a.mean() - b.mean(), error: variance.sqrt(), freedom })
 }

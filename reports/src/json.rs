@@ -11,7 +11,7 @@ use crate::{
     schema::Record,
     stats::Estimate,
     summary,
-    validate::{self, Verdict, Why},
+    validate::{self, MemoryBound, Verdict, Why},
 };
 
 #[cfg(test)]
@@ -96,21 +96,9 @@ pub struct System {
     /// Where the time went beyond the FLOPs at the base's rate: cause and seconds, largest first.
     pub losses: Vec<LossAnswer>,
     /// If memory bounds both it and its base; null otherwise.
-    pub memory_bound: Option<MemoryAnswer>,
+    pub memory_bound: Option<MemoryBound>,
     /// Reasons not to trust the cell, in words.
     pub doubts: Vec<String>,
-}
-
-/// Both arms of a KV prediction take longer to read than to compute, by the measured limits.
-#[derive(Debug, Serialize)]
-#[cfg_attr(test, derive(JsonSchema))]
-pub struct MemoryAnswer {
-    /// Bytes that the base reads.
-    pub base_bytes: u64,
-    /// Bytes that the system reads.
-    pub bytes: u64,
-    /// Prompt tokens from which on the system is faster, by these limits; null if at no length.
-    pub pays_from: Option<f64>,
 }
 
 /// What more last tokens of the base cost, of one KV prediction at one size.
@@ -197,11 +185,7 @@ pub fn validation(record: &Record) -> Value {
             flops_reduction: row.flops_reduction,
             efficiency: row.efficiency.map(Into::into),
             losses: claim.losses.iter().map(|l| LossAnswer { cause: l.cause.name(), seconds: l.seconds }).collect(),
-            memory_bound: claim.memory.map(|m| MemoryAnswer {
-                base_bytes: m.base_bytes,
-                bytes: m.bytes,
-                pays_from: m.pays_from,
-            }),
+            memory_bound: claim.memory,
             doubts: row.doubts.iter().map(ToString::to_string).collect(),
         }
     };

@@ -1,6 +1,6 @@
 //! One row of figures for every cell: what all reports show.
 
-use std::fmt;
+use std::{fmt, ops::Range};
 
 use crate::{
     format, levels, modes,
@@ -378,7 +378,7 @@ pub fn doubts(cell: &Cell, cores: Option<u32>) -> Vec<Doubt> {
     }
     doubts.extend(cell.drift.as_ref().and_then(|d| d.change()).filter(|c| *c > MAX_DRIFT).map(Doubt::Drift));
     doubts.extend(ttft(cell).and_then(|t| t.spread()).filter(|s| *s > MAX_SPREAD).map(Doubt::Spread));
-    doubts.extend(trend(&cell.samples_ns).filter(|t| *t > MAX_TREND).map(Doubt::Trend));
+    doubts.extend(trend(cell).filter(|t| *t > MAX_TREND).map(Doubt::Trend));
     let faults = cell.memory.as_ref().and_then(|m| m.major_faults);
     // Reading from disk is what a cold start is about.
     doubts.extend(faults.filter(|n| *n > 0 && cell.cold.is_none()).map(Doubt::MajorFaults));
@@ -406,15 +406,23 @@ pub fn unstable(cell: &Cell) -> bool {
     doubts(cell, None).iter().any(|d| matches!(d, Doubt::Drift(_) | Doubt::Spread(_)))
 }
 
-/// How much slower the later half is, if that is beyond chance.
-fn trend(samples_ns: &[u64]) -> Option<f64> {
-    let samples = seconds(samples_ns);
+/// How much slower the later half is, if that is beyond chance: of several processes, whose times differ, the later half of
+/// each against its own earlier half.
+fn trend(cell: &Cell) -> Option<f64> {
+    let samples = seconds(&cell.samples_ns);
     if samples.len() < 8 {
         return None;
     }
-    let (early, late) = samples.split_at(samples.len() / 2);
-    let change = stats::median(late)? / stats::median(early)? - 1.0;
-    (stats::mann_whitney(early, late)?.p < 0.01).then_some(change)
+    let halves = |range: Range<usize>| samples[range.clone()].split_at(range.len() / 2);
+    let change = |(early, late): (&[f64], &[f64])| Some(stats::median(late)? / stats::median(early)?);
+    let processes = cell.process_ranges();
+    if processes.len() > 1 {
+        let changes: Vec<f64> = processes.into_iter().filter_map(|p| change(halves(p)).map(f64::ln)).collect();
+        let mean = student::mean(&changes).filter(|mean| mean.p(0.0) < 0.01)?;
+        return Some(mean.value.exp() - 1.0);
+    }
+    let (early, late) = halves(0..samples.len());
+    (stats::mann_whitney(early, late)?.p < 0.01).then_some(change((early, late))? - 1.0)
 }
 
 /// `a / b`, if both are known and b is not 0.
@@ -691,6 +699,21 @@ mod tests {
         own.peaks.iter_mut().for_each(|p| p.gflops *= 2.0);
         record.cells[0].limits = Some(own);
         assert!(row(&record, &record.cells[0]).peak_share.unwrap() < 1.0);
+    }
+
+    #[test]
+    fn slower_processes_are_no_trend_but_a_slowing_of_each_is() {
+        let mut cell = samples::occasions(1, 5, 6, [0.0, 0.0, 0.002], 3).remove(0).cells[0].clone();
+        let trend_of = |cell: &Cell| doubts(cell, None).into_iter().find(|d| matches!(d, Doubt::Trend(_)));
+        let scale = |cell: &mut Cell, percent: fn(usize) -> u64| {
+            let times = cell.samples_ns.iter_mut().enumerate();
+            times.for_each(|(i, ns)| *ns = *ns * (100 + percent(i)) / 100);
+        };
+        // Each process is 2% slower than the one before it, from its first round to its last.
+        scale(&mut cell, |i| 2 * (i as u64 / 6));
+        assert_eq!(trend_of(&cell), None);
+        scale(&mut cell, |i| if i % 6 < 3 { 0 } else { 6 });
+        assert!(matches!(trend_of(&cell), Some(Doubt::Trend(t)) if (t - 0.06).abs() < 0.01), "{:?}", trend_of(&cell));
     }
 
     #[test]

@@ -70,11 +70,10 @@ pub fn validation(record: &Record, width: Option<u16>) -> String {
 }
 
 /// Whether the reduction of operations was a reduction of time in this run, and what stood in the way, in a few sentences;
-/// `None` if no system was measured beside its base. `command` decides, where one process took all samples.
+/// `None` if no system was measured beside its base. `command` decides, where words are indicative.
 pub fn answer(record: &Record, command: &str) -> Option<String> {
     let mut validation = validate::validate(record);
-    let one_process = record.cells.iter().all(|c| c.processes.is_none());
-    validation.command = one_process.then(|| command.to_owned());
+    validation.command = validation.command.map(|_| command.to_owned());
     let blocks = verdict::verdict(&validation);
     (!validation.claims.is_empty()).then(|| words(&blocks[..verdict::ANSWER], None))
 }
@@ -298,6 +297,12 @@ mod tests {
         assert!(text.replace('\n', " ").contains("The following command decides: ttft bench --preset quick."));
         let decided = samples::occasions(1, 5, 5, [0.0, 0.01, 0.01], 4).remove(0);
         assert!(!answer(&decided, "ttft bench").unwrap().contains("ttft bench"));
+        let two = answer(&samples::occasions(1, 2, 5, [0.0, 0.01, 0.01], 4).remove(0), "ttft bench").unwrap();
+        let two = two.replace('\n', " ");
+        assert!(
+            two.contains("fewer than 3 processes took the samples. The following command decides: ttft bench."),
+            "{two}"
+        );
         record.cells.truncate(1);
         assert_eq!(answer(&record, "ttft bench"), None);
     }

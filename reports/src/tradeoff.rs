@@ -370,7 +370,9 @@ fn size<'a>(
             Mark { name, role: Role::Control(control), cell: None, ttft: None, speedup: None, clock: Clock::Unknown };
         let same_work =
             matches!(control.kind, ControlKind::MeanCache | ControlKind::TrueCaches | ControlKind::NothingPredicted);
-        let speedup = if batch == 1 && here { ratio(&file.base.ttft_ns, &control.ttft_ns) } else { None };
+        // A mean cache shows what the maps of its system are worth at their own time, however fast their means are.
+        let timed = batch == 1 && here && control.kind != ControlKind::MeanCache;
+        let speedup = if timed { ratio(&file.base.ttft_ns, &control.ttft_ns) } else { None };
         if let Some(row) = alone(record, rows, control, beside.map(|b| b.0), systems[0].1.cell) {
             (mark.cell, mark.ttft, mark.clock) = (Some(row.cell), row.ttft, Clock::Record);
             mark.speedup = row.speedup.map(|s| s.estimate);
@@ -536,6 +538,23 @@ mod tests {
         let mean = of(7);
         assert_eq!((mean.name.as_str(), mean.clock), ("mean cache, beside OE1.1B-KVP-C-450M", Clock::System));
         assert_eq!(mean.speedup, of(1).speedup);
+        // It stays with its system even if the fidelity run timed it, and what predicts nothing does not.
+        let mut timed = file.clone();
+        for (place, control) in timed.controls.iter_mut().filter(|c| c.kind == ControlKind::MeanCache).enumerate() {
+            control.ttft_ns = vec![700_000_000; 5];
+            control.kind = [ControlKind::MeanCache, ControlKind::NothingPredicted][place];
+        }
+        let clocks = |batch: usize| -> Vec<(ControlKind, Clock)> {
+            let joined = join(&record, slice::from_ref(&timed));
+            let control = |m: &Mark| if let Role::Control(c) = m.role { Some((c.kind, m.clock)) } else { None };
+            let of = |(kind, _): &(ControlKind, Clock)| {
+                matches!(kind, ControlKind::MeanCache | ControlKind::NothingPredicted)
+            };
+            joined.sizes[batch].marks.iter().filter_map(control).filter(of).collect()
+        };
+        let (mean, nothing) = (ControlKind::MeanCache, ControlKind::NothingPredicted);
+        assert_eq!(clocks(0), [(mean, Clock::System), (nothing, Clock::Fidelity)]);
+        assert_eq!(clocks(1), [(mean, Clock::System), (nothing, Clock::System)]);
         // The times of the fidelity run are those of one sequence.
         assert_eq!(joined.sizes[1].marks[3].clock, Clock::Unknown);
     }

@@ -21,6 +21,10 @@ pub mod word;
 
 use std::fmt;
 
+#[cfg(test)]
+use schemars::JsonSchema;
+use serde::Serialize;
+
 use crate::{
     format,
     schema::{Cell, Cost, Kind, Limits, Named, PhaseRecord, Prediction, Record},
@@ -42,7 +46,7 @@ pub struct Validation<'a> {
     pub base_tokens: Vec<BaseTokens<'a>>,
     /// Comparisons whose outcome is known beforehand.
     pub controls: Vec<Control>,
-    /// The command that decides, if words are indicative.
+    /// The command that decides, if words are indicative; a record does not hold all that its own command was given.
     pub command: Option<String>,
 }
 
@@ -67,13 +71,14 @@ pub struct Claim<'a> {
 }
 
 /// Both arms take longer to read their bytes at the measured bandwidth than to do their FLOPs at the measured peak.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 pub struct MemoryBound {
     /// Bytes that the base reads.
     pub base_bytes: u64,
     /// Bytes that the system reads.
     pub bytes: u64,
-    /// Prompt tokens from which on the system is the faster one by these limits; `None` if it never is.
+    /// Prompt tokens from which on the system is the faster one by these limits; null if it never is.
     pub pays_from: Option<f64>,
 }
 
@@ -445,8 +450,7 @@ pub fn validate(record: &Record) -> Validation<'_> {
         rows.iter().filter(|r| r.cell.system != r.cell.base).map(|row| claim(record, row, &model)).collect();
     let controls = controls(record);
     let indicative = claims.iter().any(|c| c.indicative) || claims.is_empty() && controls.iter().any(|c| c.indicative);
-    let scenario = record.run.settings.scenario.as_deref().unwrap_or("NAME");
-    let command = indicative.then(|| format!("ttft bench --scenario {scenario} --processes 5"));
+    let command = indicative.then(|| "ttft bench --processes 5, with the flags and variables of this run".into());
     let base_tokens = base_tokens(record);
     Validation { claims, break_even: break_even(&rows), base_tokens, controls, model, command }
 }
@@ -850,7 +854,8 @@ fn controls(record: &Record) -> Vec<Control> {
         for twin in &record.cells[..i] {
             let key = |c: &Cell| (c.precision, c.extent, c.threads, c.backend.clone(), c.isa.clone());
             let same = twin.scenario_hash == cell.scenario_hash && twin.group == cell.group && key(twin) == key(cell);
-            if let Some(ratio) = summary::ratio(&record.run.limits, cell, twin).filter(|_| same) {
+            // Only of what is the same: an interval costs thousands of resamples.
+            if same && let Some(ratio) = summary::ratio(&record.run.limits, cell, twin) {
                 control(format!("A/A: {} against {}", cell.id, twin.id), ratio.estimate, 1.0, both(cell, twin));
             }
         }
@@ -1033,7 +1038,10 @@ mod tests {
         let record = samples::run();
         let validation = validate(&record);
         assert!(validation.claims.iter().all(|c| c.indicative && c.words().starts_with("indicative: ")));
-        assert_eq!(validation.command.as_deref(), Some("ttft bench --scenario quick --processes 5"));
+        assert_eq!(
+            validation.command.as_deref(),
+            Some("ttft bench --processes 5, with the flags and variables of this run")
+        );
         let processes = samples::occasions(1, 5, 5, [0.0, 0.01, 0.01], 4).remove(0);
         let validation = validate(&processes);
         assert!(validation.claims.iter().all(|c| !c.indicative && c.row.processes == 5));

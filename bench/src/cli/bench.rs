@@ -1,16 +1,16 @@
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::Args;
 use ttft_kernels::cpu::topology;
 use ttft_reports::{
     format,
-    schema::{Record, Sampler},
+    schema::{Record, RecordError, Sampler},
     summary,
 };
 
 use crate::{
-    console,
+    console::{self, Misuse},
     knobs::{self, RunKnobs},
     rounds,
     session::{Asked, Session},
@@ -44,7 +44,7 @@ pub struct Bench {
     until_stable: Option<f64>,
     /// Run the scenario once with each of these numbers of threads (without numbers: 1, 2, 4, 8 and 16, as far as there are cores),
     /// and show the times side by side. Each has a record of its own: of --out FILE.jsonl it is FILE-4-threads.jsonl
-    #[arg(long, value_name = "N,N", num_args = 0..=1, value_delimiter = ',', conflicts_with_all = ["resume", "plan", "threads"])]
+    #[arg(long, value_name = "N,N", num_args = 0..=1, value_delimiter = ',', value_parser = knobs::threads, conflicts_with_all = ["resume", "plan", "threads"])]
     each_threads: Option<Vec<usize>>,
     /// Print what the run would take (time, memory, disk) and what it would skip, and stop
     #[arg(long)]
@@ -83,6 +83,13 @@ impl Bench {
             [] => [1, 2, 4, 8, 16].into_iter().filter(|n| *n <= cores).collect(),
             asked => asked.to_vec(),
         };
+        // Hours may lie between the first run and the last.
+        for (i, &threads) in counts.iter().enumerate() {
+            ensure!(!counts[..i].contains(&threads), Misuse(format!("--each-threads: {threads} stands there twice")));
+            if let Some(out) = self.knobs.out.as_deref().map(|out| with_threads(out, threads)) {
+                ensure!(out.metadata().map_or(0, |there| there.len()) == 0, RecordError::Exists(out));
+            }
+        }
         let (processes, rounds) = (self.processes, self.rounds);
         let size = if self.tiny { Size::Tiny } else { Size::Real };
         let mut records = Vec::new();

@@ -18,7 +18,9 @@ use ttft_reports::{
 use super::report::{print_json, read};
 use crate::{
     ab::{self, Contender, Trial},
-    calibrate, console, knobs, output, processes,
+    calibrate, cleanup,
+    console::{self, Misuse},
+    knobs, output, processes,
 };
 
 /// Say which of two is faster: two sets of records, or two programs that are measured in turn
@@ -92,7 +94,7 @@ impl Compare {
     /// # Errors
     /// Records that cannot be read or have nothing in common; programs that cannot be measured.
     pub fn run(self) -> Result<ExitCode> {
-        if self.runs.is_empty() {
+        if self.measures() {
             return self.programs();
         }
         let sides = if self.with.is_empty() {
@@ -102,7 +104,14 @@ impl Compare {
         };
         let all = read(&sides.concat())?;
         let sides: Vec<(String, Vec<usize>)> = if self.group {
-            group(&all)
+            let groups = group(&all);
+            ensure!(
+                groups.len() != 1 || all.len() == 1,
+                "all {} records are of one machine, revision and settings, so --group makes one side of them: name the other \
+                 side with --with in place of it, or leave it out, and each record is a side",
+                all.len()
+            );
+            groups
         } else {
             let mut next = 0..;
             let mut side = |paths: &Vec<PathBuf>| -> Vec<usize> { next.by_ref().take(paths.len()).collect() };
@@ -117,7 +126,7 @@ impl Compare {
             .iter()
             .map(|(name, of)| Side { name, records: of.iter().map(|&i| &all[i].1).collect::<Vec<&Record>>() })
             .collect();
-        let comparison = compare(&sides, &self.calibrations()?)?;
+        let comparison = compare(&sides, &self.calibrations(&all)?)?;
         if self.json {
             print_json(&json::comparison(&comparison))?
         } else {
@@ -126,13 +135,31 @@ impl Compare {
         Ok(ExitCode::SUCCESS)
     }
 
-    /// The calibrations that are named, or the one that `ttft calibrate` leaves.
-    fn calibrations(&self) -> Result<Vec<Calibration>> {
+    /// Whether programs are run in turn, and not records compared.
+    pub fn measures(&self) -> bool {
+        self.runs.is_empty()
+    }
+
+    /// The calibrations that are named, or the one that `ttft calibrate` leaves, if it is of a machine of these records.
+    fn calibrations(&self, all: &[(String, Record)]) -> Result<Vec<Calibration>> {
         if !self.calibration.is_empty() {
             return Ok(self.calibration.iter().map(|path| Calibration::read(path)).collect::<Result<_, _>>()?);
         }
         let own = output::calibration_dir().ok().map(|dir| dir.join(calibrate::FILE)).filter(|path| path.exists());
-        Ok(own.iter().map(|path| Calibration::read(path)).collect::<Result<_, _>>()?)
+        let Some(path) = own else { return Ok(Vec::new()) };
+        // Nobody asked for this one: it may be of another machine, and is no reason to compare nothing.
+        match Calibration::read(&path) {
+            Ok(own) => {
+                Ok(vec![own].into_iter().filter(|own| all.iter().any(|(_, r)| own.fits(&r.run.machine))).collect())
+            }
+            Err(e) => {
+                console::note(format_args!(
+                    "this machine's calibration is not used: {e}: ttft calibrate --minutes 0 makes it anew from its records, or \
+                     remove the file"
+                ));
+                Ok(Vec::new())
+            }
+        }
     }
 
     fn programs(&self) -> Result<ExitCode> {
@@ -148,7 +175,10 @@ impl Compare {
         };
         ensure!(
             self.binaries.len() == 2 || self.settings.len() == 2,
-            "there is nothing to compare: give --binaries two programs, or --settings the flags of each side"
+            Misuse(
+                "there is nothing to compare: give --binaries two programs, or --settings the flags of each side"
+                    .into()
+            )
         );
         let name = |program: &Path, settings: &str, side: &str| match (self.binaries.len(), settings) {
             (2, "") => format!("{side} ({})", program.display()),
@@ -165,6 +195,7 @@ impl Compare {
         let trial =
             Trial { scenario: self.scenario.clone(), rounds: self.rounds, pairs: self.pairs, seed: self.seed, weights };
         let scratch = tempfile::tempdir().context("no place for the records")?;
+        let _listed = cleanup::list_folder(scratch.path().to_owned());
         let folder = match &self.keep {
             Some(keep) => {
                 std::fs::create_dir(keep).with_context(|| format!("{}: cannot make the folder", keep.display()))?;

@@ -75,7 +75,11 @@ impl Command {
     /// Whether temporary files of it may have to be removed.
     fn writes(&self) -> bool {
         use Command::{Compare, Doctor, Generate, Machine, Validate, Zoo};
-        !matches!(self, Validate(_) | Compare(_) | Generate(_) | Machine(_) | Doctor(_) | Zoo(_))
+        match self {
+            Compare(c) => c.measures(),
+            Validate(_) | Generate(_) | Machine(_) | Doctor(_) | Zoo(_) => false,
+            _ => true,
+        }
     }
 }
 

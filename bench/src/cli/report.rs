@@ -20,7 +20,7 @@ use ttft_reports::{
 };
 
 use crate::{
-    console,
+    console::{self, Misuse},
     output::{self, Pending},
 };
 
@@ -154,7 +154,7 @@ impl Report {
         let wanted = [("html", self.html), ("md", self.md), ("svg", self.svg), ("csv", self.csv)];
         ensure!(
             !self.fidelity.is_empty() || wanted.iter().any(|(_, f)| f.is_some()),
-            "nothing to write: give --html, --md, --svg or --csv with a file"
+            Misuse("nothing to write: give --html, --md, --svg or --csv with a file".into())
         );
         let runs = read(&self.runs)?;
         let answers = self.fidelity.iter().map(|file| Fidelity::read(file)).collect::<Result<Vec<_>, _>>()?;

@@ -13,7 +13,7 @@ use ttft_kernels::cpu::topology;
 use super::{Check, counted};
 use crate::{
     cpus::{self, FOLDER as CPUS},
-    groups,
+    groups, machine,
 };
 
 /// CPUs that other programs keep busy, beyond which a measurement is disturbed: more than a quiet system needs for itself.
@@ -282,7 +282,7 @@ impl Tree {
                 "the system does not tell which threads share a core",
                 "Make /sys visible.",
             ),
-            Some(0 | 1) if self.hypervisor() == Some(true) => Check::unknown(
+            Some(0 | 1) if machine::virtualised(|path| self.read(path)) == Some(true) => Check::unknown(
                 "SMT siblings",
                 "the virtual machine shows one thread on each core, and the host may run another beside it",
                 "Rent a machine with dedicated cores, or measure at different times.",
@@ -297,36 +297,6 @@ impl Tree {
         }
     }
 
-    /// Whether a hypervisor runs this system.
-    fn hypervisor(&self) -> Option<bool> {
-        // x86 has a bit for it, which the kernel lists. Elsewhere the firmware names the maker of the machine.
-        let info = self.read("proc/cpuinfo").unwrap_or_default();
-        let flags = info.lines().find_map(|l| l.strip_prefix("flags")?.trim_start().strip_prefix(':'));
-        if let Some(flags) = flags {
-            return Some(flags.split_whitespace().any(|f| f == "hypervisor"));
-        }
-        if self.read("sys/hypervisor/type").is_some() || self.read("proc/device-tree/hypervisor/compatible").is_some() {
-            return Some(true);
-        }
-        let firmware = ["sys_vendor", "product_name"].map(|f| self.read(format!("sys/class/dmi/id/{f}")));
-        let [vendor, product] = firmware;
-        let words = format!("{} {}", vendor?, product?).to_lowercase();
-        let virtual_ones = [
-            "qemu",
-            "kvm",
-            "vmware",
-            "virtualbox",
-            "virtual machine",
-            "xen",
-            "google compute engine",
-            "parallels",
-            "apple virtualization",
-        ];
-        // Amazon's machines without a hypervisor carry it in their name.
-        let amazon = words.contains("amazon ec2") && !words.contains(".metal");
-        Some(amazon || virtual_ones.iter().any(|v| words.contains(v)))
-    }
-
     fn virtual_machine(&self, times: Option<(&str, &str)>) -> Check {
         let stolen = times
             .and_then(|(before, after)| used(before, after, &self.usable()))
@@ -334,7 +304,7 @@ impl Tree {
             .filter(|s| *s > 0.005);
         let stolen = stolen
             .map_or(String::new(), |s| format!(", and the host took away {:.1}% of its time just now", 100.0 * s));
-        match self.hypervisor() {
+        match machine::virtualised(|path| self.read(path)) {
             None => Check::unknown(
                 "virtual machine",
                 "the system does not tell whether it is a virtual machine",

@@ -687,11 +687,21 @@ fn run(record: &Record) -> Vec<Block> {
     vec![Block::Table(table("", &["", ""], &[0, 1], rows))]
 }
 
+/// What decides where a report cannot.
+const COMPARE: &str =
+    "ttft compare on these records: it also uses the calibrations of their machines, and says what would decide";
+
 fn comparison(runs: &[Run]) -> Section {
     let sides: Vec<Side> = runs.iter().map(|r| Side { name: r.name, records: vec![r.record] }).collect();
     let blocks = match compare::compare(&sides, &[]) {
         Err(error) => vec![text(format!("{error}."))],
-        Ok(comparison) => side_by_side::blocks(&comparison),
+        Ok(mut comparison) => {
+            // A report takes no calibration, which may be what decides.
+            if !comparison.commands.is_empty() {
+                comparison.commands = vec![COMPARE.into()];
+            }
+            side_by_side::blocks(&comparison)
+        }
     };
     let title = "Side by side".to_string();
     Section { id: "comparison".into(), short: title.clone(), title, run: String::new(), blocks }

@@ -88,10 +88,10 @@ pub(crate) fn blocks(comparison: &compare::Comparison) -> Vec<Block> {
         "Only equal work is compared: the same kind, system, base, auxiliary, batch and prompt. A ratio above 1 means that the \
          other run is faster than {first}.{equal} Every record gives one value for a workload. A row is called faster or slower \
          if Student's t on these values gives p < {:.2}. The test includes how much occasions differ, as the records of a side \
-         or the machine's calibration show it; where neither shows it, the row is not decided. If nothing differed, {} such rows \
+         or the machine's calibration show it; where neither shows it, the row is not decided. If nothing differed, {} such tests \
          would raise an alarm somewhere in {} of tables; (F) marks words that hold for all rows together, by Holm's rule.{star}",
         compare::ALPHA,
-        comparison.lines.len(),
+        comparison.tests,
         format::percent(comparison.family_rate),
     )));
     push_table(&mut blocks, energy(comparison));

@@ -571,6 +571,16 @@ proptest! {
     }
 }
 
+/// It takes no calibration, which may be what decides.
+#[test]
+fn a_report_of_several_runs_points_to_the_command_that_compares() {
+    let run = samples::run();
+    let again = run.clone();
+    let sides = [("a", &run), ("b", &again)].map(|(name, record)| Run { name, record, fidelity: &[] });
+    let text = (super::format("md").unwrap().render)(&sides, &["comparison"]).unwrap();
+    assert!(text.contains("ttft compare on these records") && !text.contains("ttft calibrate"), "{text}");
+}
+
 /// A page on a server whose policy forbids styles inside pages (`style-src 'self'`) is as good as this one: every colour has
 /// one to fall back to, nothing that only the style makes invisible covers a chart, and pictures have a size.
 #[test]

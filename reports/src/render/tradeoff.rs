@@ -57,7 +57,8 @@ pub(crate) fn blocks(run: &Run, prefix: &str, with_charts: bool) -> Result<Vec<B
     blocks.push(text(
         "A time and an answer are joined if base, auxiliary and predictor are the same by their hashes, and k, m, s, precision \
          and prompt length are equal. Controls that the record does not time have the time of the fidelity run, as a ratio to \
-         full prefill there. The controls mean cache, true caches and nothing predicted have the time of the system that they stand beside. The \
+         full prefill there. The mean cache and the true caches have the time of the system that they stand beside, and so has \
+         what predicts nothing where the fidelity run has no time that counts. The \
          front is what no other mark is better than in both speed and answer; the mean cache and the true caches, which \
          nobody could use, are on no front. Intervals are 95%: of speedups as everywhere in this report, of means over \
          windows Student's t, of shares of items Wilson's.",

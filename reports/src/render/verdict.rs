@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use super::blocks::*;
 use crate::{
     format::{self, UNKNOWN, or_unknown},
+    levels::FEWEST_PROCESSES,
     schema::{Cell, Kind},
     summary,
     validate::{self, Cause, Claim, Validation, Verdict},
@@ -143,7 +144,9 @@ pub(crate) fn headline(validation: &Validation) -> (String, String) {
         format!("{}.", parts.join("; "))
     };
     if claims.iter().any(|c| c.indicative) {
-        answer.push_str(" This is indicative, because one process took all samples.");
+        answer.push_str(&format!(
+            " This is indicative, because fewer than {FEWEST_PROCESSES} processes took the samples."
+        ));
     }
     if let Some(command) = &validation.command {
         answer.push_str(&format!(" The following command decides: {command}."));

@@ -177,11 +177,14 @@ pub(super) fn check_samples(list: &[u64], expected: Option<usize>, field: impl F
     if list.len() > MAX_SAMPLES {
         return fault(field(), format!("{} samples, at most {MAX_SAMPLES} are read", list.len()));
     }
-    match expected {
-        Some(n) if n != list.len() => {
-            fault(field(), format!("expected {n} entries, one for each sample of the cell, found {}", list.len()))
-        }
-        _ => Ok(()),
+    expected.map_or(Ok(()), |n| check_count(list.len(), n, field))
+}
+
+/// A list must hold as many as the cell has samples.
+fn check_count(found: usize, expected: usize, field: impl Fn() -> String) -> Result<(), Fault> {
+    match found == expected {
+        true => Ok(()),
+        false => fault(field(), format!("expected {expected} entries, one for each sample of the cell, found {found}")),
     }
 }
 
@@ -237,11 +240,8 @@ pub(super) fn check_cell(cell: &Cell) -> Result<(), Fault> {
     }
     let lists = [("rounds", &cell.rounds), ("round_positions", &cell.round_positions), ("processes", &cell.processes)];
     for (name, list) in lists {
-        if let Some(list) = list
-            && list.len() != samples
-        {
-            let message = format!("expected {samples} entries, one for each sample, found {}", list.len());
-            return fault(format!("cell.{name}"), message);
+        if let Some(list) = list {
+            check_count(list.len(), samples, || format!("cell.{name}"))?;
         }
     }
     if cell.rounds.as_ref().is_some_and(|r| !r.is_sorted_by(|a, b| a < b)) {
@@ -255,10 +255,7 @@ pub(super) fn check_cell(cell: &Cell) -> Result<(), Fault> {
     }
     if let Some(probes) = &cell.probes {
         for (name, list) in [("gflops", &probes.gflops), ("read_gb_per_s", &probes.read_gb_per_s)] {
-            if list.len() != samples {
-                let message = format!("expected {samples} entries, one for each sample, found {}", list.len());
-                return fault(format!("cell.probes.{name}"), message);
-            }
+            check_count(list.len(), samples, || format!("cell.probes.{name}"))?;
             for (i, &rate) in list.iter().enumerate() {
                 check_positive(Some(rate), || format!("cell.probes.{name}[{i}]"))?;
             }
@@ -277,9 +274,8 @@ pub(super) fn check_cell(cell: &Cell) -> Result<(), Fault> {
         let lists =
             [("mhz", clocks.mhz.as_ref().map(Vec::len)), ("throttled", clocks.throttled.as_ref().map(Vec::len))];
         for (name, found) in lists {
-            if let Some(found) = found.filter(|n| *n != samples) {
-                let message = format!("expected {samples} entries, one for each sample, found {found}");
-                return fault(format!("cell.clocks.{name}"), message);
+            if let Some(found) = found {
+                check_count(found, samples, || format!("cell.clocks.{name}"))?;
             }
         }
         if clocks.unknown.is_none() && (clocks.mhz.is_none() || clocks.throttled.is_none()) {

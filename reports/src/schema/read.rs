@@ -34,6 +34,11 @@ impl Record {
         Ok(scan.record)
     }
 
+    /// Whether its threads were bound to CPUs; `None` if no cell says.
+    pub fn pinned(&self) -> Option<bool> {
+        self.cells.iter().find_map(|cell| Some(cell.placement.as_ref()?.pinned))
+    }
+
     /// The cell that `cell`'s speedup is measured against: the same base, batch and prompt, in the same group if
     /// there is one.
     pub fn base_of(&self, cell: &Cell) -> Option<&Cell> {

@@ -34,10 +34,8 @@ impl Mean {
 
     /// The difference of two independent means (Welch).
     pub fn apart(a: &Mean, b: &Mean) -> Mean {
-        let (v, w) = (a.error.powi(2), b.error.powi(2));
-        let parts = v * v / a.freedom + w * w / b.freedom;
-        let freedom = if parts > 0.0 { (v + w).powi(2) / parts } else { a.freedom + b.freedom };
-        Mean { value: a.value - b.value, error: (v + w).sqrt(), freedom }
+        let (variance, freedom) = sum_of_variances((a.error.powi(2), a.freedom), (b.error.powi(2), b.freedom));
+        Mean { value: a.value - b.value, error: variance.sqrt(), freedom }
     }
 
     /// The exponential of a mean of logarithms, with its interval at [`LEVEL`]; `samples` values stand behind it.
@@ -46,6 +44,13 @@ impl Mean {
         let interval = Interval { low: (self.value - half).exp(), high: (self.value + half).exp(), level: LEVEL };
         Estimate { value: self.value.exp(), interval: Some(interval), samples }
     }
+}
+
+/// The sum of two variances, its degrees of freedom by Satterthwaite.
+pub fn sum_of_variances(a: (f64, f64), b: (f64, f64)) -> (f64, f64) {
+    let total = a.0 + b.0;
+    let parts = a.0 * a.0 / a.1 + b.0 * b.0 / b.1;
+    (total, if parts > 0.0 { total * total / parts } else { a.1 + b.1 })
 }
 
 /// The sum of squares about the mean over n - 1; `None` below 2 values.

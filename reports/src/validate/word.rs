@@ -55,21 +55,21 @@ pub fn of(mean: &Mean, n: usize) -> Judged {
 }
 
 /// The word on an estimate that should be `expected`; `None` if it has no interval. Its interval is Student's t over
-/// `processes`, or within one process if they are fewer than 2.
+/// `processes`, or within one process if they are fewer than 2: then too in effect, as its tails are those of Student's t over
+/// the samples, and a range of less confidence than [`LEVEL`] is widened to that.
 pub fn of_estimate(estimate: &Estimate, expected: f64, processes: usize) -> Option<Judged> {
     let i = estimate.interval?;
-    let (value, low, high) = ((estimate.value / expected).ln(), (i.low / expected).ln(), (i.high / expected).ln());
-    let half = (high - low) / 2.0;
+    let [value, low, high] = [estimate.value, i.low, i.high].map(|figure| (figure / expected).ln());
+    let independent = if processes > 1 { processes } else { estimate.samples };
+    let freedom = independent as f64 - 1.0;
+    let quantile = |level: f64| student::t_quantile(0.5 + level / 2.0, freedom);
+    let error = (high - low) / 2.0 / quantile(i.level);
     if processes > 1 {
-        let freedom = processes as f64 - 1.0;
-        let error = half / student::t_quantile(0.5 + LEVEL / 2.0, freedom);
         return Some(of(&Mean { value, error, freedom }, processes));
     }
-    // The bootstrap has no degrees of freedom to speak of: normal theory, in effect.
-    const MANY: f64 = 1e6;
-    let error = half / student::t_quantile(0.5 + LEVEL / 2.0, MANY);
-    let resolution = student::detectable(error, MANY).exp() - 1.0;
-    Some(within(value, (low, high), resolution, None))
+    let wider = quantile(LEVEL) / quantile(i.level);
+    let interval = (value - (value - low) * wider, value + (high - value) * wider);
+    Some(within(value, interval, student::detectable(error, freedom).exp() - 1.0, None))
 }
 
 fn within(value: f64, (low, high): (f64, f64), resolution: f64, needed: Option<usize>) -> Judged {
@@ -105,7 +105,7 @@ fn processes(mean: &Mean, n: usize) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stats::simulate::Normal;
+    use crate::stats::{self, simulate::Normal};
 
     fn judged(value: f64, error: f64) -> Judged {
         of(&Mean { value: f64::ln(value), error, freedom: 4.0 }, 5)
@@ -123,6 +123,27 @@ mod tests {
         assert!(matches!(judged(1.0, 0.1).word, Word::Straddles(_)), "too coarse to hold");
         assert!(judged(0.8, 0.01).word.contradicts(&judged(1.0, 0.01).word));
         assert!(!judged(0.8, 0.01).word.contradicts(&judged(0.94, 0.02).word));
+    }
+
+    #[test]
+    fn few_samples_find_no_more_than_they_can() {
+        let mut normal = Normal::new(7);
+        for n in [3, 5, 8] {
+            let (mut resolution, mut wrong, spread, times) = (0.0, 0, 0.01, 1000);
+            for _ in 0..times {
+                let samples: Vec<f64> = (0..n).map(|_| (spread * normal.draw()).exp()).collect();
+                let judged = of_estimate(&stats::median_estimate(&samples).unwrap(), 1.0, 1).unwrap();
+                resolution += judged.resolution / f64::from(times);
+                wrong += u32::from(matches!(judged.word, Word::FallsShort(_) | Word::Exceeds(_)));
+            }
+            // What Student's t finds of the mean, which the median is somewhat worse than.
+            let t = student::detectable(spread / f64::from(n).sqrt(), f64::from(n) - 1.0);
+            assert!((0.85..1.6).contains(&(resolution / t)), "{n}: {resolution} against {t}");
+            assert_eq!(wrong, 0, "{n}");
+        }
+        // The range of three samples has a confidence of 75%: that it lies outside of the band proves nothing yet.
+        let three = stats::median_estimate(&[1.06, 1.07, 1.08]).unwrap();
+        assert!(matches!(of_estimate(&three, 1.0, 1).unwrap().word, Word::Straddles(None) | Word::Holds));
     }
 
     #[test]
