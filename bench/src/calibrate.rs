@@ -83,7 +83,12 @@ pub fn take(knobs: &RunKnobs, asked: Asked, size: Size, folder: &Path, time: Dur
         if !session.failed().is_empty() {
             // Another would lack the same cells.
             fs::remove_file(session.record_path())?;
-            bail!("occasion {number} is not kept, because cells failed: {}", session.failed().join(", "));
+            bar.finish_and_clear();
+            bail!(
+                "occasion {number} is not kept, because cells failed: {}; ttft calibrate --minutes 0 works out what the occasions \
+                 before it say",
+                session.failed().join(", ")
+            );
         }
         bar.set_position(start.elapsed().as_secs().min(time.as_secs()));
         bar.set_message(format!("occasion {number}"));

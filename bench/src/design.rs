@@ -3,7 +3,7 @@
 /// Fewest rounds of a single process: below it there is no median to speak of.
 const FEWEST_ROUNDS: u32 = 3;
 /// Fewest processes: below it there is no spread between them to speak of.
-pub(crate) const FEWEST_PROCESSES: u32 = 3;
+pub(crate) const FEWEST_PROCESSES: u32 = ttft_reports::levels::FEWEST_PROCESSES as u32;
 /// Processes that the planner takes at most where none are asked for.
 const MOST_PROCESSES: u32 = 10;
 /// Steps of the search between the fewest and all rounds of a single process.

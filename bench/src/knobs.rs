@@ -176,13 +176,21 @@ impl RunKnobs {
         add("--threads", threads.map(|t| t.to_string().into()));
         add("--backend", Some(backend.name().into()));
         add("--kernel", kernel.as_ref().map(Into::into));
+        // Last, as the only one without a value: `typed` takes the others in pairs.
         flags.extend(pin.then(|| "--pin".into()));
         flags
     }
 
     /// The same flags as one types them; a default backend goes without saying.
     pub fn typed(&self) -> String {
-        let all = RunKnobs { scenario: Some(self.scenario_name().to_owned()), ..self.clone() }.flags();
+        let name = self.scenario_name();
+        let scenario = match PRESETS.iter().any(|(preset, _)| *preset == name) {
+            true => name.to_owned(),
+            false => {
+                std::path::absolute(name).map_or_else(|_| name.to_owned(), |path| path.to_string_lossy().into_owned())
+            }
+        };
+        let all = RunKnobs { scenario: Some(scenario), ..self.clone() }.flags();
         let said = all.chunks(2).filter(|pair| *pair != ["--backend", "ttft"]);
         let words: Vec<String> = said.flatten().map(|word| output::quoted(&word.to_string_lossy())).collect();
         words.join(" ")
@@ -332,12 +340,12 @@ mod tests {
     fn a_command_for_the_same_names_all_that_was_asked_for() {
         let mut knobs = RunKnobs::from_env().unwrap();
         assert_eq!(knobs.typed(), "--scenario quick");
-        (knobs.scenario, knobs.base) = (Some("my scenarios/s.toml".into()), Some("OE1.1B".into()));
+        (knobs.scenario, knobs.base) = (Some("/my scenarios/s.toml".into()), Some("OE1.1B".into()));
         (knobs.aux, knobs.start) = (Some("OE270M".into()), Some(Start::Cold));
         (knobs.engine.threads, knobs.engine.pin) = (Some(2), true);
         let typed = "--base OE1.1B --aux OE270M --start cold --threads 2 --pin";
         let quoted = knobs.typed().replace('"', "'");
-        assert_eq!(quoted, format!("--scenario 'my scenarios/s.toml' {typed}"));
+        assert_eq!(quoted, format!("--scenario '/my scenarios/s.toml' {typed}"));
     }
 
     #[test]

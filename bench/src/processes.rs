@@ -14,6 +14,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use ttft_reports::schema::{Cell, Clocks, Cold, Decode, Drift, Memory, PhaseRecord, Placement, Probes, WarmPhase};
 
 use crate::{
+    cleanup,
     layout::Layout,
     placement,
     sampling::Outcome,
@@ -68,6 +69,7 @@ pub fn run(
     let mut child = Running(
         placement::unbound(|| layout.vary(&mut command).spawn()).context("cannot start a process to measure in")?,
     );
+    let _listed = cleanup::list_process(child.0.id());
     let mut input = child.0.stdin.take().context("the process has no input")?;
     // A process that ends at once says why by itself.
     let _ = serde_json::to_writer(&mut input, job).map_err(std::io::Error::from).and_then(|()| input.write_all(b"\n"));

@@ -80,11 +80,14 @@ fn fitting(session: &mut Session, arms: &[Arm], batch: usize, prompt: usize) -> 
 /// is over.
 fn measure_again(session: &mut Session, groups: &[Group], limit: f64) -> Result<()> {
     session.grant(limit);
+    // Groups that cannot be measured any more.
+    let mut lost = vec![false; groups.len()];
     loop {
         let mut measured = false;
-        for group in groups {
+        for (group, lost) in groups.iter().zip(&mut lost) {
             let unstable = session.unstable(group);
-            let Some(design) = planner::designs(session, &[group])?[0].filter(|_| !unstable.is_empty()) else {
+            let Some(design) = planner::designs(session, &[group])?[0].filter(|_| !unstable.is_empty() && !*lost)
+            else {
                 continue;
             };
             console::note(format_args!(
@@ -93,6 +96,7 @@ fn measure_again(session: &mut Session, groups: &[Group], limit: f64) -> Result<
                 unstable.len()
             ));
             measure(session, group, design)?;
+            *lost = session.unstable(group) == unstable;
             measured = true;
         }
         if !measured {

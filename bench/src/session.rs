@@ -55,6 +55,8 @@ pub struct Session {
     gates: HashMap<String, Gate>,
     /// Seconds that comparisons of the longest prompt may still take.
     gate_left_s: f64,
+    /// All that they may.
+    gate_s: f64,
     header: RunHeader,
     writer: Writer,
     started: Instant,
@@ -267,6 +269,7 @@ impl Session {
             limits: header.limits.clone(),
             gates: HashMap::new(),
             gate_left_s: rig.scenario.budget_s * GATE_SHARE,
+            gate_s: rig.scenario.budget_s * GATE_SHARE,
             rig,
             header,
             writer,
@@ -465,7 +468,7 @@ impl Session {
                 "{prompt} tokens would take about {}, and {} of the {} are left that checks may take ({:.0}% of the budget)",
                 seconds(expected),
                 seconds(left.max(0.0)),
-                seconds(self.rig.scenario.budget_s * GATE_SHARE),
+                seconds(self.gate_s),
                 GATE_SHARE * 100.0,
             )));
         }
@@ -557,11 +560,17 @@ impl Session {
         Ok(())
     }
 
-    /// Notes a cell that failed; [`Session::finish`] reports it.
+    /// Notes a cell that failed; [`Session::finish`] reports it. One that was measured before keeps its samples.
     ///
     /// # Errors
     /// What writing the record says.
     pub fn fail(&mut self, id: &str, error: &anyhow::Error) -> Result<()> {
+        if self.measured.contains_key(id) {
+            console::note(format_args!(
+                "{id}: it could not be measured again, so its earlier samples stand: {error:#}"
+            ));
+            return Ok(());
+        }
         self.failed.push(id.to_owned());
         self.skip(Skipped { id: id.into(), reason: format!("failed: {error:#}"), ..Default::default() })
     }
