@@ -189,9 +189,9 @@ impl Fetch {
         Fetch { at, per_turn, step: each.div_ceil(per_turn.max(1)) }
     }
 
-    /// As many `bytes` as a block of W has that a few-row kernel computes, in `turns` turns: the `rest` of W, or what is read `next`. If
-    /// that is null, nothing is to be fetched, and the block itself is, which is there already: a prefetch of no page at all costs a walk
-    /// of the tables.
+    /// What a few-row kernel fetches while it computes a `block` of W, as many `bytes` as that has, in `turns` turns: the `rest` of W, or
+    /// what is read `next`. If `next` is null, not even the rest is fetched: the block itself is asked for again, which is there already,
+    /// as a prefetch of no page at all costs a walk of the tables.
     pub fn after_block(
         block: *const u8,
         rest: Option<*const u8>,

@@ -1,4 +1,5 @@
-//! Numbers only: what was measured, or follows from a cache size. Those of a level are in its file, as a [`Tuning`]. kernels/README.md has the arithmetic.
+//! Numbers, and the choices that follow from them: what was measured, or follows from a cache size. Those of a level are in its file,
+//! as a [`Tuning`]; the tile unit's are here. kernels/README.md has the arithmetic.
 
 use crate::{
     contract::{GemmKernel, Mul},
@@ -96,7 +97,8 @@ impl Tuning {
         self.tiles.as_ref().filter(|_| (x, w) == (DType::BF16, DType::BF16.into()))
     }
 
-    /// Groups of rows of x, of `m`: see [`GROUP_ROWS`].
+    /// Groups of rows of x, of `m`: see [`GROUP_ROWS`]. For a tile unit as few as hold [`Tiles::group_rows`] each, or some more if
+    /// these have as many threads each.
     pub fn row_groups(&self, m: usize, threads: usize) -> usize {
         let Some(tiles) = self.tiles else { return (m / (16 * threads).max(GROUP_ROWS)).clamp(1, threads) };
         let least = m.div_ceil(tiles.group_rows).clamp(1, threads);

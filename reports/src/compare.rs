@@ -12,7 +12,7 @@
 use std::{collections::BTreeSet, fmt};
 
 use crate::{
-    calibration::{Calibration, same_machine},
+    calibration::{self, Calibration, same_machine},
     decide::{self, Sample},
     format, levels,
     schema::{Cell, Dtype, Limits, Machine, Record},
@@ -339,13 +339,15 @@ pub fn group(runs: &[(String, Record)]) -> Vec<(String, Vec<usize>)> {
 /// How a machine differs from that of a calibration, in words.
 fn different(calibrated: &Machine, machine: &Machine) -> String {
     let unknown = || format::UNKNOWN.to_owned();
+    let memory = calibration::memory_alike(calibrated, machine);
     let of = |m: &Machine| {
         let number = |n: Option<u32>| n.map_or_else(unknown, |n| n.to_string());
         [
             ("CPU", m.cpu_model.clone().unwrap_or_else(unknown)),
+            ("architecture", m.arch.clone().unwrap_or_else(unknown)),
             ("physical cores", number(m.physical_cores)),
             ("logical cores", number(m.logical_cores)),
-            ("memory", m.memory_total_bytes.map_or_else(unknown, format::bytes)),
+            ("memory", if memory { String::new() } else { m.memory_total_bytes.map_or_else(unknown, format::bytes) }),
         ]
     };
     let pairs = of(calibrated).into_iter().zip(of(machine));
@@ -353,7 +355,7 @@ fn different(calibrated: &Machine, machine: &Machine) -> String {
         .filter(|((_, there), (_, here))| there != here)
         .map(|((what, there), (_, here))| format!("{what} {there} there, {here} here"))
         .collect();
-    if unequal.is_empty() { "another instruction set or hypervisor".into() } else { unequal.join(", ") }
+    if unequal.is_empty() { "other instructions, or another hypervisor".into() } else { unequal.join(", ") }
 }
 
 /// The systems and sizes of a run, in words.

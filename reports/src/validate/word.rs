@@ -54,9 +54,9 @@ pub fn of(mean: &Mean, n: usize) -> Judged {
     within(mean.value, (mean.value - half, mean.value + half), resolution, processes(mean, n))
 }
 
-/// The word on an estimate that should be `expected`; `None` if it has no interval. Its interval is Student's t over
-/// `processes`, or within one process if they are fewer than 2: then too in effect, as its tails are those of Student's t over
-/// the samples, and a range of less confidence than [`LEVEL`] is widened to that.
+/// The word on an estimate that should be `expected`; `None` if it has no interval. With several `processes` the interval is Student's
+/// t over these. Within one process it is one of the median, and is taken for Student's t over the samples: it is widened to
+/// [`LEVEL`] by the quantiles of that if its own confidence is less, as that of the range of a few samples is.
 pub fn of_estimate(estimate: &Estimate, expected: f64, processes: usize) -> Option<Judged> {
     let i = estimate.interval?;
     let [value, low, high] = [estimate.value, i.low, i.high].map(|figure| (figure / expected).ln());
