@@ -1,0 +1,54 @@
+//! Beginning a run behind the first steps of another that reads the same prompts by them.
+
+use std::sync::Arc;
+
+use ttft_kernels::Element;
+
+use super::{Run, lane};
+use crate::{
+    cache::Source,
+    error::{Error, Result},
+    loan,
+    schedule::{Entries, Op, Step},
+};
+
+impl<A: Element> Run<A> {
+    /// Takes over what another run has left behind its first steps; how many of its own need not be run.
+    pub(super) fn borrow(&mut self, from: &Run<A>, ids: &[u32]) -> Result<usize> {
+        let refuse = |reason| Err(Error::Loan { reason });
+        if from.state.spec.batch != self.state.spec.batch || from.state.read != ids {
+            return refuse(
+                "it has not read these prompts, or was not planned to lend; plan it so, and have it read them",
+            );
+        }
+        let steps = &self.schedule.prompt[..loan::steps(&from.schedule.prompt, &self.schedule.prompt)];
+        let Some(Step { op: Op::Embed { net, rows, .. }, .. }) = steps.first() else {
+            return refuse("it keeps nothing of steps that are this run's too; plan it to lend to this system");
+        };
+        let (own, other) = (&mut self.state, &from.state);
+        let other_lane = other.lanes.iter().find(|(n, _)| n == net).map(|(_, lane)| lane);
+        let lane = lane(&mut own.lanes, *net);
+        if !other_lane.is_some_and(|other| Arc::ptr_eq(&other.net, &lane.net)) {
+            return refuse("their networks are not the same loaded ones");
+        }
+        let b = own.spec.batch;
+        lane.act.start(b, *rows);
+        for ((step, uses), others) in steps.iter().zip(&self.schedule.uses).zip(&from.schedule.uses) {
+            let Op::Layer(l) = &step.op else { continue };
+            if let (Entries::Kept, Some(to), Some(from)) = (l.entries, uses.cache, others.cache) {
+                own.caches[to].copy_first(&other.caches[from], rows.of);
+            }
+            for (to, from) in uses.sources.iter().zip(&others.sources) {
+                if let (Some(to), Some(from)) = (to, from) {
+                    own.sources[*to].copy_first(&other.sources[*from], b);
+                }
+            }
+        }
+        // Where the stream ends, nobody has kept it.
+        let last = from.schedule.uses[steps.len() - 1].sources[2];
+        if let Some(Source::Hidden(x)) = last.map(|at| &other.sources[at]) {
+            lane.act.x[..x.len()].copy_from_slice(x);
+        }
+        Ok(steps.len())
+    }
+}

@@ -1,0 +1,83 @@
+//! The caches of a run as named tensors, for tests, fits and measures of fidelity.
+
+use ttft_kernels::Element;
+
+use super::{Run, State};
+use crate::{
+    cache::{LayerCache, NamedTensor, Source, heads_first},
+    kv_prediction::layout::Input,
+    schedule::{Gap, KvShape, Net, Op, Slot, shapes},
+};
+
+impl<A: Element> Run<A> {
+    /// What [`crate::Inference::cache_dump`] gives.
+    pub(super) fn dump(&self) -> Vec<NamedTensor> {
+        let (s, b) = (&self.state, self.state.spec.batch);
+        let kept = |slot: &Slot<KvShape>| {
+            let s = slot.shape;
+            (s.kept && s.net == Net::Base).then_some(s.layer)
+        };
+        let mut caches: Vec<(usize, &LayerCache<A>)> =
+            self.schedule.caches.iter().zip(&s.caches).filter_map(|(slot, c)| Some((kept(slot)?, c))).collect();
+        caches.sort_by_key(|(layer, _)| *layer);
+        let rope = &s.lanes.iter().find(|(net, _)| *net == Net::Base).expect("the base has a lane").1.rope;
+        if let Some(lazy) = &s.lazy {
+            return caches.into_iter().flat_map(|(i, c)| lazy.dump(i, c, s.len, rope)).collect();
+        }
+        let name = if s.predictor.is_some() { "kvp_cache" } else { "base_cache" };
+        let gap = Gap::of(&self.shapes, &s.spec);
+        let dump = |&(i, c): &(usize, &LayerCache<A>)| {
+            let at = |b, entry| (entry, s.position(b, gap.place(i, entry)));
+            c.dump(&format!("{name}.{i}"), s.len.saturating_sub(gap.in_layer(i)), at, rope)
+        };
+        let mut out: Vec<NamedTensor> = caches.iter().flat_map(dump).collect();
+        if !s.kept.is_empty() {
+            let data = (0..b).flat_map(|b| (0..s.len).map(move |i| s.token(b, i) as f32)).collect();
+            out.push(NamedTensor { name: "kept".into(), shape: vec![b, s.len], data });
+        }
+        for step in &self.schedule.prompt {
+            let Op::Map { rows, maps } = &step.op else { continue };
+            let c = &self.shapes.base;
+            for m in maps {
+                let (_, cache) = caches.iter().find(|(i, _)| *i == m.layer).expect("a map fills a cache");
+                let [mut k, v] = cache.dump(&format!("predicted.{}", m.layer), *rows, |_, p| (p, p), rope);
+                k.name = format!("predicted.{}.k_normed", m.layer);
+                out.extend([k, v]);
+                if let Some(keys) = s.predicted.as_ref().map(|p| &p[m.layer]).filter(|keys| !keys.is_empty()) {
+                    let name = format!("predicted.{}.k", m.layer);
+                    out.push(heads_first(name, keys, b, c.layers[m.layer].kv_heads, c.head_dim));
+                }
+            }
+        }
+        for (Slot { shape: from, .. }, source) in self.schedule.sources.iter().zip(&s.sources) {
+            let (c, j) = (shapes(&self.shapes, from.net), from.layer);
+            let name = if from.net == Net::Base { "source" } else { "aux_cache" };
+            match source {
+                Source::KeysAndValues(raw) => {
+                    for (part, rows) in [("k", &raw.k), ("v", &raw.v)] {
+                        out.push(heads_first(format!("{name}.{j}.{part}"), rows, b, c.layers[j].kv_heads, c.head_dim));
+                    }
+                }
+                Source::Hidden(x) => {
+                    let part = if from.input == Input::Hidden { "unit" } else { "hidden" };
+                    let shape = vec![b, from.entries, c.dim];
+                    out.push(NamedTensor { name: format!("source.{j}.{part}"), shape, data: x.clone() });
+                }
+            }
+        }
+        out
+    }
+}
+
+impl<A> State<A> {
+    /// Which token of sequence `b` entry `i` is of, in caches that have the same entries in every layer.
+    fn token(&self, b: usize, i: usize) -> usize {
+        let kept = self.kept.len() / self.spec.batch;
+        if i < kept { self.kept[b * kept + i] as usize } else { i + self.dropped }
+    }
+
+    /// At which position it stands there.
+    fn position(&self, b: usize, i: usize) -> usize {
+        if self.renumbered { i } else { self.token(b, i) }
+    }
+}
