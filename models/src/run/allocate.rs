@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ttft_kernels::Element;
 
-use super::{Lane, State};
+use super::{Lane, Lanes, State};
 use crate::{
     activations::Activations,
     cache::{LayerCache, RawKv, Source},
@@ -38,12 +38,18 @@ impl<A: Element> State<A> {
             Net::Base => system.base(),
             Net::Auxiliary => system.networks().nth(1).expect("only pairs have steps of an auxiliary"),
         };
-        let lane = |&Slot { shape: s, .. }: &Slot<Stream>| {
+        let lane = |&Slot { shape: s, .. }: &Slot<Stream>| -> Result<_> {
             let (net, c) = (net(s.net), shapes(of, s.net));
             let all = if s.all_logits { head_buffer(c, b * s.rows) } else { 0 };
             let act = Activations::new(c, b * s.rows)?;
-            Ok((s.net, Lane { net: Arc::clone(net), rope: net.rope(s.positions), act, all: zeroed(all as u64)? }))
+            Ok(Lane { net: Arc::clone(net), rope: net.rope(s.positions), act, all: zeroed(all as u64)? })
         };
+        let (mut base, mut auxiliary) = (None, None);
+        for slot in &schedule.streams {
+            let to = if slot.shape.net == Net::Base { &mut base } else { &mut auxiliary };
+            *to = Some(lane(slot)?);
+        }
+        let lanes = Lanes { base: base.expect("later tokens are the base's"), auxiliary };
         let cache = |net, layer: usize, entries| {
             let c = shapes(of, net);
             LayerCache::new(b, c.layers[layer].kv_heads, entries, c.head_dim)
@@ -80,7 +86,7 @@ impl<A: Element> State<A> {
         Ok(State {
             spec,
             dropped: schedule.dropped,
-            lanes: schedule.streams.iter().map(lane).collect::<Result<_>>()?,
+            lanes,
             caches: schedule.caches.iter().map(|s| cache(s.shape.net, s.shape.layer, s.shape.entries)).collect(),
             sources: schedule.sources.iter().map(source).collect::<Result<_>>()?,
             sinks: schedule.sinks.iter().map(|s| cache(s.net, s.layer, s.entries)).collect(),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ttft_kernels::Element;
 
-use super::{Run, lane};
+use super::Run;
 use crate::{
     cache::Source,
     error::{Error, Result},
@@ -26,9 +26,8 @@ impl<A: Element> Run<A> {
             return refuse("it keeps nothing of steps that are this run's too; plan it to lend to this system");
         };
         let (own, other) = (&mut self.state, &from.state);
-        let other_lane = other.lanes.iter().find(|(n, _)| n == net).map(|(_, lane)| lane);
-        let lane = lane(&mut own.lanes, *net);
-        if !other_lane.is_some_and(|other| Arc::ptr_eq(&other.net, &lane.net)) {
+        let lane = own.lanes.of_mut(*net);
+        if !Arc::ptr_eq(&other.lanes.of(*net).net, &lane.net) {
             return refuse("their networks are not the same loaded ones");
         }
         let b = own.spec.batch;

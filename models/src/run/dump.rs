@@ -20,7 +20,7 @@ impl<A: Element> Run<A> {
         let mut caches: Vec<(usize, &LayerCache<A>)> =
             self.schedule.caches.iter().zip(&s.caches).filter_map(|(slot, c)| Some((kept(slot)?, c))).collect();
         caches.sort_by_key(|(layer, _)| *layer);
-        let rope = &s.lanes.iter().find(|(net, _)| *net == Net::Base).expect("the base has a lane").1.rope;
+        let rope = &s.lanes.base.rope;
         if let Some(lazy) = &s.lazy {
             return caches.into_iter().flat_map(|(i, c)| lazy.dump(i, c, s.len, rope)).collect();
         }

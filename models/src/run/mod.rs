@@ -97,6 +97,30 @@ impl<A: Element> Lane<A> {
     }
 }
 
+/// The networks at work.
+struct Lanes<A> {
+    base: Lane<A>,
+    auxiliary: Option<Lane<A>>,
+}
+
+impl<A> Lanes<A> {
+    fn of(&self, net: Net) -> &Lane<A> {
+        match net {
+            Net::Base => &self.base,
+            Net::Auxiliary => self.auxiliary.as_ref().expect(NO_AUXILIARY),
+        }
+    }
+
+    fn of_mut(&mut self, net: Net) -> &mut Lane<A> {
+        match net {
+            Net::Base => &mut self.base,
+            Net::Auxiliary => self.auxiliary.as_mut().expect(NO_AUXILIARY),
+        }
+    }
+}
+
+const NO_AUXILIARY: &str = "every network of a schedule has a lane";
+
 /// A schedule, and what it runs on.
 struct Run<A> {
     shapes: CostSystem,
@@ -135,7 +159,7 @@ impl Call {
 struct State<A> {
     spec: RunSpec,
     dropped: usize,
-    lanes: Vec<(Net, Lane<A>)>,
+    lanes: Lanes<A>,
     caches: Vec<LayerCache<A>>,
     sources: Vec<Source<A>>,
     /// Entries of first tokens that are kept, and which tokens these are, `[batch * s]`: none before there are any.
@@ -210,8 +234,8 @@ impl<A: Element> Run<A> {
         let start = Instant::now();
         let s = &mut self.state;
         let RunSpec { batch, prompt, .. } = s.spec;
-        let vocab = s.lanes.iter().map(|(_, lane)| lane.net.config().vocab).min().expect("a schedule has a network");
-        prompts::check(ids, batch, prompt, vocab)?;
+        let networks = [&s.lanes.base].into_iter().chain(&s.lanes.auxiliary).map(|lane| lane.net.config());
+        prompts::check(ids, batch, prompt, networks.map(|c| c.vocab).min().expect("there is a base"))?;
         s.len = 0;
         s.read.clear();
         if let Some(scores) = &mut s.scores {
@@ -258,10 +282,6 @@ impl<A: Element> Run<A> {
         }
         Ok(())
     }
-}
-
-fn lane<A>(lanes: &mut [(Net, Lane<A>)], net: Net) -> &mut Lane<A> {
-    &mut lanes.iter_mut().find(|(n, _)| *n == net).expect("every network of a schedule has a lane").1
 }
 
 impl<A: Element> Inference for Run<A> {

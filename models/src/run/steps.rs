@@ -2,7 +2,7 @@
 
 use ttft_kernels::{Element, Mat};
 
-use super::{State, lane};
+use super::{Lanes, State};
 use crate::{
     cache::{LayerCache, Source},
     engine::Engine,
@@ -46,7 +46,7 @@ impl<A: Element> State<A> {
                     Tokens::Given => {}
                 }
                 let ids = if self.input.is_empty() { ids } else { &self.input };
-                let lane = lane(&mut self.lanes, net);
+                let lane = self.lanes.of_mut(net);
                 lane.net.embed(e, ids, b, rows, &mut lane.act)?;
                 match tokens {
                     Tokens::Kept => lane.act.place(&self.kept),
@@ -65,7 +65,7 @@ impl<A: Element> State<A> {
             }
             Op::Layer(l) => self.layer(e, l, uses, may_wait),
             &Op::Ends { net, rows } => {
-                let act = &mut lane(&mut self.lanes, net).act;
+                let act = &mut self.lanes.of_mut(net).act;
                 act.keep_ends(rows.first, rows.count);
                 act.past = rows.past();
                 Ok(act.rows())
@@ -90,7 +90,7 @@ impl<A: Element> State<A> {
                     return Ok(b * of);
                 };
                 let read = uses.gathered.or(uses.cache).expect("a layer that is ranked by has entries");
-                let (lane, lazy) = (lane(&mut self.lanes, net), &self.lazy);
+                let (lane, lazy) = (self.lanes.of(net), &self.lazy);
                 let position = |b: usize, p: usize| lazy.as_ref().map_or(p as u32, |lazy| lazy.position(layer, b, p));
                 scores.add(e, (&lane.net, layer), &lane.act, (&self.caches[read], of), position)?;
                 Ok(b * of)
@@ -105,7 +105,7 @@ impl<A: Element> State<A> {
                     unreachable!("only LazyLLM narrows")
                 };
                 lazy.take(layer, of, keep, scores);
-                let act = &mut lane(&mut self.lanes, Net::Base).act;
+                let act = &mut self.lanes.base.act;
                 if revives {
                     lazy.revive(layer, act)
                 } else {
@@ -118,19 +118,19 @@ impl<A: Element> State<A> {
     }
 
     fn layer(&mut self, e: &Engine, l: &LayerStep, uses: Uses, may_wait: bool) -> Result<usize> {
-        let own = lane(&mut self.lanes, l.net);
-        let rows = own.act.rows();
+        let lane = self.lanes.of_mut(l.net);
+        let rows = lane.act.rows();
         if l.net == Net::Base {
             match uses.cache {
-                Some(cache) if may_wait && Queue::takes(e, &own.net, &own.act, (l.rows, l.out)) => {
+                Some(cache) if may_wait && Queue::takes(e, &lane.net, &lane.act, (l.rows, l.out)) => {
                     self.queue.push(l.layer, cache);
                     return Ok(rows);
                 }
                 _ => self.finish_queue(e)?,
             }
         }
-        let lane = lane(&mut self.lanes, l.net);
         if let (Some(gathered), Some(cache)) = (uses.gathered, uses.cache) {
+            let lane = &mut self.lanes.base;
             let [cache, gathered] = self.caches.get_disjoint_mut([cache, gathered]).expect("slots of their own");
             let lazy = self.lazy.as_mut().expect("only LazyLLM revives tokens");
             lazy.layer(e, (&lane.net, l.layer), &mut lane.act, &lane.rope, cache, gathered)?;
@@ -146,19 +146,15 @@ impl<A: Element> State<A> {
                 Source::Hidden(_) => unreachable!("a source is what its shape says"),
             }),
         };
-        let mut lanes = self.lanes.iter_mut();
-        let (lane, base) = match (lanes.next(), lanes.next()) {
-            (Some((net, lane)), other) if *net == l.net => (lane, other),
-            (other, Some((_, lane))) => (lane, other),
-            _ => unreachable!("every network of a schedule has a lane"),
-        };
-        let done = match base {
-            Some((_, base)) if l.net == Net::Auxiliary && !self.queue.is_empty() => {
-                let (caches, queue) = (&mut self.caches, &mut self.queue);
-                let mut behind = base.behind(e, caches, queue);
+        let done = match (l.net, &mut self.lanes) {
+            (Net::Auxiliary, Lanes { base, auxiliary: Some(lane) }) if !self.queue.is_empty() => {
+                let mut behind = base.behind(e, &mut self.caches, &mut self.queue);
                 lane.net.layer_by(e, &mut behind, l.layer, &mut lane.act, &lane.rope, kv, l.out)
             }
-            _ => lane.net.layer(e, l.layer, &mut lane.act, &lane.rope, kv, l.out),
+            (net, lanes) => {
+                let lane = lanes.of_mut(net);
+                lane.net.layer(e, l.layer, &mut lane.act, &lane.rope, kv, l.out)
+            }
         };
         if let (Some(i), Some(cache)) = (uses.cache, taken) {
             self.caches[i] = cache;
@@ -166,6 +162,7 @@ impl<A: Element> State<A> {
         done?;
         for (slot, unit) in [(hidden, true), (own, false)] {
             if let Some(Source::Hidden(to)) = slot.map(|i| &mut self.sources[i]) {
+                let lane = self.lanes.of(l.net);
                 lane.net.keep_hidden(e, &lane.act, unit, to)?;
             }
         }
@@ -174,12 +171,12 @@ impl<A: Element> State<A> {
 
     /// Runs what was put off and is not done.
     fn finish_queue(&mut self, e: &Engine) -> Result<()> {
-        lane(&mut self.lanes, Net::Base).behind(e, &mut self.caches, &mut self.queue).finish()
+        self.lanes.base.behind(e, &mut self.caches, &mut self.queue).finish()
     }
 
     /// Fills the caches of base layers: of those that have maps all at once.
     fn map(&mut self, e: &Engine, schedule: &Schedule, rows: usize, maps: &[Map]) -> Result<usize> {
-        let (lane, b) = (lane(&mut self.lanes, Net::Base), self.spec.batch);
+        let (lane, b) = (&mut self.lanes.base, self.spec.batch);
         let (mut from_kv, mut from_hidden) = (Vec::new(), Vec::new());
         let mut kept: Vec<Option<&mut Vec<f32>>> = self.predicted.iter_mut().flatten().map(Some).collect();
         for (cache, Slot { shape: to, .. }) in self.caches.iter_mut().zip(&schedule.caches) {
@@ -205,7 +202,7 @@ impl<A: Element> State<A> {
 
     /// Puts entries that were made elsewhere into the caches of base layers.
     fn fill(&mut self, e: &Engine, schedule: &Schedule, rows: usize, layers: &[usize]) -> Result<usize> {
-        let (lane, rows) = (lane(&mut self.lanes, Net::Base), self.spec.batch * rows);
+        let (lane, rows) = (&mut self.lanes.base, self.spec.batch * rows);
         let entries = self.entries.as_ref().expect("a control that fills has entries");
         for (cache, Slot { shape: to, .. }) in self.caches.iter_mut().zip(&schedule.caches) {
             if !to.kept || to.net != Net::Base || !layers.contains(&to.layer) {
@@ -226,7 +223,7 @@ impl<A: Element> State<A> {
         if net == Net::Base {
             self.finish_queue(e)?;
         }
-        let lane = lane(&mut self.lanes, net);
+        let lane = self.lanes.of_mut(net);
         let (logits, ids) = match (net, &mut self.ahead) {
             (Net::Base, _) => (&mut self.logits, &mut self.ids),
             (Net::Auxiliary, Some((logits, ids))) => (logits, ids),
