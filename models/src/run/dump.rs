@@ -4,33 +4,27 @@ use ttft_kernels::Element;
 
 use super::{Run, State};
 use crate::{
-    cache::{LayerCache, NamedTensor, Source, heads_first},
+    cache::{NamedTensor, Source, heads_first},
     kv_prediction::layout::Input,
-    schedule::{Gap, KvShape, Net, Op, Slot, shapes},
+    schedule::{Gap, Net, Op, Slot, shapes},
 };
 
 impl<A: Element> Run<A> {
     /// What [`crate::Inference::cache_dump`] gives.
     pub(super) fn dump(&self) -> Vec<NamedTensor> {
         let (s, b) = (&self.state, self.state.spec.batch);
-        let kept = |slot: &Slot<KvShape>| {
-            let s = slot.shape;
-            (s.kept && s.net == Net::Base).then_some(s.layer)
-        };
-        let mut caches: Vec<(usize, &LayerCache<A>)> =
-            self.schedule.caches.iter().zip(&s.caches).filter_map(|(slot, c)| Some((kept(slot)?, c))).collect();
-        caches.sort_by_key(|(layer, _)| *layer);
-        let rope = &s.lanes.base.rope;
+        let (rope, layers) = (&s.lanes.base.rope, 0..self.shapes.base.layers.len());
+        let cache = |i: usize| &s.caches[self.schedule.cache_of(i)];
         if let Some(lazy) = &s.lazy {
-            return caches.into_iter().flat_map(|(i, c)| lazy.dump(i, c, s.len, rope)).collect();
+            return layers.flat_map(|i| lazy.dump(i, cache(i), s.len, rope)).collect();
         }
         let name = if s.predictor.is_some() { "kvp_cache" } else { "base_cache" };
         let gap = Gap::of(&self.shapes, &s.spec);
-        let dump = |&(i, c): &(usize, &LayerCache<A>)| {
+        let dump = |i: usize| {
             let at = |b, entry| (entry, s.position(b, gap.place(i, entry)));
-            c.dump(&format!("{name}.{i}"), s.len.saturating_sub(gap.in_layer(i)), at, rope)
+            cache(i).dump(&format!("{name}.{i}"), s.len.saturating_sub(gap.in_layer(i)), at, rope)
         };
-        let mut out: Vec<NamedTensor> = caches.iter().flat_map(dump).collect();
+        let mut out: Vec<NamedTensor> = layers.flat_map(dump).collect();
         if !s.kept.is_empty() {
             let data = (0..b).flat_map(|b| (0..s.len).map(move |i| s.token(b, i) as f32)).collect();
             out.push(NamedTensor { name: "kept".into(), shape: vec![b, s.len], data });
@@ -39,8 +33,7 @@ impl<A: Element> Run<A> {
             let Op::Map { rows, maps } = &step.op else { continue };
             let c = &self.shapes.base;
             for m in maps {
-                let (_, cache) = caches.iter().find(|(i, _)| *i == m.layer).expect("a map fills a cache");
-                let [mut k, v] = cache.dump(&format!("predicted.{}", m.layer), *rows, |_, p| (p, p), rope);
+                let [mut k, v] = cache(m.layer).dump(&format!("predicted.{}", m.layer), *rows, |_, p| (p, p), rope);
                 k.name = format!("predicted.{}.k_normed", m.layer);
                 out.extend([k, v]);
                 if let Some(keys) = s.predicted.as_ref().map(|p| &p[m.layer]).filter(|keys| !keys.is_empty()) {

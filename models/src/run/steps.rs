@@ -10,7 +10,7 @@ use crate::{
     kv_prediction::{layout::Input, predictor::Prediction},
     network::{Cache, Kv},
     pipeline::Queue,
-    schedule::{KvShape, LayerStep, Map, Net, Op, Schedule, Slot, Tokens, Uses},
+    schedule::{LayerStep, Map, Net, Op, Schedule, Tokens, Uses},
 };
 
 impl<A: Element> State<A> {
@@ -74,9 +74,7 @@ impl<A: Element> State<A> {
             &Op::Sinks { rows, back, ref layers } => {
                 let sinks = schedule.sinks.iter().zip(&mut self.sinks);
                 for (shape, kept) in sinks.filter(|(shape, _)| layers.contains(&shape.layer)) {
-                    let of = |slot: &Slot<KvShape>| (slot.shape.net, slot.shape.layer, slot.shape.kept);
-                    let at = schedule.caches.iter().position(|slot| of(slot) == (shape.net, shape.layer, true));
-                    let cache = &mut self.caches[at.expect("a layer that is predicted has a cache")];
+                    let cache = &mut self.caches[schedule.cache_of(shape.layer)];
                     let (from, to) = if back { (&*kept, cache) } else { (&*cache, kept) };
                     to.copy_first(from, rows);
                 }
@@ -178,13 +176,13 @@ impl<A: Element> State<A> {
     fn map(&mut self, e: &Engine, schedule: &Schedule, rows: usize, maps: &[Map]) -> Result<usize> {
         let (lane, b) = (&mut self.lanes.base, self.spec.batch);
         let (mut from_kv, mut from_hidden) = (Vec::new(), Vec::new());
-        let mut kept: Vec<Option<&mut Vec<f32>>> = self.predicted.iter_mut().flatten().map(Some).collect();
-        for (cache, Slot { shape: to, .. }) in self.caches.iter_mut().zip(&schedule.caches) {
-            let map = maps.iter().find(|m| to.kept && (to.net, to.layer) == (Net::Base, m.layer));
-            let Some(m) = map else { continue };
-            let (layer, keep) = (m.layer, kept.get_mut(m.layer).and_then(Option::take));
-            let source = schedule.sources.iter().position(|slot| slot.shape.feeds(m)).expect("a map has a source");
-            match (&self.sources[source], m.input) {
+        let mut caches: Vec<_> = self.caches.iter_mut().map(Some).collect();
+        let mut predicted: Vec<_> = self.predicted.iter_mut().flatten().map(Some).collect();
+        for m in maps {
+            let layer = m.layer;
+            let cache = caches[schedule.cache_of(layer)].take().expect("a layer has one map");
+            let keep = predicted.get_mut(layer).and_then(Option::take);
+            match (&self.sources[schedule.source_of(m)], m.input) {
                 (Source::KeysAndValues(raw), _) => {
                     from_kv.push(Prediction { layer, k: &raw.k, v: &raw.v, cache, keep });
                 }
@@ -204,15 +202,12 @@ impl<A: Element> State<A> {
     fn fill(&mut self, e: &Engine, schedule: &Schedule, rows: usize, layers: &[usize]) -> Result<usize> {
         let (lane, rows) = (&mut self.lanes.base, self.spec.batch * rows);
         let entries = self.entries.as_ref().expect("a control that fills has entries");
-        for (cache, Slot { shape: to, .. }) in self.caches.iter_mut().zip(&schedule.caches) {
-            if !to.kept || to.net != Net::Base || !layers.contains(&to.layer) {
-                continue;
-            }
-            let width = lane.net.config().kv_dim(to.layer);
-            let [keys, values] =
-                entries.layer(to.layer, rows, width)?.map(|part| part.repeat(rows * width / part.len()));
+        for &layer in layers {
+            let width = lane.net.config().kv_dim(layer);
+            let [keys, values] = entries.layer(layer, rows, width)?.map(|part| part.repeat(rows * width / part.len()));
             let [keys, values] = [&keys, &values].map(|part| Mat::new(part, rows, width));
-            let k_norm = if entries.normed { None } else { lane.net.k_norm(to.layer) };
+            let k_norm = if entries.normed { None } else { lane.net.k_norm(layer) };
+            let cache = &mut self.caches[schedule.cache_of(layer)];
             lane.net.put(e, (keys, values, self.spec.batch), k_norm, &lane.rope, cache)?;
         }
         Ok(rows)
