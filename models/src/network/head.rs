@@ -12,6 +12,7 @@ use crate::{
     engine::Engine,
     error::{Error, Result},
     prompts,
+    sizes::zeroed,
 };
 
 /// Rows of logits held at once where every position needs them.
@@ -101,8 +102,8 @@ impl Network {
     /// Logits of every row of `act`.
     pub(crate) fn all_logits<A: Element>(&self, e: &Engine, act: &mut Activations<A>) -> Result<Vec<f32>> {
         let v = self.config.vocab;
-        let mut out = vec![0.0; act.rows() * v];
-        let mut buffer = vec![0.0; head_buffer(&self.config, act.rows())];
+        let mut out: Vec<f32> = zeroed((act.rows() * v) as u64)?;
+        let mut buffer: Vec<f32> = zeroed(head_buffer(&self.config, act.rows()) as u64)?;
         self.head_all(e, act, &mut buffer, |row, m| {
             for r in 0..m.rows() {
                 out[(row + r) * v..][..v].copy_from_slice(m.row(r));

@@ -120,7 +120,7 @@ impl Network {
         self.finish(e, by, i, act)
     }
 
-    /// What comes before the `p`-th product of layer `i`, of at most [`CHUNK`] rows.
+    /// Does what layer `i` needs between the product before its `p`-th one and this one, of at most [`CHUNK`] rows.
     ///
     /// # Errors
     /// [`crate::Error::Kernel`]: `act`, `rope` or the cache are too small for this layer.
@@ -238,7 +238,8 @@ impl Network {
         Ok(())
     }
 
-    /// What comes between up and down projection, of rows `r..r + m`.
+    /// What comes between up and down projection, of rows `r..r + m`: the activation, where the product has not applied it, and
+    /// the bias of the down projection, which adds its product to the residual stream.
     fn gate<A: Element>(&self, e: &Engine, i: usize, act: &mut Activations<A>, (r, m): (usize, usize)) -> Result<()> {
         let (l, dim, f) = (&self.layers[i], act.dim, self.layers[i].shape.ffn);
         if l.gate_up.halves().is_none() {

@@ -135,7 +135,7 @@ impl Network {
         [&self.embedding].into_iter().chain(&self.head).chain(layers)
     }
 
-    /// Storage type of the weights; of most bytes, where a file mixes types.
+    /// Storage type of the weights: the one with most bytes, where a file mixes types.
     pub fn weight_dtype(&self) -> DType {
         let bytes = |t: DType| self.matrices().filter(|m| m.dtype() == t).map(|m| m.bytes().len()).sum::<usize>();
         [DType::BF16, DType::F16, DType::F32].into_iter().max_by_key(|t| bytes(*t)).expect("three types")

@@ -35,7 +35,7 @@ impl Network {
                 Part::Key => (self.k_norm(i), Some((rope, Positions::Each(&act.positions[..rows])))),
                 _ => (None, None),
             };
-            // Attention's output is not there yet: its place is free.
+            // The buffer of attention's output is free until attention runs.
             let to = &mut act.o[..rows * kv_dim];
             e.heads(src, rows, d, norm, self.config.eps, rope, HeadsOut::Rows(MatMut::new(to, rows, kv_dim)))?;
             store(part, Mat::new(to, rows, kv_dim));

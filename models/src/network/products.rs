@@ -13,7 +13,7 @@ pub(crate) trait Multiply<A> {
     fn linear(&mut self, product: Product<'_, A>) -> Result<()>;
 }
 
-/// The engine, which does nothing besides.
+/// The engine computes a product and nothing else meanwhile.
 impl<A: Element> Multiply<A> for &Engine {
     fn linear(&mut self, Product { x, w, out }: Product<'_, A>) -> Result<()> {
         Ok(Engine::linear(self, x, w, out)?)
@@ -25,11 +25,11 @@ impl<A: Element> Multiply<A> for &Engine {
 pub(super) enum Piece {
     /// Queries, keys and values, by one of the matrices.
     Project(usize),
-    /// Attention's output.
+    /// The output projection of attention, added to the residual stream.
     Out,
     /// Gate and up projection, by one of the matrices or by both at once.
     Up(usize),
-    /// Back into the residual stream.
+    /// The down projection, added to the residual stream.
     Down,
 }
 
@@ -50,7 +50,7 @@ impl Stack {
         Ok(())
     }
 
-    /// What the `j`-th matrix makes of that, if anything.
+    /// The part of that product which the `j`-th matrix makes; none if none of the columns are its own.
     fn product<'a, A>(
         &'a self,
         j: usize,
@@ -72,7 +72,8 @@ impl Stack {
         Some(Product { x, w: w.rows_at(from - at, to - from), out })
     }
 
-    /// The upper and the lower half, in a tensor each or in one, if there is no bias.
+    /// The upper and the lower half of the rows, stored in a tensor each or in one. None if there is a bias, which
+    /// [`Output::SwiGlu`] does not add.
     pub(super) fn halves(&self) -> Option<(Weight<'_>, Weight<'_>)> {
         match (&self.bias, &self.matrices[..]) {
             (None, [both]) => {
@@ -86,7 +87,8 @@ impl Stack {
 }
 
 impl Network {
-    /// Products of layer `i`, where all rows pass all of it: [`Network::before`] and [`Network::product`] in turn are the layer.
+    /// How many products layer `i` takes if all rows pass all of it. To run it, call [`Network::before`] and compute
+    /// [`Network::product`] for one after another.
     pub(crate) fn products(&self, i: usize) -> usize {
         self.layers[i].qkv.matrices.len() + self.ups(i) + 2
     }
@@ -101,6 +103,7 @@ impl Network {
         self.product_of(i, self.part(i, p), act, (0, rows))
     }
 
+    /// Which one the `p`-th product of layer `i` is.
     pub(super) fn part(&self, i: usize, p: usize) -> Piece {
         let (projections, ups) = (self.layers[i].qkv.matrices.len(), self.ups(i));
         match p.checked_sub(projections) {
@@ -111,13 +114,14 @@ impl Network {
         }
     }
 
-    /// Products that make the input of the last one.
+    /// How many products the gate and up projections of layer `i` take.
     pub(super) fn ups(&self, i: usize) -> usize {
         let stack = &self.layers[i].gate_up;
         if stack.halves().is_some() { 1 } else { stack.matrices.len() }
     }
 
-    /// A product of layer `i` on rows `r..r + m`, the inputs of which are there; queries, keys and values at once.
+    /// A product of layer `i` on rows `r..r + m`, whose input has been made. Of a projection, all columns of queries, keys and
+    /// values.
     pub(super) fn product_of<'a, A: Element>(
         &'a self,
         i: usize,

@@ -13,7 +13,7 @@ use crate::{
 };
 
 impl<A: Element> Run<A> {
-    /// Takes over what another run has left behind its first steps; how many of its own need not be run.
+    /// Takes over what another run keeps of its first steps, and returns how many of this run's own it need not do itself.
     pub(super) fn borrow(&mut self, from: &Run<A>, ids: &[u32]) -> Result<usize> {
         let refuse = |reason| Err(Error::Loan { reason });
         if from.state.spec.batch != self.state.spec.batch || from.state.read != ids {
@@ -28,7 +28,9 @@ impl<A: Element> Run<A> {
         let (own, other) = (&mut self.state, &from.state);
         let lane = own.lanes.of_mut(*net);
         if !Arc::ptr_eq(&other.lanes.of(*net).net, &lane.net) {
-            return refuse("their networks are not the same loaded ones");
+            return refuse(
+                "their networks are not the same loaded ones; load them once, and make both systems of them",
+            );
         }
         let b = own.spec.batch;
         lane.act.start(b, *rows);
@@ -43,9 +45,9 @@ impl<A: Element> Run<A> {
                 }
             }
         }
-        // Where the stream ends, nobody has kept it.
-        let last = from.schedule.uses[steps.len() - 1].sources[2];
-        if let Some(Source::Hidden(x)) = last.map(|at| &other.sources[at]) {
+        // If this run's next steps go on from the residual stream behind the last of these layers, the other has kept it.
+        let [.., stream] = from.schedule.uses[steps.len() - 1].sources;
+        if let Some(Source::Hidden(x)) = stream.map(|at| &other.sources[at]) {
             lane.act.x[..x.len()].copy_from_slice(x);
         }
         Ok(steps.len())

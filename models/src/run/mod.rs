@@ -67,8 +67,10 @@ pub fn plan_lending(system: &System, spec: &RunSpec, scored: usize, to: &[&CostS
     let lazy = matches!(system, System::Pruned(s) if matches!(s.pruning, Pruning::Lazy { .. }));
     let most = if lazy { 0 } else { spec.generate - 1 };
     if scored > most {
-        let expected =
-            format!("at most {most}{}", if lazy { ", of LazyLLM" } else { ", to be generated after the first" });
+        let expected = match lazy {
+            true => "none of LazyLLM (each token chooses anew what it attends to)".into(),
+            false => format!("at most {most} (plan to generate more to score more)"),
+        };
         return Err(Error::Spec { what: "tokens to score", expected, found: scored as u64 });
     }
     let bytes = memory_of_lending(&CostSystem::of(system), spec, scored, to).allocated();
@@ -91,13 +93,13 @@ struct Lane<A> {
 }
 
 impl<A: Element> Lane<A> {
-    /// At work behind another network's products.
+    /// Lends the base to the products of the auxiliary, behind which the layers that wait in `queue` are run.
     fn behind<'a>(&'a mut self, e: &'a Engine, caches: &'a mut [LayerCache<A>], queue: &'a mut Queue) -> Behind<'a, A> {
         Behind { engine: e, net: &self.net, act: &mut self.act, rope: &self.rope, caches, queue }
     }
 }
 
-/// The networks at work.
+/// The networks at work, by what they do.
 struct Lanes<A> {
     base: Lane<A>,
     auxiliary: Option<Lane<A>>,
@@ -128,7 +130,8 @@ struct Run<A> {
     state: State<A>,
     /// Phases of the prompt's steps.
     phases: usize,
-    /// Bytes of weights of the base's layers that may be put off, and operations of the auxiliary's products meanwhile.
+    /// Bytes of weights of the base's layers that may be put off, and operations of the auxiliary's products behind which they
+    /// then run.
     behind: (u64, u64),
     /// What each step of the last call did, and whose steps these were.
     ran: Vec<Ran>,
@@ -217,7 +220,8 @@ impl<A: Element> Run<A> {
     /// Makes the entries of first tokens that are kept, unless those of an earlier call are of the same tokens.
     fn sinks(&mut self, e: &Engine, ids: &[u32]) -> Result<()> {
         let (s, Some(shape)) = (&mut self.state, self.schedule.sinks.first()) else { return Ok(()) };
-        let first = || ids.chunks_exact(s.spec.prompt).flat_map(|prompt| &prompt[..shape.entries]);
+        let prompt = s.spec.prompt;
+        let first = || ids.chunks_exact(prompt).flat_map(|prompt| &prompt[..shape.entries]);
         if s.sink_ids.iter().eq(first()) {
             return Ok(());
         }
@@ -226,7 +230,7 @@ impl<A: Element> Run<A> {
         for (step, uses) in self.schedule.earlier.iter().zip(&self.schedule.uses[before..]) {
             s.step(e, &self.schedule, &step.op, *uses, ids, false)?;
         }
-        s.sink_ids.extend(ids.chunks_exact(s.spec.prompt).flat_map(|prompt| &prompt[..shape.entries]));
+        s.sink_ids.extend(first());
         Ok(())
     }
 
@@ -264,7 +268,7 @@ impl<A: Element> Run<A> {
         Ok(PhaseTimes { total: start.elapsed(), phases, head })
     }
 
-    /// Runs the steps of the prompt, of a later token, or of given ones; but for those that another run has done.
+    /// Runs the steps of a call, but for the first `begun`, which another run has done.
     fn steps(&mut self, e: &Engine, ids: &[u32], call: Call, begun: usize) -> Result<()> {
         let (steps, uses) = call.steps(&self.schedule);
         self.last = call;
@@ -292,7 +296,9 @@ impl<A: Element> Inference for Run<A> {
     fn first_token_after(&mut self, e: &Engine, ids: &[u32], lender: &dyn Inference) -> Result<PhaseTimes> {
         let lender: &dyn Any = lender;
         let Some(lender) = lender.downcast_ref() else {
-            return Err(Error::Loan { reason: "the two have activations of different types" });
+            return Err(Error::Loan {
+                reason: "the two have activations of different types; plan both with one precision",
+            });
         };
         self.first(e, ids, Some(lender))
     }
@@ -321,7 +327,7 @@ impl<A: Element> Inference for Run<A> {
         let most = self.state.scored.len() / (spec.batch * vocab);
         let n = prompts::check_batch(ids, spec.batch, vocab)?;
         if n > most {
-            let expected = format!("at most the {most} planned");
+            let expected = format!("at most the {most} planned (plan more)");
             return Err(Error::Spec { what: "tokens to score", expected, found: n as u64 });
         }
         given(&self.shapes, &spec, n, &mut self.schedule.given);

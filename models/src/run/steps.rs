@@ -45,6 +45,7 @@ impl<A: Element> State<A> {
                     }),
                     Tokens::Given => {}
                 }
+                // A whole prompt and given tokens are read where they are.
                 let ids = if self.input.is_empty() { ids } else { &self.input };
                 let lane = self.lanes.of_mut(net);
                 lane.net.embed(e, ids, b, rows, &mut lane.act)?;
@@ -116,7 +117,7 @@ impl<A: Element> State<A> {
     }
 
     fn layer(&mut self, e: &Engine, l: &LayerStep, uses: Uses, may_wait: bool) -> Result<usize> {
-        let lane = self.lanes.of_mut(l.net);
+        let lane = self.lanes.of(l.net);
         let rows = lane.act.rows();
         if l.net == Net::Base {
             match uses.cache {
@@ -135,7 +136,7 @@ impl<A: Element> State<A> {
             return Ok(rows);
         }
         let [kv_source, hidden, own] = uses.sources;
-        // Out of the way of those that the base's layers append to meanwhile.
+        // Taken out from among the others, to which layers of the base that run behind this one append.
         let mut taken = uses.cache.map(|i| std::mem::replace(&mut self.caches[i], LayerCache::new(0, 0, 0, 0)));
         let kv = Kv {
             cache: taken.as_mut().map_or(Cache::None, Cache::Own),
@@ -172,10 +173,11 @@ impl<A: Element> State<A> {
         self.lanes.base.behind(e, &mut self.caches, &mut self.queue).finish()
     }
 
-    /// Fills the caches of base layers: of those that have maps all at once.
+    /// Fills the caches of base layers.
     fn map(&mut self, e: &Engine, schedule: &Schedule, rows: usize, maps: &[Map]) -> Result<usize> {
         let (lane, b) = (&mut self.lanes.base, self.spec.batch);
         let (mut from_kv, mut from_hidden) = (Vec::new(), Vec::new());
+        // All maps of a step are computed at once, so their caches are borrowed at once.
         let mut caches: Vec<_> = self.caches.iter_mut().map(Some).collect();
         let mut predicted: Vec<_> = self.predicted.iter_mut().flatten().map(Some).collect();
         for m in maps {
@@ -213,7 +215,7 @@ impl<A: Element> State<A> {
         Ok(rows)
     }
 
-    /// Logits, and of the base and of a network that decodes ahead the choice of a token by the last row of each sequence.
+    /// Computes logits. The base, and a network that decodes ahead, choose a token by the last row of each sequence.
     fn head(&mut self, e: &Engine, net: Net, rows: usize) -> Result<usize> {
         if net == Net::Base {
             self.finish_queue(e)?;
@@ -238,7 +240,7 @@ impl<A: Element> State<A> {
         let firsts = lane.act.rows() - b * n;
         if rows > 1 {
             lane.net.head_all(e, &mut lane.act, &mut lane.all, |row, m| {
-                // Of all these logits, only those of the last positions are looked at.
+                // The extent asks for the logits of all positions; a token is chosen by those of the last.
                 for r in 0..m.rows() {
                     if let Some(at) = (row + r).checked_sub(firsts)
                         && at % n == n - 1
