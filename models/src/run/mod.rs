@@ -242,6 +242,8 @@ impl<A: Element> Run<A> {
         prompts::check(ids, batch, prompt, networks.map(|c| c.vocab).min().expect("there is a base"))?;
         s.len = 0;
         s.read.clear();
+        // What a call that failed has put off is not this one's.
+        s.queue.start(0, 0);
         if let Some(scores) = &mut s.scores {
             scores.prompts(ids);
         }
