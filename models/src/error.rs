@@ -223,7 +223,7 @@ pub enum Error {
         generate: usize,
     },
     /// A token was asked for before the first one.
-    #[error("next_token before first_token: there is no cache yet")]
+    #[error("next_token before first_token: there is no cache yet; call first_token first")]
     NotStarted,
     /// Given tokens were to be scored before the first token was chosen, or after a later one.
     #[error(

@@ -316,7 +316,7 @@ pub struct Schedule {
     pub earlier: Vec<Step>,
     /// Of `prompt`, then of `next`, of `given` and of `earlier`: what each step uses.
     pub uses: Vec<Uses>,
-    /// The base's, then the auxiliary's if there is one.
+    /// One for each network, in the order in which they begin to work.
     pub streams: Vec<Slot<Stream>>,
     /// Caches.
     pub caches: Vec<Slot<KvShape>>,

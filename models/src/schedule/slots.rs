@@ -1,6 +1,6 @@
 //! Which slots the steps of a schedule use: what a run allocates.
 
-use super::{Entries, KvShape, LayerStep, Net, Op, Schedule, Slot, SourceShape, Stream, Uses, shapes};
+use super::{Entries, KvShape, LayerStep, Map, Net, Op, Schedule, Slot, SourceShape, Stream, Uses, shapes};
 use crate::{kv_prediction::layout::Input, pruning::Pruning, spec::RunSpec, system::CostSystem};
 
 impl Schedule {
@@ -31,8 +31,8 @@ impl Schedule {
             }
             Op::Map { maps, .. } => {
                 for m in maps {
-                    let source = self.sources.iter_mut().find(|slot| slot.shape.feeds(m));
-                    source.expect("a map reads what a layer has left").last = at;
+                    let source = self.source_of(m);
+                    self.sources[source].last = at;
                     let shape = KvShape { net: Net::Base, layer: m.layer, entries: spec.positions(), kept: true };
                     self.caches.push(Slot { shape, first: at, last: at });
                 }
@@ -62,6 +62,17 @@ impl Schedule {
             }
         }
         uses
+    }
+
+    /// The slot of the cache that base layer `layer` has for itself, whether its own steps append to it or maps fill it.
+    pub(crate) fn cache_of(&self, layer: usize) -> usize {
+        let own = |slot: &Slot<KvShape>| slot.shape.kept && (slot.shape.net, slot.shape.layer) == (Net::Base, layer);
+        self.caches.iter().position(own).expect("every layer of the base keeps entries")
+    }
+
+    /// The slot of what a map reads.
+    pub(crate) fn source_of(&self, m: &Map) -> usize {
+        self.sources.iter().position(|slot| slot.shape.feeds(m)).expect("a map reads what a layer has left")
     }
 
     fn stream(&mut self, s: &CostSystem, spec: &RunSpec, at: usize, net: Net, most: usize) {
