@@ -3,11 +3,13 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-# The sanitizer's runtime comes with the toolchain; stable needs to be told that it may be used. The host's build scripts stay
-# as they are, since a target is named.
-export RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address" CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/sanitize"
-# Every access is looked at, however much of the rest is optimised: what compiles sooner is ready sooner.
-export CARGO_PROFILE_DEV_OPT_LEVEL=1 CARGO_PROFILE_DEV_DEBUG=line-tables-only
+# The crates of this workspace are instrumented, and the crates they depend on are those that `cargo test` has built. The compiler
+# brings the sanitizer's runtime; on the stable channel it has to be told that it may use it.
+built=$(realpath -m "${CARGO_TARGET_DIR:-target}")/sanitize
+mkdir -p "$built"
+printf '#!/bin/sh\nRUSTC_BOOTSTRAP=1 exec "$@" -Zsanitizer=address\n' >"$built/rustc"
+chmod +x "$built/rustc"
+export RUSTC_WORKSPACE_WRAPPER=$built/rustc
 # All levels but the tiles in plain Rust, which would take as long as the others together.
 export TTFT_TEST_ISA=portable,avx2,avx512,avx512bf16,amx
-cargo test --target x86_64-unknown-linux-gnu --locked -p ttft-tests --no-default-features --test shared_engine -- --nocapture
+cargo test --workspace --locked --no-default-features --test shared_engine -- --nocapture

@@ -40,7 +40,7 @@ fn clean(text: &str) -> String {
     text.chars().map(shown).collect()
 }
 
-/// Keeps standard output for a file of results; what [`print`] says goes to standard error from now on.
+/// Keeps standard output for a file of results; what [`print()`] says goes to standard error from now on.
 pub fn reserve_stdout() {
     RESERVED.store(true, Relaxed);
 }
@@ -65,7 +65,7 @@ pub fn print(text: impl Display) -> Result<()> {
 /// Prints a part of an answer at once; whether anybody reads on.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub fn stream(text: &str) -> Result<ControlFlow<()>> {
     let mut out = io::stdout().lock();
     match out.write_all(clean(text).as_bytes()).and_then(|()| out.flush()) {
@@ -135,7 +135,7 @@ pub fn refused(error: &clap::Error) -> ExitCode {
 }
 
 /// To be called first in every program. Libraries that print for themselves (criterion) panic where that fails: this ends
-/// the program as [`print`] would. A limit on file size becomes an error of the write that meets it, not a signal.
+/// the program as [`print()`] would. A limit on file size becomes an error of the write that meets it, not a signal.
 pub fn init() {
     let before = panic::take_hook();
     panic::set_hook(Box::new(move |info| {

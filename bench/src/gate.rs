@@ -50,7 +50,7 @@ pub fn relative_tolerance(precision: Precision, depth: Depth, vocab: usize) -> f
     2.0 * (2.0 * (vocab.max(2) as f64).ln()).sqrt() * (8.0 * depth.layers as f64).sqrt() * one
 }
 
-/// Compares `engine` on `system` with the portable reference. `ids` are at least [`Self::PROMPT`] token ids.
+/// Compares `engine` on `system` with the portable reference. `ids` are 7 token ids or more.
 ///
 /// # Errors
 /// What running the system says. A difference is no error: it stands in the result.

@@ -65,7 +65,7 @@ executed() {
 row() {
     # Few rows: K of OpenELM-1.1B, so that the sums at the end of a row weigh what they do there.
     local n=512 k=$(($3 == 1 ? 2048 : 512)) length multiplies stack cycles all vector fma kernel
-    inner_loop "ttft_kernels::backend::neon::$5" >"$WORK/loop.s"
+    inner_loop "ttft_kernels::levels::$5" >"$WORK/loop.s"
     length=$(($(wc -l <"$WORK/loop.s") + 1))
     multiplies=$(awk -v multiply="$MULTIPLY" '$1 ~ multiply' "$WORK/loop.s" | wc -l)
     stack=$(grep -cE '\[(sp|x29)' "$WORK/loop.s" || true)
@@ -85,12 +85,12 @@ row() {
 echo "| kernel | x and W | multiply-adds of the loop's instructions | stack accesses | multiply-adds per cycle | MACs per instruction | whole MxNxK | multiply-adds of its vector instructions | of all | MACs per instruction |"
 echo "|---|---|---|---|---|---|---|---|---|---|"
 NEON=neoverse-n1 BF16=max,sve=off
-row f32 f32 128 $NEON fmla::micro 4
-row f32 f16 128 $NEON fmla::micro 4
-row f32 bf16 128 $NEON fmla::micro 4
-row bf16 bf16 128 $NEON fmla::micro 4
-row bf16 bf16 128 $BF16 bfmmla::micro 16
-row f32 f32 1 $NEON dot::f32_f32 4
-row f32 f16 1 $NEON dot::f32_f16 4
-row f32 bf16 1 $NEON dot::f32_bf16 4
-row bf16 bf16 1 $BF16 dot::bf16_bf16 8
+row f32 f32 128 $NEON neon::fmla::micro 4
+row f32 f16 128 $NEON neon::fmla::micro 4
+row f32 bf16 128 $NEON neon::fmla::micro 4
+row bf16 bf16 128 $NEON neon::fmla::micro 4
+row bf16 bf16 128 $BF16 neonbf16::micro 16
+row f32 f32 1 $NEON neon::dot::f32_f32 4
+row f32 f16 1 $NEON neon::dot::f32_f16 4
+row f32 bf16 1 $NEON neon::dot::f32_bf16 4
+row bf16 bf16 1 $BF16 neonbf16::bf16_bf16 8

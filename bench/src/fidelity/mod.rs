@@ -291,7 +291,7 @@ impl Session<'_> {
         Ok(times[1..systems].iter().map(share).collect())
     }
 
-    /// TTFTs of readers on the first window's prompt, in turn: [`ROUNDS`] of each, those that do the same once for all of them, and
+    /// TTFTs of readers on the first window's prompt, in turn: `ROUNDS` of each, those that do the same once for all of them, and
     /// none of true caches, which come from nowhere.
     ///
     /// # Errors
