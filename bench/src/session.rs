@@ -126,6 +126,7 @@ const SAME: &[&str] = &[
     "/settings/processes",
     "/settings/isa",
     "/settings/backend",
+    "/settings/kernel",
     "/settings/threads",
     "/settings/precision",
     "/settings/extent",
@@ -189,6 +190,7 @@ fn header(rig: &Rig, knobs: &RunKnobs, sampler: Sampler, asked: Asked) -> Result
             processes: asked.processes,
             isa: knobs.engine.isa.map(|i| i.name().into()),
             backend: Some(rig.engine.backend().name().into()),
+            kernel: knobs.engine.kernel.clone(),
             threads: count(rig.engine.threads()),
             precision: Some(machine::dtype(scenario.precision().dtype())),
             extent: Some(rig::extent(scenario.extent())),
@@ -247,8 +249,8 @@ impl Session {
         let differences = differences(&record, &header, knobs.engine.pin)?;
         ensure!(
             differences.is_empty(),
-            "{}: this is another run, so it is not resumed ({}): give the settings it was started with, or start a new run. It was \
-             started with: {}",
+            "{}: this is another run, so it is not resumed ({}): give the settings it was started with, as flags or as \
+             variables of the environment, or start a new run. It was started with: {}",
             path.display(),
             differences.join("; "),
             record.run.command.join(" ")

@@ -1113,6 +1113,36 @@ fn bench_resumes_and_repeats_what_was_disturbed() {
     assert!(attempts()[..2].iter().all(|&n| n >= 2), "{:?}", attempts());
 }
 
+/// The kernel that a run was told to take stands in its record, and a run is not resumed with another.
+#[test]
+fn a_kernel_asked_for_by_name_is_recorded_and_kept() {
+    const KERNEL: &str = "gemm_f32xf32_f32_8x4_portable";
+    let dir = TempDir::new().unwrap();
+    let (out, scenario) = (dir.path().join("run.jsonl"), dir.path().join("small.toml"));
+    fs::write(&scenario, SMALL.replace("[4, 5]", "[4]").replace("\"OE270M\", \"OE270M\"", "\"OE270M\"")).unwrap();
+    let bench = || {
+        let mut c = ttft();
+        c.args(["bench", "--tiny", "--threads", "1", "--isa", "portable", "--scenario"]).arg(&scenario);
+        c.arg("--weights").arg(dir.path().join("w"));
+        c
+    };
+    let table = succeed(bench().env("TTFT_KERNEL", KERNEL).arg("--out").arg(&out));
+    assert!(table.contains(&format!("kernel {KERNEL}")), "{table}");
+    let record = ttft_reports::schema::Record::read(&out).unwrap();
+    assert_eq!((record.run.settings.kernel.as_deref(), record.cells.len()), (Some(KERNEL), 1));
+    let before = fs::read(&out).unwrap();
+    fail(
+        bench().arg("--resume").arg(&out),
+        &["run.jsonl", &format!("settings/kernel: \"{KERNEL}\" then, null now"), "as flags or as variables"],
+    );
+    fail(
+        bench().args(["--kernel", "dot_f32xf32_f32_portable", "--resume"]).arg(&out),
+        &[&format!("settings/kernel: \"{KERNEL}\" then, \"dot_f32xf32_f32_portable\" now")],
+    );
+    succeed(bench().args(["--kernel", KERNEL, "--resume"]).arg(&out));
+    assert!(fs::read(&out).unwrap() == before, "nothing is left to do");
+}
+
 #[test]
 fn zoo_lists_every_system() {
     let text = succeed(ttft().arg("zoo"));

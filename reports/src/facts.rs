@@ -106,6 +106,7 @@ pub fn settings(run: &RunHeader) -> String {
         s.threads.map(|n| format!("{n} threads")),
         s.isa.as_ref().map(|isa| format!("isa {isa}")),
         s.backend.as_ref().map(|b| format!("backend {b}")),
+        s.kernel.as_ref().map(|kernel| format!("kernel {kernel}")),
         git,
         run.started_at.clone(),
     ];
