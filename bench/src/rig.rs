@@ -305,6 +305,11 @@ pub(crate) fn in_turn() -> String {
     )
 }
 
+/// Why a system that falls back is not measured where the same one in turn stands beside it.
+pub(crate) fn same_in_turn() -> String {
+    format!("would be the same run as without -pipelined: {}", in_turn())
+}
+
 /// The phase of a cold start before those of the models.
 const OPEN: &str = "open";
 

@@ -64,7 +64,7 @@ pub fn run(session: &mut Session, until_stable: Option<f64>) -> Result<()> {
 /// All arms at one size, in as few groups as memory allows; what does not fit is noted.
 fn fitting(session: &mut Session, arms: &[Arm], batch: usize, prompt: usize) -> Result<Vec<Group>> {
     let (arms, same) = planner::distinct(session, arms, batch, prompt)?;
-    session.skip_same(same, batch, prompt)?;
+    session.skip_same(&same, batch, prompt)?;
     let (groups, left) = planner::parts(session, &arms, batch, prompt)?;
     for arm in left {
         // What is free may have changed since.
