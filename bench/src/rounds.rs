@@ -103,10 +103,12 @@ fn measure_again(session: &mut Session, groups: &[Group], limit: f64) -> Result<
             break;
         }
     }
-    for (id, attempts) in groups.iter().flat_map(|g| session.unstable(g)) {
-        console::note(format_args!(
-            "{id}: it is still disturbed after {attempts} attempts, and there is no time for another"
-        ));
+    for (group, lost) in groups.iter().zip(lost) {
+        let end = if lost { "another one fails" } else { "there is no time for another" };
+        for (id, attempts) in session.unstable(group) {
+            let attempts = if attempts == 1 { "one attempt".into() } else { format!("{attempts} attempts") };
+            console::note(format_args!("{id}: it is still disturbed after {attempts}, and {end}"));
+        }
     }
     Ok(())
 }
