@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use program::{fixture, stderr, ttft};
+use program::{fail, fixture, stderr, ttft};
 use safetensors::{Dtype, SafeTensors};
 use tempfile::TempDir;
 use ttft_bench::scenario::{PRESETS, Scenario};
@@ -19,24 +19,10 @@ use ttft_models::{Extent, Network, Precision, Pruned, RunSpec, System, plan};
 const FIXTURES: [&str; 3] = ["A", "B", "C"];
 const TOLERANCE: f32 = 1e-4;
 
-/// Runs it; it must succeed.
+/// Runs it; it must succeed. What it prints.
 #[track_caller]
 fn succeed(c: &mut Command) -> String {
-    let out = c.output().expect("the command starts");
-    assert!(out.status.success(), "{c:?}: {}", stderr(&out));
-    String::from_utf8(out.stdout).expect("UTF-8")
-}
-
-/// Runs it; it must fail, with an error that contains every word and no panic.
-#[track_caller]
-fn fail(c: &mut Command, words: &[&str]) {
-    let out = c.output().expect("the command starts");
-    let err = stderr(&out);
-    assert!(!out.status.success(), "{c:?} succeeded");
-    assert!(out.status.code().is_some_and(|code| code != 101), "{c:?}: {err}");
-    for word in words {
-        assert!(err.contains(word), "{c:?}: no '{word}' in: {err}");
-    }
+    program::succeed(c).0
 }
 
 fn f32s(t: &safetensors::tensor::TensorView<'_>) -> Vec<f32> {
