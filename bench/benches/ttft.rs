@@ -58,7 +58,8 @@ fn run(criterion: &mut Criterion, args: &CriterionArgs, mut knobs: RunKnobs) -> 
     knobs.trial = args.test();
     let size = if args.test() { Size::Tiny } else { Size::Real };
     let mut session = {
-        let asked = Asked { rounds: u32::try_from(args.sample_size()).ok(), processes: None };
+        let asked =
+            Asked { rounds: u32::try_from(args.sample_size()).ok(), processes: None, filtered: args.filtered() };
         Session::start(&knobs, Sampler::Criterion, asked, size)?
     };
     let samples = session.rig.scenario.rounds;
@@ -76,7 +77,7 @@ fn run(criterion: &mut Criterion, args: &CriterionArgs, mut knobs: RunKnobs) -> 
     for (batch, prompt) in groups {
         let arms: Vec<_> = arms.iter().filter(|a| args.selects(&a.id(batch, prompt))).cloned().collect();
         let (arms, same) = planner::distinct(&session, &arms, batch, prompt)?;
-        session.skip_same(same, batch, prompt)?;
+        session.skip_same(&same, batch, prompt)?;
         let estimates = arms.iter().map(|a| session.estimate(a, batch, prompt)).collect::<Result<Vec<_>>>()?;
         let selected = Group { batch, prompt, part: 1, arms: arms.clone() };
         let all = estimates.iter().sum::<f64>() * f64::from(runs) + session.costs(&selected)?.once;

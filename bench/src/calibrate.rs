@@ -61,12 +61,13 @@ pub fn take(knobs: &RunKnobs, asked: Asked, size: Size, folder: &Path, time: Dur
     }
     let arms = session.rig.arms.clone();
     let disk = session.rig.weights.disk(&arms)?;
-    let mut groups = Vec::new();
+    let (mut groups, mut same) = (Vec::new(), Vec::new());
     for (batch, prompt) in session.rig.scenario.groups() {
-        let (apart, _) = planner::distinct(&session, &arms, batch, prompt)?;
+        let (apart, others) = planner::distinct(&session, &arms, batch, prompt)?;
         let (parts, left) = planner::parts(&session, &apart, batch, prompt)?;
         ensure!(left.is_empty(), "memory is too small for all systems at {batch} x {prompt}: take a smaller scenario");
         groups.extend(parts);
+        same.push((others, batch, prompt));
     }
     let processes = asked.processes.unwrap_or(PROCESSES);
     let design = Design { processes, rounds: session.rig.scenario.rounds.div_ceil(processes) };
@@ -77,6 +78,9 @@ pub fn take(knobs: &RunKnobs, asked: Asked, size: Size, folder: &Path, time: Dur
     // Every occasion is of the same design: the last one is measured to its end.
     session.grant(f64::INFINITY);
     loop {
+        for (others, batch, prompt) in &same {
+            session.skip_same(others, *batch, *prompt)?;
+        }
         for group in &groups {
             rounds::measure(&mut session, group, design)?;
         }

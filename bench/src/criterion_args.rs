@@ -105,6 +105,11 @@ impl CriterionArgs {
         self.value("--sample-size").and_then(|v| v.parse().ok()).unwrap_or(10)
     }
 
+    /// Whether there is a filter.
+    pub fn filtered(&self) -> bool {
+        self.filter.is_some()
+    }
+
     /// Whether the filter selects this id.
     pub fn selects(&self, id: &str) -> bool {
         match &self.filter {

@@ -343,7 +343,8 @@ mod tests {
         (knobs.scenario, knobs.base) = (Some("/my scenarios/s.toml".into()), Some("OE1.1B".into()));
         (knobs.aux, knobs.start) = (Some("OE270M".into()), Some(Start::Cold));
         (knobs.engine.threads, knobs.engine.pin) = (Some(2), true);
-        let typed = "--base OE1.1B --aux OE270M --start cold --threads 2 --pin";
+        knobs.engine.kernel = Some("gemm_x".into());
+        let typed = "--base OE1.1B --aux OE270M --start cold --threads 2 --kernel gemm_x --pin";
         let quoted = knobs.typed().replace('"', "'");
         assert_eq!(quoted, format!("--scenario '/my scenarios/s.toml' {typed}"));
     }

@@ -13,9 +13,9 @@ use ttft_reports::{
 use crate::{
     design::{self, Costs, Design},
     machine,
-    rig::{self, Group},
+    rig::Group,
     scenario::Arm,
-    session::{Same, Session},
+    session::Session,
 };
 
 /// Which systems are in memory at once.
@@ -73,10 +73,7 @@ impl Plan {
         let sized = |(batch, prompt)| {
             let (apart, same) = distinct(session, arms, batch, prompt)?;
             let memory = |arms: &[Arm]| session.memory(arms.iter(), batch, prompt);
-            let estimate = |a: &Arm| {
-                let same = same.iter().any(|(s, _)| s == a);
-                (!same).then(|| session.estimate(a, batch, prompt)).transpose()
-            };
+            let estimate = |a: &Arm| (!same.contains(a)).then(|| session.estimate(a, batch, prompt)).transpose();
             let samples_s = arms.iter().map(estimate).collect::<Result<_>>()?;
             let arms = &apart[..];
             let (parts, too_large, memory_bytes) = match residence {
@@ -237,21 +234,21 @@ impl fmt::Display for Plan {
     }
 }
 
-/// The arms that are worth measuring at one size, and those that are there what another one is, with the reason in words: of the
-/// pipelined order, where it does not pay and the same system in turn stands beside it.
-pub fn distinct(session: &Session, arms: &[Arm], batch: usize, prompt: usize) -> Result<(Vec<Arm>, Vec<Same>)> {
+/// The arms that are worth measuring at one size, and those that are there what another one is: of the pipelined order, where it
+/// does not pay and the same system in turn stands beside it.
+pub fn distinct(session: &Session, arms: &[Arm], batch: usize, prompt: usize) -> Result<(Vec<Arm>, Vec<Arm>)> {
     let (mut apart, mut same) = (Vec::new(), Vec::new());
     for arm in arms {
-        let in_turn = session.rig.falls_back(arm, batch, prompt)?;
-        let plain = Order::strip(&arm.system).0;
-        match arms.iter().find(|other| in_turn && other.kind == arm.kind && other.system == plain) {
-            Some(other) => {
-                same.push((arm.clone(), format!("would be the same run as {}: {}", other.system, rig::in_turn())))
-            }
-            None => apart.push(arm.clone()),
-        }
+        let falls_back = session.rig.falls_back(arm, batch, prompt)?;
+        if falls_back && beside_in_turn(arms, arm) { &mut same } else { &mut apart }.push(arm.clone());
     }
     Ok((apart, same))
+}
+
+/// Whether the same system in turn stands among the arms, so that an arm has nothing to measure where it falls back.
+pub(crate) fn beside_in_turn(arms: &[Arm], arm: &Arm) -> bool {
+    let plain = Order::strip(&arm.system).0;
+    arms.iter().any(|other| other.kind == arm.kind && other.system == plain)
 }
 
 /// All arms at one size, in as few groups as memory allows, and those that do not fit at all.

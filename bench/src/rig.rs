@@ -16,10 +16,9 @@ use ttft_kernels::{DType, Engine};
 use ttft_models::{
     Extent, Inference, Network, Phase, PhaseTimes, RunSpec, System,
     cost::{CostSystem, Flops, PhaseCost},
-    kv_prediction::layout::{Order, OwnTokens},
     pipeline, plan,
 };
-use ttft_reports::schema::{self, Cell, Cold, Decode, Kind, Memory, PhaseRecord, Probes, WarmPhase, cold_hash};
+use ttft_reports::schema::{self, Cell, Cold, Decode, Memory, PhaseRecord, Probes, WarmPhase, cold_hash};
 
 use crate::{
     clock::{self, Clock, Reading},
@@ -142,7 +141,7 @@ impl Rig {
             return Ok(Arc::clone(system));
         }
         let networks = arm.networks().into_iter().map(|n| self.network(n)).collect::<Result<Vec<_>>>()?;
-        let predictor = self.predictor(arm)?;
+        let predictor = self.weights.prediction(arm)?;
         let system = arm.assemble(networks, predictor)?;
         if let System::KvPrediction(kvp) = &system {
             kvp.predictor.warm();
@@ -174,7 +173,7 @@ impl Rig {
     /// A system from cold starts: its folders verified, and everything in them brought out of memory.
     fn start(&mut self, arm: &Arm, spec: RunSpec) -> Result<(cold::Start, Cold)> {
         let networks = arm.networks().into_iter().map(|n| self.weights.network_dir(n)).collect::<Result<Vec<_>>>()?;
-        let predictor = self.predictor(arm)?;
+        let predictor = self.weights.prediction(arm)?;
         ensure!(
             predictor.as_ref().is_none_or(|(_, own, _)| !own.kept),
             "{}: a cold start has no earlier call that could have kept anything: leave --keep-sinks, or 'kept' in the name, out",
@@ -199,15 +198,6 @@ impl Rig {
     /// A system that is not in the zoo.
     pub fn falls_back(&self, arm: &Arm, batch: usize, prompt: usize) -> Result<bool> {
         Ok(self.weights.cost(arm)?.falls_back(&self.spec(batch, prompt)))
-    }
-
-    /// The folder of a KV prediction's predictor, and what its base reads itself.
-    fn predictor(&self, arm: &Arm) -> Result<Option<(PathBuf, OwnTokens, Order)>> {
-        let of = || {
-            let pair = self.scenario.catalog.pair(&arm.system)?;
-            Ok((self.weights.predictor_dir(&arm.system)?, pair.own, pair.order))
-        };
-        (arm.kind == Kind::Kvp).then(of).transpose()
     }
 
     fn network(&mut self, name: &str) -> Result<Arc<Network>> {
@@ -303,6 +293,11 @@ pub(crate) fn in_turn() -> String {
          tokens of all prompts together",
         pipeline::MOST_ROWS
     )
+}
+
+/// Why a system that falls back is not measured where the same one in turn stands beside it.
+pub(crate) fn same_in_turn() -> String {
+    format!("would be the same run as without -pipelined: {}", in_turn())
 }
 
 /// The phase of a cold start before those of the models.

@@ -64,7 +64,7 @@ pub fn run(session: &mut Session, until_stable: Option<f64>) -> Result<()> {
 /// All arms at one size, in as few groups as memory allows; what does not fit is noted.
 fn fitting(session: &mut Session, arms: &[Arm], batch: usize, prompt: usize) -> Result<Vec<Group>> {
     let (arms, same) = planner::distinct(session, arms, batch, prompt)?;
-    session.skip_same(same, batch, prompt)?;
+    session.skip_same(&same, batch, prompt)?;
     let (groups, left) = planner::parts(session, &arms, batch, prompt)?;
     for arm in left {
         // What is free may have changed since.
@@ -103,10 +103,12 @@ fn measure_again(session: &mut Session, groups: &[Group], limit: f64) -> Result<
             break;
         }
     }
-    for (id, attempts) in groups.iter().flat_map(|g| session.unstable(g)) {
-        console::note(format_args!(
-            "{id}: it is still disturbed after {attempts} attempts, and there is no time for another"
-        ));
+    for (group, lost) in groups.iter().zip(lost) {
+        let end = if lost { "another one fails" } else { "there is no time for another" };
+        for (id, attempts) in session.unstable(group) {
+            let attempts = if attempts == 1 { "one attempt".into() } else { format!("{attempts} attempts") };
+            console::note(format_args!("{id}: it is still disturbed after {attempts}, and {end}"));
+        }
     }
     Ok(())
 }

@@ -33,6 +33,7 @@ use crate::{
     machine::{self, Rates},
     memory,
     output::{self, To},
+    planner,
     rig::{self, Group, Rig, Running, count, now, phase, phases},
     scenario::{Arm, PRESETS},
     weights::Size,
@@ -67,16 +68,15 @@ pub struct Session {
     skipped: BTreeSet<String>,
 }
 
-/// An arm that need not be measured, and why.
-pub type Same = (Arm, String);
-
-/// How many samples are asked for.
+/// How many samples are asked for, and of what.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Asked {
     /// Samples of each system; by default the scenario's.
     pub rounds: Option<u32>,
     /// Processes; by default as many as the budget holds.
     pub processes: Option<u32>,
+    /// Whether only some cells are measured, so that a system may lack the one that it is the same as.
+    pub filtered: bool,
 }
 
 /// Seconds that a process takes to start, and bytes of weights that it maps and reads in a second: what is seen on the
@@ -126,6 +126,7 @@ const SAME: &[&str] = &[
     "/settings/processes",
     "/settings/isa",
     "/settings/backend",
+    "/settings/kernel",
     "/settings/threads",
     "/settings/precision",
     "/settings/extent",
@@ -189,6 +190,7 @@ fn header(rig: &Rig, knobs: &RunKnobs, sampler: Sampler, asked: Asked) -> Result
             processes: asked.processes,
             isa: knobs.engine.isa.map(|i| i.name().into()),
             backend: Some(rig.engine.backend().name().into()),
+            kernel: knobs.engine.kernel.clone(),
             threads: count(rig.engine.threads()),
             precision: Some(machine::dtype(scenario.precision().dtype())),
             extent: Some(rig::extent(scenario.extent())),
@@ -203,7 +205,7 @@ fn header(rig: &Rig, knobs: &RunKnobs, sampler: Sampler, asked: Asked) -> Result
             .chain(slower)
             .chain(scenario.catalog.notes(rig.weights.size() == Size::Real))
             .chain(kept(rig))
-            .chain(in_turn(rig)?)
+            .chain(in_turn(rig, asked)?)
             .collect(),
         ..RunHeader::default()
     })
@@ -240,15 +242,16 @@ impl Session {
         if knobs.scenario.is_none() {
             knobs.scenario = then.scenario.clone().filter(|name| PRESETS.iter().any(|(n, _)| n == name));
         }
-        let asked = Asked { rounds: asked.rounds.or(then.rounds), processes: asked.processes.or(then.processes) };
+        let asked =
+            Asked { rounds: asked.rounds.or(then.rounds), processes: asked.processes.or(then.processes), ..asked };
         let mut rig = Rig::new(&knobs, size)?;
         rig.scenario.rounds = asked.rounds.unwrap_or(rig.scenario.rounds);
         let mut header = header(&rig, &knobs, Sampler::Rounds, asked)?;
         let differences = differences(&record, &header, knobs.engine.pin)?;
         ensure!(
             differences.is_empty(),
-            "{}: this is another run, so it is not resumed ({}): give the settings it was started with, or start a new run. It was \
-             started with: {}",
+            "{}: this is another run, so it is not resumed ({}): give the settings it was started with, as flags or as \
+             variables of the environment, or start a new run. It was started with: {}",
             path.display(),
             differences.join("; "),
             record.run.command.join(" ")
@@ -541,23 +544,27 @@ impl Session {
         let Skipped { id, reason, .. } = &skipped;
         let reason = reason.replace(char::is_control, " ");
         console::note(format_args!("skipped {id}: {reason}"));
-        self.skipped.insert(id.clone());
-        let reason = self.rig.weights.without_root(&reason);
-        Ok(self.writer.skipped(&Skipped { reason, ..skipped })?)
+        self.leave_out(Skipped { reason, ..skipped })
     }
 
-    /// Notes systems that are not timed at a size because another one is the same there ([`crate::planner::distinct`]), once.
+    /// Notes systems that are not timed at a size because another one is the same there ([`crate::planner::distinct`]), once. The
+    /// plan has said so aloud.
     ///
     /// # Errors
     /// What writing the record says.
-    pub fn skip_same(&mut self, same: Vec<Same>, batch: usize, prompt: usize) -> Result<()> {
-        for (arm, reason) in same {
-            let id = arm.id(batch, prompt);
+    pub fn skip_same(&mut self, same: &[Arm], batch: usize, prompt: usize) -> Result<()> {
+        for id in same.iter().map(|arm| arm.id(batch, prompt)) {
             if !self.skipped.contains(&id) {
-                self.skip(Skipped { id, reason, ..Default::default() })?;
+                self.leave_out(Skipped { id, reason: rig::same_in_turn(), ..Default::default() })?;
             }
         }
         Ok(())
+    }
+
+    fn leave_out(&mut self, skipped: Skipped) -> Result<()> {
+        self.skipped.insert(skipped.id.clone());
+        let reason = self.rig.weights.without_root(&skipped.reason);
+        Ok(self.writer.skipped(&Skipped { reason, ..skipped })?)
     }
 
     /// Notes a cell that failed; [`Session::finish`] reports it. One that was measured before keeps its samples.
@@ -676,10 +683,12 @@ fn kept(rig: &Rig) -> Vec<String> {
     rig.arms.iter().filter_map(note).collect()
 }
 
-/// What a record says of systems that the pipelined order does not pay for at every size.
-fn in_turn(rig: &Rig) -> Result<Vec<String>> {
+/// What a record says of systems that are measured in turn at some sizes, as the pipelined order does not pay there. Where they
+/// are skipped, the reason says it.
+fn in_turn(rig: &Rig, asked: Asked) -> Result<Vec<String>> {
     let mut notes = Vec::new();
-    for arm in &rig.arms {
+    let measured = |arm: &&Arm| asked.filtered || !planner::beside_in_turn(&rig.arms, arm);
+    for arm in rig.arms.iter().filter(measured) {
         let mut sizes = Vec::new();
         for (batch, prompt) in rig.scenario.groups() {
             if rig.falls_back(arm, batch, prompt)? {

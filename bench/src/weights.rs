@@ -16,7 +16,7 @@ use ttft_models::{
     cost::CostSystem,
     kv_prediction::{
         Shape,
-        layout::{Input, Layout},
+        layout::{Input, Layout, Order, OwnTokens},
     },
     synth::{Made, Spec},
 };
@@ -220,6 +220,18 @@ impl Weights {
         let folder = self.predictor(pair)?;
         folder.make()?;
         Ok(folder.dir)
+    }
+
+    /// The verified folder of an arm's predictor, what its base reads itself, and the order of its layers, if it is a KV prediction.
+    ///
+    /// # Errors
+    /// As [`Weights::make`].
+    pub fn prediction(&self, arm: &Arm) -> Result<Option<(PathBuf, OwnTokens, Order)>> {
+        let of = || {
+            let pair = self.catalog.pair(&arm.system)?;
+            Ok((self.predictor_dir(&arm.system)?, pair.own, pair.order))
+        };
+        (arm.kind == Kind::Kvp).then(of).transpose()
     }
 
     /// Which networks and KV predictions these arms are, each once: by the bytes of weights that lie in a folder, which are

@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use program::{fixture, stderr, ttft};
+use program::{fail, fixture, stderr, ttft};
 use safetensors::{Dtype, SafeTensors};
 use tempfile::TempDir;
 use ttft_bench::scenario::{PRESETS, Scenario};
@@ -19,24 +19,10 @@ use ttft_models::{Extent, Network, Precision, Pruned, RunSpec, System, plan};
 const FIXTURES: [&str; 3] = ["A", "B", "C"];
 const TOLERANCE: f32 = 1e-4;
 
-/// Runs it; it must succeed.
+/// Runs it; it must succeed. What it prints.
 #[track_caller]
 fn succeed(c: &mut Command) -> String {
-    let out = c.output().expect("the command starts");
-    assert!(out.status.success(), "{c:?}: {}", stderr(&out));
-    String::from_utf8(out.stdout).expect("UTF-8")
-}
-
-/// Runs it; it must fail, with an error that contains every word and no panic.
-#[track_caller]
-fn fail(c: &mut Command, words: &[&str]) {
-    let out = c.output().expect("the command starts");
-    let err = stderr(&out);
-    assert!(!out.status.success(), "{c:?} succeeded");
-    assert!(out.status.code().is_some_and(|code| code != 101), "{c:?}: {err}");
-    for word in words {
-        assert!(err.contains(word), "{c:?}: no '{word}' in: {err}");
-    }
+    program::succeed(c).0
 }
 
 fn f32s(t: &safetensors::tensor::TensorView<'_>) -> Vec<f32> {
@@ -676,17 +662,11 @@ fn a_calibration_goes_on_in_its_folder() {
 #[cfg(unix)]
 #[test]
 fn a_killed_process_fails_its_group_alone() {
-    use std::os::unix::fs::PermissionsExt;
-    if std::env::var_os("TTFT_TEST_RUNNER").is_some() {
-        eprintln!("skipped: the emulator stands where the script would");
-        return;
-    }
     let dir = TempDir::new().unwrap();
-    let (scenario, weights, runner) = (small(dir.path()), dir.path().join("w"), dir.path().join("runner"));
-    let script = "#!/bin/sh\n[ \"$2\" = worker ] || exec \"$@\"\njob=$(cat)\ncase $job in\n*'\"prompt\":4,'*) kill -9 $$;;\nesac\n\
-                  printf '%s\\n' \"$job\" | exec \"$@\"\n";
-    fs::write(&runner, script).unwrap();
-    fs::set_permissions(&runner, fs::Permissions::from_mode(0o755)).unwrap();
+    let (scenario, weights) = (small(dir.path()), dir.path().join("w"));
+    let script =
+        "job=$(cat)\ncase $job in\n*'\"prompt\":4,'*) kill -9 $$;;\nesac\nprintf '%s\\n' \"$job\" | exec \"$@\"";
+    let Some(runner) = runner(dir.path(), script) else { return };
     let out = dir.path().join("r.jsonl");
     let run = |c: &mut Command| {
         c.args(["--tiny", "--threads", "1", "--processes", "3", "--rounds", "3"]).env("TTFT_TEST_RUNNER", &runner);
@@ -704,6 +684,72 @@ fn a_killed_process_fails_its_group_alone() {
     let said = stderr(&calibrate);
     assert!(calibrate.status.code() == Some(1) && said.contains("cells failed: ttft/OE270M/"), "{said}");
     assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
+}
+
+/// A group that is to be measured again and whose process is killed keeps the samples that it had, is told, and is not tried once
+/// more for as long as the time lasts.
+#[cfg(unix)]
+#[test]
+fn a_process_that_is_killed_in_a_repeat_costs_no_samples() {
+    let dir = TempDir::new().unwrap();
+    let (scenario, weights, out) = (small(dir.path()), dir.path().join("w"), dir.path().join("r.jsonl"));
+    // Each process that measures leaves a line; from the one on whose number is in the file, it is killed.
+    let (lines, deadly) = (dir.path().join("runner.started"), dir.path().join("runner.deadly"));
+    let script = "echo >> \"$0.started\"\n[ \"$(wc -l < \"$0.started\")\" -lt \"$(cat \"$0.deadly\")\" ] || kill -9 $$\nexec \"$@\"";
+    let Some(runner) = runner(dir.path(), script) else { return };
+    let bench = || {
+        let mut c = ttft();
+        c.args(["bench", "--tiny", "--threads", "1", "--processes", "3", "--rounds", "3"]);
+        c.env("TTFT_TEST_RUNNER", &runner).arg("--scenario").arg(&scenario).arg("--weights").arg(&weights);
+        c
+    };
+    fs::write(&deadly, "1000").unwrap();
+    succeed(bench().arg("--out").arg(&out));
+    let started = || fs::read(&lines).unwrap().len();
+    assert_eq!((started(), record(&out).cells.len()), (6, 4));
+    disturb(&out, 1);
+    let before = fs::read(&out).unwrap();
+
+    // The first process of the repeat does its work, the second is killed.
+    fs::write(&deadly, "8").unwrap();
+    let repeat = bench().args(["--until-stable", "60", "--resume"]).arg(&out).output().expect("the command starts");
+    let said = stderr(&repeat);
+    assert!(repeat.status.success() && fs::read(&out).unwrap() == before, "{said}");
+    for words in [
+        "b1/p4: it could not be measured again, so its earlier samples stand: a process that measured ended early (signal: 9",
+        "b1/p4: it is still disturbed after one attempt, and another one fails",
+    ] {
+        assert!(said.contains(words), "no '{words}' in: {said}");
+    }
+    // The other group may have been disturbed by itself.
+    assert!((8..=9).contains(&started()), "{} processes: {said}", started());
+}
+
+/// A script that `TTFT_TEST_RUNNER` puts before every process that measures; `"$@"` is that process. None in an emulator, which
+/// stands in the same place.
+#[cfg(unix)]
+fn runner(dir: &Path, script: &str) -> Option<PathBuf> {
+    use std::os::unix::fs::PermissionsExt;
+    if std::env::var_os("TTFT_TEST_RUNNER").is_some() {
+        eprintln!("skipped: the emulator stands where the script would");
+        return None;
+    }
+    let runner = dir.join("runner");
+    fs::write(&runner, format!("#!/bin/sh\n[ \"$2\" = worker ] || exec \"$@\"\n{script}\n")).unwrap();
+    fs::set_permissions(&runner, fs::Permissions::from_mode(0o755)).unwrap();
+    Some(runner)
+}
+
+/// Has the machine move while the cell in this line of a record was measured.
+fn disturb(record: &Path, line: usize) {
+    let text = fs::read_to_string(record).unwrap();
+    let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+    let mut cell: serde_json::Value = serde_json::from_str(&lines[line]).unwrap();
+    cell["cell"]["drift"] = serde_json::json!({
+        "before_gflops": 1.0, "after_gflops": 2.0, "before_read_gb_per_s": null, "after_read_gb_per_s": null
+    });
+    lines[line] = cell.to_string();
+    fs::write(record, lines.join("\n") + "\n").unwrap();
 }
 
 /// A scenario of tiny groups.
@@ -781,12 +827,15 @@ fn the_pipelined_order_is_measured_where_it_differs() {
     assert_eq!(both.skipped.iter().map(|s| s.id.as_str()).collect::<Vec<_>>(), [id(80)]);
     let reason = &both.skipped[0].reason;
     assert!(
-        reason.contains(&format!("would be the same run as {name}")) && reason.contains("no more than 64 tokens"),
+        reason.contains("would be the same run as without -pipelined") && reason.contains("no more than 64 tokens"),
         "{reason}"
     );
+    let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let times = |text: &str, what: &str| words(text).matches(&words(what)).count();
+    assert!(said.contains("the pipelined order does not pay") && times(&said, reason) == 1, "{said}");
+    // The reason is said once, and no note repeats it.
     let note = format!("{name}-pipelined at 1 x 80: the base runs after the auxiliary");
-    assert!(both.run.notes.iter().any(|n| n.starts_with(&note)), "{:?}", both.run.notes);
-    assert!(said.contains("the pipelined order does not pay") && said.contains(reason.as_str()), "{said}");
+    assert!(times(&said, "the base runs after the auxiliary") == 1 && both.run.notes.len() == 1, "{said}");
     let verdict = succeed(ttft().arg("validate").arg(&out));
     assert!(verdict.contains("The pipelined order beside the same in turn"), "{verdict}");
     // Without the other it is measured, in turn, and the record says so.
@@ -994,7 +1043,7 @@ fn bench_skips_what_the_budget_does_not_hold() {
     assert_eq!(record.skipped.len(), 28);
     // The pipelined order is a system of its own at one of the four sizes, at the others it is the same in turn.
     let (same, rest): (Vec<_>, Vec<_>) =
-        record.skipped.iter().partition(|s| s.reason.starts_with("would be the same run as "));
+        record.skipped.iter().partition(|s| s.reason.starts_with("would be the same run as without -pipelined"));
     assert_eq!(same.len(), 6);
     assert!(same.iter().all(|s| s.id.contains("-pipelined/")));
     assert!(rest.iter().all(|s| s.reason.contains("TTFT_BUDGET") && s.estimate_s.is_some()));
@@ -1102,15 +1151,42 @@ fn bench_resumes_and_repeats_what_was_disturbed() {
     assert!(fs::read(&out).unwrap() == before);
 
     // The machine moved during the first cell: its group is measured again, as a whole.
-    let mut cell: serde_json::Value = serde_json::from_str(lines[1]).unwrap();
-    cell["cell"]["drift"] = serde_json::json!({
-        "before_gflops": 1.0, "after_gflops": 2.0, "before_read_gb_per_s": null, "after_read_gb_per_s": null
-    });
-    fs::write(&out, whole.replacen(lines[1], &cell.to_string(), 1)).unwrap();
+    fs::write(&out, &whole).unwrap();
+    disturb(&out, 1);
     // An emulator needs longer for the least that can be taken.
     let seconds = if std::env::var_os("TTFT_TEST_SMALL").is_some() { "20" } else { "2" };
     succeed(bench().args(["--until-stable", seconds, "--resume"]).arg(&out));
     assert!(attempts()[..2].iter().all(|&n| n >= 2), "{:?}", attempts());
+}
+
+/// The kernel that a run was told to take stands in its record, and a run is not resumed with another.
+#[test]
+fn a_kernel_asked_for_by_name_is_recorded_and_kept() {
+    const KERNEL: &str = "gemm_f32xf32_f32_8x4_portable";
+    let dir = TempDir::new().unwrap();
+    let (out, scenario) = (dir.path().join("run.jsonl"), dir.path().join("small.toml"));
+    fs::write(&scenario, SMALL.replace("[4, 5]", "[4]").replace("\"OE270M\", \"OE270M\"", "\"OE270M\"")).unwrap();
+    let bench = || {
+        let mut c = ttft();
+        c.args(["bench", "--tiny", "--threads", "1", "--isa", "portable", "--scenario"]).arg(&scenario);
+        c.arg("--weights").arg(dir.path().join("w"));
+        c
+    };
+    let table = succeed(bench().env("TTFT_KERNEL", KERNEL).arg("--out").arg(&out));
+    assert!(table.contains(&format!("kernel {KERNEL}")), "{table}");
+    let record = ttft_reports::schema::Record::read(&out).unwrap();
+    assert_eq!((record.run.settings.kernel.as_deref(), record.cells.len()), (Some(KERNEL), 1));
+    let before = fs::read(&out).unwrap();
+    fail(
+        bench().arg("--resume").arg(&out),
+        &["run.jsonl", &format!("settings/kernel: \"{KERNEL}\" then, null now"), "as flags or as variables"],
+    );
+    fail(
+        bench().args(["--kernel", "dot_f32xf32_f32_portable", "--resume"]).arg(&out),
+        &[&format!("settings/kernel: \"{KERNEL}\" then, \"dot_f32xf32_f32_portable\" now")],
+    );
+    succeed(bench().args(["--kernel", KERNEL, "--resume"]).arg(&out));
+    assert!(fs::read(&out).unwrap() == before, "nothing is left to do");
 }
 
 #[test]

@@ -1,10 +1,8 @@
 //! `ttft report --fidelity` from outside: the record of a real run beside answers of the same networks.
 
-use std::{
-    fs,
-    path::Path,
-    process::{Command, Output},
-};
+mod program;
+
+use std::{fs, path::Path, process::Output};
 
 use ttft_reports::{
     fidelity::{
@@ -25,16 +23,9 @@ rounds = 3
 budget_s = 600.0
 "#;
 
-/// The command, in the emulator that `TTFT_TEST_RUNNER` is, if this build is for another machine.
+/// The command, called in a folder.
 fn ttft(args: &[&str], folder: &Path) -> Output {
-    let runner = std::env::var("TTFT_TEST_RUNNER").unwrap_or_default();
-    let mut words = runner.split_whitespace().chain([env!("CARGO_BIN_EXE_ttft")]);
-    let mut c = Command::new(words.next().expect("the program, if nothing before it"));
-    c.args(words).args(args).current_dir(folder).env("TTFT_ENERGY", "off");
-    for (name, _) in ttft_bench::knobs::RunKnobs::variables() {
-        c.env_remove(name);
-    }
-    c.output().expect("the command starts")
+    program::ttft().args(args).current_dir(folder).output().expect("the command starts")
 }
 
 fn words(out: &Output) -> String {

@@ -252,38 +252,84 @@ fn a_signal_leaves_nothing_behind() {
     }
 }
 
-/// Pairs of processes leave neither their folder nor a process.
+/// A signal ends the process that measures too, whoever started it, and no temporary file or folder stays.
 #[cfg(target_os = "linux")]
 #[test]
-fn a_signal_ends_what_pairs_have_begun() {
-    if ignored(15) {
-        eprintln!("skipped: whoever started this test has programs ignore SIGTERM");
-        return;
-    }
+fn a_signal_ends_the_processes_that_measure() {
     let dir = TempDir::new().unwrap();
-    let temporary = dir.path().join("temporary");
+    let path = |name: &str| dir.path().join(name);
+    let (temporary, weights, scenario) = (path("temporary"), path("w"), scenario(dir.path()));
     fs::create_dir(&temporary).unwrap();
-    let flags = "--tiny --threads 1";
-    let mut compare = ttft();
-    compare.args(["compare", "--settings", flags, flags, "--pairs", "10000", "--rounds", "1000", "--scenario"]);
-    compare.arg(scenario(dir.path())).arg("--weights").arg(dir.path().join("w")).env("TMPDIR", &temporary);
-    let mut child = compare.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    let place = temporary.as_os_str().as_bytes();
-    let running = || {
-        let processes = fs::read_dir("/proc").unwrap().flatten().filter(|p| p.path().join("cmdline").exists());
-        let lines = processes.filter_map(|p| fs::read(p.path().join("cmdline")).ok());
-        lines.filter(|line| line.windows(place.len()).any(|part| part == place)).count()
+    // Pairs of processes write into a temporary folder; a process of several is called with the folder of its weights.
+    let pairs = || {
+        let flags = "--tiny --threads 1";
+        let mut c = ttft();
+        c.args(["compare", "--settings", flags, flags, "--pairs", "10000", "--rounds", "1000", "--scenario"]);
+        c.arg(&scenario).arg("--weights").arg(&weights).env("TMPDIR", &temporary);
+        (c, temporary.clone(), "bench")
     };
-    for _ in 0..3000 {
-        if running() > 0 || child.try_wait().unwrap().is_some() {
-            break;
+    let several = |record: &str| {
+        let mut c = ttft();
+        c.args(tiny(&scenario, dir.path())).args([
+            "--processes",
+            "3",
+            "--rounds",
+            "100000",
+            "--budget",
+            "1e9",
+            "--out",
+        ]);
+        c.arg(path(record)).env("TMPDIR", &temporary);
+        (c, weights.clone(), "worker")
+    };
+    for (number, signal) in [(2, "INT"), (15, "TERM"), (1, "HUP")] {
+        if ignored(number) {
+            eprintln!("skipped: whoever started this test has programs ignore SIG{signal}");
+            continue;
         }
-        std::thread::sleep(Duration::from_millis(10));
+        let record = format!("{signal}.jsonl");
+        for (mut command, place, measures) in [pairs(), several(&record)] {
+            let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+            let measuring = || -> Vec<PathBuf> {
+                let all = fs::read_dir("/proc").unwrap().flatten().map(|process| process.path());
+                all.filter(|process| runs(process, &[place.as_os_str().as_bytes(), measures.as_bytes()])).collect()
+            };
+            let mut seen = measuring();
+            for _ in 0..3000 {
+                if !seen.is_empty() || child.try_wait().unwrap().is_some() {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(10));
+                seen = measuring();
+            }
+            assert!(!seen.is_empty(), "{measures}: a process that measures");
+            let sent = Command::new("sh").arg("-c").arg(format!("kill -{signal} {}", child.id())).status().unwrap();
+            assert!(sent.success() && !child.wait().unwrap().success());
+            let left: Vec<_> =
+                seen.iter().chain(&measuring()).filter(|p| runs(p, &[measures.as_bytes()])).cloned().collect();
+            assert!(left.is_empty(), "{signal}: {measures} still runs: {left:?}");
+            assert_eq!(fs::read_dir(&temporary).unwrap().count(), 0, "{signal}: {measures}");
+        }
+        // The record can be gone on with, and weights are whole or not there.
+        assert!(Record::read(&path(&record)).unwrap().cells.is_empty());
+        assert!(names(&weights).iter().all(|name| weights.join(name).join("synth.json").exists()), "{signal}");
+        let known = ["HUP.jsonl", "INT.jsonl", "TERM.jsonl", "small.toml", "temporary", "w"];
+        let there = names(dir.path());
+        assert!(there.iter().all(|name| known.iter().any(|known| name == known)), "{signal}: {there:?}");
     }
-    assert!(running() > 0, "a process that measures");
-    let sent = Command::new("sh").arg("-c").arg(format!("kill -TERM {}", child.id())).status().unwrap();
-    assert!(sent.success() && !child.wait().unwrap().success());
-    assert_eq!((fs::read_dir(&temporary).unwrap().count(), running()), (0, 0));
+}
+
+#[cfg(target_os = "linux")]
+fn names(folder: &Path) -> Vec<std::ffi::OsString> {
+    fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name()).collect()
+}
+
+/// Whether a process, by its folder in `/proc`, has words with each of these parts on its command line; one that has ended has
+/// none.
+#[cfg(target_os = "linux")]
+fn runs(process: &Path, parts: &[&[u8]]) -> bool {
+    let line = fs::read(process.join("cmdline")).unwrap_or_default();
+    parts.iter().all(|part| line.windows(part.len()).any(|words| words == *part))
 }
 
 /// Whether this process ignores a signal, as a job of `nohup` or in the background of a script does; its children do too, and
@@ -322,6 +368,36 @@ fn limits_of_the_process_end_in_words() {
             let (_, err) = ends(c.args(["--threads", "1", "--out", "l.safetensors"]));
             assert!(!err.contains("memory allocation of"), "{mib} MiB: {err}");
         }
+    }
+}
+
+/// A calibration that does not fit on the disk is named, and the earlier one stays whole.
+#[test]
+fn a_calibration_that_cannot_be_written_leaves_the_earlier_one() {
+    let dir = TempDir::new().unwrap();
+    let (folder, file) = (dir.path().join("c"), dir.path().join("c/calibration.json"));
+    fs::create_dir(&folder).unwrap();
+    let record = Path::new(env!("CARGO_MANIFEST_DIR")).join("../reports/data/amd-epyc-zen4-2c/quick-processes.jsonl");
+    for i in 1..=3 {
+        fs::copy(&record, folder.join(format!("occasion-000{i}.jsonl"))).unwrap();
+    }
+    let arguments = ["calibrate", "--minutes", "0", "--folder", "c"];
+    succeeds(ttft().args(arguments).current_dir(dir.path()));
+    let earlier = fs::read(&file).unwrap();
+    assert!(earlier.len() > 4096, "more than what the limit holds");
+    if let Some(mut c) = in_shell("ulimit -f 2; exec \"$@\"") {
+        fails(c.args(arguments).current_dir(dir.path()), &["c/calibration.json: cannot write it", "too large"]);
+        assert!(fs::read(&file).unwrap() == earlier);
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 4, "nothing is left half-written");
+    }
+    if cfg!(target_os = "linux") {
+        fs::remove_file(&file).unwrap();
+        std::os::unix::fs::symlink("/dev/full", &file).unwrap();
+        fails(
+            ttft().args(arguments).current_dir(dir.path()),
+            &["c/calibration.json: cannot write it", "No space left on device"],
+        );
+        assert!(file.is_symlink());
     }
 }
 

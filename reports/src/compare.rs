@@ -198,6 +198,7 @@ pub fn compare<'a>(sides: &[Side<'a>], calibrations: &[Calibration]) -> Result<C
             for ((_, ours), (_, theirs)) in ours.iter().flat_map(|a| theirs.iter().map(move |b| (a, b))) {
                 warn(first, side, ours, theirs, &mut warnings);
             }
+            warnings.extend(forced(first, side, &ours, &theirs));
             let apart = apart(&ours, &theirs);
             versus.push(against(&ours, &theirs, apart, calibrations));
             seconds.push(side_seconds(&theirs));
@@ -295,6 +296,7 @@ pub fn group(runs: &[(String, Record)]) -> Vec<(String, Vec<usize>)> {
             (
                 s.isa.clone(),
                 s.backend.clone(),
+                s.kernel.clone(),
                 s.threads,
                 s.precision,
                 s.extent,
@@ -304,7 +306,7 @@ pub fn group(runs: &[(String, Record)]) -> Vec<(String, Vec<usize>)> {
             )
         };
         let unequal = |(a, b): (Option<bool>, Option<bool>)| a.zip(b).is_some_and(|(a, b)| a != b);
-        // A kernel that was asked for shows in the cells alone.
+        // Of records of earlier versions, a kernel that was asked for shows in the cells alone.
         let kernels = |cell: &Cell| {
             let twin = b.cells.iter().find(|c| c.id == cell.id);
             twin.is_some_and(|twin| {
@@ -448,6 +450,24 @@ fn warn(first: &Side, side: &Side, a: &Cell, b: &Cell, warnings: &mut BTreeSet<S
             warnings.insert(format!("{name}, {}: {fault}", cell.system));
         }
     }
+}
+
+/// How the kernels that two sides were told to take differ, in words.
+fn forced(first: &Side, side: &Side, ours: &Cells, theirs: &Cells) -> Option<String> {
+    let asked = |cells: &Cells| -> BTreeSet<Option<String>> {
+        cells.iter().map(|(record, _)| record.run.settings.kernel.clone()).collect()
+    };
+    let (ours, theirs) = (asked(ours), asked(theirs));
+    if ours.is_empty() || theirs.is_empty() || ours == theirs {
+        return None;
+    }
+    let words = |asked: BTreeSet<Option<String>>| {
+        let name = |asked: Option<String>| {
+            asked.map_or("no --kernel that its record names".into(), |name| format!("--kernel {name}"))
+        };
+        asked.into_iter().map(name).collect::<Vec<String>>().join(" and ")
+    };
+    Some(format!("{} was measured with {}, {} with {}", first.name, words(ours), side.name, words(theirs)))
 }
 
 /// The cells of one workload in all records of a side.
@@ -723,6 +743,9 @@ mod tests {
         runs = before.clone();
         runs[2].1.cells[0].kernels = vec!["another".into()];
         assert_eq!(group(&runs).len(), 3, "of another kernel");
+        runs = before.clone();
+        runs[2].1.run.settings.kernel = Some("another".into());
+        assert_eq!(group(&runs).len(), 3, "asked for a kernel");
         runs = before;
         runs[2].1.run.settings.threads = Some(1);
         assert_eq!(group(&runs).len(), 3);
@@ -783,6 +806,7 @@ mod tests {
         doubted.cells[2].gate = None;
         doubted.cells[3].threads = Some(8);
         doubted.run.limits.peaks.clear();
+        doubted.run.settings.kernel = Some("dot_x".into());
         let sides = [
             Side { name: "here", records: vec![&lacking, &whole] },
             Side { name: "there", records: vec![&whole, &doubted] },
@@ -793,6 +817,8 @@ mod tests {
         assert_eq!((&last.cell().id, last.versus[0].unwrap().records), (&whole.cells[1].id, [1, 2]));
         let all = &comparison.warnings;
         for words in [
+            "here was measured with no --kernel that its record names, there with no --kernel that its record names and \
+             --kernel dot_x",
             "there: 2 of 20 cells are not to be trusted",
             "there does not record its peak and bandwidth",
             "here ran 2 threads, there ran 8",

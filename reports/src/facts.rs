@@ -1,8 +1,10 @@
 //! Facts of a run in one line each: machine, limits, settings.
 
+use std::collections::HashMap;
+
 use crate::{
     format,
-    schema::{Dtype, Peak, Record, RunHeader, Sampler, Start},
+    schema::{Dtype, Peak, Record, RunHeader, Sampler, Skipped, Start},
     summary,
 };
 
@@ -106,10 +108,25 @@ pub fn settings(run: &RunHeader) -> String {
         s.threads.map(|n| format!("{n} threads")),
         s.isa.as_ref().map(|isa| format!("isa {isa}")),
         s.backend.as_ref().map(|b| format!("backend {b}")),
+        s.kernel.as_ref().map(|kernel| format!("kernel {kernel}")),
         git,
         run.started_at.clone(),
     ];
     parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
+}
+
+/// The cells that were skipped for one reason, and the reason, in the order in which the reasons first come.
+pub fn skipped(record: &Record) -> Vec<(String, &str)> {
+    let mut reasons: Vec<(Vec<&str>, &str)> = Vec::new();
+    let mut places = HashMap::new();
+    for Skipped { id, reason, .. } in &record.skipped {
+        let place = *places.entry(reason).or_insert(reasons.len());
+        match reasons.get_mut(place) {
+            Some((cells, _)) => cells.push(id),
+            None => reasons.push((vec![id], reason)),
+        }
+    }
+    reasons.into_iter().map(|(cells, reason)| (cells.join(", "), reason)).collect()
 }
 
 #[cfg(test)]

@@ -47,8 +47,8 @@ pub fn render(record: &Record, width: Option<u16>) -> String {
     }
     if !record.skipped.is_empty() {
         text.push_str("\nThese cells were skipped:\n");
-        for skipped in &record.skipped {
-            text.push_str(&format!("  {}: {}\n", skipped.id, skipped.reason));
+        for (cells, reason) in facts::skipped(record) {
+            text.push_str(&format!("  {}\n", wrapped(&format!("{cells}: {reason}"), "    ")));
         }
     }
     text
@@ -340,7 +340,14 @@ mod tests {
     fn a_run_without_cells_still_tells_what_was_skipped() {
         let mut record = samples::run();
         record.cells.clear();
-        record.skipped = vec![Skipped { id: "ttft/a".into(), reason: "needs 30 GiB".into(), ..Skipped::default() }];
+        let skipped = |id: &str, reason: &str| Skipped { id: id.into(), reason: reason.into(), ..Skipped::default() };
+        let long = "would be the same run as another one, and nobody has to read that more often than once";
+        record.skipped = vec![
+            skipped("ttft/b", long),
+            skipped("ttft/a", "needs 30 GiB"),
+            skipped("ttft/c", long),
+            skipped("ttft/d", long),
+        ];
         record.run = RunHeader::default();
         insta::assert_snapshot!(render(&record, None), @r"
         machine  unknown CPU
@@ -349,6 +356,8 @@ mod tests {
         drift    unknown
 
         These cells were skipped:
+          ttft/b, ttft/c, ttft/d: would be the same run as another one, and nobody has to read that more
+            often than once
           ttft/a: needs 30 GiB
         ");
     }

@@ -63,7 +63,7 @@ impl Bench {
         }
         // A plan leaves no record behind.
         self.knobs.trial = self.plan;
-        let asked = Asked { rounds: self.rounds, processes: self.processes };
+        let asked = Asked { rounds: self.rounds, processes: self.processes, ..Asked::default() };
         let size = if self.tiny { Size::Tiny } else { Size::Real };
         let mut session = match &self.resume {
             Some(record) => Session::resume(&self.knobs, asked, size, record)?,
@@ -98,7 +98,8 @@ impl Bench {
             let mut knobs = self.knobs.clone();
             knobs.engine.threads = Some(threads);
             knobs.out = self.knobs.out.as_deref().map(|out| with_threads(out, threads));
-            let mut session = Session::start(&knobs, Sampler::Rounds, Asked { rounds, processes }, size)?;
+            let mut session =
+                Session::start(&knobs, Sampler::Rounds, Asked { rounds, processes, ..Asked::default() }, size)?;
             rounds::run(&mut session, self.until_stable)?;
             let path = session.record_path().to_owned();
             session.finish()?;

@@ -75,7 +75,7 @@ impl Calibrate {
         };
         let mut knobs = self.knobs.clone();
         knobs.scenario.get_or_insert("calibrate".into());
-        let asked = Asked { rounds: self.rounds, processes: Some(self.processes) };
+        let asked = Asked { rounds: self.rounds, processes: Some(self.processes), ..Asked::default() };
         let size = if self.tiny { Size::Tiny } else { Size::Real };
         if self.minutes > 0.0 {
             calibrate::take(&knobs, asked, size, &folder, Duration::from_secs_f64(60.0 * self.minutes))?;

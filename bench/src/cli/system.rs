@@ -3,7 +3,7 @@ use std::{path::PathBuf, sync::Arc};
 use anyhow::{Context, Result};
 use ttft_kernels::DType;
 use ttft_models::{Network, System, kv_prediction::layout::Order};
-use ttft_reports::{format::bytes, schema::Kind};
+use ttft_reports::format::bytes;
 
 use crate::{
     catalog::{Asked, Catalog},
@@ -57,10 +57,7 @@ impl Choice {
         let arm = arms.iter().find(|arm| arm.system == *name).context("a system stands among its arms")?;
         let load = |name: &str| Ok(Arc::new(Network::load(&made.network_dir(name)?)?));
         let networks = arm.networks().into_iter().map(load).collect::<Result<Vec<_>>>()?;
-        let predictor = match arm.kind {
-            Kind::Kvp => Some((made.predictor_dir(name)?, catalog.pair(name)?.own, *order)),
-            _ => None,
-        };
+        let predictor = made.prediction(arm)?.map(|(dir, own, _)| (dir, own, *order));
         let system = arm.assemble(networks, predictor)?;
         let copied = copied_bytes(&system);
         if copied > 0 {

@@ -94,7 +94,7 @@ impl Systems {
                 first.system
             );
         }
-        let weights = weights.of(catalog.clone());
+        let weights = weights.of(catalog);
         // Before minutes are spent on weights.
         Text::file(&weights.network_at(&base_name)?)?;
         weights.make(&arms)?;
@@ -119,13 +119,7 @@ impl Systems {
                 arm.system
             );
             let of_arm = arm.networks().into_iter().map(|name| Ok(network(name)?.0)).collect::<Result<Vec<_>>>()?;
-            let predictor = match arm.kind {
-                Kind::Kvp => {
-                    let pair = catalog.pair(&arm.system)?;
-                    Some((weights.predictor_dir(&arm.system)?, pair.own, pair.order))
-                }
-                _ => None,
-            };
+            let predictor = weights.prediction(arm)?;
             let dir = predictor.as_ref().map(|(dir, ..)| dir.clone());
             let system = arm.assemble(of_arm, predictor).with_context(|| arm.system.clone())?;
             let prediction = predictions.iter().find(|p| p.system == arm.system).map(|p| p.prediction.clone());

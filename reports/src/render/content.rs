@@ -628,8 +628,8 @@ fn validity(record: &Record, rows: &[Row]) -> Vec<Block> {
     let rows = measured.iter().filter_map(percentiles).collect();
     let title = "Percentiles of the samples (p90 takes 10 of them, p99 takes 100)";
     push_table(&mut blocks, table(title, &["system", "b x p", "samples", "p50", "p90", "p99"], &[0], rows));
-    let skipped = record.skipped.iter().map(|s| vec![s.id.clone(), s.reason.clone()]).collect();
-    push_table(&mut blocks, table("Skipped", &["cell", "reason"], &[0, 1], skipped));
+    let skipped = facts::skipped(record).into_iter().map(|(cells, reason)| vec![cells, reason.to_owned()]).collect();
+    push_table(&mut blocks, table("Skipped", &["cells", "reason"], &[0, 1], skipped));
     blocks
 }
 

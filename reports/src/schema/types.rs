@@ -196,6 +196,8 @@ pub struct Settings {
     pub isa: Option<String>,
     /// GEMM backend.
     pub backend: Option<String>,
+    /// Kernel that was asked for by its name; null if the dispatcher chose, and in records of earlier versions.
+    pub kernel: Option<String>,
     /// Threads.
     pub threads: Option<u32>,
     /// Type of activations and caches.
