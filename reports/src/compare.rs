@@ -462,12 +462,10 @@ fn forced(first: &Side, side: &Side, ours: &Cells, theirs: &Cells) -> Option<Str
         return None;
     }
     let words = |asked: BTreeSet<Option<String>>| {
-        let name = |asked: Option<String>| {
-            asked.map_or("no --kernel that its record names".into(), |name| format!("--kernel {name}"))
-        };
+        let name = |asked: Option<String>| asked.map_or("no --kernel".into(), |name| format!("--kernel {name}"));
         asked.into_iter().map(name).collect::<Vec<String>>().join(" and ")
     };
-    Some(format!("{} was measured with {}, {} with {}", first.name, words(ours), side.name, words(theirs)))
+    Some(format!("the records of {} name {}, those of {} {}", first.name, words(ours), side.name, words(theirs)))
 }
 
 /// The cells of one workload in all records of a side.
@@ -817,8 +815,7 @@ mod tests {
         assert_eq!((&last.cell().id, last.versus[0].unwrap().records), (&whole.cells[1].id, [1, 2]));
         let all = &comparison.warnings;
         for words in [
-            "here was measured with no --kernel that its record names, there with no --kernel that its record names and \
-             --kernel dot_x",
+            "the records of here name no --kernel, those of there no --kernel and --kernel dot_x",
             "there: 2 of 20 cells are not to be trusted",
             "there does not record its peak and bandwidth",
             "here ran 2 threads, there ran 8",
