@@ -253,19 +253,23 @@ fn factors(f: Factors) -> Dtype {
 pub struct Probe {
     bytes: usize,
     dtype: DType,
+    /// How often each limit is measured; the fastest counts.
+    tries: usize,
 }
 
 impl Probe {
-    /// A probe of `bytes` of memory and of multiply-adds in `dtype`.
-    pub fn new(bytes: usize, dtype: DType) -> Probe {
-        Probe { bytes, dtype }
-    }
-
-    /// A probe larger than this machine's last cache, but at most an eighth of the available memory.
+    /// A probe of multiply-adds in `dtype`, and of memory larger than this machine's last cache, but at most an eighth of what is
+    /// available.
     pub fn for_machine(dtype: DType) -> Probe {
         let last = caches().and_then(|c| c.iter().map(|c| c.bytes).max()).unwrap_or(64 << 20);
         let most = available_memory().map_or(256 << 20, |m| m / 8);
-        Probe::new((4 * last).clamp(64 << 20, 1 << 30).min(most.max(1 << 20)) as usize, dtype)
+        let bytes = (4 * last).clamp(64 << 20, 1 << 30).min(most.max(1 << 20)) as usize;
+        Probe { bytes, dtype, tries: 25 }
+    }
+
+    /// A probe that takes a tenth of the time and 1 MiB, for runs of tiny networks, whose figures nobody uses.
+    pub fn for_trial(dtype: DType) -> Probe {
+        Probe { bytes: 1 << 20, dtype, tries: 2 }
     }
 
     /// The memory that is read. It is held only meanwhile, so that it is not counted as a cell's; and written, so that
@@ -285,13 +289,13 @@ impl Probe {
         });
         let unit = |unit: Unit| {
             // Short, so that on a busy machine some are not interrupted.
-            let gflops = fastest((0..25).map(|_| peak::gflops(engine, unit, 1, 4)))?;
+            let gflops = fastest((0..self.tries).map(|_| peak::gflops(engine, unit, 1, 4)))?;
             let in_use = used.map(|used| used == unit);
             Some(Peak { dtype: factors(unit.factors()), isa: Some(unit.name().into()), gflops, in_use })
         };
         let memory = self.memory();
         let read = |memory: &Pages<u8>| {
-            fastest((0..5).flat_map(|_| Reading::all()).map(|way| way.gb_s(engine, memory.as_slice())))
+            fastest((0..self.tries.div_ceil(5)).flat_map(|_| Reading::all()).map(|way| way.gb_s(engine, memory.as_slice())))
         };
         Limits {
             peaks: Unit::all().into_iter().filter_map(unit).chain(library).collect(),

@@ -106,7 +106,7 @@ impl Rig {
         let compute = machine::compute_dtype(scenario.precision().dtype(), scenario.dtype);
         let probe = match size {
             Size::Real => Probe::for_machine(compute),
-            Size::Tiny => Probe::new(1 << 20, compute),
+            Size::Tiny => Probe::for_trial(compute),
         };
         // A trial leaves nothing behind that could tell it; to evict weights takes energy too.
         let meter = knobs.energy.unwrap_or(true) && !knobs.trial && scenario.start() == schema::Start::Warm;
