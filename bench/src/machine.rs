@@ -295,7 +295,9 @@ impl Probe {
         };
         let memory = self.memory();
         let read = |memory: &Pages<u8>| {
-            fastest((0..self.tries.div_ceil(5)).flat_map(|_| Reading::all()).map(|way| way.gb_s(engine, memory.as_slice())))
+            fastest(
+                (0..self.tries.div_ceil(5)).flat_map(|_| Reading::all()).map(|way| way.gb_s(engine, memory.as_slice())),
+            )
         };
         Limits {
             peaks: Unit::all().into_iter().filter_map(unit).chain(library).collect(),
