@@ -4,7 +4,6 @@ use std::fmt;
 
 use anyhow::Result;
 use comfy_table::{CellAlignment, Table, presets};
-use ttft_models::kv_prediction::layout::Order;
 use ttft_reports::{
     format::{bytes, or_unknown, seconds},
     schema::{Kind, Start},
@@ -13,7 +12,7 @@ use ttft_reports::{
 use crate::{
     design::{self, Costs, Design},
     machine,
-    rig::Group,
+    rig::{self, Group},
     scenario::Arm,
     session::Session,
 };
@@ -240,15 +239,9 @@ pub fn distinct(session: &Session, arms: &[Arm], batch: usize, prompt: usize) ->
     let (mut apart, mut same) = (Vec::new(), Vec::new());
     for arm in arms {
         let falls_back = session.rig.falls_back(arm, batch, prompt)?;
-        if falls_back && beside_in_turn(arms, arm) { &mut same } else { &mut apart }.push(arm.clone());
+        if falls_back && rig::beside_in_turn(arms, arm) { &mut same } else { &mut apart }.push(arm.clone());
     }
     Ok((apart, same))
-}
-
-/// Whether the same system in turn stands among the arms, so that an arm has nothing to measure where it falls back.
-pub(crate) fn beside_in_turn(arms: &[Arm], arm: &Arm) -> bool {
-    let plain = Order::strip(&arm.system).0;
-    arms.iter().any(|other| other.kind == arm.kind && other.system == plain)
 }
 
 /// All arms at one size, in as few groups as memory allows, and those that do not fit at all.

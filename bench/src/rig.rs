@@ -16,6 +16,7 @@ use ttft_kernels::{DType, Engine};
 use ttft_models::{
     Extent, Inference, Network, Phase, PhaseTimes, RunSpec, System,
     cost::{CostSystem, Flops, PhaseCost},
+    kv_prediction::layout::Order,
     pipeline, plan,
 };
 use ttft_reports::schema::{self, Cell, Cold, Decode, Memory, PhaseRecord, Probes, WarmPhase, cold_hash};
@@ -293,6 +294,12 @@ pub(crate) fn in_turn() -> String {
          tokens of all prompts together",
         pipeline::MOST_ROWS
     )
+}
+
+/// Whether the same system in turn stands among the arms, so that an arm has nothing to measure where it falls back.
+pub(crate) fn beside_in_turn(arms: &[Arm], arm: &Arm) -> bool {
+    let plain = Order::strip(&arm.system).0;
+    arms.iter().any(|other| other.kind == arm.kind && other.system == plain)
 }
 
 /// Why a system that falls back is not measured where the same one in turn stands beside it.

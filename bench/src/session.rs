@@ -33,7 +33,6 @@ use crate::{
     machine::{self, Rates},
     memory,
     output::{self, To},
-    planner,
     rig::{self, Group, Rig, Running, count, now, phase, phases},
     scenario::{Arm, PRESETS},
     weights::Size,
@@ -687,7 +686,7 @@ fn kept(rig: &Rig) -> Vec<String> {
 /// are skipped, the reason says it.
 fn in_turn(rig: &Rig, asked: Asked) -> Result<Vec<String>> {
     let mut notes = Vec::new();
-    let measured = |arm: &&Arm| asked.filtered || !planner::beside_in_turn(&rig.arms, arm);
+    let measured = |arm: &&Arm| asked.filtered || !rig::beside_in_turn(&rig.arms, arm);
     for arm in rig.arms.iter().filter(measured) {
         let mut sizes = Vec::new();
         for (batch, prompt) in rig.scenario.groups() {
