@@ -2,7 +2,7 @@
 //!
 //! For a system with exact FLOPs reduction R over its base, FLOPs translate to latency if the TTFT reduction is R too.
 //! Their quotient is the *efficiency*; [`word`] says when its interval holds, falls short, exceeds or decides nothing.
-//! Words on samples of one process are indicative: what varies from process to process is not in their interval.
+//! Words on samples of fewer than three processes are indicative: what varies from process to process is not in their interval.
 //!
 //! **Losses.** At the rate of the base (its FLOPs over its TTFT), the cell would take T/R. What each phase takes beyond
 //! its FLOPs at that rate is its loss; the losses of all phases and the unattributed rest add up to the whole. The loss
@@ -57,7 +57,7 @@ pub struct Claim<'a> {
     pub row: Row<'a>,
     /// Whether FLOPs translated to latency.
     pub verdict: Verdict,
-    /// Whether the verdict rests on one process, so that it is indicative only.
+    /// Whether the verdict rests on fewer than three processes, so that it is indicative only.
     pub indicative: bool,
     /// The smallest deviation that this design finds in 80% of cases, as a share; `None` without an interval.
     pub resolution: Option<f64>,
@@ -436,7 +436,7 @@ pub struct Control {
     pub expected: f64,
     /// Whether the ratio is what is expected, by the rule of [`word`]; `None` if that is undecided.
     pub passed: Option<bool>,
-    /// Whether it rests on one process.
+    /// Whether it rests on fewer than three processes.
     pub indicative: bool,
     /// The smallest deviation that this design finds in 80% of cases, as a share.
     pub resolution: f64,

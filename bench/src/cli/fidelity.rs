@@ -54,16 +54,17 @@ pub struct Fidelity {
     /// First tokens of each prompt that the base reads itself [default: 0]
     #[arg(long, value_name = "S", requires = "base", value_parser = clap::value_parser!(u32).range(0..=1 << 24))]
     sink_tokens: Option<u32>,
-    /// Preset or scenario file whose systems are compared, in place of --base; its lengths and batches do not count
+    /// Preset or scenario file whose systems are compared, in place of --base; LazyLLM is refused, and the file's lengths, batches
+    /// and rounds do not count
     #[arg(long, value_name = "NAME|FILE")]
     scenario: Option<String>,
     /// Folder in which synthetic weights are kept (default: ttft-weights in the target folder)
     #[arg(long, env = "TTFT_WEIGHTS", value_name = "DIR")]
     weights: Option<PathBuf>,
-    /// UTF-8 text of the kind that the maps were fitted on, but none of it; may be given several times
+    /// UTF-8 texts of the kind that the maps were fitted on, but none of those themselves
     #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
     text: Vec<PathBuf>,
-    /// Text of another kind, likewise
+    /// Texts of another kind, likewise
     #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
     text2: Vec<PathBuf>,
     /// Windows of each text
