@@ -119,10 +119,8 @@ build() {
         case $name in ttft_*) ;; *) select+=(--test "$name") ;; esac
     done
     say "build the tests"
-    # What starts runs and writes reports takes little of their time, and most of the time to compile.
     CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS="-C target-feature=+crt-static" \
         cargo test -p ttft-kernels -p ttft-models -p ttft-bench -p ttft-tests "${select[@]}" \
-        --config profile.dev.package.ttft-bench.opt-level=0 --config profile.dev.package.ttft-reports.opt-level=0 \
         --target $LINUX --locked --no-run 2>&1 | tee "$log"
     EXECUTABLES=$(sed -n 's|^ *Executable .*(\(.*/\([a-z0-9_]*\)-[0-9a-f]*\))$|\2 \1|p' "$log")
     for name in "${names[@]}"; do
